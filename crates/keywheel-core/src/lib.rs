@@ -1,0 +1,15 @@
+//! The domain of keywheel: what a rotation is, and what it owes next.
+//!
+//! Start with [`rotation`]: the state machine. This crate does no I/O, reads no clock, draws no random numbers and never
+//! awaits. Engine, simulator, `plan`, `status` and `doctor` run this same code.
+
+pub mod call;
+pub mod evidence;
+pub mod facts;
+pub mod fingerprint;
+pub mod plan;
+pub mod planted;
+pub mod secret;
+pub mod strategy;
+pub mod time;
+pub mod version;

@@ -1,0 +1,347 @@
+//! The plan of one rotation: data, compiled once, hashed, and stored whole in its first journal record.
+//!
+//! It holds everything a rotation needs to finish after the configuration file was edited: the drivers' configuration with
+//! references, and no values.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::facts::{IssuerFacts, StoreFacts, WorkloadFacts};
+use crate::secret::{Field, SecretName};
+use crate::strategy::Strategy;
+use crate::time::Span;
+use crate::version::{IssuedId, State, VersionId};
+
+/// The version of the plan's form, read for ever once written.
+pub const FORMAT: u16 = 1;
+
+/// What one rotation will do, to what, and within which limits.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// The version of this form.
+    pub format: u16,
+    /// The installation that made the plan; its claims carry this id.
+    pub installation: String,
+    /// The secret, in its environment.
+    pub secret: SecretName,
+    /// Why it is rotated.
+    pub reason: Reason,
+    /// The words of whoever asked, where policy or mode wants them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub because: Option<String>,
+    /// How one version gives way to the next.
+    pub strategy: Strategy,
+    /// Forward at a steady pace, or an emergency.
+    pub mode: Mode,
+    /// The version in use now; none for the first one ever.
+    pub previous: Option<VersionRef>,
+    /// The number of the version to be made.
+    pub pending: VersionId,
+    /// Versions beside `previous` that an emergency must end: the pending one of a rotation that was taken over (H125).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub suspects: Vec<VersionRef>,
+    /// The rotation that this one takes over, whose obligations it inherits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub takes_over: Option<RotationId>,
+    /// The other secrets that share this rotation's rolls, in order; empty for a rotation alone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub batch: Vec<SecretName>,
+    /// What mints and ends the versions.
+    pub issuer: IssuerPlan,
+    /// Where readers get the value, in the order in which they are written.
+    pub stores: Vec<StorePlan>,
+    /// What reads it.
+    pub workloads: Vec<WorkloadPlan>,
+    /// Questions put to the running system after each roll and at each visit.
+    pub probes: Vec<ProbePlan>,
+    /// The limits.
+    pub policy: Policy,
+}
+
+impl Plan {
+    /// Returns the hash of everything in the plan. Approval, `rotate --plan` and the rotation's id are bound to it (H127).
+    pub fn hash(&self) -> PlanHash {
+        let bytes = serde_json::to_vec(self).expect("a plan is plain data");
+        PlanHash(hex::encode(Sha256::digest(&bytes)))
+    }
+
+    /// Returns the id of the rotation that runs this plan. Version numbers are never used twice, so neither is the id.
+    pub fn rotation(&self) -> RotationId {
+        RotationId(self.hash().0[..12].to_owned())
+    }
+
+    /// Returns whether the plan is run as an emergency.
+    pub fn is_emergency(&self) -> bool {
+        matches!(self.mode, Mode::Emergency { .. })
+    }
+}
+
+/// SHA-256 over a plan, in hex. A prefix of at least six digits names it on the command line.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct PlanHash(pub String);
+
+impl PlanHash {
+    /// Hashes the plans of a batch into one: it covers each member, in order.
+    pub fn of_batch<'a>(members: impl IntoIterator<Item = &'a Plan>) -> Self {
+        let mut hasher = Sha256::new();
+        members.into_iter().for_each(|plan| hasher.update(plan.hash().0.as_bytes()));
+        Self(hex::encode(hasher.finalize()))
+    }
+
+    /// Returns the six digits that people are shown.
+    pub fn short(&self) -> &str {
+        &self.0[..6]
+    }
+}
+
+/// The id of one rotation.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct RotationId(pub String);
+
+impl RotationId {
+    /// Returns the label of one mint attempt: `kw-<rotation>-<attempt>`.
+    pub fn label(&self, attempt: u16) -> Label {
+        Label(format!("kw-{}-{attempt}", self.0))
+    }
+
+    /// Returns what every label of this rotation begins with.
+    pub fn label_prefix(&self) -> String {
+        format!("kw-{}-", self.0)
+    }
+}
+
+impl fmt::Display for RotationId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The name that an issuer keeps with a credential, so that a lost answer can be found by it (H04).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Label(pub String);
+
+impl fmt::Display for Label {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Why a secret is rotated (after the reason codes of RFC 5280).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reason {
+    /// Its cryptoperiod ends.
+    Scheduled,
+    /// Someone asked.
+    Requested,
+    /// The issuer ends it by itself soon.
+    Expiring,
+    /// It is known or suspected to be in other hands.
+    Compromised,
+}
+
+/// How a rotation is run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// With every gate, wait and window.
+    Normal,
+    /// Forward only, without soak or windows.
+    Emergency {
+        /// Revoke before anything is delivered: a declared outage.
+        revoke_first: bool,
+        /// How long delivery may take before the suspect is revoked all the same.
+        stage_for: Span,
+    },
+}
+
+/// One version and how its issuer names it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VersionRef {
+    /// Its number.
+    pub version: VersionId,
+    /// Its id at the issuer, where it is known.
+    pub issued: Option<IssuedId>,
+    /// Whether it may be used.
+    pub state: State,
+}
+
+/// A driver and its configuration as the file has it: references, never values.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bound {
+    /// The name under which the configuration declares it, for people.
+    pub name: String,
+    /// The driver's configuration: `{"<kind>": {…}}`.
+    pub driver: serde_json::Value,
+}
+
+/// The issuer as planned.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IssuerPlan {
+    /// The driver.
+    pub bound: Bound,
+    /// What it can do.
+    pub facts: IssuerFacts,
+}
+
+/// One store and the slots in it that this secret owns.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StorePlan {
+    /// The driver.
+    pub bound: Bound,
+    /// What it can do.
+    pub facts: StoreFacts,
+    /// The slots, in order of their addresses.
+    pub slots: Vec<Slot>,
+}
+
+/// One owned field of one store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Slot {
+    /// Where it is in the store: a variable's name, a key, a path.
+    pub address: String,
+    /// Which version of an arrangement it holds.
+    pub role: Role,
+    /// Which bytes of the slot are ours.
+    pub part: Part,
+}
+
+/// The place of a slot in an arrangement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// Holds the version that readers use.
+    Current,
+    /// Holds a second version that readers accept.
+    AlsoAccepted,
+}
+
+/// Which bytes of a slot a secret owns.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Part {
+    /// All of them: one field of the credential.
+    Plain(Field),
+    /// A part of a URL, percent-encoded.
+    Url(UrlPart),
+}
+
+/// The part of a URL that a secret owns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UrlPart {
+    /// `username:password`, from the fields of those names.
+    Userinfo,
+    /// The user name only.
+    Username,
+    /// The password only.
+    Password,
+}
+
+/// One workload as planned.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkloadPlan {
+    /// The driver.
+    pub bound: Bound,
+    /// What it can show.
+    pub facts: WorkloadFacts,
+    /// The stores it reads, by index into [`Plan::stores`].
+    pub reads: Vec<u8>,
+}
+
+/// One probe as planned.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProbePlan {
+    /// The driver.
+    pub bound: Bound,
+}
+
+/// The limits of one rotation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Policy {
+    /// How long a version may stay current.
+    pub cryptoperiod: Span,
+    /// Promoted until suspend.
+    pub soak: Span,
+    /// Suspend until revoke.
+    pub rollback: Span,
+    /// When a destroy-only issuer ends the previous version.
+    pub keep: Keep,
+    /// What a gate that cannot tell does.
+    pub cannot_tell: CannotTell,
+    /// How long after a suspend red probes resume the version.
+    pub watch: Span,
+    /// How long a gate may stay closed before the rotation parks.
+    pub gate_limit: Span,
+    /// How old a green visit may be when something is ended on its word.
+    pub fresh_for: Span,
+    /// The hard deadline of one call.
+    pub call: Span,
+    /// The hard deadline of one roll.
+    pub roll: Span,
+    /// How long a step that is refused for now is retried before the move is undone, or parked where it cannot be.
+    pub patience: Span,
+    /// The first wait between two tries; it doubles up to `patience`/4.
+    pub retry: Span,
+    /// How many refusals in a row prove a version dead.
+    pub refusals: u8,
+    /// What the operator accepted in so many words.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub accept: Vec<Accept>,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            cryptoperiod: Span::days(90),
+            soak: Span::hours(24),
+            rollback: Span::days(7),
+            keep: Keep::Exposure,
+            cannot_tell: CannotTell::Allow,
+            watch: Span::hours(1),
+            gate_limit: Span::days(7),
+            fresh_for: Span::minutes(5),
+            call: Span::seconds(30),
+            roll: Span::minutes(10),
+            patience: Span::minutes(10),
+            retry: Span::seconds(1),
+            refusals: 3,
+            accept: Vec::new(),
+        }
+    }
+}
+
+/// When an issuer that can only destroy ends the previous version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Keep {
+    /// At the end of soak: the least exposure.
+    Exposure,
+    /// At the end of the rollback window: the longest way back.
+    Rollback,
+}
+
+/// What a gate does that has no way to know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CannotTell {
+    /// It holds the rotation up.
+    Wait,
+    /// It lets the rotation pass, and the record says so.
+    Allow,
+}
+
+/// A loss that the operator accepted beforehand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Accept {
+    /// Requests may fail while one value gives way to another.
+    Outage,
+    /// Sessions signed by the previous version end (H83).
+    SessionsEnd,
+}

@@ -1,0 +1,169 @@
+//! Issuers: what mints, verifies and ends versions of a credential.
+
+use async_trait::async_trait;
+use keywheel_core::call::CallError;
+use keywheel_core::facts::IssuerFacts;
+use keywheel_core::plan::Label;
+use keywheel_core::secret::{Credential, SecretValue};
+use keywheel_core::time::Timestamp;
+use keywheel_core::version::IssuedId;
+
+use crate::Finding;
+
+/// Fills a buffer with random bytes: the operating system's generator, or a simulation's.
+pub type Randomness<'a> = &'a mut (dyn FnMut(&mut [u8]) + Send);
+
+/// What mints and ends the versions of a secret.
+#[async_trait]
+pub trait Issuer: Send + Sync {
+    /// Returns what this issuer can do, as it is configured.
+    fn facts(&self) -> IssuerFacts;
+
+    /// Checks permissions, quotas and caps without changing anything (H19, H90).
+    async fn preflight(&self) -> Result<Vec<Finding>, CallError>;
+
+    /// Makes a value, for issuers whose value is ours. It is sealed and journaled before [`mint`](Self::mint) is called.
+    fn generate(&self, _random: Randomness<'_>) -> Option<Credential> {
+        None
+    }
+
+    /// Mints a version under a label that was never used before.
+    async fn mint(&self, request: &Mint<'_>) -> Result<Minted, CallError>;
+
+    /// Asks whether the issuer accepts a credential, using that credential and no other.
+    async fn verify(&self, credential: &Credential) -> Result<Verdict, CallError>;
+
+    /// Lists what the issuer holds whose label begins with `prefix`; for issuers without labels, everything.
+    async fn list(&self, prefix: &str) -> Result<Vec<Live>, CallError>;
+
+    /// Reads the value of a live version again, for issuers that show it more than once.
+    async fn reread(&self, _id: &IssuedId) -> Result<Option<Credential>, CallError> {
+        Ok(None)
+    }
+
+    /// Ends a version for good. Already gone is success (H96). The id, and the generation where there is one, are checked
+    /// just before the call; a mismatch is a refusal (H92).
+    async fn revoke(&self, id: &IssuedId) -> Result<(), CallError>;
+
+    /// Finds the id of a live credential that was made by hand, for `adopt`.
+    async fn identify(&self, _credential: &Credential) -> Result<Identity, CallError> {
+        Ok(Identity::Unknown)
+    }
+
+    /// Returns the reversible off switch, where the issuer has one.
+    fn suspend(&self) -> Option<&dyn Suspend> {
+        None
+    }
+
+    /// Returns the last-used data, where the issuer has them.
+    fn usage(&self) -> Option<&dyn Usage> {
+        None
+    }
+
+    /// Returns how to extend a short-lived credential, where the issuer can.
+    fn extend(&self) -> Option<&dyn Extend> {
+        None
+    }
+
+    /// Returns the maker of harmless tokens, where the credential is a signing secret.
+    fn tokens(&self) -> Option<&dyn Tokens> {
+        None
+    }
+}
+
+/// One mint.
+pub struct Mint<'a> {
+    /// The label of this attempt.
+    pub label: &'a Label,
+    /// The value, where it is ours.
+    pub value: Option<&'a Credential>,
+    /// The version in use, for issuers that copy its settings (H91).
+    pub previous: Option<&'a IssuedId>,
+}
+
+/// What a mint made.
+pub struct Minted {
+    /// The issuer's id; none where the issuer keeps nothing (a random value).
+    pub issued: Option<IssuedId>,
+    /// The credential, where the issuer made it.
+    pub credential: Option<Credential>,
+    /// When the issuer ends it by itself.
+    pub expires_at: Option<Timestamp>,
+}
+
+/// One live version at the issuer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Live {
+    /// Its id.
+    pub issued: IssuedId,
+    /// Its label, where the issuer keeps one.
+    pub label: Option<Label>,
+}
+
+/// What the issuer says of a credential.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is accepted (it may lack a permission, and is alive).
+    Accepted,
+    /// It is definitely refused: wrong, suspended or revoked.
+    Refused,
+    /// The answer proves neither (429, 5xx, a scope, a network, no one to ask); the words say why.
+    CannotTell(String),
+}
+
+/// What `adopt` finds out about a live credential.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Identity {
+    /// Its id, how that is known, and when it was made if the issuer says so.
+    Known {
+        /// The id.
+        issued: IssuedId,
+        /// How it is known, for people: `the list shows the same redacted value`.
+        how: String,
+        /// When the issuer made it.
+        created_at: Option<Timestamp>,
+    },
+    /// One of these.
+    Candidates(Vec<IssuedId>),
+    /// Nothing tells; retirement parks until an operator names the id.
+    Unknown,
+}
+
+/// The reversible off switch of an issuer.
+#[async_trait]
+pub trait Suspend: Send + Sync {
+    /// Makes a version refused until it is resumed. Already suspended is success.
+    async fn suspend(&self, id: &IssuedId) -> Result<(), CallError>;
+
+    /// Makes a suspended version accepted again. Already active is success.
+    async fn resume(&self, id: &IssuedId) -> Result<(), CallError>;
+}
+
+/// The last-used data of an issuer.
+#[async_trait]
+pub trait Usage: Send + Sync {
+    /// Returns when a version was last used.
+    async fn last_used(&self, id: &IssuedId) -> Result<LastUsed, CallError>;
+}
+
+/// When a version was last used, as far as the issuer tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LastUsed {
+    /// The time, or none where no use is known.
+    pub at: Option<Timestamp>,
+    /// More about the use, for people: `212 requests since 02:00`.
+    pub detail: Option<String>,
+}
+
+/// The extension of a lease.
+#[async_trait]
+pub trait Extend: Send + Sync {
+    /// Extends a version and returns when it ends now.
+    async fn extend(&self, id: &IssuedId) -> Result<Timestamp, CallError>;
+}
+
+/// A signing secret's maker of tokens that open nothing.
+pub trait Tokens: Send + Sync {
+    /// Signs a token that a workload answers to and that grants nothing.
+    fn harmless(&self, credential: &Credential, now: Timestamp) -> Option<SecretValue>;
+}

@@ -1,0 +1,70 @@
+//! Stores: where readers get a value.
+
+use async_trait::async_trait;
+use keywheel_core::call::CallError;
+use keywheel_core::facts::StoreFacts;
+use keywheel_core::secret::SecretValue;
+
+use crate::Finding;
+
+/// A place that holds slots: a file, a Secret, a path.
+#[async_trait]
+pub trait Store: Send + Sync {
+    /// Returns what this store can do, as it is configured.
+    fn facts(&self) -> StoreFacts;
+
+    /// Returns the one name under which everyone who writes to this container knows it; wave leases are taken on it.
+    fn container(&self) -> String;
+
+    /// Checks permissions, owners and the shape of the container without changing anything. `addresses` are the slots that
+    /// will be written; `sample` is a value of the kind that will be written, to check that it can be quoted.
+    async fn preflight(&self, addresses: &[String]) -> Result<Vec<Finding>, CallError>;
+
+    /// Reads the exact bytes of slots, in the order asked; none for a slot that is absent.
+    async fn read(&self, addresses: &[String]) -> Result<Vec<Option<SecretValue>>, CallError>;
+
+    /// Writes slots, all of them or none, and leaves every other byte and all metadata as they are (I12).
+    ///
+    /// Each edit names what the slot may hold now; anything else is refused as a conflict, with nothing written (H63, H126).
+    async fn write(&self, edits: &[Edit<'_>]) -> Result<Written, CallError>;
+}
+
+/// One slot to be written.
+pub struct Edit<'a> {
+    /// The slot.
+    pub address: &'a str,
+    /// What the slot may hold now.
+    pub accept: Accept<'a>,
+    /// What it is to hold; none removes it.
+    pub value: Option<&'a SecretValue>,
+}
+
+/// What a slot may hold before a write.
+pub enum Accept<'a> {
+    /// Anything: an emergency does not wait for an explanation.
+    Anything,
+    /// One of these; none stands for absence. The new value itself is always accepted.
+    OneOf(Vec<Option<&'a SecretValue>>),
+}
+
+impl Edit<'_> {
+    /// Returns whether the slot may be written while it holds `present`.
+    pub fn accepts(&self, present: Option<&SecretValue>) -> bool {
+        let same = |a: Option<&SecretValue>, b: Option<&SecretValue>| match (a, b) {
+            (Some(a), Some(b)) => a.same_as(b),
+            (None, None) => true,
+            _ => false,
+        };
+        match &self.accept {
+            Accept::Anything => true,
+            Accept::OneOf(accepted) => same(present, self.value) || accepted.iter().any(|a| same(present, *a)),
+        }
+    }
+}
+
+/// What a write did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// Whether any slot held something else before.
+    pub changed: bool,
+}

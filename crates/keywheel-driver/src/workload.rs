@@ -1,0 +1,67 @@
+//! Workloads: what runs and reads stores.
+
+use async_trait::async_trait;
+use keywheel_core::call::CallError;
+use keywheel_core::evidence::{self, Expected, Proof, Replica};
+use keywheel_core::facts::WorkloadFacts;
+use keywheel_core::fingerprint::{Fingerprint, Fingerprinter};
+use keywheel_core::secret::SecretValue;
+use keywheel_core::time::Timestamp;
+
+use crate::Finding;
+
+/// Something that runs as replicas and takes up values.
+#[async_trait]
+pub trait Workload: Send + Sync {
+    /// Returns what this workload can show, as it is configured.
+    fn facts(&self) -> WorkloadFacts;
+
+    /// Returns the one name under which everyone who rolls this workload knows it; wave leases are taken on it.
+    fn resource(&self) -> String;
+
+    /// Checks that it can be rolled, and how it reads its stores, without changing anything.
+    async fn preflight(&self) -> Result<Vec<Finding>, CallError>;
+
+    /// Lists every replica that is not finally gone, ready or not, stopped ones too, with what it shows of `addresses`.
+    async fn observe(&self, addresses: &[String], fingerprinter: &Fingerprinter) -> Result<Vec<Replica>, CallError>;
+
+    /// Makes every replica hold the expected arrangement: replaces, one after another, those that do not prove it, and waits
+    /// until each is ready. Replicas that prove it are left alone. A replica that does not come up with the new values ends
+    /// the roll at once as [`WorkloadFailed`](keywheel_core::call::RefusalKind::WorkloadFailed).
+    async fn roll(&self, ensure: &Ensure<'_>) -> Result<(), CallError>;
+
+    /// Shows a bearer token to every replica at its own address, where the workload answers tokens.
+    async fn present(&self, _token: &SecretValue) -> Result<Vec<Answer>, CallError> {
+        Ok(Vec::new())
+    }
+}
+
+/// What a roll brings about.
+pub struct Ensure<'a> {
+    /// The slots the workload reads, with the fingerprints it should hold; `None` where a slot is absent.
+    pub slots: &'a [(String, Option<Fingerprint>)],
+    /// Since when the stores certainly hold them.
+    pub held_since: Timestamp,
+    /// A digest of the whole arrangement: the stamp, for workloads that keep one.
+    pub digest: Fingerprint,
+    /// Fingerprints what a replica shows.
+    pub fingerprinter: &'a Fingerprinter,
+}
+
+impl Ensure<'_> {
+    /// Judges one replica as the core will.
+    pub fn judge(&self, replica: &Replica, facts: WorkloadFacts) -> Proof {
+        let expected =
+            Expected { slots: self.slots, held_since: Some(self.held_since), granularity: facts.start_granularity };
+        evidence::judge(replica, &expected)
+    }
+}
+
+/// How one replica answered a token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// The replica.
+    pub replica: String,
+    /// Whether it took the token; none where the answer proves neither.
+    pub accepted: Option<bool>,
+}

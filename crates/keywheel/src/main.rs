@@ -1,0 +1,3 @@
+//! The keywheel program.
+
+fn main() {}
