@@ -1,1 +1,41 @@
-//! Placeholder.
+//! The drivers of keywheel: one file each, and one line in the list of its kind.
+//!
+//! The rest of the program knows them by [`IssuerConfig`], [`StoreConfig`], [`WorkloadConfig`] and [`ProbeConfig`] only:
+//! externally tagged configuration that builds the driver.
+
+mod http;
+mod list;
+
+pub mod issuer;
+pub mod probe;
+pub mod store;
+pub mod workload;
+
+pub use issuer::IssuerConfig;
+pub use probe::ProbeConfig;
+pub use store::StoreConfig;
+pub use workload::WorkloadConfig;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use keywheel_driver::Refusal;
+
+/// What a driver is built with beside its own configuration.
+#[derive(Clone)]
+pub struct Context {
+    /// The folder of the configuration file; relative paths begin here.
+    pub root: PathBuf,
+}
+
+/// A driver that can be built from its configuration.
+pub trait Build {
+    /// The contract that it fulfils.
+    type Driver: ?Sized;
+
+    /// Builds the driver; does no I/O beyond reading references.
+    ///
+    /// # Errors
+    /// A refusal that names what is wrong with the configuration.
+    fn build(&self, context: &Context) -> Result<Arc<Self::Driver>, Refusal>;
+}

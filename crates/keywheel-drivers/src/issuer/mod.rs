@@ -1,0 +1,13 @@
+//! Issuers. To add one: write its file beside this one, with a `Config` that implements [`Build`](crate::Build), and name it
+//! in the list below. Nothing else in the program changes.
+
+use keywheel_driver::Issuer;
+
+use crate::list::drivers;
+
+drivers! {
+    /// The configuration of an issuer: `{ openai: {…} }`.
+    IssuerConfig for dyn Issuer {
+        random => Random,
+    }
+}

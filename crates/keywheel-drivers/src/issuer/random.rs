@@ -1,0 +1,94 @@
+//! `random`: a value of random characters that no issuer knows.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use keywheel_core::facts::{Authority, IssuerFacts, Observe, ValueOrigin};
+use keywheel_core::secret::{Credential, SecretValue};
+use keywheel_core::time::Span;
+use keywheel_core::version::IssuedId;
+use keywheel_driver::issuer::{Issuer, Live, Mint, Minted, Randomness, Verdict};
+use keywheel_driver::{CallError, Finding, Refusal, RefusalKind};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{Build, Context};
+
+/// The letters, digits, `-` and `_`: nothing that a URL, a shell or an `.env` file reads as its own (H75, H99).
+const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+
+/// A value of random characters.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// How many characters, of 6 random bits each; at least 22 (128 bits).
+    #[serde(default = "default_length")]
+    pub length: u16,
+}
+
+fn default_length() -> u16 {
+    43
+}
+
+impl Build for Config {
+    type Driver = dyn Issuer;
+
+    fn build(&self, _context: &Context) -> Result<Arc<dyn Issuer>, Refusal> {
+        if self.length < 22 {
+            return Err(Refusal::operator(RefusalKind::Unsupported, "`length` must be at least 22 (128 bits)"));
+        }
+        Ok(Arc::new(Random { length: self.length }))
+    }
+}
+
+struct Random {
+    length: u16,
+}
+
+#[async_trait]
+impl Issuer for Random {
+    fn facts(&self) -> IssuerFacts {
+        IssuerFacts {
+            value: ValueOrigin::Ours,
+            observe: Observe::Probe,
+            authority: Authority::None,
+            max_live: None,
+            label: false,
+            settable_old_value: true,
+            suspend: false,
+            destroy: false,
+            expiry_settable: false,
+            reset_repeatable: true,
+            last_used: None,
+            propagation: Span::ZERO,
+            settle_for: Span::ZERO,
+        }
+    }
+
+    async fn preflight(&self) -> Result<Vec<Finding>, CallError> {
+        Ok(Vec::new())
+    }
+
+    fn generate(&self, random: Randomness<'_>) -> Option<Credential> {
+        let mut bytes = vec![0; usize::from(self.length)];
+        random(&mut bytes);
+        bytes.iter_mut().for_each(|b| *b = ALPHABET[usize::from(*b & 63)]);
+        Some(Credential::of_value(SecretValue::new(bytes)))
+    }
+
+    async fn mint(&self, _request: &Mint<'_>) -> Result<Minted, CallError> {
+        Ok(Minted { issued: None, credential: None, expires_at: None })
+    }
+
+    async fn verify(&self, _credential: &Credential) -> Result<Verdict, CallError> {
+        Ok(Verdict::CannotTell("a random value has no issuer to ask".into()))
+    }
+
+    async fn list(&self, _prefix: &str) -> Result<Vec<Live>, CallError> {
+        Ok(Vec::new())
+    }
+
+    async fn revoke(&self, _id: &IssuedId) -> Result<(), CallError> {
+        Ok(())
+    }
+}
