@@ -4,9 +4,12 @@
 //! awaits. Engine, simulator, `plan`, `status` and `doctor` run this same code.
 
 pub mod call;
+pub mod event;
 pub mod evidence;
 pub mod facts;
 pub mod fingerprint;
+pub mod gate;
+pub mod inventory;
 pub mod plan;
 pub mod planted;
 pub mod secret;

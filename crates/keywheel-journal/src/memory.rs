@@ -1,0 +1,1 @@
+//! A journal in memory, for simulation and tests: the same rules, no durability.

@@ -1,0 +1,1 @@
+//! The embedded default: SQLite, one writer thread that commits groups.
