@@ -11,7 +11,7 @@ use crate::gate::Visit;
 use crate::plan::{Plan, RotationId};
 use crate::strategy::{Position, Side};
 use crate::time::Timestamp;
-use crate::version::IssuedId;
+use crate::version::{IssuedId, VersionId};
 
 /// One record.
 ///
@@ -80,7 +80,7 @@ pub enum Event {
     /// An operator names the issuer's id of a version that was adopted without one.
     Identified {
         /// The version.
-        side: Side,
+        version: VersionId,
         /// Its id.
         issued: IssuedId,
     },
@@ -106,6 +106,8 @@ pub enum Event {
         /// The emergency's rotation.
         by: RotationId,
     },
+    /// The sealed values that are no longer needed were destroyed in the same commit.
+    Purged,
     /// Nothing is owed any more.
     Ended {
         /// How it ended.
@@ -137,7 +139,7 @@ pub enum Step {
         attempt: u16,
     },
     /// Asks the issuer, several times in a row, whether it accepts a version.
-    Verify(Side),
+    Verify(VersionId),
     /// Writes one store.
     Write {
         /// Which store, by index.
@@ -167,17 +169,15 @@ pub enum Step {
     /// Looks at every gate and counts soak.
     Visit,
     /// Makes a version refused, reversibly.
-    Suspend(Side),
+    Suspend(VersionId),
     /// Makes a suspended version accepted again.
-    Resume(Side),
+    Resume(VersionId),
     /// Ends a version for good.
-    Revoke(Side),
+    Revoke(VersionId),
     /// Proves that a version is refused.
-    VerifyDead(Side),
+    VerifyDead(VersionId),
     /// Looks for live credentials under this rotation's labels that nobody owns.
     Sweep,
-    /// Destroys the keys of the sealed values that are no longer needed.
-    Purge,
     /// Extends a lease.
     Extend,
 }
@@ -214,7 +214,7 @@ pub enum Report {
     },
     /// A search found what a lost mint left, or nothing.
     Found {
-        /// The issuer's id.
+        /// The issuer's id, or an empty one where the issuer keeps none and accepts the value.
         issued: Option<IssuedId>,
         /// Whether we hold its value: it was ours, or could be read again.
         held: bool,
@@ -297,7 +297,7 @@ pub enum ParkReason {
     /// The issuer's id of the version to be ended is not known.
     IdUnknown {
         /// The version.
-        side: Side,
+        version: VersionId,
     },
     /// A gate stayed closed for `gate_limit`.
     GateClosed,
@@ -339,18 +339,17 @@ impl fmt::Display for Step {
             Self::Mint { attempt } => write!(f, "mint (attempt {attempt})"),
             Self::FindMint { attempt } => write!(f, "find what became of mint attempt {attempt}"),
             Self::RevokeStray { .. } => f.write_str("revoke a stray credential"),
-            Self::Verify(side) => write!(f, "verify the {side} version"),
+            Self::Verify(version) => write!(f, "verify {version}"),
             Self::Write { store, to } => write!(f, "write store {store} (arrangement {to})"),
             Self::Roll { workload, to } => write!(f, "roll workload {workload} (arrangement {to})"),
             Self::Evidence { workload, to } => write!(f, "evidence of workload {workload} (arrangement {to})"),
             Self::Probe { to } => write!(f, "probe (arrangement {to})"),
             Self::Visit => f.write_str("look at the gates"),
-            Self::Suspend(side) => write!(f, "suspend the {side} version"),
-            Self::Resume(side) => write!(f, "resume the {side} version"),
-            Self::Revoke(side) => write!(f, "revoke the {side} version"),
-            Self::VerifyDead(side) => write!(f, "prove that the {side} version is dead"),
+            Self::Suspend(version) => write!(f, "suspend {version}"),
+            Self::Resume(version) => write!(f, "resume {version}"),
+            Self::Revoke(version) => write!(f, "revoke {version}"),
+            Self::VerifyDead(version) => write!(f, "prove that {version} is dead"),
             Self::Sweep => f.write_str("sweep for strays"),
-            Self::Purge => f.write_str("purge sealed values"),
             Self::Extend => f.write_str("extend the lease"),
         }
     }
@@ -372,7 +371,7 @@ impl fmt::Display for ParkReason {
             Self::Refused { step, refusal } => write!(f, "{step}: {refusal}"),
             Self::OutOfPatience { step } => write!(f, "{step}: not done in time"),
             Self::MintUnobservable => f.write_str("a mint's answer was lost, and the issuer cannot be asked what became of it"),
-            Self::IdUnknown { side } => write!(f, "the issuer's id of the {side} version is not known"),
+            Self::IdUnknown { version } => write!(f, "the issuer's id of {version} is not known"),
             Self::GateClosed => f.write_str("a gate stayed closed for too long"),
             Self::RedAfterSuspend => f.write_str("probes turned red after the suspend; the version was resumed"),
             Self::ProofNeeded => f.write_str("proof is needed that nothing is sealed under the previous key"),

@@ -4,15 +4,20 @@
 //! awaits. Engine, simulator, `plan`, `status` and `doctor` run this same code.
 
 pub mod call;
+pub mod ending;
 pub mod event;
 pub mod evidence;
 pub mod facts;
 pub mod fingerprint;
+pub mod forecast;
 pub mod gate;
 pub mod inventory;
+pub mod phase;
 pub mod plan;
 pub mod planted;
+pub mod rotation;
 pub mod secret;
 pub mod strategy;
 pub mod time;
 pub mod version;
+pub mod walk;

@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use crate::facts::{IssuerFacts, StoreFacts, WorkloadFacts};
 use crate::secret::{Field, SecretName};
 use crate::strategy::Strategy;
-use crate::time::Span;
+use crate::time::{Span, Timestamp};
 use crate::version::{IssuedId, State, VersionId};
 
 /// The version of the plan's form, read for ever once written.
@@ -45,6 +45,12 @@ pub struct Plan {
     /// The rotation that this one takes over, whose obligations it inherits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub takes_over: Option<RotationId>,
+    /// Until when a call of the rotation that was taken over can still land.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inherits_until: Option<Timestamp>,
+    /// Whether this only extends a lease, and keeps its value.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub extend: bool,
     /// The other secrets that share this rotation's rolls, in order; empty for a rotation alone.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub batch: Vec<SecretName>,

@@ -1,0 +1,408 @@
+//! The retirement of a version: soak, withdraw and suspend, rollback window, revoke, proof of death.
+//!
+//! Nothing here runs unless a visit that is fresh enough saw every gate green. A version that was never promoted, an
+//! emergency, a lease and a cutover have no soak and no window: the version is revoked once no reader can need it.
+
+use smallvec::SmallVec;
+
+use crate::event::{Death, Event, ParkReason, Step};
+use crate::facts::Authority;
+use crate::gate::{self, Gate, Light, Soak, Terms, Visit};
+use crate::plan::Keep;
+use crate::rotation::{Next, Rotation, Why, wait};
+use crate::strategy::{Side, Strategy};
+use crate::time::{Span, Timestamp};
+use crate::version::{IssuedId, VersionId};
+
+/// How far a retirement is.
+#[derive(Clone, Debug, Default)]
+pub struct Ending {
+    soak: Soak,
+    soaked_at: Option<Timestamp>,
+    window: Soak,
+    window_over_at: Option<Timestamp>,
+    visited: Option<Visited>,
+    suspended: Option<Suspended>,
+    /// Until when a suspend without an answer can still land.
+    late_suspend: Option<Timestamp>,
+    /// Probes turned red soon after a suspend.
+    alarm: bool,
+    pub(crate) window_closed: bool,
+    pub(crate) overridden: bool,
+    versions: SmallVec<[Version; 1]>,
+    identified: Option<(VersionId, IssuedId)>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Visited {
+    at: Timestamp,
+    light: Light,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Suspended {
+    version: VersionId,
+    at: Timestamp,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Version {
+    version: VersionId,
+    /// A revoke was intended and not definitely refused.
+    harmed: bool,
+    revoked_at: Option<Timestamp>,
+    death: Option<Death>,
+}
+
+impl Rotation {
+    /// The list of a retirement.
+    pub(crate) fn retire(&self, now: Timestamp) -> Option<Next> {
+        self.sound_alarm(now)
+            .or_else(|| self.settle_mint(now))
+            .or_else(|| self.soak(now))
+            .or_else(|| self.withdraw(now))
+            .or_else(|| self.suspend(now))
+            .or_else(|| self.window(now))
+            .or_else(|| self.revoke(now))
+            .or_else(|| self.prove_dead())
+    }
+
+    /// Returns the versions that the rotation ends.
+    pub fn retiring(&self) -> SmallVec<[VersionId; 2]> {
+        match self.toward.other() {
+            Side::Pending => self.minting.done.then_some(self.plan.pending).into_iter().collect(),
+            Side::Previous => {
+                self.plan.previous.iter().chain(&self.plan.suspects).map(|version| version.version).collect()
+            }
+        }
+    }
+
+    /// Returns whether the retirement has a soak and a rollback window.
+    pub fn has_windows(&self) -> bool {
+        self.was_promoted
+            && !self.plan.is_emergency()
+            && !matches!(self.plan.strategy, Strategy::Lease | Strategy::Cutover)
+            && !self.retiring().is_empty()
+    }
+
+    fn soak(&self, now: Timestamp) -> Option<Next> {
+        if !self.has_windows() || self.ending.soaked_at.is_some() {
+            return None;
+        }
+        let whole = self.plan.policy.soak;
+        Some(self.visit(now, self.ending.soak.pause(whole, self.ending.visited)))
+    }
+
+    /// Takes the version out of what readers accept: the last move of a keyring, and its suspend.
+    fn withdraw(&self, now: Timestamp) -> Option<Next> {
+        let end = self.line().end(self.toward);
+        if self.walk.position() == end && self.walk.moving_to().is_none() {
+            return None;
+        }
+        if self.plan.strategy == Strategy::Append && (self.was_promoted || self.walk.was_used(self.toward.other())) {
+            return Some(Next::Record(Event::Parked { reason: ParkReason::ProofNeeded }));
+        }
+        let owed = self.walk_to(end, now)?;
+        match owed {
+            Next::Record(Event::MoveBegun { .. }) => self.unless_green(self.ending.soaked_at, now).or(Some(owed)),
+            _ => Some(owed),
+        }
+    }
+
+    fn suspend(&self, now: Timestamp) -> Option<Next> {
+        if !self.has_windows() || !self.plan.issuer.facts.suspend || self.ending.suspended.is_some() {
+            return None;
+        }
+        let version = *self.retiring().first()?;
+        self.unless_identified(version)
+            .or_else(|| self.unless_green(self.ending.soaked_at, now))
+            .or(Some(Next::Do(Step::Suspend(version))))
+    }
+
+    fn window(&self, now: Timestamp) -> Option<Next> {
+        let ending = &self.ending;
+        if !self.has_windows() || ending.window_closed || ending.window_over_at.is_some() {
+            return None;
+        }
+        let whole = self.rollback();
+        if whole.is_zero() {
+            return None;
+        }
+        let mut pause = ending.window.pause(whole, ending.visited);
+        if self.watched_until().is_some_and(|until| now < until) {
+            pause = pause.min(self.plan.policy.watch.part(1, 6));
+        }
+        Some(self.visit(now, pause))
+    }
+
+    /// Ends each version at the issuer, by the id that the journal names (H92).
+    pub(crate) fn revoke(&self, now: Timestamp) -> Option<Next> {
+        let facts = &self.plan.issuer.facts;
+        if !facts.destroy || (self.plan.strategy == Strategy::Cutover && self.toward == Side::Pending) {
+            return None;
+        }
+        let version = self.retiring().into_iter().find(|version| !self.ending.is_revoked(*version))?;
+        let due = if self.has_windows() { self.ending.window_over_at.or(self.ending.soaked_at) } else { None };
+        self.unless_identified(version)
+            .or_else(|| if self.has_windows() { self.unless_green(due, now) } else { None })
+            .or(Some(Next::Do(Step::Revoke(version))))
+    }
+
+    /// Asks whoever can know whether each version is refused; a version that nobody ever accepted needs no proof.
+    fn prove_dead(&self) -> Option<Next> {
+        let never_accepted = self.toward == Side::Previous
+            && match self.plan.issuer.facts.authority {
+                Authority::Issuer => !self.verified[Side::Pending.index()],
+                Authority::Workload => !self.walk.is_touched(),
+                Authority::None => false,
+            };
+        if never_accepted {
+            return None;
+        }
+        let version = self.retiring().into_iter().find(|version| self.ending.death(*version).is_none())?;
+        Some(Next::Do(Step::VerifyDead(version)))
+    }
+
+    /// Probes that turn red soon after a suspend resume the version, and an operator decides.
+    fn sound_alarm(&self, now: Timestamp) -> Option<Next> {
+        if !self.ending.alarm {
+            return None;
+        }
+        if let Some(suspended) = self.ending.suspended {
+            return Some(Next::Do(Step::Resume(suspended.version)));
+        }
+        let end = self.line().end(self.toward);
+        let before = self.line().neighbour(end, self.line().end(self.toward.other()));
+        let back = if self.line().at(before).current == self.toward { before } else { end };
+        self.walk_to(back, now).or(Some(Next::Record(Event::Parked { reason: ParkReason::RedAfterSuspend })))
+    }
+
+    /// A look at the gates, when one is due; an operator, when they stayed closed for too long.
+    fn visit(&self, now: Timestamp, pause: Span) -> Next {
+        let closed_since = self.ending.soak.closed_since.or(self.ending.window.closed_since);
+        if closed_since.is_some_and(|since| now.since(since) >= self.plan.policy.gate_limit) {
+            return Next::Record(Event::Parked { reason: ParkReason::GateClosed });
+        }
+        let why = if self.ending.soaked_at.is_some() { Why::Rollback } else { Why::Soak };
+        match self.ending.visited {
+            Some(visited) if now < visited.at + pause => wait(visited.at + pause, why),
+            _ => Next::Do(Step::Visit),
+        }
+    }
+
+    /// Nothing is harmed but on the word of a green visit that began when the harm was due, and is fresh.
+    fn unless_green(&self, due: Option<Timestamp>, now: Timestamp) -> Option<Next> {
+        if !self.has_windows() {
+            return None;
+        }
+        let fresh = |visited: &Visited| {
+            let in_time = due.is_none_or(|due| visited.at >= due) && now.since(visited.at) <= self.plan.policy.fresh_for;
+            in_time || crate::planted!("revoke_before_fresh_sample")
+        };
+        match &self.ending.visited {
+            Some(visited) if visited.light == Light::Green && fresh(visited) => None,
+            Some(visited) if visited.light == Light::Green => Some(Next::Do(Step::Visit)),
+            Some(_) => Some(self.visit(now, self.plan.policy.soak.part(1, 8).max(self.plan.policy.retry))),
+            None => Some(Next::Do(Step::Visit)),
+        }
+    }
+
+    fn unless_identified(&self, version: VersionId) -> Option<Next> {
+        self.issued(version)
+            .is_none()
+            .then_some(Next::Record(Event::Parked { reason: ParkReason::IdUnknown { version } }))
+    }
+
+    /// How long the way back stays open after the version was suspended, withdrawn, or could have been revoked.
+    pub fn rollback(&self) -> Span {
+        let facts = &self.plan.issuer.facts;
+        let reversible = facts.suspend || matches!(self.plan.strategy, Strategy::Keyring { .. });
+        if reversible || self.plan.policy.keep == Keep::Rollback { self.plan.policy.rollback } else { Span::ZERO }
+    }
+
+    /// Until when red probes undo the suspend by themselves.
+    fn watched_until(&self) -> Option<Timestamp> {
+        let suspended = self.ending.suspended.map(|suspended| suspended.at);
+        let withdrawn = || {
+            let end = self.line().end(self.toward);
+            let moved = self.line().promotes(self.toward, self.line().end(self.toward.other())) != end;
+            (moved && self.walk.position() == end).then_some(self.walk.arrived_at())
+        };
+        Some(suspended.or_else(withdrawn)? + self.plan.policy.watch)
+    }
+
+    pub(crate) fn visited(&mut self, visit: &Visit, since: Timestamp) {
+        let light = self.light(visit);
+        let policy = &self.plan.policy;
+        let watched = self.watched_until().is_some_and(|until| visit.clocks.wall < until);
+        let rollback = self.rollback();
+        let ending = &mut self.ending;
+        if ending.soaked_at.is_none() {
+            ending.soak.visit(visit.clocks, light, policy.soak);
+            if light == Light::Green && ending.soak.counted >= policy.soak {
+                ending.soaked_at = Some(since);
+            }
+        } else if ending.window_over_at.is_none() {
+            ending.window.visit(visit.clocks, if light == Light::Red { Light::Amber } else { Light::Green }, rollback);
+            if ending.window.counted >= rollback {
+                ending.window_over_at = Some(since);
+            }
+        }
+        ending.alarm = watched && visit.probes == Some(false) && !ending.overridden;
+        ending.visited = Some(Visited { at: since, light });
+    }
+
+    fn light(&self, visit: &Visit) -> Light {
+        let policy = &self.plan.policy;
+        let terms = Terms {
+            evidence_at: self.promoted_at,
+            last_used: self.plan.issuer.facts.last_used,
+            cannot_tell: policy.cannot_tell,
+        };
+        let mut gates = gate::judge(visit, &terms);
+        if self.ending.overridden {
+            (gates.quiet, gates.probes) = (Gate::NotApplicable, Gate::NotApplicable);
+        }
+        gates.light(policy.cannot_tell)
+    }
+}
+
+impl Soak {
+    /// Returns how long after the last visit the next one is due: a quarter of the whole, or what is left; sooner where the
+    /// last one was not green.
+    fn pause(&self, whole: Span, visited: Option<Visited>) -> Span {
+        match visited.map(|visited| visited.light) {
+            Some(Light::Green) => whole.part(1, 4).min(whole.less(self.counted)),
+            _ => whole.part(1, 8),
+        }
+        .max(Span::millis(10))
+    }
+}
+
+impl Ending {
+    /// A retirement begins: nothing of an earlier one counts (its deadlines died with it).
+    pub(crate) fn begin(&mut self) {
+        *self = Self {
+            suspended: self.suspended,
+            late_suspend: self.late_suspend,
+            versions: std::mem::take(&mut self.versions),
+            identified: self.identified.take(),
+            ..Self::default()
+        };
+    }
+
+    /// An operator lets a parked retirement go on: soak counts anew, what was ended stays ended, what was overridden stays so.
+    pub(crate) fn begin_again(&mut self) {
+        let (overridden, window_closed) = (self.overridden, self.window_closed);
+        self.begin();
+        (self.overridden, self.window_closed) = (overridden, window_closed);
+    }
+
+    pub(crate) fn suspended(&mut self, version: VersionId, at: Timestamp) {
+        self.suspended = Some(Suspended { version, at });
+    }
+
+    pub(crate) fn suspend_unanswered(&mut self, version: VersionId, settles_at: Timestamp) {
+        self.late_suspend = self.late_suspend.max(Some(settles_at));
+        self.version(version);
+    }
+
+    pub(crate) fn resumed(&mut self) {
+        self.suspended = None;
+        self.late_suspend = None;
+    }
+
+    pub(crate) fn is_or_may_be_suspended(&self, version: VersionId) -> bool {
+        self.suspended.is_some_and(|suspended| suspended.version == version) || self.late_suspend.is_some()
+    }
+
+    /// Until when a resume would be undone by a suspend that lands late.
+    pub(crate) fn settled_suspend(&self, now: Timestamp) -> Option<Timestamp> {
+        self.late_suspend.filter(|until| now < *until)
+    }
+
+    pub(crate) fn revoking(&mut self, version: VersionId) {
+        self.version(version).harmed = true;
+    }
+
+    pub(crate) fn not_revoked(&mut self, version: VersionId) {
+        self.version(version).harmed = false;
+    }
+
+    pub(crate) fn revoked(&mut self, version: VersionId, at: Timestamp) {
+        self.version(version).revoked_at = Some(at);
+    }
+
+    /// Notes what a proof of death found; returns whether it settles the question.
+    pub(crate) fn died(&mut self, version: VersionId, death: Death) -> bool {
+        let settled = match death {
+            Death::Refused | Death::NoOneToAsk => true,
+            Death::StillAccepted | Death::CannotTell => crate::planted!("unproven_death_is_fine"),
+        };
+        if settled {
+            self.version(version).death = Some(death);
+        }
+        settled
+    }
+
+    pub(crate) fn identified(&mut self, version: VersionId, issued: IssuedId) {
+        self.identified = Some((version, issued));
+    }
+
+    pub(crate) fn issued(&self, version: VersionId) -> Option<&IssuedId> {
+        self.identified.as_ref().filter(|(identified, _)| *identified == version).map(|(_, issued)| issued)
+    }
+
+    pub(crate) fn harmed(&self, version: Option<VersionId>) -> bool {
+        self.versions.iter().any(|known| Some(known.version) == version && known.harmed)
+    }
+
+    fn version(&mut self, version: VersionId) -> &mut Version {
+        let known = self.versions.iter().position(|known| known.version == version);
+        let index = known.unwrap_or_else(|| {
+            self.versions.push(Version { version, harmed: false, revoked_at: None, death: None });
+            self.versions.len() - 1
+        });
+        &mut self.versions[index]
+    }
+
+    /// Returns whether a version was revoked.
+    pub fn is_revoked(&self, version: VersionId) -> bool {
+        self.revoked_at(version).is_some()
+    }
+
+    /// Returns when a version was revoked.
+    pub fn revoked_at(&self, version: VersionId) -> Option<Timestamp> {
+        self.versions.iter().find(|known| known.version == version)?.revoked_at
+    }
+
+    /// Returns what a proof of death found.
+    pub fn death(&self, version: VersionId) -> Option<Death> {
+        self.versions.iter().find(|known| known.version == version)?.death
+    }
+
+    /// Returns when a version was suspended at its issuer.
+    pub fn suspended_at(&self, version: VersionId) -> Option<Timestamp> {
+        self.suspended.filter(|suspended| suspended.version == version).map(|suspended| suspended.at)
+    }
+
+    /// Returns how much soak was counted.
+    pub fn soak_counted(&self) -> Span {
+        self.soak.counted
+    }
+
+    /// Returns when soak was over.
+    pub fn soaked_at(&self) -> Option<Timestamp> {
+        self.soaked_at
+    }
+
+    /// Returns how much of the rollback window was counted.
+    pub fn window_counted(&self) -> Span {
+        self.window.counted
+    }
+
+    /// Returns when the last visit began and what it saw.
+    pub fn last_visit(&self) -> Option<(Timestamp, Light)> {
+        self.visited.map(|visited| (visited.at, visited.light))
+    }
+}

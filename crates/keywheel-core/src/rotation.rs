@@ -1,0 +1,764 @@
+//! The state machine of one rotation.
+//!
+//! **What can happen next?** [`Rotation::next`] answers by going down one list and naming the first thing that is not yet
+//! so. **What has happened?** [`Rotation::apply`] folds the records of the journal, one at a time. Nothing else changes a
+//! rotation, so recovery is replay and there is no second path.
+//!
+//! A rotation walks along a line of arrangements ([`crate::strategy`]) `toward` one of its two versions. Undo and reversal
+//! turn it round: the same list, read for the other version.
+//!
+//! ```text
+//! toward the pending version:   preflight, capture, mint, verify, walk, promote, retire previous, sweep, purge → completed
+//! turned round before promote:                            walk back,             retire pending,  sweep, purge → undone
+//! turned round after promote:   resume, verify previous,  walk back, promote,    retire pending,  sweep, purge → undone
+//! ```
+
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use crate::call::{Refusal, RefusalKind, Remedy};
+use crate::ending::Ending;
+use crate::event::{Because, Event, Outcome, OutOfOrder, ParkReason, Report, Step};
+use crate::facts::{Authority, Observe};
+use crate::phase::Phase;
+use crate::plan::{Mode, Plan, RotationId};
+use crate::strategy::{Line, Position, Side, Strategy};
+use crate::time::{Span, Timestamp};
+use crate::version::{IssuedId, State, VersionId};
+use crate::walk::Walk;
+
+/// How often a value that the issuer rejects is made anew before the rotation turns round (H06).
+const VALUES: u16 = 3;
+
+/// The one thing owed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Journal the intent, then take this step.
+    Do(Step),
+    /// Journal this; nothing happens outside the journal.
+    Record(Event),
+    /// Nothing before `until`.
+    Wait {
+        /// When to ask again.
+        until: Timestamp,
+        /// What for.
+        why: Why,
+    },
+    /// A step's call has not come back.
+    Await(Step),
+    /// An operator.
+    Operator(ParkReason),
+    /// Nothing, ever again.
+    Rest(Outcome),
+}
+
+/// What a wait is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// A refused or unanswered step is tried again then.
+    Retry(Step),
+    /// A call without an answer can no longer land then.
+    Settle,
+    /// Tokens of the version to be dropped have expired then.
+    Tokens,
+    /// The gates are looked at again then.
+    Soak,
+    /// The rollback window ends then, or is looked at.
+    Rollback,
+}
+
+/// One rotation, folded from its records.
+#[derive(Clone, Debug)]
+pub struct Rotation {
+    pub(crate) plan: Arc<Plan>,
+    pub(crate) id: RotationId,
+    pub(crate) began_at: Timestamp,
+    /// The version that the rotation walks towards.
+    pub(crate) toward: Side,
+    /// The version that readers are told to use, by record.
+    pub(crate) promoted: Side,
+    pub(crate) promoted_at: Timestamp,
+    /// Whether the pending version was ever promoted: then its retirement has every gate, wait and window.
+    pub(crate) was_promoted: bool,
+    pub(crate) preflighted: bool,
+    pub(crate) captured: bool,
+    pub(crate) minting: Minting,
+    pub(crate) verified: [bool; 2],
+    pub(crate) walk: Walk,
+    pub(crate) ending: Ending,
+    pub(crate) stage_closed: bool,
+    pub(crate) swept: bool,
+    pub(crate) purged: bool,
+    pub(crate) open: Option<Open>,
+    pub(crate) tries: Option<Tries>,
+    pub(crate) parked: Option<ParkReason>,
+    pub(crate) outcome: Option<Outcome>,
+}
+
+/// A step whose intent is durable and whose outcome is not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Open {
+    pub(crate) step: Step,
+    pub(crate) since: Timestamp,
+    pub(crate) until: Timestamp,
+}
+
+/// What is known of the pending version's mint.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Minting {
+    /// Attempts whose intent is durable.
+    pub(crate) attempts: u16,
+    pub(crate) done: bool,
+    pub(crate) issued: Option<IssuedId>,
+    pub(crate) minted_at: Timestamp,
+    pub(crate) expires_at: Option<Timestamp>,
+    /// An attempt whose outcome is unknown.
+    lost: Option<Lost>,
+    /// Live credentials under our labels whose value nobody has.
+    pub(crate) strays: SmallVec<[IssuedId; 1]>,
+    /// Until when any lost attempt can still land.
+    settles_at: Option<Timestamp>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Lost {
+    attempt: u16,
+    settles_at: Timestamp,
+    looked: bool,
+}
+
+/// A step that was refused, unanswered or not yet enough, and when it is tried again.
+#[derive(Clone, Debug)]
+pub(crate) struct Tries {
+    pub(crate) step: Step,
+    first_at: Timestamp,
+    not_before: Timestamp,
+    count: u32,
+    last: Option<Refusal>,
+}
+
+impl Rotation {
+    /// Begins a rotation from its first record.
+    ///
+    /// # Errors
+    /// [`OutOfOrder`] where the first record is no plan.
+    pub fn begin(at: Timestamp, event: &Event) -> Result<Self, OutOfOrder> {
+        let Event::Planned(plan) = event else {
+            return Err(OutOfOrder { event: format!("{event:?}"), phase: "not begun".into() });
+        };
+        let asks_issuer = plan.issuer.facts.authority == Authority::Issuer;
+        let minting = Minting { settles_at: plan.inherits_until, ..Minting::default() };
+        Ok(Self {
+            id: plan.rotation(),
+            began_at: at,
+            toward: Side::Pending,
+            promoted: Side::Previous,
+            promoted_at: at,
+            was_promoted: false,
+            preflighted: false,
+            captured: false,
+            minting,
+            verified: [true, !asks_issuer],
+            walk: Walk::new(plan, at),
+            ending: Ending::default(),
+            stage_closed: false,
+            swept: false,
+            purged: false,
+            open: None,
+            tries: None,
+            parked: None,
+            outcome: None,
+            plan: Arc::clone(plan),
+        })
+    }
+
+    /// Returns the one thing owed at `now`.
+    pub fn next(&self, now: Timestamp) -> Next {
+        if let Some(outcome) = self.outcome {
+            return Next::Rest(outcome);
+        }
+        if let Some(reason) = &self.parked {
+            return Next::Operator(reason.clone());
+        }
+        if let Some(open) = &self.open {
+            return Next::Await(open.step);
+        }
+        self.stage_over(now).or_else(|| self.verdict(now)).unwrap_or_else(|| self.owed(now))
+    }
+
+    /// The list. Each line names what it still owes, or nothing.
+    fn owed(&self, now: Timestamp) -> Next {
+        let owed = self
+            .extend()
+            .or_else(|| self.prepare())
+            .or_else(|| self.obtain(now))
+            .or_else(|| if self.ends_first() { self.revoke(now) } else { None })
+            .or_else(|| self.deliver(now))
+            .or_else(|| self.promote())
+            .or_else(|| self.retire(now))
+            .or_else(|| self.clean_up(now))
+            .unwrap_or(Next::Record(Event::Ended { outcome: self.destination() }));
+        self.not_before(owed, now)
+    }
+
+    fn extend(&self) -> Option<Next> {
+        (self.plan.extend && !self.minting.done && self.toward == Side::Pending).then_some(Next::Do(Step::Extend))
+    }
+
+    /// Everything that can be known before anything is changed (H19).
+    fn prepare(&self) -> Option<Next> {
+        match (self.toward, self.preflighted, self.captured) {
+            (Side::Previous, ..) => None,
+            (Side::Pending, _, _) if self.plan.extend => None,
+            (Side::Pending, false, _) => Some(Next::Do(Step::Preflight)),
+            (Side::Pending, true, false) => Some(Next::Do(Step::Capture)),
+            (Side::Pending, true, true) => None,
+        }
+    }
+
+    /// A version that works: minted and verified, or resumed and verified.
+    fn obtain(&self, now: Timestamp) -> Option<Next> {
+        if self.plan.extend {
+            return None;
+        }
+        let version = self.version(self.toward)?;
+        match self.toward {
+            Side::Pending if !self.minting.done => {
+                let attempt = self.minting.attempts + 1;
+                return self.settle_mint(now).or(Some(Next::Do(Step::Mint { attempt })));
+            }
+            Side::Previous if self.ending.is_or_may_be_suspended(version) => {
+                let step = Next::Do(Step::Resume(version));
+                return Some(self.ending.settled_suspend(now).map_or(step, |until| wait(until, Why::Settle)));
+            }
+            _ => {}
+        }
+        (!self.verified[self.toward.index()]).then_some(Next::Do(Step::Verify(version)))
+    }
+
+    /// What became of a mint whose answer never came: presence is proven at once, absence only when it can no longer land.
+    pub(crate) fn settle_mint(&self, now: Timestamp) -> Option<Next> {
+        if !self.minting.strays.is_empty() {
+            return Some(Next::Do(Step::RevokeStray { attempt: self.minting.attempts }));
+        }
+        let lost = self.minting.lost?;
+        let facts = &self.plan.issuer.facts;
+        if facts.observe == Observe::None {
+            return (!facts.reset_repeatable)
+                .then_some(Next::Record(Event::Parked { reason: ParkReason::MintUnobservable }));
+        }
+        if lost.looked && now < lost.settles_at {
+            return Some(wait(lost.settles_at, Why::Settle));
+        }
+        Some(Next::Do(Step::FindMint { attempt: lost.attempt }))
+    }
+
+    /// Every store and every replica at the nearest arrangement in which readers use the version walked towards.
+    fn deliver(&self, now: Timestamp) -> Option<Next> {
+        self.walk_to(self.line().promotes(self.toward, self.walk.position()), now)
+    }
+
+    pub(crate) fn walk_to(&self, goal: Position, now: Timestamp) -> Option<Next> {
+        self.walk.owed(self.line(), self.token_wait(), goal, now)
+    }
+
+    fn promote(&self) -> Option<Next> {
+        (self.promoted != self.toward && !self.plan.extend).then_some(Next::Record(Event::Promoted { side: self.toward }))
+    }
+
+    /// No live credential that nobody owns, and no sealed value that nobody needs.
+    fn clean_up(&self, now: Timestamp) -> Option<Next> {
+        if self.minting.attempts > 0 || self.plan.takes_over.is_some() {
+            if let Some(owed) = self.settle_mint(now) {
+                return Some(owed);
+            }
+            if let Some(until) = self.minting.settles_at.filter(|until| now < *until && !self.swept) {
+                return Some(wait(until, Why::Settle));
+            }
+            if self.plan.issuer.facts.label && !self.swept {
+                return Some(Next::Do(Step::Sweep));
+            }
+        }
+        (!self.purged).then_some(Next::Record(Event::Purged))
+    }
+
+    fn destination(&self) -> Outcome {
+        match self.toward {
+            Side::Pending => Outcome::Completed,
+            Side::Previous => Outcome::Undone,
+        }
+    }
+
+    /// An emergency ends the suspects before delivery is complete: at once, or when `stage_for` is over.
+    fn ends_first(&self) -> bool {
+        matches!(self.plan.mode, Mode::Emergency { revoke_first: true, .. }) || self.stage_closed
+    }
+
+    fn stage_over(&self, now: Timestamp) -> Option<Next> {
+        let Mode::Emergency { revoke_first: false, stage_for } = self.plan.mode else { return None };
+        let delivering = self.minting.done && self.promoted != self.toward && !self.stage_closed;
+        (delivering && now >= self.minting.minted_at + stage_for).then_some(Next::Record(Event::StageClosed))
+    }
+
+    /// What a refusal for good, or for too long, leads to: the way back where there is one, else an operator.
+    fn verdict(&self, now: Timestamp) -> Option<Next> {
+        let tries = self.tries.as_ref()?;
+        if crate::planted!("parks_on_any_unknown") && tries.last.is_none() && tries.step.mutates() {
+            return Some(Next::Record(Event::Parked { reason: ParkReason::OutOfPatience { step: tries.step } }));
+        }
+        if !self.is_exhausted(tries, now) {
+            return None;
+        }
+        let refusal = tries.last.clone();
+        Some(Next::Record(if self.way_back().is_ok() && self.promoted == Side::Previous {
+            Event::TurnedBack { because: Because::Step { step: tries.step, refusal } }
+        } else {
+            Event::Parked { reason: park_reason(tries) }
+        }))
+    }
+
+    fn is_exhausted(&self, tries: &Tries, now: Timestamp) -> bool {
+        let patience = match tries.step {
+            Step::Visit => self.plan.policy.gate_limit,
+            Step::Verify(_) | Step::VerifyDead(_) => self.plan.policy.patience + self.plan.issuer.facts.propagation,
+            _ => self.plan.policy.patience,
+        };
+        match &tries.last {
+            Some(Refusal { kind: RefusalKind::ValueRejected, .. }) => self.minting.attempts >= VALUES,
+            Some(Refusal { remedy: Remedy::Operator, .. }) => true,
+            _ => tries.count >= 3 && now >= tries.first_at + patience,
+        }
+    }
+
+    /// Puts a retry off until its time has come.
+    fn not_before(&self, owed: Next, now: Timestamp) -> Next {
+        match (&owed, &self.tries) {
+            (Next::Do(step), Some(tries)) if now < tries.not_before && same_try(*step, tries.step) => {
+                wait(tries.not_before, Why::Retry(*step))
+            }
+            _ => owed,
+        }
+    }
+
+    /// Returns whether the rotation can turn round, or why it cannot (I10).
+    ///
+    /// # Errors
+    /// [`NoWayBack`] with the reason, in words that `undo` shows.
+    pub fn way_back(&self) -> Result<(), NoWayBack> {
+        let previous = self.plan.previous.as_ref();
+        let minted = self.minting.attempts > 0;
+        if self.outcome.is_some() {
+            Err(NoWayBack::Over)
+        } else if self.toward == Side::Previous {
+            Err(NoWayBack::Already)
+        } else if self.plan.is_emergency() || previous.is_some_and(|previous| previous.state == State::Compromised) {
+            Err(NoWayBack::Compromised)
+        } else if matches!(self.plan.strategy, Strategy::Lease) || (self.plan.strategy == Strategy::Cutover && minted) {
+            Err(NoWayBack::ForwardOnly)
+        } else if self.promoted == Side::Pending && previous.is_none() {
+            Err(NoWayBack::First)
+        } else if self.promoted == Side::Pending && self.ending.harmed(self.version(Side::Previous)) {
+            Err(NoWayBack::Revoked)
+        } else if self.purged {
+            Err(NoWayBack::Purged)
+        } else {
+            Ok(())
+        }
+    }
+}
+
+/// Why a rotation cannot turn round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoWayBack {
+    /// It has ended.
+    #[error("it has ended")]
+    Over,
+    /// It is on its way back.
+    #[error("it is on its way back already")]
+    Already,
+    /// The previous version is in other hands.
+    #[error("the previous version is compromised and is never written again")]
+    Compromised,
+    /// The strategy has no way back.
+    #[error("its strategy goes forward only")]
+    ForwardOnly,
+    /// There was no version before.
+    #[error("there is no version before this one")]
+    First,
+    /// The previous version was ended for good.
+    #[error("the previous version is revoked, or may be")]
+    Revoked,
+    /// The previous version's value is destroyed.
+    #[error("the previous version is no longer sealed")]
+    Purged,
+}
+
+/// Folding records.
+impl Rotation {
+    /// Folds one record.
+    ///
+    /// # Errors
+    /// [`OutOfOrder`] where the record does not fit; the rotation is unchanged then.
+    pub fn apply(&mut self, at: Timestamp, event: &Event) -> Result<(), OutOfOrder> {
+        if !self.fits(event) {
+            return Err(OutOfOrder { event: format!("{event:?}"), phase: self.phase().to_string() });
+        }
+        match event {
+            Event::Planned(_) => {}
+            Event::Intended { step, until } => self.intended(*step, at, *until),
+            Event::Done { step, report } => self.done(*step, report, at),
+            Event::Refused { step, refusal } => self.refused(*step, refusal, at),
+            Event::Unknown { step } => self.unknown(*step, at),
+            Event::MoveBegun { to } => self.walk.begin(*to, self.plan.workloads.len()),
+            Event::Arrived { at: position } => {
+                self.walk.arrived(*position, at);
+                self.tries = None;
+            }
+            Event::Promoted { side } => self.promoted(*side, at),
+            Event::StageClosed => self.stage_closed = true,
+            Event::TurnedBack { .. } => self.turned_back(),
+            Event::Parked { reason } => self.parked = Some(reason.clone()),
+            Event::Resumed => self.resumed(),
+            Event::Identified { version, issued } => self.ending.identified(*version, issued.clone()),
+            Event::Overridden { .. } => self.ending.overridden = true,
+            Event::WindowClosed { .. } => self.ending.window_closed = true,
+            Event::Resolved { outcome, .. } | Event::Ended { outcome } => self.outcome = Some(*outcome),
+            Event::Superseded { .. } => self.outcome = Some(Outcome::Superseded),
+            Event::Purged => self.purged = true,
+        }
+        Ok(())
+    }
+
+    fn fits(&self, event: &Event) -> bool {
+        let answers_open = |step: &Step| self.open.is_some_and(|open| open.step == *step);
+        match event {
+            _ if self.outcome.is_some() => false,
+            Event::Planned(_) => false,
+            Event::Done { step, .. } | Event::Refused { step, .. } | Event::Unknown { step } => answers_open(step),
+            Event::Superseded { .. } => true,
+            Event::Resumed | Event::Resolved { .. } => self.parked.is_some(),
+            Event::Identified { .. } | Event::Overridden { .. } | Event::WindowClosed { .. } => self.open.is_none(),
+            Event::TurnedBack { .. } => self.open.is_none() && self.way_back().is_ok(),
+            _ => self.open.is_none() && self.parked.is_none(),
+        }
+    }
+
+    fn intended(&mut self, step: Step, at: Timestamp, until: Timestamp) {
+        self.open = Some(Open { step, since: at, until });
+        match step {
+            Step::Mint { attempt } => self.minting.attempts = attempt,
+            Step::Write { store, to } => self.walk.writing(store, to, self.line()),
+            Step::Revoke(version) => self.ending.revoking(version),
+            _ => {}
+        }
+    }
+
+    fn done(&mut self, step: Step, report: &Report, at: Timestamp) {
+        let open = self.open.take().expect("fits() checked that the step is open");
+        match (step, report) {
+            (Step::Preflight, _) => self.preflighted = true,
+            (Step::Capture, _) => {
+                self.captured = true;
+                self.walk.captured(at);
+            }
+            (Step::Mint { .. }, Report::Minted { issued, expires_at }) => self.minted(issued.clone(), *expires_at, at),
+            (Step::FindMint { .. }, Report::Found { issued, held }) => self.found(issued.clone(), *held, open.since, at),
+            (Step::RevokeStray { .. }, _) => drop(self.minting.strays.pop()),
+            (Step::Extend, Report::Extended { expires_at }) => self.minted(None, Some(*expires_at), at),
+            (Step::Verify(_), _) => self.verified[self.toward.index()] = true,
+            (Step::Write { store, to }, Report::Written { changed }) => {
+                self.walk.written(store, to, *changed, at, &self.plan.workloads);
+            }
+            (Step::Roll { workload, .. }, _) => return self.walk.rolled(workload),
+            (Step::Evidence { workload, to }, Report::Seen(count)) if !count.complete() => {
+                self.walk.must_roll(workload);
+                return self.tried(Step::Roll { workload, to }, None, at);
+            }
+            (Step::Evidence { workload, .. }, _) => self.walk.proven(workload),
+            (Step::Probe { .. }, _) => self.walk.probed(),
+            (Step::Visit, Report::Visited(visit)) => self.visited(visit, open.since),
+            (Step::Suspend(version), _) => self.ending.suspended(version, at),
+            (Step::Resume(_), _) => self.ending.resumed(),
+            (Step::Revoke(version), _) => self.ending.revoked(version, at),
+            (Step::VerifyDead(version), Report::Dead(death)) => {
+                if !self.ending.died(version, *death) {
+                    return self.tried(step, None, at);
+                }
+            }
+            (Step::Sweep, Report::Swept { strays }) => self.swept(strays),
+            _ => {}
+        }
+        self.tries = None;
+    }
+
+    fn refused(&mut self, step: Step, refusal: &Refusal, at: Timestamp) {
+        self.open = None;
+        match step {
+            Step::Write { store, .. } => self.walk.refused(store),
+            Step::Roll { workload, .. } => self.walk.must_roll(workload),
+            Step::Revoke(version) => self.ending.not_revoked(version),
+            _ => {}
+        }
+        self.tried(step, Some(refusal), at);
+    }
+
+    fn unknown(&mut self, step: Step, at: Timestamp) {
+        let open = self.open.take().expect("fits() checked that the step is open");
+        let settles_at = open.until + self.settle_for(step);
+        match step {
+            Step::Mint { attempt } => self.lost(attempt, settles_at),
+            Step::Write { store, to } => self.walk.unanswered(store, to, settles_at),
+            Step::Roll { workload, .. } => self.walk.must_roll(workload),
+            Step::Suspend(version) => self.ending.suspend_unanswered(version, settles_at),
+            _ => {}
+        }
+        self.tried(step, None, at);
+    }
+
+    fn settle_for(&self, step: Step) -> Span {
+        if crate::planted!("absence_before_settle") {
+            return Span::ZERO;
+        }
+        match step {
+            Step::Write { store, .. } => self.plan.stores[usize::from(store)].facts.settle_for,
+            Step::Roll { workload, .. } => self.plan.workloads[usize::from(workload)].facts.settle_for,
+            _ => self.plan.issuer.facts.settle_for,
+        }
+    }
+
+    fn lost(&mut self, attempt: u16, settles_at: Timestamp) {
+        self.minting.lost = Some(Lost { attempt, settles_at, looked: false });
+        self.minting.settles_at = self.minting.settles_at.max(Some(settles_at));
+    }
+
+    fn minted(&mut self, issued: Option<IssuedId>, expires_at: Option<Timestamp>, at: Timestamp) {
+        let minting = &mut self.minting;
+        minting.done = true;
+        minting.lost = None;
+        minting.issued = issued;
+        minting.expires_at = expires_at;
+        minting.minted_at = at;
+    }
+
+    /// A search that began before the last moment at which the mint could land proves no absence.
+    fn found(&mut self, issued: Option<IssuedId>, held: bool, since: Timestamp, at: Timestamp) {
+        let Some(lost) = &mut self.minting.lost else { return };
+        match issued {
+            Some(issued) if held => self.minted(Some(issued).filter(|issued| !issued.id.is_empty()), None, at),
+            Some(issued) => {
+                self.minting.strays.push(issued);
+                self.minting.lost = None;
+            }
+            None if since >= lost.settles_at => self.minting.lost = None,
+            None => lost.looked = true,
+        }
+    }
+
+    fn swept(&mut self, strays: &[IssuedId]) {
+        let owned = self.plan.previous.iter().chain(&self.plan.suspects).filter_map(|version| version.issued.as_ref());
+        let owned: SmallVec<[&IssuedId; 2]> = owned.chain(&self.minting.issued).collect();
+        let strays: SmallVec<[IssuedId; 1]> = strays.iter().filter(|id| !owned.contains(id)).cloned().collect();
+        self.swept = strays.is_empty();
+        self.minting.strays = strays;
+    }
+
+    fn promoted(&mut self, side: Side, at: Timestamp) {
+        self.promoted = side;
+        self.promoted_at = at;
+        self.was_promoted = true;
+        self.tries = None;
+        self.ending.begin();
+    }
+
+    fn turned_back(&mut self) {
+        self.toward = Side::Previous;
+        self.verified[Side::Previous.index()] =
+            self.promoted == Side::Previous || self.plan.issuer.facts.authority != Authority::Issuer;
+        self.walk.turned_back(self.plan.workloads.len());
+        if !crate::planted!("deadline_survives_undo") {
+            self.ending.begin();
+        }
+        self.tries = None;
+        self.parked = None;
+    }
+
+    /// Everything is observed anew: stores are written again where they differ, and replicas prove themselves again.
+    fn resumed(&mut self) {
+        self.parked = None;
+        self.tries = None;
+        self.ending.begin_again();
+        if self.walk.is_touched() {
+            self.walk.observe_anew(self.plan.workloads.len());
+        }
+    }
+
+    /// Notes a try that did not do, and when the next one may begin.
+    fn tried(&mut self, step: Step, refusal: Option<&Refusal>, at: Timestamp) {
+        let (first_at, count) = match &self.tries {
+            Some(tries) if same_try(tries.step, step) => (tries.first_at, tries.count + 1),
+            _ => (at, 1),
+        };
+        let asked = match refusal {
+            Some(Refusal { remedy: Remedy::Retry { after: Some(after) }, .. }) => *after,
+            _ => Span::ZERO,
+        };
+        let pause = self.pause(count).max(asked);
+        self.tries = Some(Tries { step, first_at, not_before: at + pause, count, last: refusal.cloned() });
+    }
+
+    /// The pause before the next try: doubling, capped, and spread by up to a quarter that is the same in every replay.
+    fn pause(&self, count: u32) -> Span {
+        let policy = &self.plan.policy;
+        let doubled = Span::millis(policy.retry.as_millis().saturating_mul(1 << (count - 1).min(20)));
+        let capped = doubled.min(policy.patience.part(1, 4));
+        let spread = self.id.0.bytes().fold(u64::from(count), |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()));
+        capped + capped.part(spread % 256, 1024)
+    }
+}
+
+/// Reading a rotation.
+impl Rotation {
+    /// Returns its id.
+    pub fn id(&self) -> &RotationId {
+        &self.id
+    }
+
+    /// Returns its plan.
+    pub fn plan(&self) -> &Arc<Plan> {
+        &self.plan
+    }
+
+    /// Returns when it began.
+    pub fn began_at(&self) -> Timestamp {
+        self.began_at
+    }
+
+    /// Returns its phase, in the pinned words.
+    pub fn phase(&self) -> Phase {
+        Phase::of(self)
+    }
+
+    /// Returns the version that it walks towards.
+    pub fn toward(&self) -> Side {
+        self.toward
+    }
+
+    /// Returns the version that readers are told to use.
+    pub fn promoted_side(&self) -> Side {
+        self.promoted
+    }
+
+    /// Returns when that version was promoted; when the rotation began, where none was.
+    pub fn promoted_at(&self) -> Timestamp {
+        self.promoted_at
+    }
+
+    /// Returns the line that it walks.
+    pub fn line(&self) -> Line {
+        self.plan.strategy.line(self.plan.is_emergency())
+    }
+
+    /// Returns its walk along the line.
+    pub fn walk(&self) -> &Walk {
+        &self.walk
+    }
+
+    /// Returns its retirement of the version that it walks away from.
+    pub fn ending(&self) -> &Ending {
+        &self.ending
+    }
+
+    /// Returns how it ended, where it has.
+    pub fn outcome(&self) -> Option<Outcome> {
+        self.outcome
+    }
+
+    /// Returns what it waits for an operator for.
+    pub fn parked(&self) -> Option<&ParkReason> {
+        self.parked.as_ref()
+    }
+
+    /// Returns the step whose call has not come back.
+    pub fn open_step(&self) -> Option<Step> {
+        self.open.map(|open| open.step)
+    }
+
+    /// Returns the version at a side: its number.
+    pub fn version(&self, side: Side) -> Option<VersionId> {
+        match side {
+            Side::Previous => self.plan.previous.as_ref().map(|previous| previous.version),
+            Side::Pending => Some(self.plan.pending),
+        }
+    }
+
+    /// Returns whether the pending version exists, as far as is known.
+    pub fn is_minted(&self) -> bool {
+        self.minting.done
+    }
+
+    /// Returns how many mint attempts were begun.
+    pub fn mint_attempts(&self) -> u16 {
+        self.minting.attempts
+    }
+
+    /// Returns when the issuer ends the pending version by itself.
+    pub fn expires_at(&self) -> Option<Timestamp> {
+        self.minting.expires_at
+    }
+
+    /// Returns the credential that the next [`Step::RevokeStray`] ends.
+    pub fn stray(&self) -> Option<&IssuedId> {
+        self.minting.strays.last()
+    }
+
+    /// Returns how the issuer names a version.
+    pub fn issued(&self, version: VersionId) -> Option<&IssuedId> {
+        if version == self.plan.pending {
+            return self.minting.issued.as_ref();
+        }
+        let planned = || {
+            let mut known = self.plan.previous.iter().chain(&self.plan.suspects);
+            known.find(|known| known.version == version).and_then(|known| known.issued.as_ref())
+        };
+        self.ending.issued(version).or_else(planned)
+    }
+
+    /// Returns until when any call of this rotation can still land, at the latest.
+    pub fn unsettled_until(&self) -> Option<Timestamp> {
+        let open = self.open.map(|open| open.until + self.settle_for(open.step));
+        open.max(self.minting.settles_at).max(self.walk.settles_at())
+    }
+
+    /// Returns the sentence of the last refusal, where a step is being tried again.
+    pub fn trouble(&self) -> Option<(Step, Option<&Refusal>)> {
+        self.tries.as_ref().map(|tries| (tries.step, tries.last.as_ref()))
+    }
+
+    fn token_wait(&self) -> Span {
+        if self.plan.is_emergency() { Span::ZERO } else { self.plan.strategy.token_wait() }
+    }
+}
+
+pub(crate) fn wait(until: Timestamp, why: Why) -> Next {
+    Next::Wait { until, why }
+}
+
+/// Roll and evidence of one workload are one endeavour: evidence that is not complete leads to another roll.
+fn same_try(a: Step, b: Step) -> bool {
+    match (a, b) {
+        (Step::Roll { workload: a, .. } | Step::Evidence { workload: a, .. }, Step::Roll { workload: b, .. }) => a == b,
+        (Step::Mint { .. }, Step::Mint { .. }) => true,
+        _ => a == b,
+    }
+}
+
+fn park_reason(tries: &Tries) -> ParkReason {
+    match (&tries.last, tries.step) {
+        (None, Step::VerifyDead(_)) => ParkReason::DeathUnproven,
+        (Some(refusal), step) if refusal.remedy == Remedy::Operator => {
+            ParkReason::Refused { step, refusal: refusal.clone() }
+        }
+        (_, step) => ParkReason::OutOfPatience { step },
+    }
+}

@@ -1,0 +1,269 @@
+//! The walk along the line: writes, rolls, evidence and probes, one neighbour move at a time.
+//!
+//! A move writes every store, rolls every workload, looks at every replica and asks every probe. It has arrived when all of
+//! that is proven at one arrangement, and only then does the next move begin.
+
+use smallvec::SmallVec;
+
+use crate::event::{Event, Step};
+use crate::plan::{Plan, WorkloadPlan};
+use crate::rotation::{Next, Why, wait};
+use crate::strategy::{Line, Position, Side};
+use crate::time::{Span, Timestamp};
+
+/// Where a rotation stands on its line.
+#[derive(Clone, Debug)]
+pub struct Walk {
+    position: Position,
+    arrived_at: Timestamp,
+    /// Whether any write was ever intended.
+    touched: bool,
+    /// Whether readers may ever have used a side: it was current in an arrangement that a write was intended for.
+    used: [bool; 2],
+    stores: SmallVec<[Store; 2]>,
+    moving: Option<Move>,
+    probes: bool,
+}
+
+/// What is known of one store.
+#[derive(Clone, Debug)]
+struct Store {
+    /// The arrangement it certainly holds.
+    at: Option<Position>,
+    /// What it certainly held before the write that is under way.
+    before: Option<Position>,
+    since: Timestamp,
+    /// Writes without an answer, to which arrangement, and until when they can still land.
+    late: SmallVec<[(Position, Timestamp); 1]>,
+}
+
+#[derive(Clone, Debug)]
+struct Move {
+    to: Position,
+    /// Whether a store may have changed.
+    dirty: bool,
+    workloads: SmallVec<[Taken; 2]>,
+    probed: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Taken {
+    rolled: bool,
+    proven: bool,
+}
+
+impl Walk {
+    pub(crate) fn new(plan: &Plan, at: Timestamp) -> Self {
+        // An emergency takes over from wherever the stores are; calls of the rotation before it can still land.
+        let late = plan.inherits_until.map(|until| (Position::MAX, until)).into_iter().collect();
+        let store = Store { at: (!plan.is_emergency()).then_some(0), before: None, since: at, late };
+        Self {
+            position: 0,
+            arrived_at: at,
+            touched: false,
+            used: [true, false],
+            stores: plan.stores.iter().map(|_| store.clone()).collect(),
+            moving: None,
+            probes: !plan.probes.is_empty(),
+        }
+    }
+
+    /// Returns the last arrangement that every store held and every replica proved.
+    pub fn position(&self) -> Position {
+        self.position
+    }
+
+    /// Returns when that was.
+    pub fn arrived_at(&self) -> Timestamp {
+        self.arrived_at
+    }
+
+    /// Returns the arrangement that a move leads to, while one is under way.
+    pub fn moving_to(&self) -> Option<Position> {
+        self.moving.as_ref().map(|moving| moving.to)
+    }
+
+    /// Returns the arrangement that the stores should hold now.
+    pub fn should_hold(&self) -> Position {
+        self.moving_to().unwrap_or(self.position)
+    }
+
+    /// Returns since when every store that a workload reads certainly holds arrangement `to` (H45).
+    pub fn held_since(&self, workload: &WorkloadPlan, to: Position) -> Option<Timestamp> {
+        workload.reads.iter().try_fold(Timestamp::from_millis(i64::MIN), |latest, store| {
+            let store = &self.stores[usize::from(*store)];
+            (store.at == Some(to)).then_some(latest.max(store.since))
+        })
+    }
+
+    /// Returns whether any write was ever intended.
+    pub fn is_touched(&self) -> bool {
+        self.touched
+    }
+
+    /// Returns whether readers may ever have used a side.
+    pub fn was_used(&self, side: Side) -> bool {
+        self.used[side.index()]
+    }
+
+    /// Returns until when any write without an answer can still land.
+    pub(crate) fn settles_at(&self) -> Option<Timestamp> {
+        self.stores.iter().flat_map(|store| store.late.iter().map(|(_, until)| *until)).max()
+    }
+
+    /// Returns what the walk owes on its way to `goal`.
+    pub(crate) fn owed(&self, line: Line, token_wait: Span, goal: Position, now: Timestamp) -> Option<Next> {
+        let Some(moving) = &self.moving else {
+            if self.position == goal {
+                return None;
+            }
+            let to = line.neighbour(self.position, goal);
+            let free_at = self.free_at(line, to, token_wait);
+            return Some(if now < free_at { wait(free_at, Why::Tokens) } else { Next::Record(Event::MoveBegun { to }) });
+        };
+        let owed = self
+            .write(moving)
+            .or_else(|| moving.take_up())
+            .or_else(|| (self.probes && !moving.probed).then_some(Next::Do(Step::Probe { to: moving.to })))
+            .or_else(|| self.settle(moving, now));
+        Some(owed.unwrap_or(Next::Record(Event::Arrived { at: moving.to })))
+    }
+
+    /// When a move may begin that takes a version out of what readers accept: not before the last token that it signed has
+    /// expired, counted from the evidence that nobody signs with it any more (H80).
+    fn free_at(&self, line: Line, to: Position, token_wait: Span) -> Timestamp {
+        let (here, there) = (line.at(self.position), line.at(to));
+        let dropped = |side: Side| here.accepts(side) && !there.accepts(side) && self.used[side.index()];
+        let drops = dropped(Side::Previous) || dropped(Side::Pending);
+        if drops && !crate::planted!("drop_without_token_wait") { self.arrived_at + token_wait } else { self.arrived_at }
+    }
+
+    fn write(&self, moving: &Move) -> Option<Next> {
+        let store = self.stores.iter().position(|store| store.at != Some(moving.to))?;
+        Some(Next::Do(Step::Write { store: store as u8, to: moving.to }))
+    }
+
+    /// A store to which a write of another arrangement can still land is written again once it no longer can.
+    fn settle(&self, moving: &Move, now: Timestamp) -> Option<Next> {
+        if crate::planted!("trusts_read_back_of_unknown_write") {
+            return None;
+        }
+        let mut late = self.stores.iter().enumerate().filter_map(|(i, store)| Some((i, store.unsure(moving.to)?)));
+        let (store, until) = late.next()?;
+        let step = Step::Write { store: store as u8, to: moving.to };
+        Some(if now < until { wait(until, Why::Settle) } else { Next::Do(step) })
+    }
+
+    pub(crate) fn begin(&mut self, to: Position, workloads: usize) {
+        self.moving = Some(Move::new(to, workloads));
+    }
+
+    pub(crate) fn arrived(&mut self, position: Position, at: Timestamp) {
+        self.position = position;
+        self.arrived_at = at;
+        self.moving = None;
+    }
+
+    pub(crate) fn captured(&mut self, at: Timestamp) {
+        self.stores.iter_mut().for_each(|store| store.since = at);
+    }
+
+    pub(crate) fn writing(&mut self, store: u8, to: Position, line: Line) {
+        self.touched = true;
+        self.used[line.at(to).current.index()] = true;
+        let store = &mut self.stores[usize::from(store)];
+        store.before = store.at.take();
+    }
+
+    pub(crate) fn written(&mut self, store: u8, to: Position, changed: bool, at: Timestamp, workloads: &[WorkloadPlan]) {
+        let written = &mut self.stores[usize::from(store)];
+        written.at = Some(to);
+        // A write that changed nothing leaves the store as it was before, and as old as it was.
+        if changed || written.before != Some(to) {
+            written.since = at;
+        }
+        written.late.retain(|(_, until)| *until > at);
+        let Some(moving) = &mut self.moving else { return };
+        moving.dirty = true;
+        if changed {
+            moving.probed = false;
+            for (taken, workload) in moving.workloads.iter_mut().zip(workloads) {
+                if workload.reads.contains(&store) {
+                    *taken = Taken::default();
+                }
+            }
+        }
+    }
+
+    /// Nothing was done: the store holds what it held.
+    pub(crate) fn refused(&mut self, store: u8) {
+        let store = &mut self.stores[usize::from(store)];
+        store.at = store.before;
+    }
+
+    pub(crate) fn unanswered(&mut self, store: u8, to: Position, settles_at: Timestamp) {
+        self.stores[usize::from(store)].late.push((to, settles_at));
+        if let Some(moving) = &mut self.moving {
+            moving.dirty = true;
+        }
+    }
+
+    pub(crate) fn rolled(&mut self, workload: u8) {
+        self.taken(workload, |taken| taken.rolled = true);
+    }
+
+    pub(crate) fn must_roll(&mut self, workload: u8) {
+        self.taken(workload, |taken| *taken = Taken::default());
+    }
+
+    pub(crate) fn proven(&mut self, workload: u8) {
+        self.taken(workload, |taken| taken.proven = true);
+    }
+
+    pub(crate) fn probed(&mut self) {
+        if let Some(moving) = &mut self.moving {
+            moving.probed = true;
+        }
+    }
+
+    /// A move that may have changed something is taken back to where it began; one that changed nothing is forgotten.
+    pub(crate) fn turned_back(&mut self, workloads: usize) {
+        self.moving = self.moving.take().filter(|moving| moving.dirty).map(|_| Move::back(self.position, workloads));
+    }
+
+    pub(crate) fn observe_anew(&mut self, workloads: usize) {
+        let to = self.should_hold();
+        self.stores.iter_mut().for_each(|store| store.at = None);
+        self.moving = Some(Move::back(to, workloads));
+    }
+
+    fn taken(&mut self, workload: u8, change: impl FnOnce(&mut Taken)) {
+        if let Some(taken) = self.moving.as_mut().and_then(|moving| moving.workloads.get_mut(usize::from(workload))) {
+            change(taken);
+        }
+    }
+}
+
+impl Store {
+    /// Until when a write of another arrangement than `to` can land on what the store holds now.
+    fn unsure(&self, to: Position) -> Option<Timestamp> {
+        self.late.iter().filter(|(position, until)| *position != to && *until > self.since).map(|(_, until)| *until).max()
+    }
+}
+
+impl Move {
+    fn new(to: Position, workloads: usize) -> Self {
+        Self { to, dirty: false, workloads: std::iter::repeat_n(Taken::default(), workloads).collect(), probed: false }
+    }
+
+    fn back(to: Position, workloads: usize) -> Self {
+        Self { dirty: true, ..Self::new(to, workloads) }
+    }
+
+    fn take_up(&self) -> Option<Next> {
+        let workload = self.workloads.iter().position(|taken| !taken.proven)?;
+        let (workload, to) = (workload as u8, self.to);
+        let rolled = self.workloads[usize::from(workload)].rolled;
+        Some(Next::Do(if rolled { Step::Evidence { workload, to } } else { Step::Roll { workload, to } }))
+    }
+}

@@ -1,0 +1,449 @@
+//! The state machine, asked step by step.
+
+use std::sync::Arc;
+
+use keywheel_core::call::{Refusal, RefusalKind};
+use keywheel_core::event::{Because, Death, Event, Outcome, ParkReason, Report, Step};
+use keywheel_core::evidence::Count;
+use keywheel_core::facts::{
+    Authority, IssuerFacts, LastUsedFacts, Observe, Pickup, ReadBack, Revert, StoreFacts, ValueOrigin, WorkloadFacts,
+};
+use keywheel_core::forecast::forecast;
+use keywheel_core::gate::{Clocks, UsageSample, Visit};
+use keywheel_core::plan::{
+    Bound, FORMAT, IssuerPlan, Mode, Part, Plan, Policy, Reason, Role, Slot, StorePlan, VersionRef, WorkloadPlan,
+};
+use keywheel_core::rotation::{Next, NoWayBack, Rotation, Why};
+use keywheel_core::secret::Field;
+use keywheel_core::strategy::{Side, Strategy};
+use keywheel_core::time::{Span, Timestamp};
+use keywheel_core::version::{IssuedId, State, VersionId};
+
+const START: Timestamp = Timestamp::from_millis(1_000_000);
+const KEYRING: Strategy = Strategy::Keyring { longest_token: Span::minutes(15), skew: Span::minutes(2) };
+
+fn bound(name: &str) -> Bound {
+    Bound { name: name.into(), driver: serde_json::json!({}) }
+}
+
+fn plan(strategy: Strategy) -> Plan {
+    let authority = if strategy == KEYRING { Authority::Workload } else { Authority::Issuer };
+    let own = strategy == KEYRING;
+    Plan {
+        format: FORMAT,
+        installation: "test".into(),
+        secret: "openai@production".parse().unwrap(),
+        reason: Reason::Requested,
+        because: None,
+        strategy,
+        mode: Mode::Normal,
+        previous: Some(VersionRef {
+            version: VersionId(7),
+            issued: (!own).then(|| IssuedId::new("old")),
+            state: State::Active,
+        }),
+        pending: VersionId(8),
+        suspects: vec![],
+        takes_over: None,
+        inherits_until: None,
+        extend: false,
+        batch: vec![],
+        issuer: IssuerPlan {
+            bound: bound("issuer"),
+            facts: IssuerFacts {
+                value: if own { ValueOrigin::Ours } else { ValueOrigin::Theirs },
+                observe: if own { Observe::Probe } else { Observe::Label },
+                authority,
+                max_live: None,
+                label: !own,
+                settable_old_value: own,
+                suspend: false,
+                destroy: !own,
+                expiry_settable: false,
+                reset_repeatable: false,
+                last_used: (!own)
+                    .then_some(LastUsedFacts { lag: Span::minutes(5), granularity: Span::minutes(1) }),
+                propagation: Span::seconds(30),
+                settle_for: Span::seconds(60),
+            },
+        },
+        stores: vec![StorePlan {
+            bound: bound("app"),
+            facts: StoreFacts {
+                read_back: ReadBack::Value,
+                conditional: true,
+                staged: false,
+                revert: Revert::Restore,
+                history: false,
+                pickup: Pickup::Roll,
+                settle_for: Span::seconds(5),
+            },
+            slots: vec![Slot { address: "KEY".into(), role: Role::Current, part: Part::Plain(Field::value()) }],
+        }],
+        workloads: vec![WorkloadPlan {
+            bound: bound("backend"),
+            facts: WorkloadFacts {
+                settle_for: Span::seconds(60),
+                start_granularity: Span::millis(20),
+                answers_tokens: own,
+            },
+            reads: vec![0],
+        }],
+        probes: vec![],
+        policy: Policy::default(),
+    }
+}
+
+/// A rotation in a world that answers as it is told.
+struct World {
+    rotation: Rotation,
+    now: Timestamp,
+    steps: Vec<Step>,
+    last_used_at: Option<Timestamp>,
+}
+
+impl World {
+    fn new(plan: Plan) -> Self {
+        let rotation = Rotation::begin(START, &Event::Planned(Arc::new(plan))).unwrap();
+        Self { rotation, now: START, steps: vec![], last_used_at: None }
+    }
+
+    fn apply(&mut self, event: Event) {
+        self.rotation.apply(self.now, &event).unwrap();
+    }
+
+    /// Begins the step that is owed, waiting and recording on the way.
+    fn begin(&mut self) -> Result<Step, Next> {
+        for _ in 0..1_000 {
+            match self.rotation.next(self.now) {
+                Next::Do(step) => {
+                    let until = self.now + Span::seconds(30);
+                    self.apply(Event::Intended { step, until });
+                    self.steps.push(step);
+                    return Ok(step);
+                }
+                Next::Record(event) => self.apply(event),
+                Next::Wait { until, .. } => {
+                    assert!(until > self.now, "a wait that is over");
+                    self.now = until;
+                }
+                other => return Err(other),
+            }
+        }
+        panic!("no step in 1,000 turns");
+    }
+
+    fn report(&self, step: Step) -> Report {
+        let wall = self.now;
+        match step {
+            Step::Mint { .. } => Report::Minted { issued: Some(IssuedId::new("new")), expires_at: None },
+            Step::FindMint { .. } => Report::Found { issued: None, held: false },
+            Step::Write { .. } => Report::Written { changed: true },
+            Step::Evidence { .. } => Report::Seen(Count { holds: 3, other: 0, unknown: 0 }),
+            Step::Sweep => Report::Swept { strays: vec![] },
+            Step::VerifyDead(_) => Report::Dead(Death::Refused),
+            Step::Visit => Report::Visited(Box::new(Visit {
+                clocks: Clocks { wall, boot: wall.since(START), boot_id: 1, outside: None },
+                probes: None,
+                stores: Some(true),
+                evidence: vec![Count { holds: 3, other: 0, unknown: 0 }],
+                usage: Some(UsageSample { asked_at: wall, last_used_at: self.last_used_at }),
+                notes: vec![],
+            })),
+            _ => Report::Plain,
+        }
+    }
+
+    fn finish(&mut self, step: Step) {
+        let report = self.report(step);
+        self.apply(Event::Done { step, report });
+    }
+
+    /// Does one step well.
+    fn step(&mut self) -> Result<Step, Next> {
+        let step = self.begin()?;
+        self.now = self.now + Span::seconds(1);
+        self.finish(step);
+        Ok(step)
+    }
+
+    fn until(&mut self, wanted: impl Fn(Step) -> bool) -> Step {
+        loop {
+            let step = self.begin().unwrap_or_else(|next| panic!("{next:?} after {:?}", self.steps));
+            if wanted(step) {
+                return step;
+            }
+            self.now = self.now + Span::seconds(1);
+            self.finish(step);
+        }
+    }
+
+    fn to_rest(&mut self) -> Next {
+        loop {
+            if let Err(end) = self.step() {
+                return end;
+            }
+        }
+    }
+
+    fn refuse(&mut self, step: Step, kind: RefusalKind) {
+        self.apply(Event::Refused { step, refusal: Refusal::operator(kind, "no") });
+    }
+}
+
+fn is_write(to: u8) -> impl Fn(Step) -> bool {
+    move |step| matches!(step, Step::Write { to: written, .. } if written == to)
+}
+
+#[test]
+fn an_overlap_goes_from_end_to_end() {
+    let mut world = World::new(plan(Strategy::Overlap));
+    assert_eq!(world.to_rest(), Next::Rest(Outcome::Completed));
+    let steps: Vec<Step> = world.steps.iter().copied().filter(|step| *step != Step::Visit).collect();
+    let (old, new) = (VersionId(7), VersionId(8));
+    assert_eq!(
+        steps,
+        [
+            Step::Preflight,
+            Step::Capture,
+            Step::Mint { attempt: 1 },
+            Step::Verify(new),
+            Step::Write { store: 0, to: 1 },
+            Step::Roll { workload: 0, to: 1 },
+            Step::Evidence { workload: 0, to: 1 },
+            Step::Revoke(old),
+            Step::VerifyDead(old),
+            Step::Sweep,
+        ]
+    );
+    assert!(world.now.since(START) >= Span::hours(24), "soaked for {}", world.now.since(START));
+}
+
+#[test]
+fn a_keyring_waits_for_tokens_and_never_calls_an_issuer() {
+    let mut world = World::new(plan(KEYRING));
+    assert_eq!(world.to_rest(), Next::Rest(Outcome::Completed));
+    let writes: Vec<Step> = world.steps.iter().copied().filter(|step| matches!(step, Step::Write { .. })).collect();
+    assert_eq!(writes, [1, 2, 3].map(|to| Step::Write { store: 0, to }));
+    assert!(!world.steps.iter().any(|step| matches!(step, Step::Revoke(_) | Step::Sweep)));
+    assert!(world.now.since(START) >= Span::days(8), "soak and rollback window");
+}
+
+#[test]
+fn a_forecast_is_what_the_state_machine_does() {
+    let coming = forecast(&Arc::new(plan(Strategy::Overlap)), START);
+    let mut world = World::new(plan(Strategy::Overlap));
+    world.to_rest();
+    let forecast: Vec<Step> = coming
+        .iter()
+        .filter_map(|coming| match coming.event {
+            Event::Intended { step, .. } => Some(step),
+            _ => None,
+        })
+        .collect();
+    let done: Vec<Step> = world.steps.into_iter().filter(|step| *step != Step::Visit).collect();
+    assert_eq!(forecast, done);
+}
+
+#[test]
+fn h04_a_lost_mint_is_looked_for_and_its_stray_is_revoked_before_the_next_attempt() {
+    let mut world = World::new(plan(Strategy::Overlap));
+    let mint = world.until(|step| matches!(step, Step::Mint { .. }));
+    world.apply(Event::Unknown { step: mint });
+    let find = world.until(|step| matches!(step, Step::FindMint { .. }));
+    world.apply(Event::Done { step: find, report: Report::Found { issued: Some(IssuedId::new("stray")), held: false } });
+    assert_eq!(world.begin(), Ok(Step::RevokeStray { attempt: 1 }));
+    assert_eq!(world.rotation.stray(), Some(&IssuedId::new("stray")));
+    world.finish(Step::RevokeStray { attempt: 1 });
+    assert_eq!(world.begin(), Ok(Step::Mint { attempt: 2 }));
+}
+
+#[test]
+fn h04_absence_is_concluded_only_when_a_mint_can_no_longer_land() {
+    let mut world = World::new(plan(Strategy::Overlap));
+    let mint = world.until(|step| matches!(step, Step::Mint { .. }));
+    let called_at = world.now;
+    world.apply(Event::Unknown { step: mint });
+    let find = world.until(|step| matches!(step, Step::FindMint { .. }));
+    world.finish(find);
+    assert_eq!(world.begin(), Ok(Step::FindMint { attempt: 1 }), "not concluded from the first look");
+    assert!(world.now >= called_at + Span::seconds(30) + Span::seconds(60), "deadline of the call and settle_for");
+    world.finish(find);
+    assert_eq!(world.begin(), Ok(Step::Mint { attempt: 2 }));
+}
+
+#[test]
+fn h19_a_refused_preflight_ends_undone_with_nothing_changed() {
+    let mut world = World::new(plan(Strategy::Overlap));
+    let step = world.begin().unwrap();
+    world.refuse(step, RefusalKind::Permission);
+    assert_eq!(world.to_rest(), Next::Rest(Outcome::Undone));
+    assert!(!world.steps.iter().any(|step| step.mutates()));
+}
+
+#[test]
+fn a_version_that_workloads_refuse_is_undone_and_revoked() {
+    let mut world = World::new(plan(Strategy::Overlap));
+    let roll = world.until(|step| matches!(step, Step::Roll { .. }));
+    world.refuse(roll, RefusalKind::WorkloadFailed);
+    assert_eq!(world.to_rest(), Next::Rest(Outcome::Undone));
+    let after: Vec<Step> = world.steps.iter().copied().skip_while(|step| *step != roll).skip(1).collect();
+    assert_eq!(
+        after,
+        [
+            Step::Write { store: 0, to: 0 },
+            Step::Roll { workload: 0, to: 0 },
+            Step::Evidence { workload: 0, to: 0 },
+            Step::Revoke(VersionId(8)),
+            Step::VerifyDead(VersionId(8)),
+            Step::Sweep,
+        ]
+    );
+}
+
+#[test]
+fn i19_an_undo_from_s2_goes_through_s1_and_waits_for_tokens() {
+    let mut world = World::new(plan(KEYRING));
+    world.until(is_write(2));
+    world.finish(Step::Write { store: 0, to: 2 });
+    world.apply(Event::TurnedBack { because: Because::Operator { because: "test".into() } });
+    world.until(is_write(1));
+    world.finish(Step::Write { store: 0, to: 1 });
+    world.until(|step| matches!(step, Step::Evidence { to: 1, .. }));
+    let proven_at = world.now;
+    world.finish(Step::Evidence { workload: 0, to: 1 });
+    world.until(is_write(0));
+    assert!(world.now >= proven_at + Span::minutes(17), "only {}", world.now.since(proven_at));
+}
+
+#[test]
+fn an_undo_of_a_version_that_never_signed_needs_no_token_wait() {
+    let mut world = World::new(plan(KEYRING));
+    let roll = world.until(|step| matches!(step, Step::Roll { to: 1, .. }));
+    world.finish(roll);
+    world.apply(Event::TurnedBack { because: Because::Operator { because: "test".into() } });
+    let turned_at = world.now;
+    world.until(is_write(0));
+    assert!(world.now.since(turned_at) < Span::minutes(1));
+}
+
+#[test]
+fn an_undo_during_soak_is_a_reversal_with_its_own_soak() {
+    let mut world = World::new(plan(Strategy::Overlap));
+    world.until(|step| step == Step::Visit);
+    world.finish(Step::Visit);
+    world.apply(Event::TurnedBack { because: Because::Operator { because: "test".into() } });
+    let turned_at = world.now;
+    assert_eq!(world.begin(), Ok(Step::Verify(VersionId(7))));
+    world.finish(Step::Verify(VersionId(7)));
+    assert_eq!(world.to_rest(), Next::Rest(Outcome::Undone));
+    assert!(world.steps.contains(&Step::Revoke(VersionId(8))));
+    assert!(!world.steps.contains(&Step::Revoke(VersionId(7))));
+    assert!(world.now.since(turned_at) >= Span::hours(24), "the rejected version soaks too");
+}
+
+#[test]
+fn i10_no_way_back_once_a_revoke_may_have_landed() {
+    let mut world = World::new(plan(Strategy::Overlap));
+    let revoke = world.until(|step| matches!(step, Step::Revoke(_)));
+    world.apply(Event::Unknown { step: revoke });
+    assert_eq!(world.rotation.way_back(), Err(NoWayBack::Revoked));
+}
+
+#[test]
+fn h56_a_version_in_use_is_not_revoked_and_parks_at_the_gate_limit() {
+    let mut world = World::new(plan(Strategy::Overlap));
+    world.until(|step| step == Step::Visit);
+    world.last_used_at = Some(world.now + Span::hours(1));
+    world.finish(Step::Visit);
+    assert_eq!(world.to_rest(), Next::Operator(ParkReason::GateClosed));
+    assert!(!world.steps.iter().any(|step| matches!(step, Step::Revoke(_))));
+}
+
+#[test]
+fn a_revoke_stands_on_a_fresh_green_visit() {
+    let mut world = World::new(plan(Strategy::Overlap));
+    world.until(|step| matches!(step, Step::Revoke(_)));
+    let (visited_at, _) = world.rotation.ending().last_visit().unwrap();
+    assert!(world.now.since(visited_at) <= Span::minutes(5));
+    world.refuse(Step::Revoke(VersionId(7)), RefusalKind::Permission);
+    assert!(matches!(world.begin(), Err(Next::Operator(ParkReason::Refused { .. }))));
+    world.now = world.now + Span::days(1);
+    world.apply(Event::Resumed);
+    let next = world.until(|step| matches!(step, Step::Visit | Step::Revoke(_)));
+    assert_eq!(next, Step::Visit, "a day-old visit is no ground to revoke on");
+}
+
+#[test]
+fn evidence_that_is_not_complete_rolls_again() {
+    let mut world = World::new(plan(Strategy::Overlap));
+    let step = world.until(|step| matches!(step, Step::Evidence { .. }));
+    world.apply(Event::Done { step, report: Report::Seen(Count::default()) });
+    assert!(matches!(world.rotation.next(world.now), Next::Wait { why: Why::Retry(Step::Roll { .. }), .. }));
+    assert_eq!(world.begin(), Ok(Step::Roll { workload: 0, to: 1 }), "no replica at all is not green");
+}
+
+#[test]
+fn an_unknown_write_is_written_back_again_once_it_can_no_longer_land() {
+    let mut world = World::new(plan(Strategy::Overlap));
+    let write = world.until(is_write(1));
+    let deadline = world.now + Span::seconds(30);
+    world.apply(Event::Unknown { step: write });
+    world.apply(Event::TurnedBack { because: Because::Operator { because: "test".into() } });
+    assert_eq!(world.begin(), Ok(Step::Write { store: 0, to: 0 }));
+    world.finish(Step::Write { store: 0, to: 0 });
+    world.until(is_write(0));
+    assert!(world.now >= deadline + Span::seconds(5), "written back again after the write can no longer land");
+    assert_eq!(world.rotation.toward(), Side::Previous);
+}
+
+#[test]
+fn an_emergency_revokes_without_soak_and_never_turns_back() {
+    let mut emergency = plan(Strategy::Overlap);
+    emergency.mode = Mode::Emergency { revoke_first: false, stage_for: Span::minutes(10) };
+    emergency.reason = Reason::Compromised;
+    let mut world = World::new(emergency);
+    assert_eq!(world.rotation.way_back(), Err(NoWayBack::Compromised));
+    assert_eq!(world.to_rest(), Next::Rest(Outcome::Completed));
+    assert!(world.now.since(START) < Span::minutes(1));
+}
+
+#[test]
+fn h123_revoke_first_revokes_before_anything_is_delivered() {
+    let mut emergency = plan(Strategy::Overlap);
+    emergency.mode = Mode::Emergency { revoke_first: true, stage_for: Span::minutes(10) };
+    let mut world = World::new(emergency);
+    world.to_rest();
+    let revoke = world.steps.iter().position(|step| matches!(step, Step::Revoke(_)));
+    let write = world.steps.iter().position(|step| matches!(step, Step::Write { .. }));
+    assert!(revoke < write);
+}
+
+#[test]
+fn a_stuck_emergency_revokes_when_its_stage_is_over() {
+    let mut emergency = plan(Strategy::Overlap);
+    emergency.mode = Mode::Emergency { revoke_first: false, stage_for: Span::minutes(5) };
+    let mut world = World::new(emergency);
+    let began_at = world.now;
+    loop {
+        let step = world.begin().unwrap();
+        match step {
+            Step::Evidence { .. } => {
+                let report = Report::Seen(Count { holds: 2, other: 1, unknown: 0 });
+                world.apply(Event::Done { step, report });
+            }
+            Step::Revoke(_) => break,
+            _ => world.finish(step),
+        }
+    }
+    assert!(world.now.since(began_at) >= Span::minutes(5) && world.now.since(began_at) < Span::minutes(9));
+}
+
+#[test]
+fn a_record_out_of_order_is_refused() {
+    let mut world = World::new(plan(Strategy::Overlap));
+    let stray = Event::Done { step: Step::Preflight, report: Report::Plain };
+    assert!(world.rotation.apply(START, &stray).is_err());
+    let resumed = world.rotation.apply(START, &Event::Resumed).unwrap_err();
+    assert_eq!(resumed.to_string(), "record out of order: Resumed while planned");
+}
