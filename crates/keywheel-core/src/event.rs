@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::call::{Refusal, RefusalKind};
 use crate::evidence::Count;
+use crate::fingerprint::Fingerprint;
 use crate::gate::Visit;
 use crate::plan::{Plan, RotationId};
 use crate::strategy::{Position, Side};
@@ -205,10 +206,17 @@ impl Step {
 pub enum Report {
     /// Nothing beyond being done.
     Plain,
+    /// What every store holds now was read and sealed.
+    Captured {
+        /// The fingerprint of the credential that the stores agree on; none where there is none yet, or they are not asked to agree.
+        fingerprint: Option<Fingerprint>,
+    },
     /// A mint made a version.
     Minted {
         /// The issuer's id.
         issued: Option<IssuedId>,
+        /// The fingerprint of the credential.
+        fingerprint: Option<Fingerprint>,
         /// When the issuer ends it by itself.
         expires_at: Option<Timestamp>,
     },

@@ -54,7 +54,7 @@ pub fn continue_forecast(mut rotation: Rotation, mut now: Timestamp) -> Vec<Comi
 fn ideal(rotation: &Rotation, step: Step, began_at: Timestamp, now: Timestamp) -> Report {
     let everyone = Count { holds: 1, other: 0, unknown: 0 };
     match step {
-        Step::Mint { .. } => Report::Minted { issued: Some(IssuedId::new("forecast")), expires_at: None },
+        Step::Mint { .. } => Report::Minted { issued: Some(IssuedId::new("forecast")), fingerprint: None, expires_at: None },
         Step::Write { .. } => Report::Written { changed: true },
         Step::Evidence { .. } => Report::Seen(everyone),
         Step::Sweep => Report::Swept { strays: Vec::new() },

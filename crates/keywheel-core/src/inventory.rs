@@ -2,9 +2,12 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::event::{Outcome, ParkReason};
-use crate::plan::{Label, RotationId};
+use crate::event::{Event, Outcome, ParkReason, Report, Step};
+use crate::fingerprint::Fingerprint;
+use crate::plan::{Label, RotationId, VersionRef};
+use crate::rotation::{Next, Rotation};
 use crate::secret::SecretName;
+use crate::strategy::Side;
 use crate::time::Timestamp;
 use crate::version::{IssuedId, Stage, State, VersionId};
 
@@ -44,6 +47,8 @@ pub struct Version {
     pub created_at: Option<Timestamp>,
     /// When the issuer ends it by itself.
     pub expires_at: Option<Timestamp>,
+    /// The fingerprint of its credential, where it was ever seen.
+    pub fingerprint: Option<Fingerprint>,
 }
 
 /// The open rotation of a secret, as `status` shows it without replaying its records.
@@ -78,5 +83,133 @@ impl Inventory {
     /// Returns the version at a stage.
     pub fn at(&self, stage: Stage) -> Option<&Version> {
         self.versions.iter().find(|version| version.stage == Some(stage))
+    }
+
+    /// Returns a version by its number.
+    pub fn version(&self, version: VersionId) -> Option<&Version> {
+        self.versions.iter().find(|known| known.version == version)
+    }
+
+    /// Follows a rotation of this secret: `event` was just applied to it.
+    pub fn follow(&mut self, rotation: &Rotation, event: &Event, at: Timestamp) {
+        match event {
+            Event::Planned(plan) => {
+                self.next = self.next.max(plan.pending.successor());
+                self.versions.retain(|known| known.version != plan.pending);
+                let suspects = plan.previous.iter().chain(&plan.suspects);
+                suspects.for_each(|suspect| self.set(suspect.version, |known| known.state = suspect.state));
+                self.versions.push(Version::pending(plan.pending));
+            }
+            Event::Done { step, report } => self.done(rotation, *step, report, at),
+            Event::Promoted { side } => self.promoted(rotation, *side, at),
+            Event::Identified { version, issued } => self.set(*version, |known| known.issued = Some(issued.clone())),
+            Event::Purged => {
+                let ended = rotation.retiring();
+                let unminted = (!rotation.is_minted()).then_some(rotation.plan().pending);
+                self.versions.retain(|known| !ended.contains(&known.version) && Some(known.version) != unminted);
+            }
+            Event::Ended { outcome } | Event::Resolved { outcome, .. } => {
+                self.last_outcome = Some(*outcome);
+                if *outcome == Outcome::Undone && rotation.was_ever_promoted() {
+                    self.held_because = Some("the last rotation was reversed after its promotion".into());
+                }
+            }
+            _ => {}
+        }
+        self.open = rotation.outcome().is_none().then(|| OpenRotation::of(rotation, at));
+    }
+
+    fn done(&mut self, rotation: &Rotation, step: Step, report: &Report, at: Timestamp) {
+        let pending = rotation.plan().pending;
+        match (step, report) {
+            (Step::Capture, Report::Captured { fingerprint }) => {
+                if let Some(previous) = rotation.version(Side::Previous) {
+                    self.set(previous, |known| known.fingerprint = known.fingerprint.or(*fingerprint));
+                }
+            }
+            (Step::Mint { attempt }, Report::Minted { issued, expires_at, fingerprint }) => self.set(pending, |known| {
+                known.issued = issued.clone();
+                known.label = Some(rotation.id().label(attempt));
+                known.created_at = Some(at);
+                known.expires_at = *expires_at;
+                known.fingerprint = *fingerprint;
+                known.state = State::Active;
+            }),
+            (Step::FindMint { attempt }, Report::Found { held: true, .. }) => self.set(pending, |known| {
+                known.issued = rotation.issued(pending).cloned();
+                known.label = Some(rotation.id().label(attempt));
+                known.created_at = Some(at);
+                known.state = State::Active;
+            }),
+            (Step::Suspend(version), _) => self.set(version, |known| known.state = State::Suspended),
+            (Step::Resume(version), _) => self.set(version, |known| known.state = State::Active),
+            (Step::Revoke(version), _) => self.set(version, |known| {
+                if known.state != State::Compromised {
+                    known.state = State::Deactivated;
+                }
+            }),
+            _ => {}
+        }
+    }
+
+    fn promoted(&mut self, rotation: &Rotation, side: Side, at: Timestamp) {
+        let current = rotation.version(side);
+        let previous = rotation.version(side.other());
+        for known in &mut self.versions {
+            if Some(known.version) == current {
+                known.stage = Some(Stage::Current);
+            } else if Some(known.version) == previous || known.stage == Some(Stage::Current) {
+                known.stage = Some(Stage::Previous);
+            }
+        }
+        self.rotated_at = Some(at);
+    }
+
+    fn set(&mut self, version: VersionId, change: impl FnOnce(&mut Version)) {
+        if let Some(known) = self.versions.iter_mut().find(|known| known.version == version) {
+            change(known);
+        }
+    }
+}
+
+impl Version {
+    fn pending(version: VersionId) -> Self {
+        Self {
+            version,
+            stage: Some(Stage::Pending),
+            state: State::PreActivation,
+            issued: None,
+            label: None,
+            created_at: None,
+            expires_at: None,
+            fingerprint: None,
+        }
+    }
+
+    /// Returns the version as a plan names it.
+    pub fn reference(&self) -> VersionRef {
+        VersionRef {
+            version: self.version,
+            issued: self.issued.clone(),
+            state: self.state,
+            fingerprint: self.fingerprint,
+        }
+    }
+}
+
+impl OpenRotation {
+    fn of(rotation: &Rotation, at: Timestamp) -> Self {
+        let owed_at = match rotation.next(at) {
+            Next::Wait { until, .. } => Some(until),
+            Next::Operator(_) | Next::Rest(_) => None,
+            Next::Do(_) | Next::Record(_) | Next::Await(_) => Some(at),
+        };
+        Self {
+            rotation: rotation.id().clone(),
+            phase: rotation.phase().to_string(),
+            owed_at,
+            parked: rotation.parked().cloned(),
+            retirement: rotation.promoted_side() == rotation.toward() && rotation.was_ever_promoted(),
+        }
     }
 }

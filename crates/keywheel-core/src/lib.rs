@@ -3,6 +3,7 @@
 //! Start with [`rotation`]: the state machine. This crate does no I/O, reads no clock, draws no random numbers and never
 //! awaits. Engine, simulator, `plan`, `status` and `doctor` run this same code.
 
+pub mod batch;
 pub mod call;
 pub mod ending;
 pub mod event;

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::facts::{IssuerFacts, StoreFacts, WorkloadFacts};
+use crate::fingerprint::Fingerprint;
 use crate::secret::{Field, SecretName};
 use crate::strategy::Strategy;
 use crate::time::{Span, Timestamp};
@@ -175,6 +176,9 @@ pub struct VersionRef {
     pub issued: Option<IssuedId>,
     /// Whether it may be used.
     pub state: State,
+    /// The fingerprint of its credential, where it was ever seen; a capture that finds another one is drift (H35).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fingerprint: Option<Fingerprint>,
 }
 
 /// A driver and its configuration as the file has it: references, never values.

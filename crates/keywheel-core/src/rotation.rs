@@ -462,7 +462,7 @@ impl Rotation {
                 self.captured = true;
                 self.walk.captured(at);
             }
-            (Step::Mint { .. }, Report::Minted { issued, expires_at }) => self.minted(issued.clone(), *expires_at, at),
+            (Step::Mint { .. }, Report::Minted { issued, expires_at, .. }) => self.minted(issued.clone(), *expires_at, at),
             (Step::FindMint { .. }, Report::Found { issued, held }) => self.found(issued.clone(), *held, open.since, at),
             (Step::RevokeStray { .. }, _) => drop(self.minting.strays.pop()),
             (Step::Extend, Report::Extended { expires_at }) => self.minted(None, Some(*expires_at), at),
@@ -647,6 +647,11 @@ impl Rotation {
     /// Returns the version that readers are told to use.
     pub fn promoted_side(&self) -> Side {
         self.promoted
+    }
+
+    /// Returns whether the rotation ever promoted a version.
+    pub fn was_ever_promoted(&self) -> bool {
+        self.was_promoted
     }
 
     /// Returns when that version was promoted; when the rotation began, where none was.

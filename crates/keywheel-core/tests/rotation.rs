@@ -41,6 +41,7 @@ fn plan(strategy: Strategy) -> Plan {
             version: VersionId(7),
             issued: (!own).then(|| IssuedId::new("old")),
             state: State::Active,
+            fingerprint: None,
         }),
         pending: VersionId(8),
         suspects: vec![],
@@ -136,7 +137,7 @@ impl World {
     fn report(&self, step: Step) -> Report {
         let wall = self.now;
         match step {
-            Step::Mint { .. } => Report::Minted { issued: Some(IssuedId::new("new")), expires_at: None },
+            Step::Mint { .. } => Report::Minted { issued: Some(IssuedId::new("new")), fingerprint: None, expires_at: None },
             Step::FindMint { .. } => Report::Found { issued: None, held: false },
             Step::Write { .. } => Report::Written { changed: true },
             Step::Evidence { .. } => Report::Seen(Count { holds: 3, other: 0, unknown: 0 }),
