@@ -4,7 +4,9 @@
 //! inventory rows they change, wave leases and audit records stand or fall together (I03, I13). An append names the epoch of
 //! the secret and the sequence of the rotation that it continues; a stale one is refused (I05).
 
+pub mod audit;
 pub mod memory;
+mod rules;
 pub mod sqlite;
 
 #[cfg(feature = "conformance")]
@@ -35,7 +37,13 @@ pub trait Journal: Send + Sync {
     ///
     /// # Errors
     /// [`JournalError::Held`] while another holder lives.
-    async fn claim(&self, secret: &SecretName, holder: &Holder, now: Timestamp, lease: Span) -> Result<Epoch, JournalError>;
+    async fn claim(
+        &self,
+        secret: &SecretName,
+        holder: &Holder,
+        now: Timestamp,
+        lease: Span,
+    ) -> Result<Epoch, JournalError>;
 
     /// Gives the right back, if it is still this epoch's.
     async fn give_up(&self, secret: &SecretName, epoch: Epoch) -> Result<(), JournalError>;
@@ -52,7 +60,10 @@ pub trait Journal: Send + Sync {
     async fn records(&self, rotation: &RotationId) -> Result<Vec<Record>, JournalError>;
 
     /// Returns every rotation of a secret, newest first, or of all secrets.
-    async fn rotations(&self, secret: Option<&SecretName>) -> Result<Vec<RotationRow>, JournalError>;
+    async fn rotations(
+        &self,
+        secret: Option<&SecretName>,
+    ) -> Result<Vec<RotationRow>, JournalError>;
 
     /// Returns one row of the inventory.
     async fn inventory(&self, secret: &SecretName) -> Result<Option<Inventory>, JournalError>;
@@ -275,6 +286,9 @@ pub enum JournalError {
         /// The open rotation.
         rotation: RotationId,
     },
+    /// The append contradicts itself; nothing was written.
+    #[error("append makes no sense: {0}")]
+    Malformed(String),
     /// A sealed value cannot be opened: a wrong key-encryption key, or a damaged record.
     #[error("sealed value of `{0}` cannot be opened: wrong key or damaged record")]
     Sealing(String),
