@@ -242,11 +242,12 @@ fn event_action(event: &Event) -> String {
         Event::TurnedBack { .. } => "turned back".into(),
         Event::Parked { reason } => format!("parked: {reason}"),
         Event::Resumed => "resumed".into(),
-        Event::Identified { side, issued } => format!("identified the {side} version as {issued}"),
+        Event::Identified { version, issued } => format!("identified {version} as {issued}"),
         Event::Overridden { because } => format!("overrode a closed gate: {because}"),
         Event::WindowClosed { because } => format!("closed the rollback window: {because}"),
         Event::Resolved { outcome, because } => format!("resolved as {outcome}: {because}"),
         Event::Superseded { by } => format!("superseded by {by}"),
+        Event::Purged => "destroyed the sealed values that are no longer needed".into(),
         Event::Ended { outcome } => format!("ended: {outcome}"),
     }
 }

@@ -135,6 +135,8 @@ pub struct Append {
 
 /// One event and all that stands or falls with it.
 pub struct Entry {
+    /// The first rotation of the batch, or the rotation itself: wave leases are held in its name.
+    pub group: RotationId,
     /// The rotation.
     pub rotation: RotationId,
     /// Its secret.

@@ -358,7 +358,7 @@ impl State {
     fn change_leases(&mut self, entry: &Entry, undo: &mut UndoLog) {
         if rules::gives_back(entry) && !self.leases.is_empty() {
             self.leases.retain(|resource, rotation| {
-                let kept = rotation != &entry.rotation;
+                let kept = rotation != &entry.group;
                 if !kept {
                     undo.push(|| Undo::Lease(resource.clone(), Some(rotation.clone())));
                 }
@@ -366,7 +366,7 @@ impl State {
             });
         }
         for resource in &entry.take {
-            let before = self.leases.insert(resource.clone(), entry.rotation.clone());
+            let before = self.leases.insert(resource.clone(), entry.group.clone());
             undo.push(|| Undo::Lease(resource.clone(), before));
         }
     }

@@ -101,9 +101,9 @@ pub(crate) fn closes(event: &Event) -> bool {
     matches!(event, Event::Ended { .. } | Event::Resolved { .. } | Event::Superseded { .. })
 }
 
-/// Returns whether the wave leases of the rotation are given back: on demand, and when it is over.
+/// Returns whether the wave leases of the entry's group are given back.
 pub(crate) fn gives_back(entry: &Entry) -> bool {
-    entry.give_back || entry.event.as_ref().is_some_and(closes)
+    entry.give_back
 }
 
 /// Returns the values that an entry seals.
@@ -180,7 +180,7 @@ impl<'a, K: Known> Draft<'a, K> {
         }
         for resource in &entry.take {
             match self.lease(resource)? {
-                Some(rotation) if rotation != entry.rotation => {
+                Some(rotation) if rotation != entry.group => {
                     return Err(JournalError::Busy { resource: resource.clone(), rotation });
                 }
                 _ => {}
@@ -191,10 +191,10 @@ impl<'a, K: Known> Draft<'a, K> {
 
     fn note(&mut self, entry: &'a Entry) {
         if gives_back(entry) {
-            self.taken.retain(|(_, rotation)| *rotation != &entry.rotation);
-            self.gave_back.push(&entry.rotation);
+            self.taken.retain(|(_, rotation)| *rotation != &entry.group);
+            self.gave_back.push(&entry.group);
         }
-        self.taken.extend(entry.take.iter().map(|resource| (resource, &entry.rotation)));
+        self.taken.extend(entry.take.iter().map(|resource| (resource, &entry.group)));
         let Some(event) = &entry.event else { return };
         let open = !closes(event);
         self.places

@@ -1,0 +1,76 @@
+//! Time as the engine sees it: a trait, so that a simulation can hand it out.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::future::{Either, select};
+use keywheel_core::gate::Clocks;
+use keywheel_core::time::{Span, Timestamp};
+
+/// Hands out time.
+#[async_trait]
+pub trait Clock: Send + Sync {
+    /// Reads the wall clock.
+    fn now(&self) -> Timestamp;
+
+    /// Reads all clocks together.
+    fn clocks(&self) -> Clocks;
+
+    /// Waits until the wall clock shows `until`; a stop of the wall clock (suspend, step) is noticed within seconds (H33).
+    async fn sleep_until(&self, until: Timestamp);
+
+    /// Returns how soon a sleeping engine hears a stop.
+    fn hears_within(&self) -> Span {
+        Span::millis(200)
+    }
+}
+
+/// Runs a call under its hard deadline; none where the deadline came first.
+pub(crate) async fn within<T>(clock: &dyn Clock, until: Timestamp, call: impl Future<Output = T>) -> Option<T> {
+    let call = std::pin::pin!(call);
+    match select(call, clock.sleep_until(until)).await {
+        Either::Left((answer, _)) => Some(answer),
+        Either::Right(_) => None,
+    }
+}
+
+/// The clocks of this machine.
+pub struct SystemClock {
+    boot_id: u64,
+}
+
+impl SystemClock {
+    /// Reads which boot this is.
+    pub fn new() -> Self {
+        let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        let boot_id = id.bytes().fold(0_u64, |hash, byte| hash.wrapping_mul(1_099_511_628_211) ^ u64::from(byte));
+        Self { boot_id }
+    }
+}
+
+impl Default for SystemClock {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[async_trait]
+impl Clock for SystemClock {
+    fn now(&self) -> Timestamp {
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        Timestamp::from_millis(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+    }
+
+    fn clocks(&self) -> Clocks {
+        let boot = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        let millis = u64::try_from(boot.tv_sec).unwrap_or(0) * 1_000 + u64::try_from(boot.tv_nsec).unwrap_or(0) / 1_000_000;
+        Clocks { wall: self.now(), boot: Span::millis(millis), boot_id: self.boot_id, outside: None }
+    }
+
+    async fn sleep_until(&self, until: Timestamp) {
+        while self.now() < until {
+            let left = Duration::from(until.since(self.now()));
+            tokio::time::sleep(left.min(Duration::from_secs(5))).await;
+        }
+    }
+}

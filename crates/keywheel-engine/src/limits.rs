@@ -1,0 +1,35 @@
+//! Limits on calls at once, for each issuer, store and workload, so that one hung driver delays nobody else (H28).
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// How many calls may run at once against one thing.
+pub struct Limits {
+    each: usize,
+    gates: Mutex<BTreeMap<String, Arc<Semaphore>>>,
+}
+
+impl Limits {
+    /// Allows `each` calls at once for each name.
+    pub fn new(each: usize) -> Self {
+        Self { each, gates: Mutex::default() }
+    }
+
+    /// Waits for a place at one name. Only rotations that call the same thing ever wait for each other.
+    pub async fn enter(&self, name: &str) -> OwnedSemaphorePermit {
+        let gate = {
+            let mut gates = self.gates.lock().expect("no holder of the lock panics");
+            match gates.get(name) {
+                Some(gate) => Arc::clone(gate),
+                None => {
+                    let gate = Arc::new(Semaphore::new(self.each));
+                    gates.insert(name.to_owned(), Arc::clone(&gate));
+                    gate
+                }
+            }
+        };
+        gate.acquire_owned().await.expect("gates are never closed")
+    }
+}

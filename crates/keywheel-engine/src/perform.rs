@@ -1,0 +1,667 @@
+//! What each step means in calls to drivers.
+//!
+//! Nothing here decides what comes next, and nothing here is retried: a call's answer is reported as it came.
+
+use keywheel_core::call::{CallError, Refusal, RefusalKind};
+use keywheel_core::event::{Death, Report, Step};
+use keywheel_core::evidence::{self, Count, Expected};
+use keywheel_core::facts::{Authority, Observe, ReadBack};
+use keywheel_core::fingerprint::{Compared, Fingerprint};
+use keywheel_core::gate::{UsageSample, Visit};
+use keywheel_core::plan::{Plan, Role, Slot};
+use keywheel_core::planted;
+use keywheel_core::secret::{Credential, SecretValue};
+use keywheel_core::strategy::{Arrangement, Position, Side};
+use keywheel_core::version::{IssuedId, VersionId};
+use keywheel_driver::issuer::{Mint, Verdict};
+use keywheel_driver::probe::Health;
+use keywheel_driver::store::{Accept, Edit};
+use keywheel_driver::workload::Ensure;
+use keywheel_driver::{Severity, slot};
+use keywheel_journal::{Sealed, ValueKey};
+use smallvec::SmallVec;
+
+use crate::Engine;
+use crate::run::Member;
+
+/// What a step brought, and the values to be sealed with its record.
+pub(crate) struct Performed {
+    pub(crate) report: Report,
+    pub(crate) seal: Vec<Sealed>,
+}
+
+impl From<Report> for Performed {
+    fn from(report: Report) -> Self {
+        Self { report, seal: Vec::new() }
+    }
+}
+
+type Outcome<T = Performed> = Result<T, CallError>;
+
+/// Takes one step that no other rotation shares.
+pub(crate) async fn perform(engine: &Engine, member: &Member, step: Step) -> Outcome {
+    let work = Work { engine, member, plan: member.rotation.plan() };
+    match step {
+        Step::Preflight => work.preflight().await,
+        Step::Capture => work.capture().await,
+        Step::Mint { attempt } => work.mint(attempt).await,
+        Step::FindMint { attempt } => work.find_mint(attempt).await,
+        Step::RevokeStray { .. } => work.revoke_stray().await,
+        Step::Verify(version) => work.verify(version).await,
+        Step::Write { store, to } => work.write(usize::from(store), to).await,
+        Step::Roll { .. } => roll(engine, &[(member, step)]).await,
+        Step::Evidence { workload, to } => Ok(Report::Seen(work.evidence(usize::from(workload), to).await?).into()),
+        Step::Probe { .. } => work.probe().await,
+        Step::Visit => work.visit().await,
+        Step::Suspend(version) => work.suspend(version).await,
+        Step::Resume(version) => work.resume(version).await,
+        Step::Revoke(version) => work.revoke(version).await,
+        Step::VerifyDead(version) => Ok(Report::Dead(work.verify_dead(version).await?).into()),
+        Step::Sweep => work.sweep().await,
+        Step::Extend => work.extend().await,
+    }
+}
+
+/// Returns the name of what a step calls; calls to the same thing are limited together.
+pub(crate) fn called(member: &Member, step: Step) -> String {
+    let plan = member.rotation.plan();
+    match step {
+        Step::Write { store, .. } => member.drivers.stores[usize::from(store)].container(),
+        Step::Roll { workload, .. } | Step::Evidence { workload, .. } => {
+            member.drivers.workloads[usize::from(workload)].resource()
+        }
+        Step::Preflight | Step::Capture | Step::Probe { .. } | Step::Visit => format!("rotation {}", member.rotation.id()),
+        _ => format!("issuer {}@{}", plan.issuer.bound.name, plan.secret.environment()),
+    }
+}
+
+/// Names the sealed credential of a version.
+pub fn credential_key(plan: &Plan, version: VersionId) -> ValueKey {
+    ValueKey { secret: plan.secret.clone(), version, part: "credential".into() }
+}
+
+/// Names the sealed bytes of every slot as they were captured under a version.
+pub fn slot_keys(plan: &Plan, version: VersionId) -> impl Iterator<Item = ValueKey> {
+    plan.stores.iter().flat_map(move |store| {
+        store.slots.iter().map(move |slot| slot_key(plan, version, &store.bound.name, &slot.address))
+    })
+}
+
+fn slot_key(plan: &Plan, version: VersionId, store: &str, address: &str) -> ValueKey {
+    ValueKey { secret: plan.secret.clone(), version, part: format!("slot:{store}/{address}") }
+}
+
+/// Rolls one workload for every member at once: each brings the slots that it owns.
+pub(crate) async fn roll(engine: &Engine, members: &[(&Member, Step)]) -> Outcome {
+    let mut slots = Vec::new();
+    let mut held_since = None;
+    for (member, step) in members {
+        let Step::Roll { workload, to } = *step else { continue };
+        let work = Work { engine, member, plan: member.rotation.plan() };
+        slots.extend(work.expected(usize::from(workload), to).await?);
+        let planned = &work.plan.workloads[usize::from(workload)];
+        held_since = held_since.max(member.rotation.walk().held_since(planned, to));
+    }
+    let fingerprinter = &engine.journal.installation().fingerprinter;
+    let stamped = if planted!("stamp_ignores_also_accepted") { &slots[..1.min(slots.len())] } else { &slots[..] };
+    let digest = fingerprinter.digest(stamped.iter().map(|(address, held)| (address.as_str(), held.as_ref())));
+    let ensure = Ensure { slots: &slots, held_since: held_since.unwrap_or_default(), digest, fingerprinter };
+    let (first, Step::Roll { workload, .. }) = members[0] else { return Ok(Report::Plain.into()) };
+    first.drivers.workloads[usize::from(workload)].roll(&ensure).await?;
+    Ok(Report::Plain.into())
+}
+
+/// One member at work.
+struct Work<'a> {
+    engine: &'a Engine,
+    member: &'a Member,
+    plan: &'a Plan,
+}
+
+/// Before anything changes.
+impl Work<'_> {
+    async fn preflight(&self) -> Outcome {
+        let drivers = &self.member.drivers;
+        let mut findings = drivers.issuer.preflight().await?;
+        for (store, planned) in drivers.stores.iter().zip(&self.plan.stores) {
+            findings.extend(store.preflight(&addresses(&planned.slots)).await?);
+        }
+        for workload in &drivers.workloads {
+            findings.extend(workload.preflight().await?);
+        }
+        match findings.into_iter().find(|finding| finding.severity == Severity::Blocks) {
+            Some(finding) => Err(Refusal::operator(RefusalKind::Unsupported, finding.message).into()),
+            None => Ok(Report::Plain.into()),
+        }
+    }
+
+    /// Reads every slot. Stores must agree on the version in use, unless an emergency takes them as they are.
+    async fn capture(&self) -> Outcome {
+        let version = self.plan.previous.as_ref().map_or(self.plan.pending, |previous| previous.version);
+        let mut found: Vec<(&str, Credential)> = Vec::new();
+        let mut seal = Vec::new();
+        for (store, planned) in self.member.drivers.stores.iter().zip(&self.plan.stores) {
+            let name = planned.bound.name.as_str();
+            let held = store.read(&addresses(&planned.slots)).await?;
+            for (slot, bytes) in planned.slots.iter().zip(&held) {
+                self.check_slot(name, slot, bytes.as_ref())?;
+                seal.push(Sealed { key: slot_key(self.plan, version, name, &slot.address), value: as_credential(bytes) });
+            }
+            found.extend(credential_of(&planned.slots, &held)?.map(|credential| (name, credential)));
+        }
+        let agreed = if self.plan.is_emergency() { None } else { self.agree(&found)? };
+        let fingerprint = agreed.map(|credential| self.fingerprint(credential));
+        let known = self.plan.previous.as_ref().and_then(|previous| previous.fingerprint);
+        if let (Some(known), Some(seen)) = (known, fingerprint)
+            && known.compare(&seen) == Compared::Different
+        {
+            let message = format!("stores hold a value that is not version {} as keywheel knows it", version.0);
+            return Err(Refusal::operator(RefusalKind::Conflict, message).into());
+        }
+        if let (Some(previous), Some((_, credential))) = (&self.plan.previous, found.into_iter().next()) {
+            seal.push(Sealed { key: credential_key(self.plan, previous.version), value: credential });
+        }
+        Ok(Performed { report: Report::Captured { fingerprint }, seal })
+    }
+
+    /// A slot for a second accepted version must be free: what stands there may be alive.
+    fn check_slot(&self, store: &str, slot: &Slot, held: Option<&SecretValue>) -> Result<(), Refusal> {
+        let occupied = slot.role == Role::AlsoAccepted && held.is_some_and(|bytes| !bytes.expose().is_empty());
+        if occupied && !self.plan.is_emergency() {
+            let message = format!("slot `{}` of store `{store}` still holds a version that may be accepted", slot.address);
+            return Err(Refusal::operator(RefusalKind::Conflict, message));
+        }
+        Ok(())
+    }
+
+    fn agree<'c>(&self, found: &'c [(&str, Credential)]) -> Result<Option<&'c Credential>, Refusal> {
+        let Some((first, credential)) = found.first() else {
+            return if self.plan.previous.is_none() {
+                Ok(None)
+            } else {
+                Err(Refusal::operator(RefusalKind::NotFound, "no store holds a value"))
+            };
+        };
+        match found.iter().find(|(_, other)| !other.same_as(credential)) {
+            None => Ok(Some(credential)),
+            Some((other, _)) => {
+                let message = format!("stores `{first}` and `{other}` hold different values");
+                Err(Refusal::operator(RefusalKind::Disagree, message))
+            }
+        }
+    }
+
+    fn fingerprint(&self, credential: &Credential) -> Fingerprint {
+        fingerprint(self.engine, credential)
+    }
+}
+
+/// Fingerprints a whole credential: its fields in order.
+pub(crate) fn fingerprint(engine: &Engine, credential: &Credential) -> Fingerprint {
+    let fingerprinter = &engine.journal.installation().fingerprinter;
+    let fields: SmallVec<[(&str, Fingerprint); 2]> =
+        credential.fields().map(|(field, value)| (field.as_str(), fingerprinter.of(value.expose()))).collect();
+    fingerprinter.digest(fields.iter().map(|(field, held)| (*field, Some(held))))
+}
+
+/// The issuer.
+impl Work<'_> {
+    async fn mint(&self, attempt: u16) -> Outcome {
+        let label = self.member.rotation.id().label(attempt);
+        let ours = self.sealed(self.plan.pending).await?;
+        let previous = self.plan.previous.as_ref().and_then(|previous| previous.issued.as_ref());
+        let request = Mint { label: &label, value: ours.as_ref(), previous };
+        let minted = self.member.drivers.issuer.mint(&request).await?;
+        let credential = minted.credential.as_ref().or(ours.as_ref());
+        let fingerprint = credential.map(|credential| self.fingerprint(credential));
+        let report = Report::Minted { issued: minted.issued, fingerprint, expires_at: minted.expires_at };
+        Ok(Performed { report, seal: self.seal_pending(minted.credential) })
+    }
+
+    fn seal_pending(&self, credential: Option<Credential>) -> Vec<Sealed> {
+        let key = credential_key(self.plan, self.plan.pending);
+        credential.map(|value| Sealed { key, value }).into_iter().collect()
+    }
+
+    async fn find_mint(&self, attempt: u16) -> Outcome {
+        let facts = &self.plan.issuer.facts;
+        let held = Report::Found { issued: Some(IssuedId::new("")), held: true };
+        if facts.authority != Authority::Issuer {
+            // No one but us knows the value: it was sealed with the intent, and that is all a mint is here.
+            return Ok(held.into());
+        }
+        if facts.observe == Observe::Probe {
+            let Some(value) = self.sealed(self.plan.pending).await? else { return Ok(absent().into()) };
+            return match self.member.drivers.issuer.verify(&value).await? {
+                Verdict::Accepted => Ok(held.into()),
+                Verdict::Refused => Ok(absent().into()),
+                Verdict::CannotTell(reason) => Err(cannot_tell(reason)),
+            };
+        }
+        let label = self.member.rotation.id().label(attempt);
+        let live = self.member.drivers.issuer.list(if facts.label { &label.0 } else { "" }).await?;
+        let known: SmallVec<[&IssuedId; 2]> =
+            self.plan.previous.iter().chain(&self.plan.suspects).filter_map(|version| version.issued.as_ref()).collect();
+        let ours = live.into_iter().find(|live| match facts.observe {
+            Observe::Label => live.label.as_ref() == Some(&label),
+            _ => !known.contains(&&live.issued),
+        });
+        let Some(found) = ours else { return Ok(absent().into()) };
+        let credential = self.member.drivers.issuer.reread(&found.issued).await?;
+        let report = Report::Found { issued: Some(found.issued), held: credential.is_some() };
+        Ok(Performed { report, seal: self.seal_pending(credential) })
+    }
+
+    async fn revoke_stray(&self) -> Outcome {
+        let stray = self.member.rotation.stray().expect("the core owes this step only for a stray");
+        self.member.drivers.issuer.revoke(stray).await?;
+        Ok(Report::Plain.into())
+    }
+
+    /// Several acceptances in a row: a new version may be known to one node and not to the next (H87).
+    async fn verify(&self, version: VersionId) -> Outcome {
+        let credential = self.needed(version).await?;
+        for _ in 0..self.plan.policy.refusals.max(1) {
+            match self.member.drivers.issuer.verify(&credential).await? {
+                Verdict::Accepted => {}
+                Verdict::Refused => {
+                    let message = format!("issuer `{}` refuses {version}", self.plan.issuer.bound.name);
+                    return Err(Refusal::retry(RefusalKind::Invalid, None, message).into());
+                }
+                Verdict::CannotTell(reason) => return Err(cannot_tell(reason)),
+            }
+        }
+        Ok(Report::Plain.into())
+    }
+
+    async fn suspend(&self, version: VersionId) -> Outcome {
+        let switch = self.member.drivers.issuer.suspend().ok_or_else(|| unsupported("suspend"))?;
+        switch.suspend(self.issued(version)?).await?;
+        Ok(Report::Plain.into())
+    }
+
+    async fn resume(&self, version: VersionId) -> Outcome {
+        let switch = self.member.drivers.issuer.suspend().ok_or_else(|| unsupported("resume"))?;
+        switch.resume(self.issued(version)?).await?;
+        Ok(Report::Plain.into())
+    }
+
+    async fn revoke(&self, version: VersionId) -> Outcome {
+        self.member.drivers.issuer.revoke(self.issued(version)?).await?;
+        Ok(Report::Plain.into())
+    }
+
+    fn issued(&self, version: VersionId) -> Result<&IssuedId, Refusal> {
+        let unknown = || Refusal::operator(RefusalKind::NotFound, format!("the issuer's id of {version} is not known"));
+        self.member.rotation.issued(version).ok_or_else(unknown)
+    }
+
+    async fn extend(&self) -> Outcome {
+        let extend = self.member.drivers.issuer.extend().ok_or_else(|| unsupported("extend"))?;
+        let current = self.plan.previous.as_ref().map_or(self.plan.pending, |previous| previous.version);
+        let expires_at = extend.extend(self.issued(current)?).await?;
+        Ok(Report::Extended { expires_at }.into())
+    }
+
+    /// Everything live under this rotation's labels, and under those of the rotation that it took over.
+    async fn sweep(&self) -> Outcome {
+        let issuer = &self.member.drivers.issuer;
+        let mut live = issuer.list(&self.member.rotation.id().label_prefix()).await?;
+        if let Some(taken_over) = &self.plan.takes_over {
+            live.extend(issuer.list(&taken_over.label_prefix()).await?);
+        }
+        Ok(Report::Swept { strays: live.into_iter().map(|live| live.issued).collect() }.into())
+    }
+
+    async fn verify_dead(&self, version: VersionId) -> Outcome<Death> {
+        match self.plan.issuer.facts.authority {
+            Authority::Issuer => self.issuer_refuses(version).await,
+            Authority::Workload => self.workloads_refuse(version).await,
+            Authority::None => Ok(Death::NoOneToAsk),
+        }
+    }
+
+    /// The version is refused k times, the current one is accepted in between, and the list no longer has it (H88).
+    async fn issuer_refuses(&self, version: VersionId) -> Outcome<Death> {
+        let issuer = &self.member.drivers.issuer;
+        if let Some(issued) = self.member.rotation.issued(version)
+            && issuer.list("").await?.iter().any(|live| live.issued == *issued)
+            && self.plan.issuer.facts.destroy
+            && self.plan.strategy != keywheel_core::strategy::Strategy::Alternate
+        {
+            return Ok(Death::StillAccepted);
+        }
+        let (Some(dead), Some(control)) = (self.sealed(version).await?, self.control().await?) else {
+            return Ok(Death::NoOneToAsk);
+        };
+        for _ in 0..self.plan.policy.refusals.max(1) {
+            match issuer.verify(&dead).await? {
+                Verdict::Refused => {}
+                Verdict::Accepted => return Ok(Death::StillAccepted),
+                Verdict::CannotTell(_) => return Ok(Death::CannotTell),
+            }
+        }
+        match issuer.verify(&control).await? {
+            Verdict::Accepted => Ok(Death::Refused),
+            Verdict::Refused | Verdict::CannotTell(_) => Ok(Death::CannotTell),
+        }
+    }
+
+    /// Every replica, at its own address, refuses a token of the version and takes one of the current version.
+    async fn workloads_refuse(&self, version: VersionId) -> Outcome<Death> {
+        let Some(tokens) = self.member.drivers.issuer.tokens() else { return Ok(Death::NoOneToAsk) };
+        let (Some(dead), Some(control)) = (self.sealed(version).await?, self.control().await?) else {
+            return Ok(Death::NoOneToAsk);
+        };
+        let now = self.engine.clock.now();
+        let (Some(dead), Some(control)) = (tokens.harmless(&dead, now), tokens.harmless(&control, now)) else {
+            return Ok(Death::NoOneToAsk);
+        };
+        let asked = self.member.drivers.workloads.iter().zip(&self.plan.workloads);
+        let mut asked = asked.filter(|(_, planned)| planned.facts.answers_tokens).peekable();
+        if asked.peek().is_none() {
+            return Ok(Death::NoOneToAsk);
+        }
+        for (workload, _) in asked {
+            let refused = workload.present(&dead).await?;
+            let taken = workload.present(&control).await?;
+            if refused.iter().any(|answer| answer.accepted == Some(true)) {
+                return Ok(Death::StillAccepted);
+            }
+            let proven = !refused.is_empty()
+                && refused.len() == taken.len()
+                && refused.iter().all(|answer| answer.accepted == Some(false))
+                && taken.iter().all(|answer| answer.accepted == Some(true));
+            if !proven {
+                return Ok(Death::CannotTell);
+            }
+        }
+        Ok(Death::Refused)
+    }
+
+    /// The version that stays: what a proof of death is compared with.
+    async fn control(&self) -> Outcome<Option<Credential>> {
+        match self.member.rotation.version(self.member.rotation.toward()) {
+            Some(version) => self.sealed(version).await,
+            None => Ok(None),
+        }
+    }
+
+    async fn sealed(&self, version: VersionId) -> Outcome<Option<Credential>> {
+        self.unseal(&credential_key(self.plan, version)).await
+    }
+
+    async fn unseal(&self, key: &ValueKey) -> Outcome<Option<Credential>> {
+        let opened = self.engine.journal.unseal(key).await;
+        opened.map_err(|error| Refusal::operator(RefusalKind::Local, error.to_string()).into())
+    }
+
+    async fn needed(&self, version: VersionId) -> Outcome<Credential> {
+        let lost = || Refusal::operator(RefusalKind::NotFound, format!("{version} is not sealed in the journal"));
+        Ok(self.sealed(version).await?.ok_or_else(lost)?)
+    }
+}
+
+/// Stores and workloads.
+impl Work<'_> {
+    /// Makes a store hold an arrangement. Each slot may hold what any arrangement of this rotation puts there; anything else
+    /// is somebody's change, and is refused (H104, H126).
+    async fn write(&self, index: usize, to: Position) -> Outcome {
+        let (store, planned) = (&self.member.drivers.stores[index], &self.plan.stores[index]);
+        let line = self.member.rotation.line();
+        let mut contents = Vec::new();
+        for slot in &planned.slots {
+            if self.is_suspect(slot, line.at(to)) {
+                continue;
+            }
+            let mut known = Vec::new();
+            for position in 0..=line.end(Side::Pending) {
+                known.push(self.content(index, slot, position).await?);
+            }
+            contents.push((slot, known));
+        }
+        let edits: Vec<Edit<'_>> = contents
+            .iter()
+            .map(|(slot, known)| Edit {
+                address: &slot.address,
+                accept: if self.plan.is_emergency() || planted!("writes_unconditionally") {
+                    Accept::Anything
+                } else {
+                    Accept::OneOf(known.iter().map(Option::as_ref).collect())
+                },
+                value: known[usize::from(to)].as_ref(),
+            })
+            .collect();
+        let written = store.write(&edits).await?;
+        if planned.facts.read_back == ReadBack::Value {
+            self.read_back(index, &edits).await?;
+        }
+        Ok(Report::Written { changed: written.changed }.into())
+    }
+
+    /// A slot that would be given a suspect version is left as it is: a suspect is never written again.
+    fn is_suspect(&self, slot: &Slot, arrangement: Arrangement) -> bool {
+        let side = in_role(slot.role, arrangement);
+        self.plan.is_emergency() && side == Some(Side::Previous) && !planted!("suspect_written_again")
+    }
+
+    async fn read_back(&self, index: usize, edits: &[Edit<'_>]) -> Outcome<()> {
+        let addresses: Vec<String> = edits.iter().map(|edit| edit.address.to_owned()).collect();
+        let held = self.member.drivers.stores[index].read(&addresses).await?;
+        let same = edits.iter().zip(&held).all(|(edit, held)| match (edit.value, held) {
+            (Some(wanted), Some(held)) => wanted.same_as(held),
+            (None, None) => true,
+            _ => false,
+        });
+        let name = &self.plan.stores[index].bound.name;
+        if same { Ok(()) } else { Err(CallError::Unknown(format!("store `{name}` reads back something else"))) }
+    }
+
+    /// The bytes of a slot under an arrangement: what was captured, at the beginning of the line; composed, elsewhere.
+    async fn content(&self, index: usize, slot: &Slot, position: Position) -> Outcome<Option<SecretValue>> {
+        let captured = self.captured(index, slot).await?;
+        if position == 0 {
+            return Ok(captured);
+        }
+        match in_role(slot.role, self.member.rotation.line().at(position)) {
+            None => Ok(Some(SecretValue::new(Vec::new()))),
+            Some(side) => {
+                let version = self.member.rotation.version(side).expect("a side on the line has a version");
+                let Some(credential) = self.sealed(version).await? else { return Ok(None) };
+                Ok(Some(slot::compose(&slot.part, &credential, captured.as_ref())?))
+            }
+        }
+    }
+
+    async fn captured(&self, index: usize, slot: &Slot) -> Outcome<Option<SecretValue>> {
+        let version = self.plan.previous.as_ref().map_or(self.plan.pending, |previous| previous.version);
+        let key = slot_key(self.plan, version, &self.plan.stores[index].bound.name, &slot.address);
+        Ok(self.unseal(&key).await?.and_then(|credential| credential.value().map(SecretValue::duplicate)))
+    }
+
+    /// What a workload should hold under an arrangement: every slot of every store that it reads.
+    async fn expected(&self, workload: usize, to: Position) -> Outcome<Vec<(String, Option<Fingerprint>)>> {
+        let fingerprinter = &self.engine.journal.installation().fingerprinter;
+        let mut slots = Vec::new();
+        for store in &self.plan.workloads[workload].reads {
+            for slot in &self.plan.stores[usize::from(*store)].slots {
+                let content = self.content(usize::from(*store), slot, to).await?;
+                slots.push((slot.address.clone(), content.map(|bytes| fingerprinter.of(bytes.expose()))));
+            }
+        }
+        Ok(slots)
+    }
+
+    async fn evidence(&self, workload: usize, to: Position) -> Outcome<Count> {
+        let slots = self.expected(workload, to).await?;
+        let addresses: Vec<String> = slots.iter().map(|(address, _)| address.clone()).collect();
+        let fingerprinter = &self.engine.journal.installation().fingerprinter;
+        let replicas = self.member.drivers.workloads[workload].observe(&addresses, fingerprinter).await?;
+        let planned = &self.plan.workloads[workload];
+        let expected = Expected {
+            slots: &slots,
+            held_since: self.member.rotation.walk().held_since(planned, to),
+            granularity: planned.facts.start_granularity,
+        };
+        Ok(evidence::count(&replicas, &expected))
+    }
+
+    async fn probe(&self) -> Outcome {
+        for (probe, planned) in self.member.drivers.probes.iter().zip(&self.plan.probes) {
+            if let Health::Red(reason) = probe.ask().await? {
+                let message = format!("probe `{}` is red: {reason}", planned.bound.name);
+                return Err(Refusal::retry(RefusalKind::WorkloadFailed, None, message).into());
+            }
+        }
+        Ok(Report::Plain.into())
+    }
+}
+
+/// Visits.
+impl Work<'_> {
+    /// Looks at every gate. What does not answer is reported as not known; a visit itself never fails.
+    async fn visit(&self) -> Outcome {
+        let mut notes = Vec::new();
+        let at = self.member.rotation.walk().should_hold();
+        let stores = self.stores_hold(at, &mut notes).await;
+        let mut counts = Vec::new();
+        for workload in 0..self.plan.workloads.len() {
+            let seen = self.evidence(workload, at).await;
+            counts.push(seen.unwrap_or_else(|error| {
+                notes.push(format!("workload `{}`: {error}", self.plan.workloads[workload].bound.name));
+                Count { unknown: 1, ..Count::default() }
+            }));
+        }
+        let visit = Visit {
+            clocks: self.engine.clock.clocks(),
+            probes: self.probes_are_green(&mut notes).await,
+            stores,
+            evidence: counts,
+            usage: self.usage(&mut notes).await,
+            notes,
+        };
+        Ok(Report::Visited(Box::new(visit)).into())
+    }
+
+    async fn stores_hold(&self, at: Position, notes: &mut Vec<String>) -> Option<bool> {
+        let mut all = Some(true);
+        for (index, planned) in self.plan.stores.iter().enumerate() {
+            if planned.facts.read_back != ReadBack::Value {
+                continue;
+            }
+            match self.store_holds(index, at).await {
+                Ok(true) => {}
+                Ok(false) => {
+                    notes.push(format!("store `{}` was changed by somebody else", planned.bound.name));
+                    all = Some(false);
+                }
+                Err(error) => {
+                    notes.push(format!("store `{}`: {error}", planned.bound.name));
+                    all = all.filter(|holds| !holds);
+                }
+            }
+        }
+        all
+    }
+
+    async fn store_holds(&self, index: usize, at: Position) -> Outcome<bool> {
+        let slots = &self.plan.stores[index].slots;
+        let held = self.member.drivers.stores[index].read(&addresses(slots)).await?;
+        for (slot, held) in slots.iter().zip(&held) {
+            let wanted = self.content(index, slot, at).await?;
+            let same = match (&wanted, held) {
+                (Some(wanted), Some(held)) => wanted.same_as(held),
+                (None, None) => true,
+                _ => false,
+            };
+            if !same {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    async fn probes_are_green(&self, notes: &mut Vec<String>) -> Option<bool> {
+        let mut all = None;
+        for (probe, planned) in self.member.drivers.probes.iter().zip(&self.plan.probes) {
+            match probe.ask().await {
+                Ok(Health::Green) => all = all.or(Some(true)),
+                Ok(Health::Red(reason)) => {
+                    notes.push(format!("probe `{}` is red: {reason}", planned.bound.name));
+                    all = Some(false);
+                }
+                Err(error) => notes.push(format!("probe `{}`: {error}", planned.bound.name)),
+            }
+        }
+        all
+    }
+
+    async fn usage(&self, notes: &mut Vec<String>) -> Option<UsageSample> {
+        let usage = self.member.drivers.issuer.usage()?;
+        let version = self.member.rotation.retiring().first().copied()?;
+        let asked_at = self.engine.clock.now();
+        match usage.last_used(self.member.rotation.issued(version)?).await {
+            Ok(used) => {
+                notes.extend(used.detail);
+                Some(UsageSample { asked_at, last_used_at: used.at })
+            }
+            Err(error) => {
+                notes.push(format!("last use of {version}: {error}"));
+                None
+            }
+        }
+    }
+}
+
+fn addresses(slots: &[Slot]) -> Vec<String> {
+    slots.iter().map(|slot| slot.address.clone()).collect()
+}
+
+fn in_role(role: Role, arrangement: Arrangement) -> Option<Side> {
+    match role {
+        Role::Current => Some(arrangement.current),
+        Role::AlsoAccepted => arrangement.also,
+    }
+}
+
+/// The exact bytes of a slot as a sealed value; a slot that is absent is sealed as no field at all.
+fn as_credential(bytes: &Option<SecretValue>) -> Credential {
+    match bytes {
+        Some(bytes) => Credential::of_value(bytes.duplicate()),
+        None => Credential::default(),
+    }
+}
+
+/// Puts the credential together that the current slots of one store hold; none where all of them are absent.
+///
+/// # Errors
+/// A refusal where two slots hold different values of one field, or a URL slot holds no URL.
+pub(crate) fn credential_of(slots: &[Slot], held: &[Option<SecretValue>]) -> Result<Option<Credential>, Refusal> {
+    let mut whole: Option<Credential> = None;
+    let current = slots.iter().zip(held).filter(|(slot, _)| slot.role == Role::Current);
+    for (slot, bytes) in current.filter_map(|(slot, bytes)| Some((slot, bytes.as_ref()?))) {
+        let part = slot::extract(&slot.part, bytes)?;
+        let mut sum = whole.unwrap_or_default();
+        for (field, value) in part.fields() {
+            if sum.field(field).is_some_and(|known| !known.same_as(value)) {
+                let message = format!("slot `{}` holds another `{}` than its neighbours", slot.address, field.as_str());
+                return Err(Refusal::operator(RefusalKind::Disagree, message));
+            }
+            sum = sum.with(field.clone(), value.duplicate());
+        }
+        whole = Some(sum);
+    }
+    Ok(whole)
+}
+
+fn absent() -> Report {
+    Report::Found { issued: None, held: false }
+}
+
+fn cannot_tell(reason: String) -> CallError {
+    Refusal::retry(RefusalKind::Unavailable, None, reason).into()
+}
+
+fn unsupported(what: &str) -> CallError {
+    Refusal::operator(RefusalKind::Unsupported, format!("the issuer cannot {what}")).into()
+}

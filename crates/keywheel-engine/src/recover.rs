@@ -1,0 +1,125 @@
+//! Recovery: replay, then the same loop as ever.
+//!
+//! The only thing that recovery adds to a journal is the word *unknown* for an intent that has no outcome. Whether its call
+//! was made, will still land, or never began is for the core to have observed.
+
+use std::sync::Arc;
+
+use keywheel_core::event::{Event, OutOfOrder};
+use keywheel_core::inventory::Inventory;
+use keywheel_core::plan::RotationId;
+use keywheel_core::planted;
+use keywheel_core::rotation::Rotation;
+use keywheel_core::secret::SecretName;
+use keywheel_core::time::Span;
+use keywheel_journal::{Journal, JournalError, Record};
+
+use crate::run::{Group, Member};
+use crate::{Engine, EngineError};
+
+/// How long recovery claims a secret at first; the loop renews it.
+const CLAIM: Span = Span::minutes(30);
+
+impl Engine {
+    /// Takes over the open rotations of these secrets, as one group in the given order.
+    ///
+    /// # Errors
+    /// [`JournalError::Held`] while another process works on one of them, [`EngineError::NotOpen`] where nothing is open.
+    pub async fn recover(&self, secrets: &[SecretName]) -> Result<Group, EngineError> {
+        let mut group = Group { members: Vec::new(), pending: Vec::new() };
+        for secret in secrets {
+            let member = self.recover_one(secret).await?;
+            group.members.push(member);
+        }
+        self.close_open_intents(&mut group).await?;
+        Ok(group)
+    }
+
+    async fn recover_one(&self, secret: &SecretName) -> Result<Member, EngineError> {
+        let now = self.clock.now();
+        let epoch = self.journal.claim(secret, &self.holder, now, CLAIM).await?;
+        let inventory = self.journal.inventory(secret).await?;
+        let open = inventory.as_ref().and_then(|inventory| inventory.open.as_ref());
+        let Some(open) = open.map(|open| open.rotation.clone()) else {
+            self.journal.give_up(secret, epoch).await?;
+            return Err(EngineError::NotOpen(secret.to_string()));
+        };
+        let records = self.journal.records(&open).await?;
+        let rotation = replay(&records)?;
+        let drivers = Arc::new(self.build.build(rotation.plan())?);
+        let inventory = inventory.unwrap_or_else(|| Inventory::new(secret.clone()));
+        let sequence = records.len() as u64;
+        Ok(Member { rotation, drivers, inventory, epoch, claimed_until: now + CLAIM, sequence })
+    }
+
+    async fn close_open_intents(&self, group: &mut Group) -> Result<(), EngineError> {
+        for index in 0..group.members.len() {
+            let Some(step) = group.members[index].rotation.open_step() else { continue };
+            let event = if planted!("recovery_assumes_done") && step.mutates() {
+                Event::Done { step, report: keywheel_core::event::Report::Plain }
+            } else if planted!("recovery_assumes_undone") && step.mutates() {
+                let kind = keywheel_core::call::RefusalKind::Unavailable;
+                Event::Refused { step, refusal: keywheel_core::call::Refusal::retry(kind, None, "crashed") }
+            } else {
+                Event::Unknown { step }
+            };
+            self.enter(group, index, event, self.clock.now(), Vec::new())?;
+        }
+        self.flush(group).await
+    }
+
+    /// Returns the groups of secrets that have an open rotation: members of a batch together, in their order.
+    ///
+    /// # Errors
+    /// [`JournalError`] where the journal cannot be read.
+    pub async fn open_groups(&self) -> Result<Vec<Vec<SecretName>>, EngineError> {
+        let mut groups: Vec<Vec<SecretName>> = Vec::new();
+        for inventory in self.journal.inventories().await? {
+            let Some(open) = &inventory.open else { continue };
+            if groups.iter().any(|group| group.contains(&inventory.secret)) {
+                continue;
+            }
+            let plan = read(self.journal.as_ref(), &open.rotation).await?;
+            let mut group = Vec::new();
+            for secret in &plan.plan().batch {
+                let row = self.journal.inventory(secret).await?;
+                if row.is_some_and(|row| row.open.is_some()) {
+                    group.push(secret.clone());
+                }
+            }
+            if !group.contains(&inventory.secret) {
+                group = vec![inventory.secret];
+            }
+            groups.push(group);
+        }
+        Ok(groups)
+    }
+}
+
+/// Reads a rotation without taking it over.
+///
+/// # Errors
+/// [`EngineError`] where the journal cannot be read, or holds records that do not fit each other.
+pub async fn read(journal: &dyn Journal, rotation: &RotationId) -> Result<Rotation, EngineError> {
+    let records = journal.records(rotation).await?;
+    Ok(replay(&records)?)
+}
+
+/// Folds records into the rotation that they are of.
+///
+/// # Errors
+/// [`JournalError::Corrupt`] with the record that does not fit.
+pub fn replay(records: &[Record]) -> Result<Rotation, JournalError> {
+    let corrupt = |record: &Record, error: &OutOfOrder| JournalError::Corrupt {
+        place: format!("record {}", record.sequence),
+        detail: error.to_string(),
+    };
+    let Some((first, rest)) = records.split_first() else {
+        return Err(JournalError::Corrupt { place: "record 0".into(), detail: "a rotation without records".into() });
+    };
+    let mut rotation = Rotation::begin(first.at, &first.event).map_err(|error| corrupt(first, &error))?;
+    for record in rest {
+        rotation.apply(record.at, &record.event).map_err(|error| corrupt(record, &error))?;
+    }
+    Ok(rotation)
+}

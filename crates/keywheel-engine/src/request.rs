@@ -1,0 +1,184 @@
+//! What people ask of rotations: begin, undo, let go on, resolve, take over.
+//!
+//! Each request is one commit. It changes what a rotation owes; the loop then does it.
+
+use std::sync::Arc;
+
+use keywheel_core::call::{Refusal, RefusalKind};
+use keywheel_core::event::{Because, Event, Outcome};
+use keywheel_core::inventory::Inventory;
+use keywheel_core::plan::Plan;
+use keywheel_core::rotation::Rotation;
+use keywheel_core::secret::{Credential, SecretName};
+use keywheel_core::time::Span;
+use keywheel_driver::store::Store;
+use keywheel_journal::{Append, Entry, JournalError};
+
+use crate::run::{Group, Member};
+use crate::{Engine, EngineError, perform};
+
+const CLAIM: Span = Span::minutes(30);
+
+impl Engine {
+    /// Begins the rotations of these plans as one group. Every plan is durable before anything else happens.
+    ///
+    /// # Errors
+    /// [`JournalError::Held`] or [`JournalError::OpenAlready`] where a secret is being rotated; nothing was begun then.
+    pub async fn begin(&self, plans: &[Arc<Plan>]) -> Result<Group, EngineError> {
+        let mut group = Group { members: Vec::new(), pending: Vec::new() };
+        let now = self.clock.now();
+        for plan in plans {
+            let drivers = Arc::new(self.build.build(plan)?);
+            let epoch = self.journal.claim(&plan.secret, &self.holder, now, CLAIM).await?;
+            let inventory = self.journal.inventory(&plan.secret).await?;
+            let mut inventory = inventory.unwrap_or_else(|| Inventory::new(plan.secret.clone()));
+            let event = Event::Planned(Arc::clone(plan));
+            let rotation = Rotation::begin(now, &event)?;
+            self.check_free(plan, &inventory)?;
+            if let Some(taken_over) = &plan.takes_over {
+                group.pending.push(self.supersede(plan, taken_over, epoch).await?);
+            }
+            inventory.follow(&rotation, &event, now);
+            self.watch.recorded(&rotation, &event, now);
+            let mut member = Member { rotation, drivers, inventory, epoch, claimed_until: now + CLAIM, sequence: 0 };
+            let holder = group.members.first().map_or(&member, |first: &Member| first).rotation.id().clone();
+            let entry = Entry { inventory: Some(member.inventory.clone()), ..member.next_entry(holder, event, now) };
+            member.sequence = 1;
+            group.pending.push(entry);
+            group.members.push(member);
+        }
+        self.flush(&mut group).await?;
+        Ok(group)
+    }
+
+    fn check_free(&self, plan: &Plan, inventory: &Inventory) -> Result<(), EngineError> {
+        match &inventory.open {
+            Some(open) if plan.takes_over.as_ref() != Some(&open.rotation) => {
+                let (secret, rotation) = (plan.secret.clone(), open.rotation.clone());
+                Err(JournalError::OpenAlready { secret, rotation }.into())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The record by which an emergency takes a running rotation over; its obligations stand in the new plan (H125).
+    async fn supersede(
+        &self,
+        plan: &Plan,
+        taken_over: &keywheel_core::plan::RotationId,
+        epoch: keywheel_journal::Epoch,
+    ) -> Result<Entry, EngineError> {
+        let records = self.journal.records(taken_over).await?;
+        Ok(Entry {
+            group: taken_over.clone(),
+            rotation: taken_over.clone(),
+            secret: plan.secret.clone(),
+            epoch,
+            sequence: records.len() as u64,
+            at: self.clock.now(),
+            event: Some(Event::Superseded { by: plan.rotation() }),
+            inventory: None,
+            seal: Vec::new(),
+            destroy: Vec::new(),
+            take: Vec::new(),
+            give_back: true,
+        })
+    }
+
+    /// Turns every rotation of a group round.
+    ///
+    /// # Errors
+    /// A refusal with the reason where one cannot turn round; none of them was turned then.
+    pub async fn undo(&self, group: &mut Group, because: &str) -> Result<(), EngineError> {
+        for rotation in group.rotations() {
+            rotation.way_back().map_err(|no| {
+                let message = format!("`{}` cannot be undone: {no}", rotation.plan().secret);
+                Refusal::operator(RefusalKind::Unsupported, message)
+            })?;
+        }
+        let because = Because::Operator { because: because.into() };
+        self.say(group, &Event::TurnedBack { because }).await
+    }
+
+    /// Lets parked rotations go on; everything is observed anew.
+    ///
+    /// # Errors
+    /// [`EngineError`] where the journal fails.
+    pub async fn let_go_on(&self, group: &mut Group) -> Result<(), EngineError> {
+        for index in 0..group.members.len() {
+            if group.members[index].rotation.parked().is_some() {
+                self.enter(group, index, Event::Resumed, self.clock.now(), Vec::new())?;
+            }
+        }
+        self.flush(group).await
+    }
+
+    /// Closes parked rotations on the operator's word.
+    ///
+    /// # Errors
+    /// [`EngineError::OutOfOrder`] where one is not parked.
+    pub async fn resolve(&self, group: &mut Group, outcome: Outcome, because: &str) -> Result<(), EngineError> {
+        self.say(group, &Event::Resolved { outcome, because: because.into() }).await
+    }
+
+    /// Journals one operator's event for every rotation of a group.
+    ///
+    /// # Errors
+    /// [`EngineError::OutOfOrder`] where it does not fit one of them.
+    pub async fn say(&self, group: &mut Group, event: &Event) -> Result<(), EngineError> {
+        for index in 0..group.members.len() {
+            self.enter(group, index, event.clone(), self.clock.now(), Vec::new())?;
+        }
+        self.flush(group).await
+    }
+
+    /// Changes a secret's row of the inventory outside a rotation, with an audit record (`adopt`).
+    ///
+    /// # Errors
+    /// [`JournalError::Held`] where the secret is being worked on.
+    pub async fn note(&self, inventory: Inventory, action: &str) -> Result<(), EngineError> {
+        let now = self.clock.now();
+        let secret = inventory.secret.clone();
+        let epoch = self.journal.claim(&secret, &self.holder, now, CLAIM).await?;
+        let rotation = keywheel_core::plan::RotationId(action.into());
+        let entry = Entry {
+            group: rotation.clone(),
+            rotation,
+            secret: secret.clone(),
+            epoch,
+            sequence: 0,
+            at: now,
+            event: None,
+            inventory: Some(inventory),
+            seal: Vec::new(),
+            destroy: Vec::new(),
+            take: Vec::new(),
+            give_back: false,
+        };
+        self.journal.append(Append { actor: self.actor.clone(), entries: vec![entry] }).await?;
+        Ok(self.journal.give_up(&secret, epoch).await?)
+    }
+
+    /// Returns the fingerprint of a credential, as the inventory keeps it.
+    pub fn fingerprint(&self, credential: &Credential) -> keywheel_core::fingerprint::Fingerprint {
+        perform::fingerprint(self, credential)
+    }
+}
+
+/// Reads the credential that the current slots of one store hold; none where they are absent.
+///
+/// # Errors
+/// [`keywheel_core::call::CallError`] where the store cannot be read or its slots do not fit each other.
+pub async fn held_by(
+    store: &dyn Store,
+    planned: &keywheel_core::plan::StorePlan,
+) -> Result<Option<Credential>, keywheel_core::call::CallError> {
+    let addresses: Vec<String> = planned.slots.iter().map(|slot| slot.address.clone()).collect();
+    let held = store.read(&addresses).await?;
+    Ok(perform::credential_of(&planned.slots, &held)?)
+}
+
+/// Returns the secrets of a group, in order.
+pub fn secrets(group: &Group) -> Vec<SecretName> {
+    group.rotations().map(|rotation| rotation.plan().secret.clone()).collect()
+}

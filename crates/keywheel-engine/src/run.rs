@@ -1,0 +1,410 @@
+//! The loop: ask what is owed, journal the intent, take the step, journal the outcome.
+//!
+//! An outcome is durable in the same commit as the next intent, and before the loop waits or returns. A crash before that
+//! commit leaves an open intent, which [`crate::recover`] records as unknown; the core then has it observed.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use keywheel_core::call::{CallError, Refusal, RefusalKind};
+use keywheel_core::event::{Event, Report, Step};
+use keywheel_core::inventory::Inventory;
+use keywheel_core::plan::RotationId;
+use keywheel_core::rotation::{Rotation, Why};
+use keywheel_core::time::{Span, Timestamp};
+use keywheel_core::{batch, planted};
+use keywheel_journal::{Append, Entry, Epoch, JournalError, Resource, Sealed, ValueKey};
+use smallvec::SmallVec;
+
+use crate::clock::within;
+use crate::perform::{self, Performed};
+use crate::{Drivers, Engine, EngineError, fail_point};
+
+/// Rotations that run together: one, or the members of a batch.
+pub struct Group {
+    pub(crate) members: Vec<Member>,
+    /// Entries that the next commit takes with it.
+    pub(crate) pending: Vec<Entry>,
+}
+
+/// One rotation with everything it runs on.
+pub struct Member {
+    pub(crate) rotation: Rotation,
+    pub(crate) drivers: Arc<Drivers>,
+    pub(crate) inventory: Inventory,
+    pub(crate) epoch: Epoch,
+    pub(crate) claimed_until: Timestamp,
+    pub(crate) sequence: u64,
+}
+
+impl Group {
+    /// Returns the rotations, in order.
+    pub fn rotations(&self) -> impl Iterator<Item = &Rotation> {
+        self.members.iter().map(|member| &member.rotation)
+    }
+
+    /// The name under which the group holds wave leases.
+    fn name(&self) -> RotationId {
+        self.members[0].rotation.id().clone()
+    }
+}
+
+/// How far a run goes.
+pub struct Until<'a> {
+    /// Whether it waits until nothing is owed any more; otherwise it returns at the first wait longer than `patience`.
+    pub rest: bool,
+    /// The longest wait that it sits out all the same.
+    pub patience: Span,
+    /// Ends the run after the step that is under way.
+    pub stop: &'a AtomicBool,
+}
+
+/// Why a run returned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ran {
+    /// Every rotation has ended or waits for an operator.
+    Rested,
+    /// Something is owed later.
+    Owes {
+        /// When.
+        at: Timestamp,
+        /// What for.
+        why: Why,
+    },
+    /// It was asked to stop.
+    Stopped,
+}
+
+/// How long a claim is held without being renewed.
+const CLAIM: Span = Span::minutes(30);
+
+impl Engine {
+    /// Runs a group until it rests, owes something later, or is asked to stop.
+    ///
+    /// # Errors
+    /// [`EngineError`] when the journal fails or was taken over; what is durable is safe to resume from.
+    pub async fn run(&self, group: &mut Group, until: &Until<'_>) -> Result<Ran, EngineError> {
+        loop {
+            if until.stop.load(Ordering::SeqCst) {
+                self.flush(group).await?;
+                return Ok(Ran::Stopped);
+            }
+            let now = self.clock.now();
+            let turn = batch::turn(&group.rotations().collect::<SmallVec<[&Rotation; 2]>>(), now);
+            match turn {
+                batch::Turn::Record(member, event @ Event::MoveBegun { .. }) => {
+                    if let Some(busy_until) = self.begin_move(group, member, event, now).await? {
+                        self.clock.sleep_until(busy_until).await;
+                    }
+                }
+                batch::Turn::Record(member, event) => self.record(group, member, event, now)?,
+                batch::Turn::Do(steps) => self.step(group, &steps).await?,
+                batch::Turn::Wait { until: at, why } => {
+                    self.flush(group).await?;
+                    if !until.rest && at.since(now) > until.patience {
+                        return Ok(Ran::Owes { at, why });
+                    }
+                    self.watch.waiting(at, why);
+                    self.sleep(at, until.stop).await;
+                }
+                batch::Turn::Rest => {
+                    self.flush(group).await?;
+                    for member in &group.members {
+                        self.journal.give_up(&member.rotation.plan().secret, member.epoch).await?;
+                    }
+                    return Ok(Ran::Rested);
+                }
+            }
+        }
+    }
+
+    /// Sleeps in pieces, so that a stop is heard.
+    async fn sleep(&self, until: Timestamp, stop: &AtomicBool) {
+        while self.clock.now() < until && !stop.load(Ordering::SeqCst) {
+            let piece = (self.clock.now() + self.clock.hears_within()).min(until);
+            self.clock.sleep_until(piece).await;
+        }
+    }
+
+    /// Takes one step, or one roll that several members share.
+    async fn step(&self, group: &mut Group, steps: &[(usize, Step)]) -> Result<(), EngineError> {
+        let now = self.clock.now();
+        let allowed = steps.iter().map(|(member, step)| self.allowed(&group.members[*member].rotation, *step)).max();
+        let until = now + allowed.unwrap_or_default();
+        for (member, _) in steps {
+            self.renew(&mut group.members[*member], now, until).await?;
+        }
+        let first = steps[0];
+        fail_point::pass("before_intent", name(first.1));
+        if !planted!("intent_after_effect") {
+            self.intend(group, steps, now, until).await?;
+        }
+        fail_point::pass("after_intent", name(first.1));
+        let performed = if self.clock.now() >= until {
+            // The process was held up between its commit and its call; the call was certainly not made.
+            Err(Refusal::retry(RefusalKind::Unavailable, None, "the deadline passed before the call began").into())
+        } else {
+            self.call(group, steps, until).await
+        };
+        fail_point::pass("after_call", name(first.1));
+        if planted!("intent_after_effect") {
+            self.intend(group, steps, now, until).await?;
+        }
+        self.conclude(group, steps, performed)?;
+        fail_point::pass("before_outcome", name(first.1));
+        Ok(())
+    }
+
+    async fn intend(
+        &self,
+        group: &mut Group,
+        steps: &[(usize, Step)],
+        now: Timestamp,
+        until: Timestamp,
+    ) -> Result<(), EngineError> {
+        for (member, step) in steps {
+            let seal = self.value_to_mint(&group.members[*member], *step);
+            self.enter(group, *member, Event::Intended { step: *step, until }, now, seal)?;
+        }
+        self.flush(group).await
+    }
+
+    /// A value that is ours is sealed in the same commit as the intent to mint it (I04).
+    fn value_to_mint(&self, member: &Member, step: Step) -> Vec<Sealed> {
+        if !matches!(step, Step::Mint { .. }) || planted!("value_not_sealed_with_intent") {
+            return Vec::new();
+        }
+        let plan = member.rotation.plan();
+        let mut random = |buffer: &mut [u8]| (self.random)(buffer);
+        let made = member.drivers.issuer.generate(&mut random);
+        let key = perform::credential_key(plan, plan.pending);
+        made.map(|value| Sealed { key, value }).into_iter().collect()
+    }
+
+    /// Makes the calls of a step, under its deadline and the limits of what it calls.
+    async fn call(&self, group: &Group, steps: &[(usize, Step)], until: Timestamp) -> Result<Performed, CallError> {
+        let members: SmallVec<[(&Member, Step); 2]> =
+            steps.iter().map(|(member, step)| (&group.members[*member], *step)).collect();
+        let (member, step) = members[0];
+        let _place = self.limits.enter(&perform::called(member, step)).await;
+        let calls = async {
+            match step {
+                Step::Roll { .. } => perform::roll(self, &members).await,
+                _ => perform::perform(self, member, step).await,
+            }
+        };
+        let answer = within(self.clock.as_ref(), until, calls).await;
+        answer.unwrap_or_else(|| Err(CallError::Unknown("the deadline passed".into())))
+    }
+
+    fn conclude(
+        &self,
+        group: &mut Group,
+        steps: &[(usize, Step)],
+        performed: Result<Performed, CallError>,
+    ) -> Result<(), EngineError> {
+        let now = self.clock.now();
+        let (events, seal) = match performed {
+            Ok(Performed { report, seal }) => {
+                (steps.iter().map(|(_, step)| Event::Done { step: *step, report: report.clone() }).collect(), seal)
+            }
+            Err(CallError::Refused(refusal)) => {
+                (steps.iter().map(|(_, step)| Event::Refused { step: *step, refusal: refusal.clone() }).collect(), vec![])
+            }
+            Err(CallError::Unknown(reason)) => {
+                tracing::debug!(step = name(steps[0].1), reason, "unknown outcome");
+                let guessed = planted!("unknown_is_done") && steps[0].1.mutates();
+                let report = if matches!(steps[0].1, Step::Write { .. }) { Report::Written { changed: true } } else { Report::Plain };
+                let event = |step| if guessed { Event::Done { step, report: report.clone() } } else { Event::Unknown { step } };
+                (steps.iter().map(|(_, step)| event(*step)).collect::<SmallVec<[Event; 2]>>(), vec![])
+            }
+        };
+        let mut seal = seal;
+        for ((member, _), event) in steps.iter().zip(events) {
+            self.enter(group, *member, event, now, std::mem::take(&mut seal))?;
+        }
+        Ok(())
+    }
+
+    fn record(&self, group: &mut Group, member: usize, event: Event, now: Timestamp) -> Result<(), EngineError> {
+        self.enter(group, member, event, now, Vec::new())
+    }
+
+    /// Applies an event and puts it among the entries of the next commit.
+    pub(crate) fn enter(
+        &self,
+        group: &mut Group,
+        index: usize,
+        event: Event,
+        at: Timestamp,
+        seal: Vec<Sealed>,
+    ) -> Result<(), EngineError> {
+        let holder = group.name();
+        let member = &mut group.members[index];
+        member.rotation.apply(at, &event)?;
+        member.inventory.follow(&member.rotation, &event, at);
+        self.watch.recorded(&member.rotation, &event, at);
+        let destroy = if matches!(event, Event::Purged) { purge(&member.rotation) } else { Vec::new() };
+        let ends_move = matches!(event, Event::Arrived { .. }) || member.rotation.outcome().is_some();
+        let mut entry = member.entry(holder, event, at, seal, destroy);
+        // The leases are the group's: they are given back when its last move has arrived.
+        entry.give_back = ends_move && group.members.iter().all(|member| !member.is_moving());
+        group.pending.push(entry);
+        Ok(())
+    }
+
+    /// Takes the wave leases of a move with its record; where one is taken, says when to ask again.
+    async fn begin_move(
+        &self,
+        group: &mut Group,
+        index: usize,
+        event: Event,
+        now: Timestamp,
+    ) -> Result<Option<Timestamp>, EngineError> {
+        self.flush(group).await?;
+        let take = resources(&group.members[index].drivers);
+        self.enter_move(group, index, event, now, take).await
+    }
+
+    async fn enter_move(
+        &self,
+        group: &mut Group,
+        index: usize,
+        event: Event,
+        now: Timestamp,
+        take: Vec<Resource>,
+    ) -> Result<Option<Timestamp>, EngineError> {
+        let holder = group.name();
+        let member = &group.members[index];
+        let (mut rotation, mut inventory) = (member.rotation.clone(), member.inventory.clone());
+        rotation.apply(now, &event)?;
+        inventory.follow(&rotation, &event, now);
+        let mut entry = Entry { inventory: Some(inventory.clone()), ..member.next_entry(holder, event.clone(), now) };
+        entry.take = take;
+        match self.journal.append(Append { actor: self.actor.clone(), entries: vec![entry] }).await {
+            Ok(()) => {}
+            Err(JournalError::Busy { resource, rotation }) => {
+                tracing::debug!(?resource, ?rotation, "waiting for a wave lease");
+                return Ok(Some(now + group.members[index].rotation.plan().policy.retry));
+            }
+            Err(error) => return Err(error.into()),
+        }
+        let member = &mut group.members[index];
+        member.sequence += 1;
+        member.rotation = rotation;
+        member.inventory = inventory;
+        self.watch.recorded(&member.rotation, &event, now);
+        Ok(None)
+    }
+
+    /// Commits what is pending.
+    pub(crate) async fn flush(&self, group: &mut Group) -> Result<(), EngineError> {
+        if group.pending.is_empty() {
+            return Ok(());
+        }
+        let entries = std::mem::take(&mut group.pending);
+        let answer = self.journal.append(Append { actor: self.actor.clone(), entries }).await;
+        if planted!("swallows_storage_error") && matches!(answer, Err(JournalError::Storage(_))) {
+            return Ok(());
+        }
+        Ok(answer?)
+    }
+
+    /// Renews the claim before a call that would outlast it (H25).
+    async fn renew(&self, member: &mut Member, now: Timestamp, until: Timestamp) -> Result<(), EngineError> {
+        if until < member.claimed_until {
+            return Ok(());
+        }
+        let lease = CLAIM.max(until.since(now) + Span::minutes(1));
+        let epoch = self.journal.claim(&member.rotation.plan().secret, &self.holder, now, lease).await?;
+        if epoch != member.epoch {
+            return Err(JournalError::Stale { secret: member.rotation.plan().secret.clone() }.into());
+        }
+        member.claimed_until = now + lease;
+        Ok(())
+    }
+
+    fn allowed(&self, rotation: &Rotation, step: Step) -> Span {
+        let policy = &rotation.plan().policy;
+        match step {
+            Step::Roll { .. } => policy.roll,
+            Step::Verify(_) | Step::VerifyDead(_) => Span::millis(policy.call.as_millis() * u64::from(policy.refusals)),
+            _ => policy.call,
+        }
+    }
+}
+
+impl Member {
+    fn entry(&mut self, holder: RotationId, event: Event, at: Timestamp, seal: Vec<Sealed>, destroy: Vec<ValueKey>) -> Entry {
+        let inventory = Some(self.inventory.clone());
+        let entry = Entry { inventory, seal, destroy, ..self.next_entry(holder, event, at) };
+        self.sequence += 1;
+        entry
+    }
+
+    fn is_moving(&self) -> bool {
+        self.rotation.outcome().is_none() && self.rotation.walk().moving_to().is_some()
+    }
+
+    pub(crate) fn next_entry(&self, group: RotationId, event: Event, at: Timestamp) -> Entry {
+        Entry {
+            group,
+            rotation: self.rotation.id().clone(),
+            secret: self.rotation.plan().secret.clone(),
+            epoch: self.epoch,
+            sequence: self.sequence,
+            at,
+            event: Some(event),
+            inventory: None,
+            seal: Vec::new(),
+            destroy: Vec::new(),
+            take: Vec::new(),
+            give_back: false,
+        }
+    }
+}
+
+/// Every container that a move writes and every workload that it rolls, sorted, so that two moves never wait in a ring.
+fn resources(drivers: &Drivers) -> Vec<Resource> {
+    let containers = drivers.stores.iter().map(|store| store.container());
+    let workloads = drivers.workloads.iter().map(|workload| workload.resource());
+    let mut all: Vec<Resource> = containers.chain(workloads).map(Resource).collect();
+    all.sort();
+    all.dedup();
+    all
+}
+
+/// The sealed values that a rotation that is over no longer needs.
+fn purge(rotation: &Rotation) -> Vec<ValueKey> {
+    let plan = rotation.plan();
+    let mut versions = rotation.retiring();
+    let readable = |store: &keywheel_core::plan::StorePlan| store.facts.read_back == keywheel_core::facts::ReadBack::Value;
+    if plan.stores.iter().all(readable) {
+        versions.extend(rotation.version(rotation.toward()));
+    }
+    let slots = plan.previous.iter().flat_map(|previous| perform::slot_keys(plan, previous.version));
+    versions.iter().map(|version| perform::credential_key(plan, *version)).chain(slots).collect()
+}
+
+/// The short name of a step, for fail points and logs.
+pub fn name(step: Step) -> &'static str {
+    match step {
+        Step::Preflight => "preflight",
+        Step::Capture => "capture",
+        Step::Mint { .. } => "mint",
+        Step::FindMint { .. } => "find_mint",
+        Step::RevokeStray { .. } => "revoke_stray",
+        Step::Verify(_) => "verify",
+        Step::Write { .. } => "write",
+        Step::Roll { .. } => "roll",
+        Step::Evidence { .. } => "evidence",
+        Step::Probe { .. } => "probe",
+        Step::Visit => "visit",
+        Step::Suspend(_) => "suspend",
+        Step::Resume(_) => "resume",
+        Step::Revoke(_) => "revoke",
+        Step::VerifyDead(_) => "verify_dead",
+        Step::Sweep => "sweep",
+        Step::Extend => "extend",
+    }
+}
