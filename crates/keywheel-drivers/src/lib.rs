@@ -6,6 +6,7 @@
 #[cfg_attr(not(test), expect(dead_code, reason = "the first driver that calls a server follows"))]
 mod http;
 mod list;
+mod program;
 
 pub mod issuer;
 pub mod probe;
