@@ -232,7 +232,7 @@ fn a_keyring_waits_for_tokens_and_never_calls_an_issuer() {
 
 #[test]
 fn a_forecast_is_what_the_state_machine_does() {
-    let coming = forecast(&Arc::new(plan(Strategy::Overlap)), START);
+    let coming = forecast(&[Arc::new(plan(Strategy::Overlap))], START);
     let mut world = World::new(plan(Strategy::Overlap));
     world.to_rest();
     let forecast: Vec<Step> = coming
@@ -244,6 +244,25 @@ fn a_forecast_is_what_the_state_machine_does() {
         .collect();
     let done: Vec<Step> = world.steps.into_iter().filter(|step| *step != Step::Visit).collect();
     assert_eq!(forecast, done);
+}
+
+#[test]
+fn a_batch_shares_its_rolls_and_a_short_walk_joins_the_last_one() {
+    let mut jwt = plan(KEYRING);
+    jwt.secret = "jwt@production".parse().unwrap();
+    let coming = forecast(&[Arc::new(jwt), Arc::new(plan(Strategy::Overlap))], START);
+    let rolls: Vec<(Vec<usize>, Step)> = coming
+        .iter()
+        .filter_map(|coming| match coming.event {
+            Event::Intended { step: step @ Step::Roll { .. }, .. } => Some((coming.members.clone(), step)),
+            _ => None,
+        })
+        .collect();
+    let roll = |to| Step::Roll { workload: 0, to };
+    assert_eq!(rolls, [(vec![0], roll(1)), (vec![0, 1], roll(2)), (vec![0], roll(3))]);
+    let first_roll = coming.iter().position(|coming| matches!(coming.event, Event::Intended { step: Step::Roll { .. }, .. }));
+    let verified = coming.iter().position(|coming| matches!(coming.event, Event::Intended { step: Step::Verify(_), .. }));
+    assert!(verified < first_roll, "every version is verified before the first roll");
 }
 
 #[test]
