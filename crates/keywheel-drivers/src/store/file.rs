@@ -1,0 +1,157 @@
+//! `file`: one file that holds one value and nothing else; its one slot is `content`.
+//!
+//! The bytes are exact: nothing is added and nothing trimmed, a newline at the end included (H59).
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use keywheel_core::facts::StoreFacts;
+use keywheel_core::secret::SecretValue;
+use keywheel_driver::store::{Edit, Written};
+use keywheel_driver::{CallError, Finding, Refusal, RefusalKind, Store};
+use rustix::fs::Mode;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::local::{self, OwnedEdit, PRIVATE};
+use super::replace::{Change, LocalFile};
+use crate::{Build, Context};
+
+/// The one slot of a file.
+pub const CONTENT: &str = "content";
+
+/// A file that holds one value.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The file; a relative path begins at the folder of the configuration file.
+    pub path: PathBuf,
+    /// Whether the file is made where it is missing, and removed where the slot is to be empty again.
+    #[serde(default)]
+    pub create: bool,
+    /// The mode of a file that is made, in octal digits and quotes: `"0640"`. A file that is there keeps its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<String>,
+}
+
+impl Config {
+    fn mode_to_make(&self) -> Result<Option<Mode>, Refusal> {
+        let refused = |why: &str| Err(Refusal::operator(RefusalKind::Unsupported, why));
+        let mode = match self.mode.as_deref().map(|digits| u32::from_str_radix(digits, 8)) {
+            None => PRIVATE,
+            Some(Ok(mode)) if mode <= 0o777 => Mode::from_raw_mode(mode),
+            Some(_) => return refused("`mode` must be octal digits up to `0777`"),
+        };
+        match (self.create, &self.mode) {
+            (true, _) => Ok(Some(mode)),
+            (false, None) => Ok(None),
+            (false, Some(_)) => {
+                refused("`mode` is for a file that is made; configure `create: true` with it")
+            }
+        }
+    }
+}
+
+impl Build for Config {
+    type Driver = dyn Store;
+
+    fn build(&self, context: &Context) -> Result<Arc<dyn Store>, Refusal> {
+        Ok(Arc::new(WholeFile {
+            file: local::local_file(context, &self.path, self.mode_to_make()?),
+        }))
+    }
+}
+
+struct WholeFile {
+    file: LocalFile,
+}
+
+#[async_trait]
+impl Store for WholeFile {
+    fn facts(&self) -> StoreFacts {
+        local::facts()
+    }
+
+    fn container(&self) -> String {
+        local::container(&self.file)
+    }
+
+    async fn preflight(&self, addresses: &[String]) -> Result<Vec<Finding>, CallError> {
+        let mut findings = local::findings(&self.file).await?;
+        findings.extend(
+            addresses
+                .iter()
+                .filter_map(|a| self.check_address(a).err())
+                .map(|r| Finding::blocks(r.message)),
+        );
+        let file = self.file.clone();
+        let present = local::blocking(move |_| Ok(file.read().ok().flatten())).await?;
+        if present.is_some_and(|value| value.expose().ends_with(b"\n")) {
+            let message = "ends in a newline, which counts as part of its value; a new value is written without one";
+            findings
+                .push(Finding::note(format!("file `{}` {message}", self.file.path().display())));
+        }
+        Ok(findings)
+    }
+
+    async fn read(&self, addresses: &[String]) -> Result<Vec<Option<SecretValue>>, CallError> {
+        addresses.iter().try_for_each(|address| self.check_address(address))?;
+        let file = self.file.clone();
+        let present = local::blocking(move |_| Ok(file.read()?)).await?;
+        Ok(addresses.iter().map(|_| present.as_ref().map(SecretValue::duplicate)).collect())
+    }
+
+    async fn write(&self, edits: &[Edit<'_>]) -> Result<Written, CallError> {
+        edits.iter().try_for_each(|edit| self.check_address(edit.address))?;
+        let edit = match edits {
+            [] => return Ok(Written { changed: false }),
+            [edit] => OwnedEdit::of(edit),
+            _ => {
+                return Err(self
+                    .refused(RefusalKind::Unsupported, "has one slot, and two edits name it")
+                    .into());
+            }
+        };
+        let store = Self { file: self.file.clone() };
+        local::blocking(move |abandoned| {
+            store.file.rewrite(abandoned, |present| store.rewritten(present, &edit))
+        })
+        .await
+    }
+}
+
+impl WholeFile {
+    fn rewritten(
+        &self,
+        present: Option<&SecretValue>,
+        edit: &OwnedEdit,
+    ) -> Result<Change, Refusal> {
+        if !edit.accepts(present) {
+            return Err(self.refused(RefusalKind::Conflict, "holds something else than expected"));
+        }
+        match (present, &edit.value) {
+            (_, Some(value)) => Ok(Change::Contents(value.duplicate())),
+            (None, None) => Ok(Change::Nothing),
+            (Some(_), None) if self.file.is_made() => Ok(Change::Removal),
+            (Some(_), None) => {
+                let why = "can only be removed with `create: true`, without which it could not be made again";
+                Err(self.refused(RefusalKind::Unsupported, why))
+            }
+        }
+    }
+
+    fn check_address(&self, address: &str) -> Result<(), Refusal> {
+        if address == CONTENT {
+            return Ok(());
+        }
+        Err(self.refused(
+            RefusalKind::Unsupported,
+            &format!("has the one slot `{CONTENT}`, and not `{address}`"),
+        ))
+    }
+
+    fn refused(&self, kind: RefusalKind, why: &str) -> Refusal {
+        Refusal::operator(kind, format!("file `{}` {why}", self.file.path().display()))
+    }
+}
