@@ -10,6 +10,8 @@ pub(crate) mod problem;
 pub(crate) mod resolve;
 pub(crate) mod schema;
 pub(crate) mod suggest;
+#[cfg(test)]
+mod tests;
 pub(crate) mod tree;
 pub(crate) mod typed;
 mod version;
