@@ -594,3 +594,381 @@ fn char_at(text: &[u8], at: usize) -> Option<(char, usize)> {
         None => Some((char::REPLACEMENT_CHARACTER, 1)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use keywheel_driver::conformance::store::hostile_values;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn value(bytes: impl AsRef<[u8]>) -> SecretValue {
+        SecretValue::new(bytes.as_ref().to_vec())
+    }
+
+    fn read_text(text: &str, name: &str) -> Result<Option<String>, DotenvError> {
+        let read = read(&value(text), name)?;
+        Ok(read.map(|read| String::from_utf8(read.expose().to_vec()).unwrap()))
+    }
+
+    fn set_text(text: &str, name: &str, new: &str) -> Result<String, DotenvError> {
+        Ok(String::from_utf8(set(&value(text), name, &value(new))?.expose().to_vec()).unwrap())
+    }
+
+    fn remove_text(text: &str, name: &str) -> Result<String, DotenvError> {
+        Ok(String::from_utf8(remove(&value(text), name)?.expose().to_vec()).unwrap())
+    }
+
+    /// Names and values of a text, as Compose reads them; none for what is not a literal.
+    fn names(text: &[u8]) -> Vec<(Vec<u8>, Option<Vec<u8>>)> {
+        let literal = |reading: Reading| match reading {
+            Reading::Literal(value) => Some(value.expose().to_vec()),
+            _ => None,
+        };
+        Readings::of(text)
+            .unwrap()
+            .named
+            .into_iter()
+            .map(|(name, reading)| (name, literal(reading)))
+            .collect()
+    }
+
+    /// What a text says of `KEY`.
+    const READINGS: &[(&str, &str)] = &[
+        ("KEY=value", "value"),
+        ("KEY=", ""),
+        ("KEY=\r\nB=1", ""),
+        ("KEY = value \r\n", "value"),
+        ("\u{feff}KEY=value", "value"),
+        ("KEY: value", "value"),
+        ("KEY: a=b", "a=b"),
+        ("  export\tKEY=value", "value"),
+        ("KEY=a b  c", "a b  c"),
+        ("KEY=value # comment", "value"),
+        ("KEY=value #", "value"),
+        ("KEY=value#none", "value#none"),
+        ("KEY=value\t# none", "value\t# none"),
+        ("KEY= # no comment either", "# no comment either"),
+        ("KEY=back\\slash\\n", "back\\slash\\n"),
+        ("KEY=in 'the' \"middle\"", "in 'the' \"middle\""),
+        ("KEY=a$$b", "a$b"),
+        ("KEY=cost: $5", "cost: $5"),
+        ("KEY=ends in $", "ends in $"),
+        ("KEY=''", ""),
+        ("KEY=' # $X ${Y} \\n \"'", " # $X ${Y} \\n \""),
+        ("KEY='it\\'s'", "it's"),
+        ("KEY='two\\\\'", "two\\\\"),
+        ("KEY='one\ntwo'", "one\ntwo"),
+        ("KEY=\"\"", ""),
+        ("KEY=\"a # b\" # comment", "a # b"),
+        ("KEY=\"it's\"", "it's"),
+        ("KEY=\"\\\"quoted\\\"\"", "\"quoted\""),
+        ("KEY=\"one\ntwo\"", "one\ntwo"),
+        ("KEY=\"\\a\\b\\f\\n\\r\\t\\v\\\\\"", "\x07\x08\x0c\n\r\t\x0b\\"),
+        ("KEY=\"\\\\n\"", "\\n"),
+        ("KEY=\"\\c\\x41\\u0041\\ \"", "\\c\\x41\\u0041\\ "),
+        ("KEY=\"\\0101\\0377\\01018\"", "A\u{ff}A8"),
+        ("KEY=\"\\0\\01\\0999\\0777\"", "\\\\1\\999\\777"),
+        ("KEY=\"\\$X \\${X} $$X\"", "$X ${X} $X"),
+        ("A='x' KEY='same line'", "same line"),
+        ("A='x\ny' # c\nKEY=after", "after"),
+        ("# KEY=no\n  # KEY=no\nKEY=yes", "yes"),
+        ("KEY=\u{a0}no-break\u{a0}", "no-break"),
+    ];
+
+    #[test]
+    fn values_read_as_compose_reads_them() {
+        for (text, expected) in READINGS {
+            assert_eq!(read_text(text, "KEY"), Ok(Some((*expected).into())), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_value_that_hangs_on_others_is_told_apart() {
+        for text in [
+            "KEY=$X",
+            "KEY=a${X}",
+            "KEY=\"$X\"",
+            "KEY=\"\\\\$X\"",
+            "KEY=${",
+            "KEY=$$$X",
+            "KEY=\"\\0044X\"",
+            "KEY=$\u{17f}",
+        ] {
+            assert_eq!(
+                read_text(text, "KEY"),
+                Err(DotenvError::Expanded { name: "KEY".into() }),
+                "{text:?}"
+            );
+            assert!(set_text(text, "KEY", "new").is_err() && remove_text(text, "KEY").is_err());
+        }
+        for text in ["KEY\n", "export KEY \r\nB=1"] {
+            assert_eq!(
+                read_text(text, "KEY"),
+                Err(DotenvError::Inherited { name: "KEY".into() }),
+                "{text:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_text_that_compose_refuses_is_refused_with_its_line() {
+        for (text, line) in [
+            ("A=1\nb c=2", 2),
+            ("$A=1", 1),
+            ("A=1\n\n# c\nB=\"x\n\n", 4),
+            ("A='x\\'", 1),
+            ("export ", 1),
+            ("A=1\n\u{3000}-%", 2),
+        ] {
+            assert_eq!(read_text(text, "KEY"), Err(DotenvError::Malformed { line }), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn h107_a_name_is_that_name_only() {
+        let text = "# KEY=1\n#KEY=1\nOPENAI_KEY=2\nKEY_2=3\nkey=4\nKEY.X=5\nA='\nKEY=6\n'\n";
+        assert_eq!(read_text(text, "KEY"), Ok(None));
+        let written = set_text(text, "KEY", "new").unwrap();
+        assert_eq!(written, format!("{text}KEY='new'\n"));
+        assert_eq!(remove_text(&written, "KEY").as_deref(), Ok(text));
+        for bad in ["", "9A", "A B", "A=B", "A\nB", "É", "$A", "-A", "A#"] {
+            assert_eq!(set_text("", bad, "x"), Err(DotenvError::BadName { name: bad.into() }));
+        }
+    }
+
+    #[test]
+    fn h103_a_name_that_is_assigned_twice_is_refused() {
+        let text = "KEY=1\nKEY=2\nB=1\nB=2\nC=3\n";
+        let twice = DotenvError::Twice { name: "KEY".into() };
+        assert_eq!(read_text(text, "KEY"), Err(twice));
+        assert!(set_text(text, "KEY", "3").is_err() && remove_text(text, "KEY").is_err());
+        assert_eq!(set_text(text, "C", "4").unwrap(), text.replace("C=3", "C=4"));
+    }
+
+    #[test]
+    fn h103_only_the_value_changes() {
+        for (text, new, expected) in [
+            ("KEY=old\n", "new", "KEY=new\n"),
+            ("KEY=old", "new", "KEY=new"),
+            (
+                "\u{feff}# c\r\n  export KEY : old   # note\r\nB=1\r\n",
+                "new",
+                "\u{feff}# c\r\n  export KEY : new   # note\r\nB=1\r\n",
+            ),
+            ("KEY='old' B=1", "n'w", "KEY=\"n'w\" B=1"),
+            ("KEY='old'# c\n", "new", "KEY='new'# c\n"),
+            ("KEY=\"old\"\n", "new", "KEY=\"new\"\n"),
+            ("KEY=\"old\nold\"\n", "a\nb$", "KEY=\"a\\nb\\$\"\n"),
+            ("KEY=old # c\n", "", "KEY='' # c\n"),
+            ("KEY=old\n", "", "KEY=\n"),
+            ("KEY= \r\nB=1\r\n", "new", "KEY= new\r\nB=1\r\n"),
+            ("KEY=old\n", "a b", "KEY='a b'\n"),
+            ("KEY=old\n", "a\\", "KEY=\"a\\\\\"\n"),
+            ("KEY=old\n", "#x", "KEY='#x'\n"),
+            ("KEY=old\n", "https://u:p@h/x?y=z&a=%20", "KEY=https://u:p@h/x?y=z&a=%20\n"),
+        ] {
+            assert_eq!(set_text(text, "KEY", new).as_deref(), Ok(expected), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn h103_an_appended_line_is_like_the_others_and_its_removal_leaves_the_text_as_it_was() {
+        for (text, expected) in [
+            ("", "KEY='v'\n"),
+            ("\u{feff}", "\u{feff}KEY='v'\n"),
+            ("A=1\n", "A=1\nKEY='v'\n"),
+            ("A=1", "A=1\nKEY='v'"),
+            ("A=1\r\n", "A=1\r\nKEY='v'\r\n"),
+            ("A=1\r\nB=2", "A=1\r\nB=2\r\nKEY='v'"),
+            ("# c", "# c\nKEY='v'"),
+        ] {
+            assert_eq!(set_text(text, "KEY", "v").as_deref(), Ok(expected), "{text:?}");
+            assert_eq!(remove_text(expected, "KEY").as_deref(), Ok(text), "{expected:?}");
+        }
+    }
+
+    #[test]
+    fn h103_a_removal_leaves_what_else_stands_on_the_line() {
+        for (text, expected) in [
+            ("A=1\nexport KEY='x\ny' \r\nB=2\n", "A=1\nB=2\n"),
+            ("KEY=x # note\nB=2\n", " # note\nB=2\n"),
+            ("A='1' KEY='x' B='2'\n", "A='1'  B='2'\n"),
+            ("KEY=x", ""),
+            ("A=1\n", "A=1\n"),
+        ] {
+            assert_eq!(remove_text(text, "KEY").as_deref(), Ok(expected), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn h103_a_bare_name_at_the_end_is_not_turned_into_an_inherited_one() {
+        let disturbs = DotenvError::Disturbs { name: "KEY".into() };
+        assert_eq!(set_text("A=1\nBARE", "KEY", "new"), Err(disturbs));
+        assert_eq!(set_text("KEY=1\nBARE", "KEY", "2").as_deref(), Ok("KEY=2\nBARE"));
+    }
+
+    #[test]
+    fn bytes_that_no_environment_can_hold_are_refused() {
+        for bytes in [&b"\0"[..], b"a\0b", b"\xff", b"\xc3"] {
+            let refused = set(&value("KEY=1\n"), "KEY", &value(bytes)).err();
+            assert_eq!(refused, Some(DotenvError::Uncarriable { name: "KEY".into() }));
+        }
+        // What others put into the file need not be UTF-8.
+        let latin = set(&value(b"# caf\xe9\nA=caf\xe9\nKEY=1\n"), "KEY", &value("2")).unwrap();
+        assert_eq!(latin.expose(), b"# caf\xe9\nA=caf\xe9\nKEY=2\n");
+    }
+
+    #[test]
+    fn names_that_take_from_a_name_are_found() {
+        let text =
+            value("KEY=1\nA=$KEY\nB=\"${KEY:-x}\"\nC=$KEYS\nD='$KEY'\nE=\\$KEY_2\nF=${KEY}\n");
+        assert_eq!(expanded_from(&text, "KEY").unwrap(), ["A", "B", "F"]);
+    }
+
+    /// The reader that counts: Compose itself, where there is one. `config` needs no engine; it prints `$` twice.
+    #[test]
+    fn h99_compose_itself_reads_what_is_written() {
+        let program =
+            std::env::var_os("KEYWHEEL_TEST_COMPOSE").unwrap_or_else(|| "docker-compose".into());
+        let folder = tempfile::TempDir::new().unwrap();
+        std::fs::write(
+            folder.path().join("compose.yml"),
+            "services: {s: {image: i, env_file: app.env}}",
+        )
+        .unwrap();
+        let compose = |text: &[u8]| {
+            std::fs::write(folder.path().join("app.env"), text).unwrap();
+            let mut compose = std::process::Command::new(&program);
+            compose.current_dir(folder.path()).args(["-p", "test", "config", "--format", "json"]);
+            compose.output().ok().filter(|output| output.status.success()).map(|output| {
+                let config: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+                config["services"]["s"]["environment"].clone()
+            })
+        };
+        let shown = |value: &str| serde_json::Value::from(value.replace('$', "$$"));
+        if compose(b"KEY=1\n").is_none() {
+            eprintln!("skipped: there is no Docker Compose 2 or later at {}", program.display());
+            return;
+        }
+        for (text, expected) in READINGS {
+            let read =
+                compose(text.as_bytes()).unwrap_or_else(|| panic!("Compose refuses {text:?}"));
+            assert_eq!(read["KEY"], shown(expected), "{text:?}");
+        }
+        for before in ["NAME=old # c\r\n", "NAME='old' OTHER='o'\n", "NAME: \"old\"\n", ""] {
+            let values = hostile_values();
+            let names: Vec<_> = (0..values.len()).map(|number| format!("KEY_{number}")).collect();
+            let text = names.iter().map(|name| before.replace("NAME", name)).collect::<String>();
+            let written = names
+                .iter()
+                .zip(&values)
+                .fold(value(text), |text, (name, new)| set(&text, name, &value(new)).unwrap());
+            let read = compose(written.expose()).expect("Compose reads what was written");
+            for (name, new) in names.iter().zip(&values) {
+                assert_eq!(read[name], shown(std::str::from_utf8(new).unwrap()), "over {before:?}");
+            }
+            let others = usize::from(before.contains("OTHER"));
+            assert_eq!(read.as_object().unwrap().len(), values.len() + others, "over {before:?}");
+        }
+    }
+
+    /// Lines as people write them, with `KEY` at most once.
+    fn a_text() -> impl Strategy<Value = String> {
+        let name = prop_oneof![
+            "[A-Z_][A-Z0-9_]{0,6}",
+            Just("KEY_2".into()),
+            Just("MY_KEY".into()),
+            Just("KEY.X".into())
+        ];
+        let written = prop_oneof![
+            "[a-zA-Z0-9/+=:#@-]{0,12}",
+            "'([^'\\\\]|\\\\'){0,12}'",
+            "\"([^\"\\\\]|\\\\.){0,12}\"",
+            Just("$OTHER and ${MORE}".into()),
+        ];
+        let assignment = ("(export )?", name, " ?[=:][ \t]?", written, "( | # note| #)?");
+        let other = assignment.prop_map(|(export, name, sign, written, after)| {
+            let name = if name == "KEY" { "KEY_3".into() } else { name };
+            format!("{export}{name}{sign}{written}{after}")
+        });
+        let line = prop_oneof![4 => other, 1 => "#[^\r\n]{0,12}", 1 => "[ \t]{0,3}", 1 => Just("BARE".into()), 1 => Just("# KEY=no".into())];
+        let owned = prop_oneof![
+            "(export )?KEY ?[=:] ?[a-z0-9]{0,6}( # c)?",
+            "KEY='[^'\\\\]{0,9}'",
+            "KEY=\"[^\"\\\\$]{0,9}\" # c"
+        ];
+        let lines = (
+            proptest::collection::vec(line, 0..8),
+            proptest::option::of((owned, any::<proptest::sample::Index>())),
+        );
+        (lines, prop_oneof![Just("\n"), Just("\r\n")], any::<bool>(), any::<bool>()).prop_map(
+            |((mut lines, owned), end, mark, last)| {
+                if let Some((owned, at)) = owned {
+                    lines.insert(at.index(lines.len() + 1), owned);
+                }
+                let mark = if mark { "\u{feff}" } else { "" };
+                format!("{mark}{}{}", lines.join(end), if last { end } else { "" })
+            },
+        )
+    }
+
+    fn a_value() -> impl Strategy<Value = String> {
+        let hostile = "['\"$\\\\# \n\r\t{}=a-c]{0,12}";
+        prop_oneof!["[^\0]{0,16}", hostile, "[A-Za-z0-9_-]{0,44}"]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(1500))]
+
+        #[test]
+        fn h103_a_write_touches_the_owned_value_and_nothing_else(text in a_text(), new in a_value()) {
+            let before = value(&text);
+            let Ok(present) = read(&before, "KEY") else { return Ok(()) };
+            let written = match set(&before, "KEY", &value(&new)) {
+                Ok(written) => written,
+                // Only a bare name that the text ends with may stand in the way.
+                Err(error) => {
+                    prop_assert_eq!(error, DotenvError::Disturbs { name: "KEY".into() });
+                    prop_assert!(text.ends_with("BARE") && present.is_none());
+                    return Ok(());
+                }
+            };
+            prop_assert!(read(&written, "KEY").unwrap().unwrap().same_as(&value(&new)));
+            let (old, written_text) = (names(text.as_bytes()), names(written.expose()));
+            let others = |all: &[(Vec<u8>, Option<Vec<u8>>)]| all.iter().filter(|(n, _)| n != b"KEY").cloned().collect::<Vec<_>>();
+            prop_assert_eq!(others(&old), others(&written_text));
+            match parse(text.as_bytes()).unwrap().iter().find(|s| &text.as_bytes()[s.name.clone()] == b"KEY") {
+                Some(statement) => {
+                    let span = statement.value_span();
+                    prop_assert!(written.expose().starts_with(&text.as_bytes()[..span.start]));
+                    prop_assert!(written.expose().ends_with(&text.as_bytes()[span.end..]));
+                }
+                None => prop_assert!(written.expose().starts_with(text.as_bytes())),
+            }
+            prop_assert!(set(&written, "KEY", &value(&new)).unwrap().same_as(&written));
+            if present.is_none() {
+                prop_assert!(remove(&written, "KEY").unwrap().same_as(&before));
+            }
+        }
+
+        #[test]
+        fn h108_no_value_adds_or_changes_a_name(text in "([A-Z=:'\"$\\\\# \t\r\n]|KEY|export ){0,24}", new in a_value()) {
+            let Ok(before) = Readings::of(text.as_bytes()) else { return Ok(()) };
+            let Ok(written) = set(&value(&text), "KEY", &value(&new)) else { return Ok(()) };
+            let after = names(written.expose());
+            let had = before.named.iter().any(|(name, _)| name == b"KEY");
+            prop_assert_eq!(after.len(), before.named.len() + usize::from(!had));
+            let others = names(text.as_bytes()).into_iter().filter(|(name, _)| name != b"KEY");
+            prop_assert!(others.eq(after.iter().filter(|(name, _)| name != b"KEY").cloned()));
+            prop_assert!(after.contains(&(b"KEY".to_vec(), Some(new.into_bytes()))));
+        }
+
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
+            if let Ok(written) = set(&value(&bytes), "KEY", &value("new")) {
+                prop_assert!(read(&written, "KEY").unwrap().is_some());
+            }
+        }
+    }
+}

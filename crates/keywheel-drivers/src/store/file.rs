@@ -155,3 +155,113 @@ impl WholeFile {
         Refusal::operator(kind, format!("file `{}` {why}", self.file.path().display()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+    use std::path::Path;
+
+    use keywheel_driver::Severity;
+    use keywheel_driver::conformance::store::{self as conformance, Subject};
+    use keywheel_driver::store::Accept;
+    use tempfile::TempDir;
+
+    use super::*;
+
+    fn config(create: bool, mode: Option<&str>) -> Config {
+        Config { path: "key".into(), create, mode: mode.map(Into::into) }
+    }
+
+    fn store_at(root: &Path, config: &Config) -> Arc<dyn Store> {
+        config.build(&Context { root: root.into() }).unwrap_or_else(|refusal| panic!("{refusal}"))
+    }
+
+    async fn write(store: &dyn Store, value: Option<&[u8]>) -> Result<Written, CallError> {
+        let value = value.map(|bytes| SecretValue::new(bytes.to_vec()));
+        store
+            .write(&[Edit { address: CONTENT, accept: Accept::Anything, value: value.as_ref() }])
+            .await
+    }
+
+    #[tokio::test]
+    async fn it_conforms() {
+        let fresh = async || {
+            let folder = TempDir::new().unwrap();
+            let store = || store_at(folder.path(), &config(true, None));
+            Subject {
+                store: store(),
+                other: store(),
+                addresses: vec![CONTENT.into()],
+                uncarriable: vec![vec![0; (1 << 20) + 1]],
+                guard: Box::new(folder),
+            }
+        };
+        conformance::every_case(fresh).await;
+    }
+
+    #[tokio::test]
+    async fn h59_bytes_are_exact_and_a_newline_at_the_end_is_noted() {
+        let folder = TempDir::new().unwrap();
+        let path = folder.path().join("key");
+        let store = store_at(folder.path(), &config(false, None));
+        for bytes in [&b"value\n"[..], b"value", b"\n", b"\0\xff\r\n", b""] {
+            fs::write(&path, bytes).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o400)).unwrap();
+            let read =
+                store.read(&[CONTENT.into()]).await.unwrap_or_else(|error| panic!("{error}"));
+            assert_eq!(read[0].as_ref().map(SecretValue::expose), Some(bytes));
+            let noted = store.preflight(&[CONTENT.into()]).await.unwrap();
+            assert_eq!(
+                noted.iter().any(|f| f.message.contains("ends in a newline")),
+                bytes.ends_with(b"\n")
+            );
+            assert!(noted.iter().all(|f| f.severity == Severity::Note));
+            assert!(write(&*store, Some(b"new")).await.is_ok());
+            assert_eq!(fs::read(&path).unwrap(), b"new");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_file_that_could_not_be_made_again_is_not_removed() {
+        let folder = TempDir::new().unwrap();
+        fs::write(folder.path().join("key"), b"value").unwrap();
+        let store = store_at(folder.path(), &config(false, None));
+        assert!(
+            matches!(write(&*store, None).await, Err(CallError::Refused(r)) if r.kind == RefusalKind::Unsupported)
+        );
+        assert_eq!(fs::read(folder.path().join("key")).unwrap(), b"value");
+    }
+
+    #[tokio::test]
+    async fn a_mode_is_octal_and_for_files_that_are_made() {
+        let folder = TempDir::new().unwrap();
+        assert!(
+            write(&*store_at(folder.path(), &config(true, Some("0640"))), Some(b"value"))
+                .await
+                .is_ok()
+        );
+        assert_eq!(
+            fs::metadata(folder.path().join("key")).unwrap().permissions().mode() & 0o777,
+            0o640
+        );
+        let context = Context { root: folder.path().into() };
+        for bad in [
+            config(false, Some("0640")),
+            config(true, Some("0999")),
+            config(true, Some("1777")),
+            config(true, Some("")),
+        ] {
+            assert!(bad.build(&context).is_err());
+        }
+    }
+
+    #[tokio::test]
+    async fn there_is_one_slot() {
+        let folder = TempDir::new().unwrap();
+        let store = store_at(folder.path(), &config(true, None));
+        assert!(matches!(store.read(&["other".into()]).await, Err(CallError::Refused(_))));
+        let findings = store.preflight(&["other".into()]).await.unwrap();
+        assert!(findings.iter().any(|f| f.severity == Severity::Blocks));
+    }
+}

@@ -718,6 +718,9 @@ mod tests {
         Step::SyncFolder,
     ];
 
+    /// What someone else does to a file, in words and in deed.
+    type TheirEdit = (&'static str, fn(&Path));
+
     struct Folder(TempDir);
 
     impl Folder {
@@ -799,7 +802,7 @@ mod tests {
                 }
                 assert!(write(&folder.file(), b"third").is_ok(), "died {when} {step:?}");
                 assert_eq!(folder.contents(), b"third");
-                assert_eq!(folder.others(), [PathBuf::new(); 0], "died {when} {step:?}");
+                assert!(folder.others().is_empty(), "died {when} {step:?}");
             }
         }
     }
@@ -811,7 +814,7 @@ mod tests {
             faults::with(vec![(Step::Rename, Fault::DiesBefore)], || write(&folder.file(), NEW));
         assert!(answer.is_none() && folder.others().len() == 1);
         assert_eq!(write(&folder.file(), OLD), Ok(Written { changed: false }));
-        assert_eq!(folder.others(), [PathBuf::new(); 0]);
+        assert!(folder.others().is_empty());
     }
 
     #[test]
@@ -890,7 +893,7 @@ mod tests {
 
     #[test]
     fn h104_an_edit_between_read_and_rename_is_not_lost() {
-        let edits: [(&str, fn(&Path)); 5] = [
+        let edits: [TheirEdit; 5] = [
             ("written in place", |path| fs::write(path, b"theirs").unwrap()),
             ("same size", |path| fs::write(path, b"OLD-CANARY-7F3A").unwrap()),
             ("replaced", |path| {
@@ -921,16 +924,11 @@ mod tests {
     #[test]
     fn h104_an_edit_that_keeps_size_and_times_is_seen_in_the_bytes() {
         let folder = Folder::with_file();
-        let path = folder.path();
-        let theirs = Fault::Meanwhile(Box::new(move || {
-            let before = fs::metadata(&path).unwrap().modified().unwrap();
-            fs::write(&path, b"OLD-CANARY-7F3A").unwrap();
-            File::options().append(true).open(&path).unwrap().set_modified(before).unwrap();
-        }));
-        let (answer, _) =
-            faults::with(vec![(Step::Compare, theirs)], || write(&folder.file(), NEW));
-        assert_eq!(refusal(answer.unwrap()).kind, RefusalKind::Conflict);
-        assert_eq!(folder.contents(), b"OLD-CANARY-7F3A");
+        let read = || folder.file().open().unwrap_or_else(|refusal| panic!("{refusal}")).unwrap().1;
+        let (then, mut now) = (read(), read());
+        assert!(now.is_still(&then));
+        now.contents = SecretValue::new(OLD.to_ascii_uppercase());
+        assert!(!now.is_still(&then));
     }
 
     #[test]
@@ -1039,6 +1037,38 @@ mod tests {
         assert!(!is_mount_point(mounts, Path::new("/app/.env2")));
         assert!(!is_mount_point(mounts, Path::new("/srv/app/.env")));
         assert!(!is_mount_point(mounts, Path::new("/folder/.env")));
+    }
+
+    /// Runs this very test again where it may mount: in a user and mount namespace of its own.
+    #[test]
+    fn h101_a_file_that_is_mounted_is_refused_before_anything_is_made() {
+        const MOUNTED: &str = "KEYWHEEL_TEST_MOUNTED";
+        if let Some(folder) = std::env::var_os(MOUNTED) {
+            let file = LocalFile::new(Path::new(&folder).join(".env"), None);
+            let (answer, done) = faults::with(vec![], || write(&file, NEW));
+            assert!(refusal(answer.unwrap()).message.contains("mount its folder instead"));
+            assert_eq!(done, []);
+            return;
+        }
+        let folder = Folder::with_file();
+        let mut again = std::process::Command::new("unshare");
+        again.args(["--user", "--map-root-user", "--mount", "sh", "-c"]);
+        again.arg("mount --bind \"$0/.env\" \"$0/.env\" || exit 77; exec \"$1\" --exact \"$2\"");
+        again.arg(folder.0.path()).arg(std::env::current_exe().unwrap());
+        let module = module_path!().split_once("::").unwrap().1;
+        let name =
+            format!("{module}::h101_a_file_that_is_mounted_is_refused_before_anything_is_made");
+        again.arg(name).env(MOUNTED, folder.0.path());
+        match again.output() {
+            Ok(output) if output.status.success() => {
+                assert!(String::from_utf8_lossy(&output.stdout).contains("1 passed"));
+                assert_eq!(folder.contents(), OLD);
+            }
+            Ok(output) if output.status.code() == Some(101) => {
+                panic!("{}", String::from_utf8_lossy(&output.stdout))
+            }
+            _ => eprintln!("skipped: a file cannot be mounted here"),
+        }
     }
 
     #[test]
