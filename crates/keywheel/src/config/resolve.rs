@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use keywheel_core::facts::{Authority, IssuerFacts};
 use keywheel_core::plan::{Accept, Part, Policy, Role, Slot, UrlPart};
 use keywheel_core::secret::SecretName;
 use keywheel_core::strategy::{Side, Strategy};
@@ -287,10 +288,7 @@ impl Scope<'_> {
         let both = |key: &str| {
             let message = format!("`{key}` stands beside `environments`");
             let problem = Problem::new(code::TWO_FORMS, message).at(self.tree.place_of(&[key]));
-            problem.hint(format!(
-                "move it into each environment, as `environments.{}.{key}`",
-                shown(self.name)
-            ))
+            problem.hint(format!("move it into the environments, as `environments.NAME.{key}`"))
         };
         match environments {
             Some(_) if stores.is_some() => Err(both("stores")),
@@ -363,6 +361,11 @@ impl Scope<'_> {
         config.build(self.context).map(drop).map_err(|refusal| self.refused(refusal, path))
     }
 
+    fn issuer(&self, config: &IssuerConfig, path: &[&str]) -> Result<IssuerFacts, Problem> {
+        let driver = config.build(self.context).map_err(|refusal| self.refused(refusal, path))?;
+        Ok(driver.facts())
+    }
+
     fn refused(&self, refusal: Refusal, path: &[&str]) -> Problem {
         let node = self.tree.at(path).unwrap_or(&self.tree);
         let why = without_values(refusal.message, node)
@@ -382,12 +385,12 @@ impl Scope<'_> {
         if declared.clone().into_iter().any(|candidate| candidate == name) {
             return Ok(());
         }
-        let article = if kind.starts_with('e') { "an" } else { "a" };
-        let message = format!(
-            "`{}` names {article} {kind} that is not declared for environment `{}`",
-            shown_path(path),
-            shown(self.name)
-        );
+        let named = match kind {
+            "environment" => "an environment that is not declared".into(),
+            "policy" => "a policy that is not declared".into(),
+            kind => format!("a {kind} that is not declared for environment `{}`", shown(self.name)),
+        };
+        let message = format!("`{}` names {named}", shown_path(path));
         let problem = Problem::new(code::UNKNOWN_NAME, message).at(self.place_of_text(path, name));
         let names: Vec<&str> = declared.clone().into_iter().map(shown).collect();
         Err(match nearest(name, declared) {
@@ -432,7 +435,7 @@ impl SecretScope<'_> {
     ) -> Option<Secret> {
         let name = SecretName::new(self.name, self.scope.name).expect("both were read as names");
         let before = found.0.len();
-        found.keep(self.scope.builds(&entry.issuer, &self.path(&["issuer"])));
+        let facts = found.keep(self.scope.issuer(&entry.issuer, &self.path(&["issuer"])));
         self.names(entry, found);
         let (policy_name, rules_of) = found.keep(self.policy(entry, policies))?;
         let (policy, rules) = merge(&rules_of, entry);
@@ -454,6 +457,9 @@ impl SecretScope<'_> {
         };
         found.keep(self.named_as_required(&secret, &rules_of));
         found.keep(self.arranged(&secret));
+        if let Some(facts) = &facts {
+            found.keep(self.suits(&secret, facts));
+        }
         found.keep(self.cryptoperiod(&secret));
         if found.0.len() == before {
             self.read_by_someone(&secret, &entry.read_by, found);
@@ -571,26 +577,45 @@ impl SecretScope<'_> {
                 (false, ..) => self.fields(delivery)?,
             }
         }
-        let accepted = [Accept::Outage, Accept::SessionsEnd]
-            .iter()
-            .any(|loss| secret.policy.accept.contains(loss));
-        if secret.strategy == Strategy::Cutover && !accepted {
-            let message = format!(
-                "`secrets.{}` is cut over, and nothing says that the loss is accepted",
-                self.shown()
-            );
-            return Err(self.problem(code::NO_OVERLAP, &["strategy"], message).hint(
-                "add `accept: [outage]` where requests may fail meanwhile, or `accept: [sessions_end]` for a signing secret",
-            ));
-        }
         Ok(())
     }
 
-    /// Checks that no slot of a store holds a part of what another slot holds whole, by the same address.
+    /// Checks that the strategy suits what the issuer can do (H83, H90).
+    fn suits(&self, secret: &Secret, facts: &IssuerFacts) -> Result<(), Problem> {
+        let accepts = |loss| secret.policy.accept.contains(&loss);
+        let signs = facts.authority == Authority::Workload;
+        let problem = |code: Code, message: &str| {
+            self.problem(code, &["strategy"], format!("`secrets.{}` {message}", self.shown()))
+        };
+        match secret.strategy {
+            Strategy::Cutover if signs && !accepts(Accept::SessionsEnd) => Err(problem(
+                code::NO_OVERLAP,
+                "signs sessions, and a cutover ends those of its previous version",
+            )
+            .hint("use `strategy: { keyring: … }`, or add `accept: [sessions_end]` if that loss is right")),
+            Strategy::Cutover if !signs && !accepts(Accept::Outage) => {
+                Err(problem(code::NO_OVERLAP, "is cut over, and requests may fail meanwhile")
+                    .hint("add `accept: [outage]` if that loss is right"))
+            }
+            Strategy::Keyring { .. } | Strategy::Append | Strategy::Cutover => Ok(()),
+            _ if signs => Err(problem(
+                code::NO_OVERLAP,
+                "signs sessions, and this strategy would end those of its previous version",
+            )
+            .hint("use `strategy: { keyring: … }`, or `strategy: cutover` with `accept: [sessions_end]`")),
+            _ if facts.max_live == Some(1) => Err(problem(
+                code::UNSUITABLE,
+                "has an issuer that holds one live credential, so two versions cannot overlap",
+            )
+            .hint("use `strategy: cutover` with `accept: [outage]`")),
+            _ => Ok(()),
+        }
+    }
+
+    /// Checks that a store does not get a user name alone: the password that goes with it must reach the readers too.
     fn fields(&self, delivery: &Delivery) -> Result<(), Problem> {
-        let of_url = |slot: &Slot| matches!(slot.part, Part::Url(UrlPart::Userinfo));
-        let username_only = |slot: &Slot| matches!(slot.part, Part::Url(UrlPart::Username));
-        if delivery.slots.iter().all(username_only) && !delivery.slots.iter().any(of_url) {
+        let username = |slot: &Slot| matches!(slot.part, Part::Url(UrlPart::Username));
+        if delivery.slots.iter().all(username) {
             let message = format!(
                 "`secrets.{}.stores.{}` delivers a user name and no password",
                 self.shown(),
