@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::cli::Globals;
 use crate::code;
-use crate::config::suggest::nearest;
+use crate::config::suggest::{nearest, shown};
 use crate::config::tree::{Node, Value};
 use crate::config::{Config, Environment, Secret};
 use crate::exit::Exit;
@@ -56,8 +56,8 @@ fn chosen<'a>(config: &'a Config, name: Option<&str>) -> Result<Vec<&'a Environm
     config.environment(name).map(|environment| vec![environment]).ok_or_else(|| {
         let names: Vec<&str> =
             config.environments.iter().map(|environment| environment.name.as_str()).collect();
-        let failure =
-            Failure::new(format!("environment `{name}` is not declared")).code(code::UNKNOWN_NAME);
+        let failure = Failure::new(format!("environment `{}` is not declared", shown(name)))
+            .code(code::UNKNOWN_NAME);
         match nearest(name, names.iter().copied()) {
             Some(near) => failure.hint(format!("did you mean `{near}`?")),
             None => failure.hint(format!("declared: `{}`", names.join("`, `"))),

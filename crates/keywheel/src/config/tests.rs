@@ -516,7 +516,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
 
     #[test]
-    fn h115_no_error_shows_what_stands_in_the_file(two: bool, first in 0..400_usize, second in 0..400_usize, quoted: bool) {
+    fn h114_no_error_shows_what_stands_in_the_file(two: bool, first in 0..400_usize, second in 0..400_usize, quoted: bool) {
         let file = if two { TWO } else { ONE };
         let text = with_canary(file, first, quoted).unwrap();
         let text = if second % 3 == 0 { with_canary(&text, second, !quoted).unwrap() } else { text };
@@ -533,7 +533,7 @@ proptest! {
 }
 
 #[test]
-fn h115_a_canary_in_the_place_of_each_word_is_never_shown() {
+fn h114_a_canary_in_the_place_of_each_word_is_never_shown() {
     for file in [ONE, TWO] {
         for word in 0..220 {
             let text = with_canary(file, word, false).unwrap();

@@ -512,7 +512,7 @@ mod tests {
     }
 
     #[test]
-    fn h115_the_words_of_a_types_own_check_are_dropped_where_they_repeat_the_value() {
+    fn h114_the_words_of_a_types_own_check_are_dropped_where_they_repeat_the_value() {
         insta::assert_snapshot!(told::<Holder>("key: CANARYCANARY\n"), @"K0105 1:1: `key` must be another value");
         insta::assert_snapshot!(told::<Holder>("key: short\n"), @"K0105 1:1: `key`: `…` is not wanted");
     }

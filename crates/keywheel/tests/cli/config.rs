@@ -146,7 +146,7 @@ fn a_file_that_is_not_text_is_told() {
 }
 
 #[test]
-fn what_looks_like_a_pasted_credential_is_not_shown() {
+fn h119_what_looks_like_a_pasted_credential_is_not_shown() {
     for pasted in ["sk-proj-7f3a9c51e2b84d60", "postgres://app:hunter2@db/app"] {
         let folder =
             folder_with(&FILE.replace("  api:\n", &format!("  api:\n    owner: \"{pasted}\"\n")));

@@ -28,7 +28,7 @@ impl Ran {
     }
 
     fn json(&self) -> serde_json::Value {
-        serde_json::from_str(&self.stdout).unwrap()
+        serde_json::from_str(&self.stdout).expect("stdout is JSON")
     }
 }
 
@@ -39,14 +39,15 @@ fn keywheel(folder: &Path, arguments: &[&str]) -> Ran {
         .current_dir(folder)
         .env_clear()
         .output()
-        .unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
+        .expect("the program starts");
+    let text = |bytes| String::from_utf8(bytes).expect("what is printed is UTF-8");
     Ran { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
 }
 
 /// Makes a folder with a configuration file.
 fn folder_with(file: &str) -> tempfile::TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    std::fs::write(folder.path().join("keywheel.yaml"), file).unwrap();
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    std::fs::write(folder.path().join("keywheel.yaml"), file)
+        .expect("the folder can be written to");
     folder
 }
