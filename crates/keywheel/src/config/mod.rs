@@ -6,6 +6,7 @@
 
 pub(crate) mod by_env;
 pub(crate) mod file;
+mod forms;
 pub(crate) mod problem;
 pub(crate) mod resolve;
 mod rules;
