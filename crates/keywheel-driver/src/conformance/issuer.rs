@@ -176,8 +176,9 @@ pub async fn no_message_holds_a_value(subject: &Subject<'_>) {
     for issuer in subject.broken {
         for canary in subject.canaries {
             let said = everything_said(*issuer, canary, &label(subject, "broken")).await;
+            let parts: BTreeSet<&[u8]> = said.as_bytes().windows(12).collect();
             for (_, value) in subject.canaries.iter().flat_map(|canary| canary.fields()) {
-                let leaked = value.expose().windows(12).any(|part| contains(said.as_bytes(), part));
+                let leaked = value.expose().windows(12).any(|part| parts.contains(part));
                 assert!(!leaked, "a message holds a part of a value");
             }
         }
@@ -206,10 +207,6 @@ async fn everything_said(issuer: &dyn Issuer, canary: &Credential, label: &Label
     // A token that cannot be made says nothing, and one that is made is a value itself.
     drop(issuer.tokens().map(|tokens| tokens.harmless(canary, Timestamp::from_millis(0))));
     said
-}
-
-fn contains(text: &[u8], part: &[u8]) -> bool {
-    text.windows(part.len()).any(|window| window == part)
 }
 
 fn label(subject: &Subject<'_>, name: &str) -> Label {

@@ -1482,6 +1482,11 @@ mod tests {
                 Identity::Unknown => panic!("{} is not found", key.id),
             }
         }
+        bench.twin.remove_person();
+        assert_ne!(
+            bench.issuer.identify(&credential(&keys[1].value)).await.unwrap(),
+            Identity::Unknown
+        );
         assert_eq!(
             bench.issuer.identify(&credential("sk-elsewhere")).await.unwrap(),
             Identity::Unknown
