@@ -15,7 +15,7 @@ use crate::exit::Exit;
 use crate::output::{Failure, Format, Output};
 
 /// Rotates every credential that an application uses, without dropping a request, and proves that it did.
-#[derive(Debug, Parser)]
+#[derive(Parser)]
 #[command(name = "keywheel", version, max_term_width = 100, disable_help_subcommand = true)]
 pub(crate) struct Cli {
     #[command(flatten)]
@@ -71,7 +71,7 @@ impl Globals {
     }
 }
 
-#[derive(Debug, Subcommand)]
+#[derive(Subcommand)]
 enum Command {
     Check(check::CheckArgs),
     Plan(plan::PlanArgs),
@@ -94,6 +94,9 @@ enum Command {
     Man(man::ManArgs),
     #[cfg(feature = "demo")]
     Demo(crate::demo::DemoArgs),
+    #[cfg(feature = "demo")]
+    #[command(flatten)]
+    Process(crate::demo::Process),
 }
 
 impl Command {
@@ -120,11 +123,17 @@ impl Command {
             Self::Man(args) => man::run(&args, globals),
             #[cfg(feature = "demo")]
             Self::Demo(args) => crate::demo::run(args, globals).await,
+            #[cfg(feature = "demo")]
+            Self::Process(_) => unreachable!("start() runs these on an event loop of their own"),
         }
     }
 
     /// Runs the command on an event loop of its own.
     fn start(self, globals: &Globals) -> Result<Exit, Failure> {
+        #[cfg(feature = "demo")]
+        if let Self::Process(process) = self {
+            return process.run().map(|()| Exit::Done).map_err(Failure::from);
+        }
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
         let runtime = runtime.map_err(|error| Failure::new("the event loop cannot be started").caused_by(error.to_string()))?;
         let exit = runtime.block_on(self.run(globals));

@@ -7,6 +7,7 @@ mod backend;
 mod edge;
 mod load;
 mod rehearsal;
+mod scenario;
 mod supervisor;
 
 use std::net::{Ipv4Addr, SocketAddr};
@@ -21,7 +22,9 @@ use serde_json::json;
 use tokio::process::{Child, Command};
 
 use self::edge::Edge;
+use self::backend::LONGEST_PEPPER;
 pub(crate) use self::load::Counts;
+pub(crate) use self::scenario::{DemoArgs, run};
 use self::load::{Load, Target};
 pub(crate) use self::supervisor::Exit;
 
