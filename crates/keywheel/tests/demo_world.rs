@@ -11,6 +11,9 @@ use axum::routing::post;
 use serde_json::Value;
 use tokio::process::{Child, Command};
 
+/// Two worlds at once would take the processor from each other.
+static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 /// Serves chat completions to whoever shows a key.
 async fn model() -> String {
     let answer = |headers: HeaderMap| async move {
@@ -39,6 +42,7 @@ async fn world(folder: &Path, scenario: &str) -> Child {
 }
 
 async fn report(scenario: &str) -> Value {
+    let _alone = ALONE.lock().await;
     let folder = tempfile::tempdir().unwrap();
     let output = world(folder.path(), scenario).await.wait_with_output().await.unwrap();
     assert!(output.status.success(), "{:?}", output.status);
@@ -102,6 +106,7 @@ async fn no_request_fails_while_a_value_is_refused_and_taken_back() {
 
 #[tokio::test]
 async fn a_world_that_is_killed_takes_its_processes_along() {
+    let _alone = ALONE.lock().await;
     let folder = tempfile::tempdir().unwrap();
     let mut world = world(folder.path(), "one-by-one").await;
     while !(1..=3).all(|replica| folder.path().join(format!("backend-{replica}.pid")).exists()) {

@@ -21,6 +21,9 @@ use super::backend::DRAINING;
 /// The time between two health checks of a replica.
 const CHECK_EVERY: Duration = Duration::from_millis(50);
 
+/// How many health checks without an answer make a replica unhealthy.
+const SILENCES: u32 = 3;
+
 /// The longest body that is passed on.
 const LONGEST_BODY: usize = 1 << 20;
 
@@ -83,13 +86,20 @@ impl Edge {
     }
 }
 
+/// Checks one replica again and again. A definite no counts at once; silence only when it lasts, since a busy machine is
+/// silent as well.
 async fn check(balancer: Arc<Balancer>, replica: usize) {
     let replica = &balancer.replicas[replica];
     let url = format!("http://{}/health", replica.address);
+    let mut silences = 0;
     loop {
         let asked = balancer.client.get(&url).timeout(Duration::from_secs(1)).send().await;
-        let healthy = asked.is_ok_and(|answer| answer.status() == StatusCode::OK);
-        replica.healthy.store(healthy, Ordering::Relaxed);
+        silences =
+            if asked.as_ref().is_err_and(reqwest::Error::is_timeout) { silences + 1 } else { 0 };
+        if !(1..SILENCES).contains(&silences) {
+            let healthy = asked.is_ok_and(|answer| answer.status() == StatusCode::OK);
+            replica.healthy.store(healthy, Ordering::Relaxed);
+        }
         tokio::time::sleep(CHECK_EVERY).await;
     }
 }

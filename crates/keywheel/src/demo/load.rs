@@ -75,7 +75,6 @@ pub(crate) struct Target {
 /// A running load; it ends when this is dropped.
 pub(crate) struct Load {
     generator: Arc<Generator>,
-    began: Instant,
     pace: JoinSet<()>,
 }
 
@@ -87,27 +86,24 @@ impl Load {
             client: super::client()?,
             tokens: Mutex::new(Vec::new()),
             turn: AtomicUsize::new(0),
-            counters: Counters::default(),
+            counters: Counters::begin(),
         });
         let mut pace = JoinSet::new();
         pace.spawn(send_all(generator.clone(), Duration::from_secs(1) / each_second));
-        Ok(Self { generator, began: Instant::now(), pace })
+        Ok(Self { generator, pace })
     }
 
     /// Returns what was counted so far; requests that have no answer yet are not in it.
     pub(crate) fn counts(&self) -> Counts {
-        let elapsed = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.generator.counters.read(elapsed)
+        self.generator.counters.read()
     }
 
     /// Sends no more, waits for what is under way, and returns what was counted.
     pub(crate) async fn stop(mut self) -> Counts {
-        let elapsed = self.began.elapsed();
+        let stopped = Instant::now();
         self.pace.shutdown().await;
         // Each request holds on to the generator until it was counted.
-        while Arc::strong_count(&self.generator) > 1
-            && self.began.elapsed() < elapsed + PATIENCE + SHOW_EVERY
-        {
+        while Arc::strong_count(&self.generator) > 1 && stopped.elapsed() < PATIENCE + SHOW_EVERY {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         self.counts()
@@ -236,7 +232,7 @@ impl Generator {
         self.counters.tokens_shown.fetch_add(1, Ordering::Relaxed);
         if answer.status().as_u16() == 401 && has_life_left(session, Duration::ZERO) {
             self.counters.tokens_refused.fetch_add(1, Ordering::Relaxed);
-            self.counters.fail("a replica refused a valid token at its own address".into());
+            self.counters.fail("a replica refused a valid token at its own address");
         }
     }
 
@@ -252,8 +248,8 @@ impl Generator {
     }
 }
 
-#[derive(Default)]
 struct Counters {
+    began: Instant,
     kinds: [[AtomicU64; 2]; 3],
     failed: AtomicU64,
     tokens_refused: AtomicU64,
@@ -262,24 +258,39 @@ struct Counters {
 }
 
 impl Counters {
+    fn begin() -> Self {
+        Self {
+            began: Instant::now(),
+            kinds: Default::default(),
+            failed: AtomicU64::new(0),
+            tokens_refused: AtomicU64::new(0),
+            tokens_shown: AtomicU64::new(0),
+            failures: Mutex::new(Vec::new()),
+        }
+    }
+
+    fn elapsed_ms(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
     fn sent(&self, kind: Kind, failure: Option<&str>) {
         let [requests, failed] = &self.kinds[kind as usize];
         requests.fetch_add(1, Ordering::Relaxed);
         if let Some(failure) = failure {
             failed.fetch_add(1, Ordering::Relaxed);
-            self.fail(format!("{kind:?}: {failure}"));
+            self.fail(&format!("{kind:?}: {failure}"));
         }
     }
 
-    fn fail(&self, failure: String) {
+    fn fail(&self, failure: &str) {
         self.failed.fetch_add(1, Ordering::Relaxed);
         let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
         if failures.len() < KEPT {
-            failures.push(failure);
+            failures.push(format!("after {} ms: {failure}", self.elapsed_ms()));
         }
     }
 
-    fn read(&self, elapsed_ms: u64) -> Counts {
+    fn read(&self) -> Counts {
         let tally = |kind: Kind| {
             let [requests, failed] = &self.kinds[kind as usize];
             Tally {
@@ -289,7 +300,7 @@ impl Counters {
         };
         let (login, me, ask) = (tally(Kind::Login), tally(Kind::Me), tally(Kind::Ask));
         Counts {
-            elapsed_ms,
+            elapsed_ms: self.elapsed_ms(),
             requests: login.requests + me.requests + ask.requests,
             failed: self.failed.load(Ordering::Relaxed),
             tokens_refused: self.tokens_refused.load(Ordering::Relaxed),
