@@ -482,7 +482,8 @@ impl Rotation {
             (Step::Resume(_), _) => self.ending.resumed(),
             (Step::Revoke(version), _) => self.ending.revoked(version, at),
             (Step::VerifyDead(version), Report::Dead(death)) => {
-                if !self.ending.died(version, *death) {
+                let is_settled = self.ending.died(version, *death);
+                if !is_settled {
                     return self.tried(step, None, at);
                 }
             }
