@@ -16,6 +16,9 @@ pub mod sqlite;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 
+#[cfg(feature = "planted-bugs")]
+pub use rules::PLANTED;
+
 use std::sync::Arc;
 
 use async_trait::async_trait;

@@ -11,6 +11,18 @@ use keywheel_core::time::{Span, Timestamp};
 
 use crate::{Append, Entry, Epoch, Holder, JournalError, Resource, Sealed, ValueKey};
 
+/// The bugs that can be planted in the rules.
+#[cfg(feature = "planted-bugs")]
+pub const PLANTED: [&str; 7] = [
+    "ignore_epoch",
+    "ignore_sequence",
+    "open_twice",
+    "no_wave_leases",
+    "lost_seal",
+    "destroy_ignored",
+    "claim_of_the_living",
+];
+
 /// What a journal shows of itself to the rules.
 pub(crate) trait Known {
     /// Returns the epoch under which a secret is held now.
