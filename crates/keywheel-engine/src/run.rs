@@ -45,7 +45,8 @@ impl Group {
 
     /// The name under which the group holds wave leases.
     fn name(&self) -> RotationId {
-        self.members[0].rotation.id().clone()
+        let first = self.members[0].rotation.id();
+        if self.members.len() == 1 { first.clone() } else { RotationId(format!("batch-{first}")) }
     }
 }
 

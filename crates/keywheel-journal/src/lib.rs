@@ -142,7 +142,7 @@ pub struct Append {
 
 /// One event and all that stands or falls with it.
 pub struct Entry {
-    /// The first rotation of the batch, or the rotation itself: wave leases are held in its name.
+    /// The name in which wave leases are held: the batch's, or that of the rotation itself where it is alone.
     pub group: RotationId,
     /// The rotation.
     pub rotation: RotationId,

@@ -113,9 +113,9 @@ pub(crate) fn closes(event: &Event) -> bool {
     matches!(event, Event::Ended { .. } | Event::Resolved { .. } | Event::Superseded { .. })
 }
 
-/// Returns whether the wave leases of the entry's group are given back.
+/// Returns whether the wave leases of the entry's group are given back: on demand, and when a rotation alone is over.
 pub(crate) fn gives_back(entry: &Entry) -> bool {
-    entry.give_back
+    entry.give_back || (entry.group == entry.rotation && entry.event.as_ref().is_some_and(closes))
 }
 
 /// Returns the values that an entry seals.
