@@ -186,7 +186,10 @@ impl Engine {
         let members: SmallVec<[(&Member, Step); 2]> =
             steps.iter().map(|(member, step)| (&group.members[*member], *step)).collect();
         let (member, step) = members[0];
-        let _place = self.limits.enter(&perform::called(member, step)).await;
+        let called = perform::called(member, step);
+        let Some(_place) = within(self.clock.as_ref(), until, self.limits.enter(&called)).await else {
+            return Err(Refusal::retry(RefusalKind::Unavailable, None, "the deadline passed while other calls had the place").into());
+        };
         let calls = async {
             match step {
                 Step::Roll { .. } => perform::roll(self, &members).await,
