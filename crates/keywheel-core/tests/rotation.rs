@@ -448,3 +448,15 @@ fn a_record_out_of_order_is_refused() {
     let resumed = world.rotation.apply(START, &Event::Resumed).unwrap_err();
     assert_eq!(resumed.to_string(), "record out of order: Resumed while planned");
 }
+
+#[test]
+fn an_extension_writes_nothing_and_ends_nothing() {
+    let mut extension = plan(Strategy::Lease);
+    extension.extend = true;
+    let mut world = World::new(extension);
+    let step = world.begin().unwrap();
+    assert_eq!(step, Step::Extend);
+    world.apply(Event::Done { step, report: Report::Extended { expires_at: START } });
+    assert_eq!(world.to_rest(), Next::Rest(Outcome::Completed));
+    assert_eq!(world.steps, [Step::Extend]);
+}
