@@ -460,3 +460,16 @@ fn an_extension_writes_nothing_and_ends_nothing() {
     assert_eq!(world.to_rest(), Next::Rest(Outcome::Completed));
     assert_eq!(world.steps, [Step::Extend]);
 }
+
+#[test]
+fn l03_a_gate_that_stays_closed_is_looked_at_more_and_more_seldom() {
+    let mut short = plan(Strategy::Overlap);
+    short.policy.soak = Span::ZERO;
+    let mut world = World::new(short);
+    world.until(|step| step == Step::Visit);
+    world.last_used_at = Some(world.now + Span::hours(1));
+    world.finish(Step::Visit);
+    assert_eq!(world.to_rest(), Next::Operator(ParkReason::GateClosed));
+    let visits = world.steps.iter().filter(|step| **step == Step::Visit).count();
+    assert!(visits < 300, "{visits} visits in a week");
+}
