@@ -8,7 +8,7 @@ use keywheel_core::facts::Authority;
 use keywheel_core::gate::Light;
 use keywheel_core::rotation::Rotation;
 use keywheel_core::strategy::Strategy;
-use keywheel_core::time::Timestamp;
+use keywheel_core::time::{Span, Timestamp};
 
 use crate::faults::StepKind;
 use crate::world::{EPOCH, Edit, Held, Kind, Millis, RequestKind, State, Up, World};
@@ -154,24 +154,22 @@ impl World {
     pub(crate) fn check_call(&mut self, process: usize, secret: usize, kind: RequestKind) {
         self.checks += 1;
         let wall = self.wall().millis() - EPOCH;
-        let Some(intent) = self.book[secret].intent else {
-            return self.violate("I03", || format!("a call ({kind:?}) for secret {secret} begins without a durable intent"));
-        };
-        if intent.process != process {
-            return self.violate("I05", || format!("process {process} calls ({kind:?}) for secret {secret} under another's intent"));
-        }
-        if wall >= intent.until {
-            return self.violate("I05", || format!("a call ({kind:?}) for secret {secret} begins {} ms after its deadline", wall - intent.until));
-        }
-        let meant = match kind {
+        let meant = |intent: &crate::world::Intent| match kind {
             RequestKind::Mint => intent.step == StepKind::Mint,
             RequestKind::Write => intent.step == StepKind::Write,
             RequestKind::Roll => intent.step == StepKind::Roll,
             RequestKind::OtherWrite => intent.step.mutates(),
             _ => true,
         };
-        if !meant {
-            self.violate("I03", || format!("a call ({kind:?}) for secret {secret} begins under the intent of {:?}", intent.step));
+        let running = &self.book[secret].running;
+        let own = running.iter().rev().find(|intent| intent.process == process && meant(intent)).copied();
+        match own {
+            None => self.violate("I03", || format!("a call ({kind:?}) for secret {secret} begins without a durable intent")),
+            Some(intent) if wall >= intent.until => {
+                let late = wall - intent.until;
+                self.violate("I05", || format!("a call ({kind:?}) for secret {secret} begins {late} ms after its deadline"));
+            }
+            Some(_) => {}
         }
     }
 
@@ -263,7 +261,8 @@ impl World {
             light == Light::Green
                 && now.since(at) <= policy.fresh_for
                 && rotation.plan().issuer.facts.last_used.is_none_or(|facts| {
-                    at.since(rotation.promoted_at()) >= facts.lag + facts.granularity || ending.last_visit().is_none()
+                    // The issuer is asked a little after the visit began.
+                    at.since(rotation.promoted_at()) + Span::seconds(10) >= facts.lag + facts.granularity
                 })
         });
         if !stands {
@@ -338,6 +337,10 @@ impl World {
             let Some(issued) = rotation.issued(version).cloned() else { continue };
             let Some(index) = self.find(secret, &issued.id, issued.generation) else { continue };
             let value = self.secrets[secret].credentials[index].value;
+            let unused = outcome == Outcome::Undone && !rotation.walk().is_touched();
+            if unused && self.secrets[secret].credentials[index].state == State::Revoked {
+                continue;
+            }
             if self.answers_to(secret, value) {
                 let id = if rotation.plan().is_emergency() { "I27" } else { "I21" };
                 self.violate(id, || format!("secret {secret} is {outcome}, and `{issued}` is still accepted"));

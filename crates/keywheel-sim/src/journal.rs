@@ -216,7 +216,7 @@ impl World {
 
     fn entered(&mut self, process: usize, note: &Note) {
         self.checks += 1;
-        let now = self.now;
+        let (now, wall) = (self.now, self.wall().millis() - EPOCH);
         let secret = note.secret;
         let book = &self.book[secret];
         if note.epoch != book.epoch {
@@ -259,7 +259,13 @@ impl World {
                 book.promoted_at = now;
                 self.secrets[secret].emergency |= *emergency;
             }
-            What::Intended { step, until } => book.intent = Some(Intent { step: *step, until: *until, process }),
+            What::Intended { step, until } => {
+                let intent = Intent { step: *step, until: *until, process };
+                book.intent = Some(intent);
+                // The latest of each process is kept even when it is over, so that a late call is told from a lawless one.
+                book.running.retain(|known| known.until > wall || known.process != process);
+                book.running.push(intent);
+            }
             What::Promoted => book.promoted_at = now,
             What::Ended(outcome) => {
                 book.rotation = None;

@@ -714,7 +714,9 @@ impl Life {
                     || world.secrets[secret].emergency
             }
             ParkReason::Refused { .. } => {
-                !healed
+                // What goes forward only cannot turn away from a value that its workloads refuse.
+                (self.bad && (matches!(shape, Shape::Lease | Shape::Reset) || world.secrets[secret].emergency))
+                    || !healed
                     && (self.bad
                         || fired(&[
                             Fault::Forbidden,

@@ -314,6 +314,8 @@ fn add_secret(
         };
         workload_plans.push(WorkloadPlan { bound: bound(format!("workload{workload}")), facts, reads });
     }
+    let held = world.fingerprint(value);
+    let fingerprint = world.fingerprinter.digest([("value", Some(&held))]);
     world.secrets.push(known);
     world.book.push(Book {
         epoch: 0,
@@ -322,11 +324,11 @@ fn add_secret(
         rotation: None,
         next: 0,
         intent: None,
+        running: SmallVec::new(),
         taken: Vec::new(),
         outcome: None,
         planned: 0,
         promoted_at: 0,
-        mint_settles_at: 0,
     });
     Plan {
         format: FORMAT,
@@ -340,7 +342,7 @@ fn add_secret(
             version: VersionId(7),
             issued: issued.filter(|_| !unidentified),
             state: State::Active,
-            fingerprint: None,
+            fingerprint: Some(fingerprint),
         }),
         pending: VersionId(8),
         suspects: Vec::new(),

@@ -319,11 +319,12 @@ pub(crate) struct Book {
     pub(crate) rotation: Option<String>,
     pub(crate) next: u64,
     pub(crate) intent: Option<Intent>,
+    /// Intents whose calls may still be under way: until their deadlines.
+    pub(crate) running: SmallVec<[Intent; 4]>,
     pub(crate) taken: Vec<(String, String)>,
     pub(crate) outcome: Option<keywheel_core::event::Outcome>,
     pub(crate) planned: u32,
     pub(crate) promoted_at: Millis,
-    pub(crate) mint_settles_at: Millis,
 }
 
 #[derive(Clone, Copy)]
@@ -496,7 +497,8 @@ impl World {
             RequestKind::Write => STORE_SETTLES,
             _ => secret.facts.settle_for.as_millis() as Millis - secret.lag,
         };
-        (settle - 1).max(1)
+        // A wall clock that is set ahead by two seconds must not make a promise of the drivers' facts a lie.
+        (settle - 3_000).max(1)
     }
 }
 
@@ -650,7 +652,11 @@ impl World {
                 self.orders.push(Order::HoldAll(asleep));
             }
             Fault::WallForward => {
-                let leap = self.random.pick(&[2_000, 120_000, 7_200_000, 40 * 86_400_000]);
+                // Only soak is counted by three clocks; other waits take the wall clock at its word (see the crate's documentation).
+                let soaking = self.book[secret].intent.is_some_and(|intent| intent.step == StepKind::Visit);
+                let waits_by_wall = self.secrets.iter().any(|known| known.token_life > 0) || self.secrets.len() > 1;
+                let leaps: &[Millis] = if soaking && !waits_by_wall { &[2_000, 7_200_000, 40 * 86_400_000] } else { &[2_000] };
+                let leap = self.random.pick(leaps);
                 self.set_wall(leap);
             }
             Fault::WallBack => {
@@ -1012,7 +1018,7 @@ impl World {
         let known = &self.workloads[workload];
         if !known.shows_slots {
             let started = known.replicas[replica].started_wall;
-            return started > expected.held_since + known.granularity;
+            return known.replicas[replica].up == Up::Serving && started > expected.held_since + known.granularity;
         }
         let held: SmallVec<[(Held, Option<Fingerprint>); 4]> = expected
             .slots
@@ -1022,7 +1028,8 @@ impl World {
                 (index.and_then(|index| known.replicas[replica].held.get(index).copied()).unwrap_or(Held::Absent), *wanted)
             })
             .collect();
-        held.into_iter().all(|(held, wanted)| self.fingerprint_of(held) == wanted)
+        let up = self.workloads[workload].replicas[replica].up == Up::Serving;
+        up && held.into_iter().all(|(held, wanted)| self.fingerprint_of(held) == wanted)
     }
 
     pub(crate) fn fingerprint_of(&mut self, held: Held) -> Option<Fingerprint> {
