@@ -470,3 +470,28 @@ fn a_record_out_of_order_is_refused() {
     let resumed = world.rotation.apply(START, &Event::Resumed).unwrap_err();
     assert_eq!(resumed.to_string(), "record out of order: Resumed while planned");
 }
+
+#[test]
+fn an_extension_writes_nothing_and_ends_nothing() {
+    let mut extension = plan(Strategy::Lease);
+    extension.extend = true;
+    let mut world = World::new(extension);
+    let step = world.begin().unwrap();
+    assert_eq!(step, Step::Extend);
+    world.apply(Event::Done { step, report: Report::Extended { expires_at: START } });
+    assert_eq!(world.to_rest(), Next::Rest(Outcome::Completed));
+    assert_eq!(world.steps, [Step::Extend]);
+}
+
+#[test]
+fn l03_a_gate_that_stays_closed_is_looked_at_more_and_more_seldom() {
+    let mut short = plan(Strategy::Overlap);
+    short.policy.soak = Span::ZERO;
+    let mut world = World::new(short);
+    world.until(|step| step == Step::Visit);
+    world.last_used_at = Some(world.now + Span::hours(1));
+    world.finish(Step::Visit);
+    assert_eq!(world.to_rest(), Next::Operator(ParkReason::GateClosed));
+    let visits = world.steps.iter().filter(|step| **step == Step::Visit).count();
+    assert!(visits < 300, "{visits} visits in a week");
+}
