@@ -49,6 +49,7 @@ fn plan(strategy: Strategy) -> Plan {
         inherits_until: None,
         extend: false,
         batch: vec![],
+        folder: "/srv".into(),
         issuer: IssuerPlan {
             bound: bound("issuer"),
             facts: IssuerFacts {

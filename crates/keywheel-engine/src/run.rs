@@ -51,9 +51,10 @@ impl Group {
 
 /// How far a run goes.
 pub struct Until<'a> {
-    /// Whether it waits until nothing is owed any more; otherwise it returns at the first wait longer than `patience`.
+    /// Whether it waits until nothing is owed any more; otherwise it returns at the first wait of a retirement, or for tokens
+    /// or an answer that may still land, that is longer than `patience`.
     pub rest: bool,
-    /// The longest wait that it sits out all the same.
+    /// The longest such wait that it sits out all the same.
     pub patience: Span,
     /// Ends the run after the step that is under way.
     pub stop: &'a AtomicBool,
@@ -101,7 +102,8 @@ impl Engine {
                 batch::Turn::Do(steps) => self.step(group, &steps).await?,
                 batch::Turn::Wait { until: at, why } => {
                     self.flush(group).await?;
-                    if !until.rest && at.since(now) > until.patience {
+                    let retries = matches!(why, Why::Retry(_));
+                    if !until.rest && !retries && at.since(now) > until.patience {
                         return Ok(Ran::Owes { at, why });
                     }
                     self.watch.waiting(at, why);

@@ -13,6 +13,7 @@ use keywheel_core::plan::{
 };
 use keywheel_core::secret::SecretName;
 use keywheel_core::strategy::Strategy;
+use keywheel_core::time::Timestamp;
 use keywheel_core::version::VersionId;
 use keywheel_driver::{Issuer, Probe, Refusal, Store, Workload};
 use keywheel_drivers::{Build, Context, IssuerConfig, ProbeConfig, StoreConfig, WorkloadConfig};
@@ -44,6 +45,8 @@ pub(crate) struct Inputs {
     pub(crate) suspects: Vec<VersionRef>,
     /// The rotation that this one takes over.
     pub(crate) takes_over: Option<RotationId>,
+    /// Until when a call of the rotation that is taken over can still land.
+    pub(crate) inherits_until: Option<Timestamp>,
     /// The other secrets that share its rolls.
     pub(crate) batch: Vec<SecretName>,
 }
@@ -92,6 +95,8 @@ pub(crate) fn compile(config: &Config, name: &SecretName, inputs: Inputs) -> Res
         pending: inputs.pending,
         suspects: inputs.suspects,
         takes_over: inputs.takes_over,
+        inherits_until: inputs.inherits_until,
+        extend: false,
         batch: inputs.batch,
         folder: config.folder.to_str().map(str::to_owned).ok_or_else(not_utf8)?,
         issuer,
@@ -343,6 +348,7 @@ secrets:
             mode: Mode::Normal,
             suspects: Vec::new(),
             takes_over: None,
+            inherits_until: None,
             batch: Vec::new(),
         }
     }
