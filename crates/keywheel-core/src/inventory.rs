@@ -186,6 +186,23 @@ impl Version {
         }
     }
 
+    /// Takes over a version that was made by hand.
+    pub fn adopted(
+        version: VersionId,
+        issued: Option<IssuedId>,
+        created_at: Option<Timestamp>,
+        fingerprint: Option<Fingerprint>,
+    ) -> Self {
+        Self {
+            stage: Some(Stage::Current),
+            state: State::Active,
+            issued,
+            created_at,
+            fingerprint,
+            ..Self::pending(version)
+        }
+    }
+
     /// Returns the version as a plan names it.
     pub fn reference(&self) -> VersionRef {
         VersionRef {

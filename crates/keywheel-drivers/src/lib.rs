@@ -3,7 +3,6 @@
 //! The rest of the program knows them by [`IssuerConfig`], [`StoreConfig`], [`WorkloadConfig`] and [`ProbeConfig`] only:
 //! externally tagged configuration that builds the driver.
 
-#[cfg_attr(not(test), expect(dead_code, reason = "the first driver that calls a server follows"))]
 mod http;
 mod list;
 mod program;

@@ -6,10 +6,12 @@
 
 pub mod audit;
 pub mod memory;
+mod place;
 mod rules;
+pub mod seal;
 pub mod sqlite;
 
-#[cfg(feature = "conformance")]
+#[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 
 use std::sync::Arc;
@@ -291,8 +293,16 @@ pub enum JournalError {
     /// The append contradicts itself; nothing was written.
     #[error("append makes no sense: {0}")]
     Malformed(String),
-    /// A sealed value cannot be opened: a wrong key-encryption key, or a damaged record.
-    #[error("sealed value of `{0}` cannot be opened: wrong key or damaged record")]
+    /// The disk is nearly full, and no rotation begins on it; nothing was written.
+    #[error("{free} bytes are free where the journal is, and no rotation begins below {floor}")]
+    LowSpace {
+        /// The free space in bytes.
+        free: u64,
+        /// The least for a rotation to begin.
+        floor: u64,
+    },
+    /// A sealed value cannot be opened: a wrong or missing key-encryption key, or a damaged record.
+    #[error("{0}")]
     Sealing(String),
     /// A record is damaged.
     #[error("journal is damaged at {place}: {detail}")]

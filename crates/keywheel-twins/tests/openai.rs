@@ -155,6 +155,32 @@ async fn admin_keys_and_project_keys_open_different_doors() {
 }
 
 #[tokio::test]
+async fn a_list_hides_the_keys_of_who_lost_access() {
+    let client = Client::new(TwinOptions::default());
+    let (mine, _) = (client.twin.make_user_key("mine"), client.twin.make_key("backend"));
+    client.twin.remove_person();
+    assert!(client.twin.accepts(&mine.value));
+    for (access, shown) in
+        [("", 1), ("?owner_project_access=inactive", 1), ("?owner_project_access=any", 2)]
+    {
+        let listed = client.get(&client.project(&format!("/api_keys{access}"))).await;
+        assert_eq!(listed["data"].as_array().unwrap().len(), shown, "{access}");
+    }
+}
+
+#[tokio::test]
+async fn a_long_lived_twin_takes_the_admin_key_that_it_is_given() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/v1/organization/projects", listener.local_addr().unwrap());
+    let options =
+        TwinOptions { admin_key: Some("sk-admin-given".into()), ..TwinOptions::default() };
+    tokio::spawn(keywheel_twins::openai::run(options, listener));
+    let client = Client::new(TwinOptions::default());
+    let projects = client.http.get(url).bearer_auth("sk-admin-given").send().await.unwrap();
+    assert_eq!(projects.status(), 200);
+}
+
+#[tokio::test]
 async fn a_use_shows_in_the_key_and_in_the_report() {
     let client = Client::new(TwinOptions::default());
     let key = client.twin.make_key("backend");

@@ -6,13 +6,12 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use keywheel_core::facts::{Authority, IssuerFacts, Revert, StoreFacts};
+use keywheel_core::facts::{Revert, StoreFacts};
 use keywheel_core::plan::{
-    Accept, Bound, FORMAT, IssuerPlan, Mode, Plan, ProbePlan, Reason, RotationId, StorePlan,
-    VersionRef, WorkloadPlan,
+    Bound, FORMAT, IssuerPlan, Mode, Plan, ProbePlan, Reason, RotationId, StorePlan, VersionRef,
+    WorkloadPlan,
 };
 use keywheel_core::secret::SecretName;
-use keywheel_core::strategy::Strategy;
 use keywheel_core::time::Timestamp;
 use keywheel_core::version::VersionId;
 use keywheel_driver::{Issuer, Probe, Refusal, Store, Workload};
@@ -66,7 +65,7 @@ pub(crate) struct Built {
 /// Compiles the plan of one rotation. Drivers are built to read what they can do; nobody is asked anything.
 ///
 /// # Errors
-/// A [`Failure`] where a driver refuses its settings, the strategy does not suit the issuer, or policy wants a reason.
+/// A [`Failure`] where a driver refuses its settings, or policy wants a reason.
 pub(crate) fn compile(config: &Config, name: &SecretName, inputs: Inputs) -> Result<Plan, Failure> {
     let (environment, secret) = config.secret(name).ok_or_else(|| unknown_secret(config, name))?;
     if secret.rules.needs_reason
@@ -80,7 +79,6 @@ pub(crate) fn compile(config: &Config, name: &SecretName, inputs: Inputs) -> Res
     }
     let planner = Planner { context: Context { root: config.folder.clone() }, environment, secret };
     let issuer = planner.issuer()?;
-    suits(secret, &issuer.facts)?;
     let stores = planner.stores()?;
     let workloads = planner.workloads(&stores)?;
     Ok(Plan {
@@ -226,48 +224,6 @@ fn write_order(facts: &StoreFacts) -> u8 {
     }
 }
 
-/// Checks that the strategy suits what the issuer can do (H83, H90).
-fn suits(secret: &Secret, facts: &IssuerFacts) -> Result<(), Failure> {
-    let name = &secret.name;
-    let accepts = |loss| secret.policy.accept.contains(&loss);
-    let unsuitable = |message: String, hint: &str| {
-        Err(Failure::new(message).code(code::UNSUITABLE).exit(Exit::Refused).hint(hint))
-    };
-    match secret.strategy {
-        Strategy::Keyring { .. } | Strategy::Append => Ok(()),
-        Strategy::Cutover
-            if facts.authority == Authority::Workload && !accepts(Accept::SessionsEnd) =>
-        {
-            unsuitable(
-                format!(
-                    "a cutover of `{name}` ends every session that its previous version signed"
-                ),
-                "use `strategy: keyring`, or add `accept: [sessions_end]`",
-            )
-        }
-        Strategy::Cutover if facts.authority != Authority::Workload && !accepts(Accept::Outage) => {
-            unsuitable(
-                format!("requests may fail during a cutover of `{name}`"),
-                "add `accept: [outage]` if that is right",
-            )
-        }
-        Strategy::Cutover => Ok(()),
-        _ if facts.authority == Authority::Workload => unsuitable(
-            format!(
-                "`{name}` signs sessions, and its strategy would end those of the previous version"
-            ),
-            "use `strategy: keyring`, or `strategy: cutover` with `accept: [sessions_end]`",
-        ),
-        _ if facts.max_live == Some(1) => unsuitable(
-            format!(
-                "the issuer of `{name}` holds one live credential, so two versions cannot overlap"
-            ),
-            "use `strategy: cutover` with `accept: [outage]`",
-        ),
-        _ => Ok(()),
-    }
-}
-
 fn bound(name: &str, config: &impl Serialize) -> Bound {
     let driver = serde_json::to_value(config).expect("a driver's configuration is plain data");
     Bound { name: name.to_owned(), driver }
@@ -307,6 +263,7 @@ mod tests {
 
     use keywheel_core::plan::{Part, Policy, Role, Slot};
     use keywheel_core::secret::Field;
+    use keywheel_core::strategy::Strategy;
     use keywheel_core::time::Span;
 
     use super::*;
@@ -439,30 +396,6 @@ secrets:
                 .err()
                 .unwrap();
         assert_eq!((refused.exit, refused.code), (Exit::Refused, Some(code::POLICY_REQUIRES)));
-    }
-
-    #[test]
-    fn h83_a_signing_secret_never_overlaps_and_ends_sessions_only_when_that_was_accepted() {
-        let secret = |strategy, accept: &[Accept]| {
-            let config = config(FILE);
-            let mut secret = config.secret(&name()).unwrap().1.clone();
-            (secret.strategy, secret.policy.accept) = (strategy, accept.to_vec());
-            secret
-        };
-        let signing = IssuerFacts { authority: Authority::Workload, ..plan().issuer.facts };
-        let keyring = Strategy::Keyring { longest_token: Span::ZERO, skew: Span::ZERO };
-        assert!(suits(&secret(keyring, &[]), &signing).is_ok());
-        assert!(suits(&secret(Strategy::Overlap, &[Accept::SessionsEnd]), &signing).is_err());
-        assert!(suits(&secret(Strategy::Cutover, &[Accept::Outage]), &signing).is_err());
-        assert!(suits(&secret(Strategy::Cutover, &[Accept::SessionsEnd]), &signing).is_ok());
-    }
-
-    #[test]
-    fn one_live_credential_does_not_overlap() {
-        let config = config(FILE);
-        let secret = config.secret(&name()).unwrap().1;
-        let single = IssuerFacts { max_live: Some(1), ..plan().issuer.facts };
-        assert_eq!(suits(secret, &single).err().unwrap().code, Some(code::UNSUITABLE));
     }
 
     #[test]

@@ -760,6 +760,7 @@ mod tests {
             ("KEY='old'# c\n", "new", "KEY='new'# c\n"),
             ("KEY=\"old\"\n", "new", "KEY=\"new\"\n"),
             ("KEY=\"old\nold\"\n", "a\nb$", "KEY=\"a\\nb\\$\"\n"),
+            ("KEY='old'\n", "a\nb", "KEY=\"a\\nb\"\n"),
             ("KEY=old # c\n", "", "KEY='' # c\n"),
             ("KEY=old\n", "", "KEY=\n"),
             ("KEY= \r\nB=1\r\n", "new", "KEY= new\r\nB=1\r\n"),
@@ -806,6 +807,8 @@ mod tests {
         let disturbs = DotenvError::Disturbs { name: "KEY".into() };
         assert_eq!(set_text("A=1\nBARE", "KEY", "new"), Err(disturbs));
         assert_eq!(set_text("KEY=1\nBARE", "KEY", "2").as_deref(), Ok("KEY=2\nBARE"));
+        let disturbs = DotenvError::Disturbs { name: "KEY".into() };
+        assert_eq!(remove_text("BARE\nKEY=1", "KEY"), Err(disturbs));
     }
 
     #[test]
@@ -919,7 +922,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(1500))]
+        #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
         fn h103_a_write_touches_the_owned_value_and_nothing_else(text in a_text(), new in a_value()) {

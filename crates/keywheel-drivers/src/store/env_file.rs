@@ -269,6 +269,15 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn two_edits_of_one_slot_are_refused() {
+        let (folder, store) = folder_with(FILE);
+        let (one, two) = (SecretValue::new(b"one".to_vec()), SecretValue::new(b"two".to_vec()));
+        let edit = |value| Edit { address: "KEY", accept: Accept::Anything, value: Some(value) };
+        assert!(matches!(store.write(&[edit(&one), edit(&two)]).await, Err(CallError::Refused(_))));
+        assert_eq!(text_of(&folder), FILE);
+    }
+
+    #[tokio::test]
     async fn a_missing_file_is_refused_and_not_made() {
         let folder = TempDir::new().unwrap();
         let store = store_at(folder.path(), false);
@@ -359,6 +368,53 @@ mod tests {
         fs::hard_link(folder.path().join(".env"), folder.path().join("link")).unwrap();
         let found = messages().await;
         assert!(found.iter().any(|(s, m)| *s == Severity::Blocks && m.contains("hard links")));
+    }
+
+    #[tokio::test]
+    async fn preflight_blocks_a_file_that_is_frozen() {
+        let (folder, store) = folder_with(FILE);
+        let file = fs::File::open(folder.path().join(".env")).unwrap();
+        let Ok(flags) = rustix::fs::ioctl_getflags(&file) else { return };
+        if rustix::fs::ioctl_setflags(&file, flags | rustix::fs::IFlags::IMMUTABLE).is_err() {
+            eprintln!("skipped: this user or file system cannot freeze a file");
+            return;
+        }
+        let findings = store.preflight(&["KEY".into()]).await;
+        rustix::fs::ioctl_setflags(&file, flags).unwrap();
+        let findings = findings.unwrap();
+        assert!(
+            findings[0].message.contains("immutable") && findings[0].severity == Severity::Blocks
+        );
+    }
+
+    #[tokio::test]
+    async fn preflight_blocks_a_folder_that_cannot_be_written() {
+        if rustix::process::geteuid().is_root() {
+            eprintln!("skipped: root may write every folder");
+            return;
+        }
+        let (folder, store) = folder_with(FILE);
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o500)).unwrap();
+        let findings = store.preflight(&["KEY".into()]).await.unwrap();
+        assert!(
+            findings[0].message.contains("cannot be written")
+                && findings[0].severity == Severity::Blocks
+        );
+        let refused = set(&*store, "KEY", "new").await;
+        assert!(
+            matches!(refused, Err(CallError::Refused(r)) if r.kind == RefusalKind::Local && r.remedy == Remedy::Operator)
+        );
+        assert_eq!(text_of(&folder), FILE);
+    }
+
+    #[test]
+    fn the_configuration_names_the_store() {
+        let config = serde_json::from_str(r#"{ "env_file": { "path": ".env" } }"#).unwrap();
+        assert_eq!(
+            crate::StoreConfig::EnvFile(Config { path: ".env".into(), create: false }),
+            config
+        );
+        assert!(serde_json::from_str::<Config>(r#"{ "path": ".env", "crate": true }"#).is_err());
     }
 
     #[tokio::test]

@@ -202,10 +202,10 @@ mod tests {
 
     #[tokio::test]
     async fn h59_bytes_are_exact_and_a_newline_at_the_end_is_noted() {
-        let folder = TempDir::new().unwrap();
-        let path = folder.path().join("key");
-        let store = store_at(folder.path(), &config(false, None));
         for bytes in [&b"value\n"[..], b"value", b"\n", b"\0\xff\r\n", b""] {
+            let folder = TempDir::new().unwrap();
+            let path = folder.path().join("key");
+            let store = store_at(folder.path(), &config(false, None));
             fs::write(&path, bytes).unwrap();
             fs::set_permissions(&path, fs::Permissions::from_mode(0o400)).unwrap();
             let read =

@@ -216,6 +216,9 @@ impl Config {
         {
             return Err(unsupported("`shows: info` needs an `info_url` for each replica"));
         }
+        if self.ready_for >= self.ready_within {
+            return Err(unsupported("`ready_for` must be shorter than `ready_within`"));
+        }
         match &self.take_up {
             // What was fixed at the start stays as it was (H42).
             TakeUp::Signal(_) if self.shows != Showing::Info => Err(unsupported(
@@ -463,7 +466,7 @@ impl Processes {
             }
             if let Seen::Runs(process) = seen {
                 if self.proves(replica, seen, ensure).await {
-                    return self.wait_until_ready(replica, process, asked.is_some()).await;
+                    return self.wait_until_ready(replica, process).await;
                 }
                 if asked.is_none() {
                     self.take_up(replica, process).await?;
@@ -497,15 +500,18 @@ impl Processes {
         }
     }
 
+    fn age(&self, process: Process) -> Option<Span> {
+        process.started_at(&self.clock).map(|started| now().since(started))
+    }
+
     /// Returns whether a replica that proves nothing yet had its time to.
     async fn came_back(&self, replica: &One, process: Process) -> bool {
-        let age =
-            process.started_at(&self.clock).map_or(Span::ZERO, |started| now().since(started));
         match (&replica.ready, self.config.shows) {
             (Some(_), _) => replica.is_ready(process).await,
             (None, Showing::Info) => false,
             (None, Showing::Environ | Showing::Start) => {
-                age > self.config.ready_for.span() + Span::seconds(1)
+                let ready_for = self.config.ready_for.span();
+                self.age(process).is_some_and(|age| age > ready_for + Span::seconds(1))
             }
         }
     }
@@ -518,7 +524,7 @@ impl Processes {
         ensure: &Ensure<'_>,
     ) -> Result<(), CallError> {
         if self.proves(replica, Seen::Runs(process), ensure).await {
-            return self.wait_until_ready(replica, process, true).await;
+            return self.wait_until_ready(replica, process).await;
         }
         let why = match self.config.shows {
             Showing::Environ => "came back with other values: look where its supervisor keeps them",
@@ -572,16 +578,14 @@ impl Processes {
         Ok(())
     }
 
-    /// Waits until a replica that holds the arrangement is ready; a new one must stay so for a while.
-    async fn wait_until_ready(
-        &self,
-        replica: &One,
-        process: Process,
-        new: bool,
-    ) -> Result<(), CallError> {
+    /// Waits until a replica that holds the arrangement is ready. One that started just now, or was not ready, must stay so
+    /// for a while.
+    async fn wait_until_ready(&self, replica: &One, process: Process) -> Result<(), CallError> {
         let deadline = self.deadline();
         let mut ready_since = None;
-        let mut steady = if new { self.config.ready_for.span().into() } else { StdDuration::ZERO };
+        let ready_for = self.config.ready_for.span();
+        let is_old = self.age(process).is_some_and(|age| age > ready_for);
+        let mut steady = if is_old { StdDuration::ZERO } else { ready_for.into() };
         loop {
             if !process.runs() {
                 return Err(failed(replica, "ended before it was ready"));
@@ -593,7 +597,7 @@ impl Processes {
                 }
             } else {
                 ready_since = None;
-                steady = self.config.ready_for.span().into();
+                steady = ready_for.into();
             }
             if Instant::now() > deadline {
                 return Err(failed(
@@ -794,7 +798,7 @@ fn failed(replica: &One, what: &str) -> CallError {
 
 #[cfg(test)]
 mod tests {
-    use std::process::{Child, Command};
+    use std::process::{Child, Command, Stdio};
 
     use keywheel_core::evidence::{Expected, judge};
     use keywheel_core::fingerprint::{Fingerprint, FingerprintKeyId};
@@ -809,7 +813,7 @@ mod tests {
     /// Starts replica `$0` again whenever it ends. The value decides what becomes of it.
     const SUPERVISOR: &str = r#"
         frozen="$(cat "$0.frozen" 2>/dev/null)"
-        while :; do
+        while kill -0 "$PPID"; do
             VALUE="${frozen:-$(cat value)}" sh -c '
                 echo $$ > "$0.new" && mv "$0.new" "$0.pid"
                 case "$VALUE" in
@@ -849,7 +853,7 @@ mod tests {
             let mut command = Command::new("sh");
             command.args(["-c", SUPERVISOR, name]).current_dir(&self.folder).process_group(0);
             // The shell reports how each replica ended.
-            command.stderr(std::process::Stdio::null());
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
             self.supervisors.push(command.spawn().unwrap());
             while !self.file(&format!("{name}.pid")).exists() {
                 tokio::time::sleep(POLL).await;
@@ -1037,6 +1041,9 @@ mod tests {
         let group = Pid::from_child(&fleet.supervisors[2]);
         rustix::process::kill_process_group(group, rustix::process::Signal::KILL).unwrap();
         fleet.supervisors[2].wait().unwrap();
+        while Process::at(old[2]).unwrap().is_some() {
+            tokio::time::sleep(POLL).await;
+        }
         let proofs = fleet.proofs(&*workload, "new", now()).await;
         assert_eq!(proofs, [Proof::Other, Proof::Holds, Proof::Unknown]);
 
@@ -1123,7 +1130,7 @@ mod tests {
         let fleet = Fleet::start("old").await;
         for shows in ["environ", "start"] {
             let workload =
-                fleet.build(json!({ "shows": shows, "ready_within": "10m", "ready_for": "10m" }));
+                fleet.build(json!({ "shows": shows, "ready_within": "10m", "ready_for": "9m" }));
             let before = fleet.pids();
             let refusal = refusal(fleet.roll_to(&*workload, "crash").await);
             assert_eq!(
@@ -1143,9 +1150,9 @@ mod tests {
     async fn a_replica_that_crashed_all_along_ends_the_roll_too() {
         let fleet = Fleet::start("crash").await;
         let workload =
-            fleet.build(json!({ "shows": "start", "ready_within": "10m", "ready_for": "10m" }));
+            fleet.build(json!({ "shows": "start", "ready_within": "10m", "ready_for": "9m" }));
         let refusal = refusal(fleet.roll_to(&*workload, "crash").await);
-        assert_eq!(refusal.message, "replica `a.pid` ended before it was ready");
+        assert!(refusal.message.ends_with("ended before it was ready"), "{refusal}");
     }
 
     #[test]

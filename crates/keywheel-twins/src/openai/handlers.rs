@@ -271,12 +271,15 @@ async fn list_keys(
 ) -> Answer {
     let state = shared.state();
     known_project(&state, &project)?;
-    // Every owner of the twin has access; `inactive` therefore shows nothing.
-    let shown = match one(&query, "owner_project_access") {
-        Some("inactive") => Vec::new(),
-        None | Some("active" | "any") => state.keys_at(as_of(&state, lag)),
+    // Left out, it hides keys whose owner has lost access, although they still work.
+    let wanted: &[bool] = match one(&query, "owner_project_access") {
+        None | Some("active") => &[true],
+        Some("inactive") => &[false],
+        Some("any") => &[true, false],
         Some(_) => return Err(Failure::bad("Invalid value for 'owner_project_access'.")),
     };
+    let mut shown = state.keys_at(as_of(&state, lag));
+    shown.retain(|key| wanted.contains(&state.owner_has_access(key)));
     page(shown.into_iter().map(|key| key_json(&state, key)).collect(), &query)
 }
 
@@ -493,7 +496,7 @@ fn key_json(state: &State, key: &Key) -> Value {
         "created_at": seconds(key.life.created),
         "last_used_at": state.shown_uses(key).max().map(seconds),
         "id": key.id,
-        "owner_project_access": "active",
+        "owner_project_access": if state.owner_has_access(key) { "active" } else { "inactive" },
         "owner": owner,
     })
 }

@@ -174,6 +174,11 @@ impl Twin {
         self.make(Owner::User("user-1".into()), "user-1", name)
     }
 
+    /// Takes access to the project away from the person who owns keys; the keys go on working.
+    pub fn remove_person(&self) {
+        self.shared.state().person_has_access = false;
+    }
+
     /// Leaves a key only these scopes.
     pub fn restrict(&self, id: &str, scopes: &[&str]) {
         if let Some(key) = self.shared.state().keys.get_mut(id) {

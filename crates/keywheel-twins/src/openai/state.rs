@@ -15,6 +15,8 @@ pub(super) struct State {
     pub(super) project: Project,
     pub(super) accounts: BTreeMap<String, Account>,
     pub(super) keys: BTreeMap<String, Key>,
+    /// Whether the person who owns keys may still use the project.
+    pub(super) person_has_access: bool,
     order: u64,
 }
 
@@ -99,6 +101,7 @@ impl State {
             project: Project { id: project, created: now(), archived: None },
             accounts: BTreeMap::new(),
             keys: BTreeMap::new(),
+            person_has_access: true,
             order: 0,
         }
     }
@@ -155,6 +158,11 @@ impl State {
 
     pub(super) fn live_key(&self, id: &str) -> Option<&Key> {
         self.keys.get(id).filter(|key| key.life.ended.is_none())
+    }
+
+    /// Returns whether the owner of a key has access to the project.
+    pub(super) fn owner_has_access(&self, key: &Key) -> bool {
+        self.person_has_access || matches!(key.owner, Owner::Account(_))
     }
 
     pub(super) fn end_key(&mut self, id: &str) {

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::cli::Globals;
 use crate::code;
-use crate::config::suggest::nearest;
+use crate::config::suggest::{nearest, shown};
 use crate::config::tree::{Node, Value};
 use crate::config::{Config, Environment, Secret};
 use crate::exit::Exit;
@@ -56,8 +56,8 @@ fn chosen<'a>(config: &'a Config, name: Option<&str>) -> Result<Vec<&'a Environm
     config.environment(name).map(|environment| vec![environment]).ok_or_else(|| {
         let names: Vec<&str> =
             config.environments.iter().map(|environment| environment.name.as_str()).collect();
-        let failure =
-            Failure::new(format!("environment `{name}` is not declared")).code(code::UNKNOWN_NAME);
+        let failure = Failure::new(format!("environment `{}` is not declared", shown(name)))
+            .code(code::UNKNOWN_NAME);
         match nearest(name, names.iter().copied()) {
             Some(near) => failure.hint(format!("did you mean `{near}`?")),
             None => failure.hint(format!("declared: `{}`", names.join("`, `"))),
@@ -107,7 +107,9 @@ fn flatten<'a>(node: &'a Node, path: String, into: &mut Vec<(String, &'a Node)>)
         |name: &str| if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
     match &node.value {
         Value::Map(entries) if !entries.is_empty() => {
-            entries.iter().for_each(|(key, child)| flatten(child, below(&key.name), into));
+            entries
+                .iter()
+                .for_each(|(key, child)| flatten(child, below(printable(&key.name)), into));
         }
         Value::List(items) if !items.is_empty() => {
             (1..)
@@ -154,11 +156,14 @@ fn value(node: &Node) -> serde_json::Value {
         Value::Bool(value) => json!(value),
         Value::Integer(value) => json!(value),
         Value::Float(value) => json!(value),
-        Value::Text(text) if looks_pasted(text) => json!("(hidden: looks like a credential)"),
-        Value::Text(text) => json!(text),
+        Value::Text(text) => json!(printable(text)),
         Value::List(_) => json!([]),
         Value::Map(_) => json!({}),
     }
+}
+
+fn printable(text: &str) -> &str {
+    if looks_pasted(text) { "(hidden: looks like a credential)" } else { text }
 }
 
 /// Returns whether any word of a text is long, and mixes letters and digits as names, paths and numbers do not.
@@ -190,11 +195,13 @@ fn table(config: &Config, environments: &[&Environment]) -> String {
                 serde_json::Value::String(text) => text.clone(),
                 other => other.to_string(),
             };
+            let value = format!("{value:24}");
             let place = match (&line.file, line.line, line.column) {
                 (Some(file), Some(line), Some(column)) => format!("  {file}:{line}:{column}"),
                 _ => String::new(),
             };
-            text.push_str(&format!("  {:width$}  {value}{place}\n", line.path));
+            text.push_str(format!("  {:width$}  {value}{place}", line.path).trim_end());
+            text.push('\n');
         }
     }
     text

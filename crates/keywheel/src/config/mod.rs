@@ -1,15 +1,20 @@
 //! The configuration: `keywheel.yaml`, strictly read.
 //!
 //! The way of a file: text → [`tree`] (nodes with places) → [`by_env`] (one environment's view) → [`file`] (types, read by
-//! [`typed`]) → [`resolve`] (names looked up, rules checked). An error names file, line, column, the key and a suggestion,
+//! [`typed`]) → [`resolve`] (names looked up in [`scope`], rules checked in [`rules`]). An error names file, line, column, the key and a suggestion,
 //! and never repeats what stands in the file, because a pasted key may stand there.
 
 pub(crate) mod by_env;
 pub(crate) mod file;
+mod forms;
 pub(crate) mod problem;
 pub(crate) mod resolve;
+mod rules;
 pub(crate) mod schema;
+mod scope;
 pub(crate) mod suggest;
+#[cfg(test)]
+mod tests;
 pub(crate) mod tree;
 pub(crate) mod typed;
 mod version;

@@ -475,3 +475,102 @@ impl<'de> VariantAccess<'de> for Variant<'_> {
             .map_err(|error| Self::located(self.key, error.about(node)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+
+    use super::*;
+
+    fn told<T: DeserializeOwned>(text: &str) -> String {
+        let node = Node::parse(text).unwrap_or_else(|problem| panic!("{problem}"));
+        match read::<T>(&node, &[], Path::new("/srv")) {
+            Ok(_) => panic!("it was read"),
+            Err(problem) => problem.to_string(),
+        }
+    }
+
+    /// A type whose own check repeats what it was given, as a driver might.
+    #[derive(Debug)]
+    struct Loose;
+
+    impl<'de> Deserialize<'de> for Loose {
+        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            let text = String::deserialize(deserializer)?;
+            Err(serde::de::Error::custom(format!(
+                "`{}…` is not wanted",
+                text.get(..9).unwrap_or_default()
+            )))
+        }
+    }
+
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Holder {
+        #[expect(dead_code, reason = "it is never read whole")]
+        key: Loose,
+    }
+
+    #[test]
+    fn h114_the_words_of_a_types_own_check_are_dropped_where_they_repeat_the_value() {
+        insta::assert_snapshot!(told::<Holder>("key: CANARYCANARY\n"), @"K0105 1:1: `key` must be another value");
+        insta::assert_snapshot!(told::<Holder>("key: short\n"), @"K0105 1:1: `key`: `…` is not wanted");
+    }
+
+    #[derive(Debug, Deserialize, PartialEq)]
+    struct Paths {
+        path: PathBuf,
+        maybe: Option<PathBuf>,
+        reference: keywheel_driver::SecretReference,
+        text: String,
+    }
+
+    /// serde's visitor for paths is known by its words; this fails if they change.
+    #[test]
+    fn relative_paths_are_made_absolute_and_nothing_else_is() {
+        let text = "path: a/b\nmaybe: /c\nreference: { file: d }\ntext: e/f\n";
+        let node = Node::parse(text).unwrap_or_else(|problem| panic!("{problem}"));
+        let paths: Paths =
+            read(&node, &[], Path::new("/srv")).unwrap_or_else(|problem| panic!("{problem}"));
+        assert_eq!(paths.path, Path::new("/srv/a/b"));
+        assert_eq!(paths.maybe.as_deref(), Some(Path::new("/c")));
+        assert_eq!(paths.reference, keywheel_driver::SecretReference::File("/srv/d".into()));
+        assert_eq!(paths.text, "e/f");
+    }
+
+    #[derive(Debug, Deserialize, PartialEq)]
+    #[serde(rename_all = "snake_case", deny_unknown_fields)]
+    enum Choice {
+        Plain,
+        Struct { number: u8 },
+        Inner(Inner),
+    }
+
+    #[derive(Debug, Default, Deserialize, PartialEq)]
+    #[serde(deny_unknown_fields)]
+    struct Inner {
+        #[serde(default)]
+        number: u8,
+    }
+
+    #[test]
+    fn a_choice_is_a_word_or_a_mapping_with_one_key() {
+        let chosen = |text: &str| {
+            let node = Node::parse(text).unwrap_or_else(|problem| panic!("{problem}"));
+            read::<Choice>(&node, &[], Path::new("/")).unwrap_or_else(|problem| panic!("{problem}"))
+        };
+        assert_eq!(chosen("plain"), Choice::Plain);
+        assert_eq!(chosen("plain:"), Choice::Plain);
+        assert_eq!(chosen("{ struct: { number: 3 } }"), Choice::Struct { number: 3 });
+        assert_eq!(chosen("inner"), Choice::Inner(Inner { number: 0 }));
+        assert_eq!(chosen("{ inner: { number: 4 } }"), Choice::Inner(Inner { number: 4 }));
+        insta::assert_snapshot!(told::<Choice>("strct: { number: 3 }"), @"K0104 1:1: key `strct` is not known in the file (did you mean `struct`?)");
+        insta::assert_snapshot!(told::<Choice>("struct: { numbr: 3 }"), @"K0104 1:11: key `numbr` is not known in `struct` (did you mean `number`?)");
+        insta::assert_snapshot!(told::<Choice>("{ inner: {}, plain: }"), @"K0105 1:14: the file must be a mapping with one key of `plain`, `struct`, `inner`");
+        insta::assert_snapshot!(told::<Choice>("{ inner: {}, other: 1 }"), @"K0104 1:14: key `other` is not known in the file (known here: `plain`, `struct`, `inner`)");
+        insta::assert_snapshot!(told::<Choice>("plain: 3"), @"K0105 1:1: `plain` must be empty");
+        insta::assert_snapshot!(told::<Choice>("3"), @"K0105 1:1: the file must be a mapping with one key of `plain`, `struct`, `inner`");
+        insta::assert_snapshot!(told::<Choice>("{}"), @"K0105 1:1: the file must be a mapping with one key of `plain`, `struct`, `inner`");
+        insta::assert_snapshot!(told::<Choice>("struct"), @"K0106 1:1: key `number` is missing in the file");
+    }
+}
