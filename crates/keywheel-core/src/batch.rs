@@ -32,7 +32,11 @@ pub enum Turn {
 /// Returns what a group does at `now`.
 pub fn turn(members: &[&Rotation], now: Timestamp) -> Turn {
     let owed: SmallVec<[Next; 2]> = members.iter().map(|member| member.next(now)).collect();
-    for (index, next) in owed.iter().enumerate() {
+    // Those on their way to promotion go first: a retirement of one member must not keep the others half delivered.
+    let (moving, retiring): (SmallVec<[usize; 2]>, SmallVec<[usize; 2]>) =
+        (0..members.len()).partition(|index| moves_left(members[*index]).is_some());
+    for index in moving.into_iter().chain(retiring) {
+        let next = &owed[index];
         match next {
             Next::Record(event @ Event::MoveBegun { .. }) if held_at_barrier(members, &owed, index) => {
                 debug_assert!(members.len() > 1, "{event:?} held in a group of one");

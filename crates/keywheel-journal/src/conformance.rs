@@ -47,7 +47,7 @@ pub async fn records_come_back_as_they_were_written(journal: &dyn Journal) {
             refusal: Refusal::operator(RefusalKind::Permission, "no"),
         },
         Event::Done { step: Step::Mint { attempt: 1 }, report: Report::Plain },
-        Event::Unknown { step: Step::Purge },
+        Event::Unknown { step: Step::Sweep },
     ];
     for (index, event) in events.iter().enumerate() {
         begun
@@ -386,6 +386,7 @@ impl Begun {
     /// Makes an entry with nothing but an event.
     pub fn entry(&self, sequence: u64, event: Event) -> Entry {
         Entry {
+            group: self.rotation.clone(),
             rotation: self.rotation.clone(),
             secret: self.secret.clone(),
             epoch: self.epoch,
@@ -441,7 +442,10 @@ pub fn plan(secret: &str) -> Plan {
         pending: VersionId(1),
         suspects: Vec::new(),
         takes_over: None,
+        inherits_until: None,
+        extend: false,
         batch: Vec::new(),
+        folder: "/srv".into(),
         issuer: IssuerPlan {
             bound: Bound {
                 name: "random".into(),

@@ -5,6 +5,8 @@
 //! the secret and the sequence of the rotation that it continues; a stale one is refused (I05).
 
 pub mod audit;
+#[cfg(test)]
+mod golden;
 pub mod memory;
 mod place;
 mod rules;

@@ -225,7 +225,9 @@ fn write_order(facts: &StoreFacts) -> u8 {
 }
 
 fn bound(name: &str, config: &impl Serialize) -> Bound {
-    let driver = serde_json::to_value(config).expect("a driver's configuration is plain data");
+    let mut driver = serde_json::to_value(config).expect("a driver's configuration is plain data");
+    // The plan's hash must not hang on the order in which a map happens to keep its keys.
+    driver.sort_all_objects();
     Bound { name: name.to_owned(), driver }
 }
 

@@ -4,7 +4,6 @@ use std::process::ExitCode;
 
 /// How the program ends, as scripts see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(not(test), expect(dead_code, reason = "the commands that act follow"))]
 pub(crate) enum Exit {
     /// Completed, or promoted with the retirement owed.
     Done,

@@ -3,11 +3,19 @@
 mod cli;
 mod code;
 mod commands;
-#[cfg_attr(not(test), expect(dead_code, reason = "the commands that act follow"))]
 mod compile;
 mod config;
+mod confirm;
+#[cfg(feature = "demo")]
+mod demo;
+mod drive;
 mod exit;
 mod output;
+mod prepare;
+mod progress;
+mod select;
+mod session;
+mod words;
 
 use std::process::ExitCode;
 

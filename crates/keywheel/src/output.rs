@@ -57,7 +57,6 @@ impl Output {
     }
 
     /// Writes a line beside the data, unless quiet.
-    #[expect(dead_code, reason = "the commands that act follow")]
     pub(crate) fn note(&self, line: &str) {
         if !self.quiet {
             write_beside(&format!("{line}\n"));
@@ -119,7 +118,6 @@ impl Failure {
     }
 
     /// Says what is true now.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the commands that act follow"))]
     #[must_use]
     pub(crate) fn now(self, now: impl Into<Box<str>>) -> Self {
         Self { now: Some(now.into()), ..self }

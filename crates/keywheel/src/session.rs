@@ -11,8 +11,8 @@ use keywheel_core::time::Timestamp;
 use keywheel_engine::clock::{Clock, SystemClock};
 use keywheel_engine::limits::Limits;
 use keywheel_engine::{Build, Drivers, Engine, EngineError, Watch};
-use keywheel_journal::place::Places;
-use keywheel_journal::sqlite::{Open, SqliteJournal};
+
+use keywheel_journal::sqlite::{Open, Places, SqliteJournal};
 use keywheel_journal::{Actor, Holder, Journal, JournalError};
 
 use crate::cli::Globals;

@@ -96,7 +96,7 @@ pub(crate) fn record(plan: &Plan, event: &Event) -> Option<Line> {
             line("promote", format!("{name} {} is current; forward from here", plan.pending))
         }
         Event::Promoted { side: Side::Previous } => line("promote", format!("{name}: the previous version is current again")),
-        Event::TurnedBack { because } => line("undo", format!("{name}: {}", turned_back(because))),
+        Event::TurnedBack { because } => line("undo", format!("{name}: {}", turned_back(plan, because))),
         Event::Parked { reason } => line("parked", format!("{name}: {reason}")),
         Event::Resumed => line("resumed", format!("{name}: everything is observed anew")),
         Event::StageClosed => line("stage", format!("{name}: the suspect is ended although not every replica has moved")),
@@ -109,11 +109,15 @@ pub(crate) fn record(plan: &Plan, event: &Event) -> Option<Line> {
 }
 
 /// Says why a rotation turned round.
-pub(crate) fn turned_back(because: &Because) -> String {
+pub(crate) fn turned_back(plan: &Plan, because: &Because) -> String {
+    let named = |of: Step| {
+        let line = step(plan, of);
+        format!("{} {}", line.step, line.what)
+    };
     match because {
         Because::Operator { because } => format!("asked for: {because}"),
-        Because::Step { step, refusal: Some(refusal) } => format!("{step}: {refusal}"),
-        Because::Step { step, refusal: None } => format!("{step}: not done in time"),
+        Because::Step { step, refusal: Some(refusal) } => format!("{}: {refusal}", named(*step)),
+        Because::Step { step, refusal: None } => format!("{}: not done in time", named(*step)),
         Because::Batch => "another member of the batch failed at a shared roll".into(),
     }
 }

@@ -1063,9 +1063,11 @@ mod tests {
             let bench = Bench::new();
             bench.script(vec![Rule::first("create_service_account", fault.clone())]);
             // The engine drops a call at its deadline, which is an unknown too.
-            match tokio::time::timeout(Time::from_secs(1), bench.mint("kw-1-1")).await {
-                Ok(outcome) => assert!(is_unknown(&outcome), "{fault:?}"),
-                Err(_) => assert!(matches!(fault, Fault::TimeoutAfter | Fault::Hang), "{fault:?}"),
+            let silent = matches!(fault, Fault::TimeoutAfter | Fault::Hang);
+            let deadline = Time::from_secs(if silent { 3 } else { 600 });
+            match tokio::time::timeout(deadline, bench.mint("kw-1-1")).await {
+                Ok(outcome) => assert!(!silent && is_unknown(&outcome), "{fault:?}"),
+                Err(_) => assert!(silent, "{fault:?}"),
             }
             assert_eq!(bench.twin.unfired(), []);
             let mut orphans = bench.listed("kw-1-").await;
@@ -1242,6 +1244,15 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn h92_an_account_that_is_not_of_a_rotation_does_not_end_without_its_key_being_named() {
+        let bench = Bench::new();
+        let key = bench.twin.make_key("backend");
+        let refusal = refusal(bench.issuer.revoke(&issued(&key.owner, "")).await);
+        assert!(refusal.message.ends_with("is not of a rotation"), "{refusal}");
+        assert!(bench.twin.accepts(&key.value));
+    }
+
+    #[tokio::test]
     async fn an_adopted_account_outlives_its_key() {
         let bench = Bench::new();
         let key = bench.twin.make_key("backend");
@@ -1264,9 +1275,8 @@ mod tests {
     async fn an_account_that_lost_its_key_is_still_swept_up() {
         let bench = Bench::new();
         let (id, _) = bench.minted("kw-1-1").await;
-        bench.script(vec![Rule::first("delete_service_account", Fault::TimeoutBefore)]);
-        let dropped = tokio::time::timeout(Time::from_secs(1), bench.issuer.revoke(&id)).await;
-        assert!(dropped.is_err());
+        bench.script(vec![Rule::first("delete_service_account", Fault::status(500))]);
+        assert!(is_unknown(&bench.issuer.revoke(&id).await));
         let left = bench.listed("kw-").await;
         assert_eq!(left, [format!("{}/", parts(&id).unwrap().0)]);
         bench.issuer.revoke(&IssuedId::new(&left[0])).await.unwrap_or_else(|e| panic!("{e}"));
@@ -1313,7 +1323,7 @@ mod tests {
 
     #[tokio::test]
     async fn h87_a_new_key_is_refused_until_it_is_known() {
-        let options = TwinOptions { propagation: Time::from_millis(300), ..TwinOptions::default() };
+        let options = TwinOptions { propagation: Time::from_secs(2), ..TwinOptions::default() };
         let bench = Bench::with(options, json!({}));
         let (_, credential) = bench.minted("kw-1-1").await;
         let mut verdicts = vec![bench.verify(&credential).await];
@@ -1326,7 +1336,7 @@ mod tests {
 
     #[tokio::test]
     async fn h88_a_revoked_key_is_accepted_until_it_is_known() {
-        let options = TwinOptions { revocation: Time::from_millis(300), ..TwinOptions::default() };
+        let options = TwinOptions { revocation: Time::from_secs(2), ..TwinOptions::default() };
         let bench = Bench::with(options, json!({}));
         let (id, credential) = bench.minted("kw-1-1").await;
         bench.issuer.revoke(&id).await.unwrap_or_else(|e| panic!("{e}"));

@@ -259,13 +259,13 @@ impl Tables<'_> {
 
     fn write_leases(&self, entry: &Entry) -> Result<(), JournalError> {
         if rules::gives_back(entry) {
-            self.run("DELETE FROM leases WHERE rotation = ?1", params![entry.rotation.0])?;
+            self.run("DELETE FROM leases WHERE rotation = ?1", params![entry.group.0])?;
         }
         for resource in &entry.take {
             self.run(
                 "INSERT INTO leases (resource, rotation) VALUES (?1, ?2)
                  ON CONFLICT (resource) DO UPDATE SET rotation = ?2",
-                params![resource.0, entry.rotation.0],
+                params![resource.0, entry.group.0],
             )?;
         }
         Ok(())

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use keywheel_core::secret::SecretName;
 use keywheel_core::time::{Span, Timestamp};
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode};
 use tokio::sync::oneshot;
 
@@ -255,6 +256,9 @@ impl State {
 
     fn stop(&mut self, error: &rusqlite::Error) {
         tracing::error!(%error, "the journal's storage failed; nothing more is written");
+        // Closing the database would sync once more and believe the answer.
+        let left = self.connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true);
+        tracing::debug!(?left, "the write-ahead log is left to the next process");
         self.stopped.get_or_insert_with(|| error.to_string());
     }
 

@@ -76,6 +76,7 @@ pub(crate) fn text(prepared: &[Prepared], now: Timestamp, run: &str) -> String {
         coming.iter().filter(is_roll).filter(|one| one.members.len() >= members).count()
     };
     let shared = match (rolls(1), rolls(2)) {
+        (1, 0) => "1 roll".into(),
         (all, 0) => format!("{all} rolls"),
         (all, shared) => format!("{all} rolls, {shared} of them shared"),
     };

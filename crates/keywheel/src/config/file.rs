@@ -160,7 +160,6 @@ pub(crate) struct RollWindow(String);
 
 impl RollWindow {
     /// Returns the text as the file has it.
-    #[expect(dead_code, reason = "the commands that act follow")]
     pub(crate) fn as_str(&self) -> &str {
         &self.0
     }

@@ -108,7 +108,6 @@ pub(crate) struct Secret {
     /// Why nobody reads it.
     pub(crate) because: Option<String>,
     /// The environment in which the same rotation must have completed first.
-    #[expect(dead_code, reason = "the commands that act follow")]
     pub(crate) after: Option<After>,
 }
 

@@ -71,6 +71,8 @@ async fn a_part_is_played() {
         "own" => write_own_secret(&folder, &name).await,
         "hold" => hold(&folder, &name).await,
         "endure" => endure(&folder).await,
+        "meet a failing disk" => meet_a_failing_disk(&folder, &name).await,
+        "count syncs" => count_syncs(&folder).await,
         other => panic!("no such part: {other}"),
     }
 }
@@ -174,6 +176,106 @@ async fn endure(folder: &Path) {
     for task in tasks {
         task.await.unwrap();
     }
+}
+
+/// Writes until the disk fails, and then says what the journal does when it is asked again.
+async fn meet_a_failing_disk(folder: &Path, failure: &str) {
+    let journal = open(folder);
+    let begun = Begun::of(&journal, "a@test").await;
+    let mut sequence = 1;
+    let first = loop {
+        match begun.append(&journal, sequence, Event::Resumed).await {
+            Ok(()) => sequence += 1,
+            Err(error) => break error,
+        }
+    };
+    let JournalError::Storage(words) = first else { panic!("another kind of error: {first}") };
+    assert!(words.starts_with("commit failed") || words.contains("full"), "{words}");
+    let second = begun.append(&journal, sequence, Event::Resumed).await;
+    match (failure, second) {
+        ("EIO", Err(JournalError::Storage(words))) => {
+            assert!(words.starts_with("the journal stopped"), "{words}")
+        }
+        ("ENOSPC", Ok(())) => println!("written {}", sequence + 1),
+        (_, other) => panic!("after {failure}: {other:?}"),
+    }
+}
+
+/// Appends from many tasks at once, one record each a thousand times over.
+async fn count_syncs(folder: &Path) {
+    let journal = Arc::new(open(folder));
+    let tasks: Vec<_> = (0..100)
+        .map(|n| {
+            let journal = Arc::clone(&journal);
+            tokio::spawn(async move {
+                let begun = Begun::of(&*journal, &format!("s{n}@test")).await;
+                for sequence in 1..10 {
+                    begun.append(&*journal, sequence, Event::Resumed).await.unwrap();
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.unwrap();
+    }
+}
+
+/// A program that runs this one and lets a system call fail.
+fn strace(here: &Here, arguments: &[&str]) -> Command {
+    let mut command = Command::new("strace");
+    command.args(["-f", "-qq", "-o"]).arg(here.folder.path().join("trace")).args(arguments);
+    command.arg(std::env::current_exe().unwrap());
+    command
+}
+
+const SYNCS: &str = "trace=fsync,fdatasync";
+
+#[tokio::test]
+#[ignore = "needs strace"]
+async fn h11_a_failed_sync_stops_the_journal_for_good() {
+    for failed in [12, 13, 20] {
+        let here = Here::new();
+        drop(here.open());
+        let inject = format!("inject=fsync,fdatasync:error=EIO:when={failed}");
+        let command = strace(&here, &["-e", SYNCS, "-e", &inject]);
+        Player::start_with(command, &here, "meet a failing disk", "EIO").finish();
+        let trace = fs::read_to_string(here.folder.path().join("trace")).unwrap();
+        let after = trace.split_once("(INJECTED)").expect("the failure happened").1;
+        assert!(!after.contains("sync("), "it was tried again:\n{after}");
+        assert_eq!(here.open().verify_audit().await.unwrap().faults, Vec::<String>::new());
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs strace"]
+async fn h16_a_full_disk_refuses_a_commit_whole_and_the_next_one_goes_on() {
+    for failed in [30, 31, 32, 33] {
+        let here = Here::new();
+        drop(here.open());
+        let inject = format!("inject=pwrite64:error=ENOSPC:when={failed}");
+        let command = strace(&here, &["-e", "trace=pwrite64", "-e", &inject]);
+        let mut player = Player::start_with(command, &here, "meet a failing disk", "ENOSPC");
+        player.wait_for("written");
+        player.finish();
+        let journal = here.open();
+        let verdict = journal.verify_audit().await.unwrap();
+        assert_eq!(verdict.faults, Vec::<String>::new());
+        let rows = journal.rotations(None).await.unwrap();
+        assert_eq!(journal.records(&rows[0].rotation).await.unwrap().len() as u64, verdict.links);
+    }
+}
+
+#[test]
+#[ignore = "needs strace"]
+fn h10_every_commit_is_synced_and_a_group_of_them_once() {
+    let here = Here::new();
+    drop(here.open());
+    let command = strace(&here, &["-e", SYNCS]);
+    Player::start_with(command, &here, "count syncs", "").finish();
+    let trace = fs::read_to_string(here.folder.path().join("trace")).unwrap();
+    let syncs = trace.lines().filter(|line| line.contains("sync(")).count();
+    // A thousand records and a hundred claims, a hundred at a time.
+    assert!((11..500).contains(&syncs), "{syncs} syncs");
 }
 
 #[test]
