@@ -13,35 +13,41 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use async_trait::async_trait;
+use futures_util::future::join_all;
 use keywheel_core::call::{CallError, Refusal};
 use keywheel_core::event::{Event, Outcome};
 use keywheel_core::evidence::{Replica, Shows};
 use keywheel_core::facts::{
-    Authority, IssuerFacts, Observe, Pickup, ReadBack, Revert, StoreFacts, ValueOrigin, WorkloadFacts,
+    Authority, IssuerFacts, Observe, Pickup, ReadBack, Revert, StoreFacts, ValueOrigin,
+    WorkloadFacts,
 };
 use keywheel_core::fingerprint::Fingerprinter;
 use keywheel_core::plan::{
-    Bound, FORMAT, IssuerPlan, Mode, Part, Plan, Policy, Reason, Role, Slot, StorePlan, VersionRef, WorkloadPlan,
+    Bound, FORMAT, IssuerPlan, Mode, Part, Plan, Policy, Reason, Role, Slot, StorePlan, VersionRef,
+    WorkloadPlan,
 };
 use keywheel_core::rotation::Rotation;
 use keywheel_core::secret::{Credential, Field, SecretName, SecretValue};
 use keywheel_core::strategy::Strategy;
 use keywheel_core::time::{Span, Timestamp};
 use keywheel_core::version::{IssuedId, Stage, State, VersionId};
+use keywheel_driver::Finding;
 use keywheel_driver::issuer::{Issuer, Live, Mint, Minted, Verdict};
 use keywheel_driver::store::{Edit, Store, Written};
 use keywheel_driver::workload::{Ensure, Workload};
-use keywheel_driver::Finding;
 use keywheel_engine::clock::SystemClock;
 use keywheel_engine::limits::Limits;
 use keywheel_engine::run::{Ran, Until};
 use keywheel_engine::{Build, Drivers, Engine, Watch};
+use keywheel_journal::Actor;
 use keywheel_journal::sqlite::{Open, Places, SqliteJournal};
-use keywheel_journal::{Actor, Journal};
 
 fn main() {
     let wanted = Wanted::from_arguments();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("threads can be started");
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .expect("threads can be started");
     runtime.block_on(measure(wanted));
 }
 
@@ -59,8 +65,11 @@ impl Wanted {
             let at = arguments.iter().position(|argument| argument == name);
             at.and_then(|at| arguments.get(at + 1)).cloned()
         };
-        let number = |name: &str, usual| after(name).and_then(|given| given.parse().ok()).unwrap_or(usual);
-        let folder = after("--folder").map(PathBuf::from).expect("`--folder` says where the journal is made");
+        let number =
+            |name: &str, usual| after(name).and_then(|given| given.parse().ok()).unwrap_or(usual);
+        let folder = after("--folder")
+            .map(PathBuf::from)
+            .expect("`--folder` says where the journal is made");
         Self { open: number("--open", 100), rotations: number("--rotations", 1_000), folder }
     }
 }
@@ -71,11 +80,12 @@ async fn measure(wanted: Wanted) {
         kek: wanted.folder.join("config/kek"),
         allow_work_tree: false,
     };
-    let journal = SqliteJournal::open(&places, Open::CreateIfMissing).expect("the journal can be made");
+    let journal =
+        SqliteJournal::open(&places, Open::CreateIfMissing).expect("the journal can be made");
     let holder = journal.holder("bench").expect("this process can be a holder");
     let world = Arc::new(World::default());
     let steps = Arc::new(Steps::default());
-    let engine = Arc::new(Engine {
+    let engine = Engine {
         journal: Arc::new(journal),
         clock: Arc::new(SystemClock::new()),
         build: Arc::clone(&world) as Arc<dyn Build>,
@@ -90,15 +100,11 @@ async fn measure(wanted: Wanted) {
         },
         limits: Limits::new(8),
         watch: Arc::clone(&steps) as Arc<dyn Watch>,
-    });
-    let left = Arc::new(AtomicU64::new(wanted.rotations));
+    };
+    let left = AtomicU64::new(wanted.rotations);
     let begun = Instant::now();
-    let runs: Vec<_> = (0..wanted.open)
-        .map(|number| tokio::spawn(rotate(Arc::clone(&engine), Arc::clone(&world), number, Arc::clone(&left))))
-        .collect();
-    for run in runs {
-        run.await.expect("no run panics");
-    }
+    // As the program does it: all rotations in one task, the journal's writer in a thread of its own.
+    join_all((0..wanted.open).map(|number| rotate(&engine, &world, number, &left))).await;
     let seconds = begun.elapsed().as_secs_f64();
     let result = serde_json::json!({
         "open": wanted.open,
@@ -112,28 +118,33 @@ async fn measure(wanted: Wanted) {
 }
 
 /// Rotates one secret again and again, as long as rotations are left.
-async fn rotate(engine: Arc<Engine>, world: Arc<World>, number: u64, left: Arc<AtomicU64>) {
+async fn rotate(engine: &Engine, world: &World, number: u64, left: &AtomicU64) {
     let secret = SecretName::new(&format!("s{number}"), "production").expect("the name is one");
     world.begin(&secret);
     let stop = AtomicBool::new(false);
     let until = Until { rest: true, patience: Span::ZERO, stop: &stop };
-    while left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok() {
-        let plan = Arc::new(next_plan(&engine, &secret).await);
+    while left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok()
+    {
+        let plan = Arc::new(next_plan(engine, &secret).await);
         let mut group = engine.begin(&[plan]).await.expect("the secret is free");
         let ran = engine.run(&mut group, &until).await.expect("the journal works");
         let outcome = group.rotations().next().and_then(Rotation::outcome);
-        assert!(ran == Ran::Rested && outcome == Some(Outcome::Completed), "a rotation ended as {outcome:?}");
+        assert!(
+            ran == Ran::Rested && outcome == Some(Outcome::Completed),
+            "a rotation ended as {outcome:?}"
+        );
     }
 }
 
 async fn next_plan(engine: &Engine, secret: &SecretName) -> Plan {
     let inventory = engine.journal.inventory(secret).await.expect("the journal can be read");
-    let current = inventory.as_ref().and_then(|row| row.at(Stage::Current)).map(|version| VersionRef {
-        version: version.version,
-        issued: version.issued.clone(),
-        state: State::Active,
-        fingerprint: version.fingerprint.clone(),
-    });
+    let current =
+        inventory.as_ref().and_then(|row| row.at(Stage::Current)).map(|version| VersionRef {
+            version: version.version,
+            issued: version.issued.clone(),
+            state: State::Active,
+            fingerprint: version.fingerprint.clone(),
+        });
     let first = VersionRef {
         version: VersionId(1),
         issued: Some(IssuedId::new("first")),
@@ -145,7 +156,10 @@ async fn next_plan(engine: &Engine, secret: &SecretName) -> Plan {
 }
 
 fn plan(secret: &SecretName, previous: VersionRef, pending: VersionId) -> Plan {
-    let bound = |what: &str| Bound { name: format!("{what} of {}", secret.name()), driver: serde_json::json!({}) };
+    let bound = |what: &str| Bound {
+        name: format!("{what} of {}", secret.name()),
+        driver: serde_json::json!({}),
+    };
     Plan {
         format: FORMAT,
         installation: "bench".into(),
@@ -166,11 +180,20 @@ fn plan(secret: &SecretName, previous: VersionRef, pending: VersionId) -> Plan {
         stores: vec![StorePlan {
             bound: bound("store"),
             facts: STORE,
-            slots: vec![Slot { address: SLOT.into(), role: Role::Current, part: Part::Plain(Field::value()) }],
+            slots: vec![Slot {
+                address: SLOT.into(),
+                role: Role::Current,
+                part: Part::Plain(Field::value()),
+            }],
         }],
         workloads: vec![WorkloadPlan { bound: bound("workload"), facts: WORKLOAD, reads: vec![0] }],
         probes: Vec::new(),
-        policy: Policy { soak: Span::ZERO, rollback: Span::ZERO, retry: Span::millis(1), ..Policy::default() },
+        policy: Policy {
+            soak: Span::ZERO,
+            rollback: Span::ZERO,
+            retry: Span::millis(1),
+            ..Policy::default()
+        },
     }
 }
 
@@ -243,7 +266,10 @@ impl World {
             stored: Some(value()),
             held: Some(value()),
         };
-        self.0.lock().expect("no holder panics").insert(secret.clone(), Arc::new(Place(Mutex::new(contents))));
+        self.0
+            .lock()
+            .expect("no holder panics")
+            .insert(secret.clone(), Arc::new(Place(Mutex::new(contents))));
     }
 }
 
@@ -296,7 +322,8 @@ impl Issuer for Place {
             let ours = place.live.iter().filter(|(_, label, _)| {
                 label.as_ref().is_some_and(|label| label.0.starts_with(prefix))
             });
-            ours.map(|(issued, label, _)| Live { issued: issued.clone(), label: label.clone() }).collect()
+            ours.map(|(issued, label, _)| Live { issued: issued.clone(), label: label.clone() })
+                .collect()
         }))
     }
 
@@ -328,7 +355,10 @@ impl Store for Place {
     async fn write(&self, edits: &[Edit<'_>]) -> Result<Written, CallError> {
         for edit in edits {
             self.with(|place| {
-                assert!(edit.accepts(place.stored.as_ref()), "somebody else wrote the store of the bench");
+                assert!(
+                    edit.accepts(place.stored.as_ref()),
+                    "somebody else wrote the store of the bench"
+                );
                 place.stored = edit.value.map(SecretValue::duplicate);
             });
         }
@@ -350,9 +380,16 @@ impl Workload for Place {
         Ok(Vec::new())
     }
 
-    async fn observe(&self, addresses: &[String], fingerprinter: &Fingerprinter) -> Result<Vec<Replica>, CallError> {
+    async fn observe(
+        &self,
+        addresses: &[String],
+        fingerprinter: &Fingerprinter,
+    ) -> Result<Vec<Replica>, CallError> {
         let held = self.with(|place| place.held.as_ref().map(SecretValue::duplicate));
-        let shown = addresses.iter().zip(held).map(|(address, value)| (address.clone(), fingerprinter.of(value.expose())));
+        let shown = addresses
+            .iter()
+            .zip(held)
+            .map(|(address, value)| (address.clone(), fingerprinter.of(value.expose())));
         Ok(vec![Replica { id: "1".into(), started_at: None, shows: Shows::Slots(shown.collect()) }])
     }
 
