@@ -43,7 +43,8 @@ fn a_kill_at_any_fail_point_ends_as_if_there_was_none() {
         for _ in 0..AT_ONCE {
             scope.spawn(|| {
                 while let Some((number, point)) = { queue.lock().unwrap().pop_front() } {
-                    let killed = thread::Builder::new().spawn_scoped(scope, || killed_at(keep.path(), number, &point, &end));
+                    let killed = thread::Builder::new()
+                        .spawn_scoped(scope, || killed_at(keep.path(), number, &point, &end));
                     if killed.unwrap().join().is_err() {
                         differing.lock().unwrap().push(point);
                     }
@@ -115,12 +116,24 @@ impl World {
         let twin = Twin::start(options).unwrap();
         let by_hand = twin.make_key("by-hand");
         let session = format!("kwcanary-session-{name}");
-        write(&folder.join("app.env"), &format!("# of the application\nPORT=80\nOPENAI_API_KEY={}\nSESSION_KEY={session}\n", by_hand.value));
+        write(
+            &folder.join("app.env"),
+            &format!(
+                "# of the application\nPORT=80\nOPENAI_API_KEY={}\nSESSION_KEY={session}\n",
+                by_hand.value
+            ),
+        );
         write(&folder.join("admin-key"), &admin_key);
         write(&folder.join("run.canaries"), &by_hand.value);
         write(&folder.join("keywheel.yaml"), &configuration(&twin));
         let supervisors = REPLICAS.map(|replica| Supervisor::start(&folder, replica));
-        Self { folder, twin, old_key: by_hand.id, calls: std::cell::Cell::new(0), supervisors: supervisors.into() }
+        Self {
+            folder,
+            twin,
+            old_key: by_hand.id,
+            calls: std::cell::Cell::new(0),
+            supervisors: supervisors.into(),
+        }
     }
 
     /// Runs a rotation to its end, with the arguments of every process written down where strace is there.
@@ -129,7 +142,11 @@ impl World {
         let rotated = self.keywheel(&["rotate", "--all", "--yes", "--soak"], |keywheel| {
             keywheel.env("KEYWHEEL_FAIL_POINT_LIST", &list);
         });
-        assert!(rotated.success(), "the run that nobody kills ends with {rotated}: {}", self.said());
+        assert!(
+            rotated.success(),
+            "the run that nobody kills ends with {rotated}: {}",
+            self.said()
+        );
         let mut times = BTreeMap::new();
         let passed = fs::read_to_string(list).unwrap();
         let points = passed.lines().map(|place| {
@@ -147,14 +164,28 @@ impl World {
         let mut keywheel = Command::new(program);
         if self.folder.ends_with("unkilled") && call == 0 && has_strace() {
             keywheel = Command::new("strace");
-            keywheel.args(["-f", "-qq", "-s", "65536", "-e", "trace=execve", "-o"]).arg(self.folder.join("execve")).arg(program);
+            keywheel
+                .args(["-f", "-qq", "-s", "65536", "-e", "trace=execve", "-o"])
+                .arg(self.folder.join("execve"))
+                .arg(program);
         }
-        keywheel.args(arguments).args(["--output", "json"]).current_dir(&self.folder).stdin(Stdio::null());
-        keywheel.env("XDG_STATE_HOME", self.folder.join("state")).env("XDG_CONFIG_HOME", self.folder.join("config"));
+        keywheel
+            .args(arguments)
+            .args(["--output", "json"])
+            .current_dir(&self.folder)
+            .stdin(Stdio::null());
+        keywheel
+            .env("XDG_STATE_HOME", self.folder.join("state"))
+            .env("XDG_CONFIG_HOME", self.folder.join("config"));
         keywheel.env("TMPDIR", self.folder.join("tmp"));
-        for (stream, file) in [("out", self.output(call, "out")), ("err", self.output(call, "err"))] {
+        for (stream, file) in [("out", self.output(call, "out")), ("err", self.output(call, "err"))]
+        {
             let file = fs::File::create(file).unwrap();
-            if stream == "out" { keywheel.stdout(file) } else { keywheel.stderr(file) };
+            if stream == "out" {
+                keywheel.stdout(file)
+            } else {
+                keywheel.stderr(file)
+            };
         }
         prepare(&mut keywheel);
         keywheel.status().unwrap()
@@ -173,16 +204,23 @@ impl World {
     fn ask(&self, arguments: &[&str]) -> Value {
         let status = self.keywheel(arguments, |_| {});
         assert!(status.success(), "{arguments:?} ended with {status}: {}", self.said());
-        serde_json::from_slice(&fs::read(self.output(self.calls.get() - 1, "out")).unwrap()).unwrap()
+        serde_json::from_slice(&fs::read(self.output(self.calls.get() - 1, "out")).unwrap())
+            .unwrap()
     }
 
     /// Looks at everything that a rotation leaves.
     fn end(&self) -> End {
         let store = fs::read_to_string(self.folder.join("app.env")).unwrap();
-        let values: BTreeMap<_, _> = store.lines().filter_map(|line| line.split_once('=')).collect();
-        let mut canaries = fs::OpenOptions::new().append(true).open(self.folder.join("run.canaries")).unwrap();
-        SECRETS.iter().for_each(|(_, variable)| writeln!(canaries, "\n{}", values[variable]).unwrap());
-        let masked = SECRETS.iter().fold(store.clone(), |text, (_, variable)| text.replace(values[variable], "…"));
+        let values: BTreeMap<_, _> =
+            store.lines().filter_map(|line| line.split_once('=')).collect();
+        let mut canaries =
+            fs::OpenOptions::new().append(true).open(self.folder.join("run.canaries")).unwrap();
+        SECRETS
+            .iter()
+            .for_each(|(_, variable)| writeln!(canaries, "\n{}", values[variable]).unwrap());
+        let masked = SECRETS
+            .iter()
+            .fold(store.clone(), |text, (_, variable)| text.replace(values[variable], "…"));
         let keys = self.twin.keys();
         let verdict = self.ask(&["audit", "verify"]);
         End {
@@ -190,9 +228,16 @@ impl World {
             store: masked,
             store_mode: fs::metadata(self.folder.join("app.env")).unwrap().mode(),
             session_is_new: !values["SESSION_KEY"].contains("kwcanary"),
-            replicas_hold_it: self.supervisors.iter().map(|replica| replica.holds(&values)).collect(),
+            replicas_hold_it: self
+                .supervisors
+                .iter()
+                .map(|replica| replica.holds(&values))
+                .collect(),
             key_is_accepted: accepts(&self.twin, values["OPENAI_API_KEY"]),
-            live_by_label: keys.iter().filter(|key| key.live && key.label.starts_with("kw-")).count(),
+            live_by_label: keys
+                .iter()
+                .filter(|key| key.live && key.label.starts_with("kw-"))
+                .count(),
             old_is_live: keys.iter().any(|key| key.live && key.id == self.old_key),
             audit_faults: verdict["faults"].as_array().unwrap().len(),
             beside: names(&self.folder, &["keywheel-", "fired", "passed", "execve"]),
@@ -207,7 +252,10 @@ impl World {
         for row in self.ask(&["rotation", "list"])["rotations"].as_array().unwrap() {
             let shown = self.ask(&["rotation", "show", row["rotation"].as_str().unwrap()]);
             let rotation = &shown["rotation"];
-            phases.entry(word(&row["secret"])).or_default().push((word(&rotation["outcome"]), word(&rotation["phase"])));
+            phases
+                .entry(word(&row["secret"]))
+                .or_default()
+                .push((word(&rotation["outcome"]), word(&rotation["phase"])));
         }
         phases
     }
@@ -324,9 +372,19 @@ impl Drop for Supervisor {
 
 fn start_replica(store: &Path, pid_file: &Path) -> Child {
     let text = fs::read_to_string(store).unwrap();
-    let values = text.lines().filter_map(|line| line.split_once('=')).map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let values = text
+        .lines()
+        .filter_map(|line| line.split_once('='))
+        .map(|(name, value)| (name.to_owned(), value.to_owned()));
     let mut replica = Command::new("sleep");
-    let replica = replica.arg("600").env_clear().envs(values).stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+    let replica = replica
+        .arg("600")
+        .env_clear()
+        .envs(values)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
     fs::write(pid_file, replica.id().to_string()).unwrap();
     replica
 }
@@ -343,13 +401,21 @@ fn accepts(twin: &Twin, key: &str) -> bool {
 }
 
 fn has_strace() -> bool {
-    Command::new("strace").arg("-V").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+    Command::new("strace")
+        .arg("-V")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success())
 }
 
 /// Returns the names in a folder, without those of the test itself.
 fn names(folder: &Path, but: &[&str]) -> Vec<String> {
-    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    let mut names: Vec<_> = entries.filter(|name| !but.iter().any(|prefix| name.starts_with(prefix))).collect();
+    let entries = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<_> =
+        entries.filter(|name| !but.iter().any(|prefix| name.starts_with(prefix))).collect();
     names.sort();
     names
 }
