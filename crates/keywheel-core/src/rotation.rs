@@ -76,6 +76,8 @@ pub struct Rotation {
     pub(crate) began_at: Timestamp,
     /// The version that the rotation walks towards.
     pub(crate) toward: Side,
+    /// Why it turned round, where it did.
+    turned_back: Option<Because>,
     /// The version that readers are told to use, by record.
     pub(crate) promoted: Side,
     pub(crate) promoted_at: Timestamp,
@@ -153,6 +155,7 @@ impl Rotation {
             id: plan.rotation(),
             began_at: at,
             toward: Side::Pending,
+            turned_back: None,
             promoted: Side::Previous,
             promoted_at: at,
             was_promoted: false,
@@ -418,7 +421,7 @@ impl Rotation {
             }
             Event::Promoted { side } => self.promoted(*side, at),
             Event::StageClosed => self.stage_closed = true,
-            Event::TurnedBack { .. } => self.turned_back(),
+            Event::TurnedBack { because } => self.turn_back(because),
             Event::Parked { reason } => self.parked = Some(reason.clone()),
             Event::Resumed => self.resumed(),
             Event::Identified { version, issued } => self.ending.identified(*version, issued.clone()),
@@ -573,8 +576,9 @@ impl Rotation {
         self.ending.begin();
     }
 
-    fn turned_back(&mut self) {
+    fn turn_back(&mut self, because: &Because) {
         self.toward = Side::Previous;
+        self.turned_back = Some(because.clone());
         self.verified[Side::Previous.index()] =
             self.promoted == Side::Previous || self.plan.issuer.facts.authority != Authority::Issuer;
         self.walk.turned_back(self.plan.workloads.len());
@@ -644,6 +648,11 @@ impl Rotation {
     /// Returns the version that it walks towards.
     pub fn toward(&self) -> Side {
         self.toward
+    }
+
+    /// Returns why it turned round, where it did.
+    pub fn turned_back_because(&self) -> Option<&Because> {
+        self.turned_back.as_ref()
     }
 
     /// Returns the version that readers are told to use.

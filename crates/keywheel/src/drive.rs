@@ -92,6 +92,7 @@ pub(crate) fn summary(session: &Session, rotation: &Rotation) -> Value {
         "version": plan.pending,
         "outcome": outcome(rotation),
         "phase": rotation.phase().to_string(),
+        "because": rotation.turned_back_because().map(|because| words::turned_back(plan, because)),
         "parked": rotation.parked().map(ToString::to_string),
         "owed_at": owed_at(session, rotation),
         "old_refused": old_refused(rotation),
@@ -139,7 +140,15 @@ fn ending(session: &Session, rotation: &Rotation) -> String {
             let dead = if old_refused(rotation) == Some(true) { "refused everywhere" } else { "ended; there was no one to ask" };
             format!("{secret}: completed; {new} is current, {old} is {dead}\n")
         }
-        (Some(Outcome::Undone), _) => format!("{secret}: undone; {old} is current, {new} is ended\n"),
+        (Some(Outcome::Undone), _) => {
+            let because = rotation.turned_back_because().map(|because| words::turned_back(plan, because));
+            let because = because.map(|because| format!("  because: {because}\n")).unwrap_or_default();
+            if rotation.mint_attempts() == 0 {
+                format!("{secret}: refused; nothing was changed, {old} is current\n{because}")
+            } else {
+                format!("{secret}: undone; {old} is current, {new} is ended\n{because}")
+            }
+        }
         (Some(Outcome::Superseded), _) => format!("{secret}: taken over by an emergency\n"),
         (None, Some(reason)) => format!(
             "{secret}: needs you: {reason}\n  then: keywheel resume {secret}, keywheel undo {secret}, or keywheel resolve {secret}\n"
@@ -156,10 +165,16 @@ fn owed(session: &Session, rotation: &Rotation) -> String {
         Next::Wait { until, .. } => format!("{} ({})", words::when(until), words::distance(until, session.now())),
         _ => "now".into(),
     };
-    if rotation.promoted_side() == Side::Pending && rotation.toward() == Side::Pending {
+    if has_promoted(rotation) && rotation.toward() == Side::Pending {
         format!(
             "{secret}: promoted; {new} is current, {old} still works and is ended later: next look {next}\n  \
              for cron: keywheel resume --all --quiet -e {}\n  back: keywheel undo {secret}\n",
+            secret.environment()
+        )
+    } else if has_promoted(rotation) {
+        format!(
+            "{secret}: turned round; {old} is current again, {new} still works and is ended later: next look {next}\n  \
+             for cron: keywheel resume --all --quiet -e {}\n",
             secret.environment()
         )
     } else {
@@ -169,18 +184,25 @@ fn owed(session: &Session, rotation: &Rotation) -> String {
 
 fn exit(rotation: &Rotation) -> Exit {
     match rotation.outcome() {
+        Some(Outcome::Undone) if rotation.mint_attempts() == 0 => Exit::Refused,
         Some(Outcome::Undone) => Exit::Undone,
         Some(_) => Exit::Done,
         None if rotation.parked().is_some() => Exit::NeedsOperator,
-        None if rotation.promoted_side() == Side::Pending && rotation.toward() == Side::Pending => Exit::Done,
+        None if has_promoted(rotation) => Exit::Done,
         None => Exit::NeedsOperator,
     }
+}
+
+/// Whether readers have what the rotation walks towards: what is left is the retirement of the other version.
+fn has_promoted(rotation: &Rotation) -> bool {
+    rotation.was_ever_promoted() && rotation.promoted_side() == rotation.toward()
 }
 
 fn weight(exit: Exit) -> u8 {
     match exit {
         Exit::Done => 0,
-        Exit::Undone => 1,
-        _ => 2,
+        Exit::Refused => 1,
+        Exit::Undone => 2,
+        _ => 3,
     }
 }

@@ -23,6 +23,7 @@ use crate::compile::drivers_of;
 use crate::config::{Config, Environment};
 use crate::exit::Exit;
 use crate::output::Failure;
+use crate::words;
 
 /// How many calls may run at once against one issuer, store or workload.
 const CALLS_AT_ONCE: usize = 4;
@@ -61,7 +62,7 @@ impl Session {
     /// Opens the journal of an environment to read it; none where there is none yet.
     pub(crate) fn read(globals: &Globals, config: &Config, environment: &str) -> Result<Option<Self>, Failure> {
         let places = places(globals, config, environment)?;
-        if !places.journal.exists() {
+        if !SqliteJournal::is_made(&places).map_err(journal_failure)? {
             return Ok(None);
         }
         let journal = SqliteJournal::open(&places, Open::ReadOnly).map_err(journal_failure)?;
@@ -175,7 +176,13 @@ pub(crate) fn environment<'a>(config: &'a Config, named: Option<&str>) -> Result
 
 /// Puts a journal's error into the form that every error has.
 pub(crate) fn journal_failure(error: JournalError) -> Failure {
-    let failure = Failure::new(error.to_string());
+    let message = match &error {
+        JournalError::Held { secret, holder, until } => {
+            format!("`{secret}` is being worked on by {holder}; its lease is over {}", words::when(*until))
+        }
+        _ => error.to_string(),
+    };
+    let failure = Failure::new(message);
     match error {
         JournalError::Held { .. } => failure
             .code(code::BUSY)

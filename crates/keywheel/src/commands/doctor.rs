@@ -83,6 +83,7 @@ impl Check<'_> {
         } else if let Some(reason) = self.row.open.as_ref().and_then(|open| open.parked.as_ref()) {
             found.push(self.finding(format!("parked: {reason}"), "resume"));
         }
+        self.unended(&mut found);
         self.orphans(&built, &mut found).await?;
         Ok(found)
     }
@@ -128,6 +129,14 @@ impl Check<'_> {
                     }
                 }
             }
+        }
+    }
+
+    /// Versions that readers no longer have, and that nobody ended: an edit by hand took their place.
+    fn unended(&self, found: &mut Vec<Finding>) {
+        for version in self.row.versions.iter().filter(|version| version.stage.is_none()) {
+            let id = version.issued.as_ref().map_or("of unknown id".into(), |issued| format!("called {issued} by its issuer"));
+            found.push(self.finding(format!("{}, {id}, was replaced by hand and never ended", version.version), "rotate"));
         }
     }
 

@@ -87,7 +87,9 @@ impl<'a> Work<'a> {
         let seen = self.session.engine.fingerprint(&held);
         if !self.is_known(&held) {
             let mut row = self.row.clone();
-            row.versions.iter_mut().filter(|one| one.stage == Some(Stage::Current)).for_each(|one| one.stage = Some(Stage::Previous));
+            // Where an issuer can end versions, the former one stays listed: nobody has ended it, and `doctor` says so.
+            row.versions.retain(|one| one.stage != Some(Stage::Current) || self.plan.issuer.facts.destroy);
+            row.versions.iter_mut().for_each(|one| one.stage = None);
             row.versions.push(Version::adopted(row.next, None, None, Some(seen)));
             let version = row.next;
             row.next = version.successor();

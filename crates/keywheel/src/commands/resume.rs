@@ -181,7 +181,7 @@ pub(crate) async fn cancel(args: &CancelArgs, globals: &Globals) -> Result<Exit,
         groups.push(group);
     }
     match drive::run(&session, groups, false, output).await? {
-        Exit::Undone => Ok(Exit::Done),
+        Exit::Undone | Exit::Refused => Ok(Exit::Done),
         other => Ok(other),
     }
 }
@@ -203,7 +203,7 @@ pub(crate) async fn resolve(args: &ResolveArgs, globals: &Globals) -> Result<Exi
         groups.push(group);
     }
     match drive::run(&session, groups, false, output).await? {
-        Exit::Undone => Ok(Exit::Done),
+        Exit::Undone | Exit::Refused => Ok(Exit::Done),
         other => Ok(other),
     }
 }
