@@ -818,8 +818,8 @@ mod tests {
                 echo $$ > "$0.new" && mv "$0.new" "$0.pid"
                 case "$VALUE" in
                     crash) exit 1 ;;
-                    deaf) trap "" TERM; echo > "$0.deaf"; while :; do sleep 0.02; done ;;
-                    reloads) trap "date +{\\\"loaded_at\\\":%s%3N} > $0.info.new; mv $0.info.new $0.info" HUP; kill -HUP $$; while :; do sleep 0.02; done ;;
+                    deaf) trap "" TERM; echo > "$0.deaf"; while kill -0 $PPID; do sleep 0.02; done ;;
+                    reloads) trap "date +{\\\"loaded_at\\\":%s%3N} > $0.info.new; mv $0.info.new $0.info" HUP; kill -HUP $$; while kill -0 $PPID; do sleep 0.02; done ;;
                 esac
                 exec sleep 600' "$0"
             sleep 0.05

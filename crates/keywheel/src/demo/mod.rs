@@ -231,12 +231,12 @@ async fn parent_gone() {
     let _: Result<(), _> = seen.await;
 }
 
-/// Makes a client that tries nothing twice and keeps no connection, so that none can end under a request.
-fn client() -> anyhow::Result<reqwest::Client> {
+/// Makes a client that tries nothing twice and keeps at most so many unused connections.
+fn client(idle: usize) -> anyhow::Result<reqwest::Client> {
     // An error says that a provider is installed already.
     rustls::crypto::ring::default_provider().install_default().ok();
     let client = reqwest::Client::builder()
-        .pool_max_idle_per_host(0)
+        .pool_max_idle_per_host(idle)
         .retry(reqwest::retry::never())
         .redirect(reqwest::redirect::Policy::none())
         .no_proxy()
