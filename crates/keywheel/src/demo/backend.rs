@@ -61,6 +61,9 @@ pub(crate) struct Args {
     pid_file: PathBuf,
     #[arg(long)]
     openai_base: Option<String>,
+    /// How long it takes to come up, as ordinary programs do.
+    #[arg(long)]
+    warm_up_ms: u64,
 }
 
 /// What a login answers.
@@ -85,6 +88,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         draining: AtomicBool::new(false),
         asked_at: Mutex::new(Instant::now()),
     });
+    tokio::time::sleep(Duration::from_millis(args.warm_up_ms)).await;
     // Restarts find connections of the former process on the port.
     let socket = TcpSocket::new_v4()?;
     socket.set_reuseaddr(true)?;

@@ -72,6 +72,8 @@ pub(crate) struct Setup<'a> {
     pub(crate) openai_base: Option<&'a str>,
     /// What the `.env` file holds at first: letters, digits, `-`, `_` and `.` only.
     pub(crate) variables: &'a [(&'a str, SecretValue)],
+    /// How long a backend takes to come up: the longer, the surer a roll that does not wait is noticed.
+    pub(crate) warm_up: Duration,
     /// How many requests each second.
     pub(crate) each_second: u32,
 }
@@ -175,6 +177,7 @@ fn spawn_supervisor(setup: &Setup<'_>, folder: &Path) -> anyhow::Result<Child> {
     command.arg("demo-supervisor").arg("--folder").arg(folder);
     command.arg("--env-file").arg(folder.join(".env"));
     command.arg("--replicas").arg(setup.replicas.to_string());
+    command.arg("--warm-up-ms").arg(setup.warm_up.as_millis().to_string());
     if let Some(base) = setup.openai_base {
         command.arg("--openai-base").arg(base);
     }
