@@ -433,7 +433,10 @@ impl Work<'_> {
             })
             .collect();
         let written = store.write(&edits).await?;
-        if planned.facts.read_back == ReadBack::Value {
+        if planned.facts.read_back == ReadBack::Value && !planted!("refused_read_back_is_a_refused_write") {
+            // The write was made: whatever becomes of reading it back, it was not refused.
+            self.read_back(index, &edits).await.map_err(|error| CallError::Unknown(error.to_string()))?;
+        } else if planned.facts.read_back == ReadBack::Value {
             self.read_back(index, &edits).await?;
         }
         Ok(Report::Written { changed: written.changed }.into())
