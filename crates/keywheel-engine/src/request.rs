@@ -25,7 +25,8 @@ impl Engine {
     /// # Errors
     /// [`JournalError::Held`] or [`JournalError::OpenAlready`] where a secret is being rotated; nothing was begun then.
     pub async fn begin(&self, plans: &[Arc<Plan>]) -> Result<Group, EngineError> {
-        let mut group = Group { members: Vec::new(), pending: Vec::new() };
+        let name = plans.first().map(|plan| plan.rotation()).ok_or_else(|| EngineError::NotOpen("no plan".into()))?;
+        let mut group = Group { name, members: Vec::new(), pending: Vec::new() };
         let now = self.clock.now();
         for plan in plans {
             let drivers = Arc::new(self.build.build(plan)?);
@@ -41,8 +42,8 @@ impl Engine {
             inventory.follow(&rotation, &event, now);
             self.watch.recorded(&rotation, &event, now);
             let mut member = Member { rotation, drivers, inventory, epoch, claimed_until: now + CLAIM, sequence: 0 };
-            let holder = group.members.first().map_or(&member, |first: &Member| first).rotation.id().clone();
-            let entry = Entry { inventory: Some(member.inventory.clone()), ..member.next_entry(holder, event, now) };
+            let entry = member.next_entry(group.name.clone(), event, now);
+            let entry = Entry { inventory: Some(member.inventory.clone()), ..entry };
             member.sequence = 1;
             group.pending.push(entry);
             group.members.push(member);

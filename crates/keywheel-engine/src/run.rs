@@ -22,6 +22,8 @@ use crate::{Drivers, Engine, EngineError, fail_point};
 
 /// Rotations that run together: one, or the members of a batch.
 pub struct Group {
+    /// The name under which the group holds wave leases: the id of its first rotation, even after that one has ended.
+    pub(crate) name: RotationId,
     pub(crate) members: Vec<Member>,
     /// Entries that the next commit takes with it.
     pub(crate) pending: Vec<Entry>,
@@ -41,11 +43,6 @@ impl Group {
     /// Returns the rotations, in order.
     pub fn rotations(&self) -> impl Iterator<Item = &Rotation> {
         self.members.iter().map(|member| &member.rotation)
-    }
-
-    /// The name under which the group holds wave leases.
-    fn name(&self) -> RotationId {
-        self.members[0].rotation.id().clone()
     }
 }
 
@@ -242,7 +239,7 @@ impl Engine {
         at: Timestamp,
         seal: Vec<Sealed>,
     ) -> Result<(), EngineError> {
-        let holder = group.name();
+        let holder = group.name.clone();
         let member = &mut group.members[index];
         member.rotation.apply(at, &event)?;
         member.inventory.follow(&member.rotation, &event, at);
@@ -277,7 +274,7 @@ impl Engine {
         now: Timestamp,
         take: Vec<Resource>,
     ) -> Result<Option<Timestamp>, EngineError> {
-        let holder = group.name();
+        let holder = group.name.clone();
         let member = &group.members[index];
         let (mut rotation, mut inventory) = (member.rotation.clone(), member.inventory.clone());
         rotation.apply(now, &event)?;
@@ -368,7 +365,7 @@ impl Member {
 }
 
 /// Every container that a move writes and every workload that it rolls, sorted, so that two moves never wait in a ring.
-fn resources(drivers: &Drivers) -> Vec<Resource> {
+pub(crate) fn resources(drivers: &Drivers) -> Vec<Resource> {
     let containers = drivers.stores.iter().map(|store| store.container());
     let workloads = drivers.workloads.iter().map(|workload| workload.resource());
     let mut all: Vec<Resource> = containers.chain(workloads).map(Resource).collect();
