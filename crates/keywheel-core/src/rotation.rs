@@ -126,6 +126,8 @@ struct Lost {
     attempt: u16,
     settles_at: Timestamp,
     looked: bool,
+    /// An id that may be its, or somebody else's.
+    ambiguous: bool,
 }
 
 /// A step that was refused, unanswered or not yet enough, and when it is tried again.
@@ -248,6 +250,9 @@ impl Rotation {
         if facts.observe == Observe::None {
             return (!facts.reset_repeatable)
                 .then_some(Next::Record(Event::Parked { reason: ParkReason::MintUnobservable }));
+        }
+        if lost.ambiguous {
+            return Some(Next::Record(Event::Parked { reason: ParkReason::MintUnobservable }));
         }
         if lost.looked && now < lost.settles_at {
             return Some(wait(lost.settles_at, Why::Settle));
@@ -529,7 +534,7 @@ impl Rotation {
     }
 
     fn lost(&mut self, attempt: u16, settles_at: Timestamp) {
-        self.minting.lost = Some(Lost { attempt, settles_at, looked: false });
+        self.minting.lost = Some(Lost { attempt, settles_at, looked: false, ambiguous: false });
         self.minting.settles_at = self.minting.settles_at.max(Some(settles_at));
     }
 
@@ -546,6 +551,8 @@ impl Rotation {
     fn found(&mut self, issued: Option<IssuedId>, held: bool, since: Timestamp, at: Timestamp) {
         let Some(lost) = &mut self.minting.lost else { return };
         match issued {
+            // Without labels, an id that nobody knows may be somebody else's: it is neither taken nor ended (I23).
+            Some(_) if self.plan.issuer.facts.observe == Observe::IdSetDifference => lost.ambiguous = true,
             Some(issued) if held => self.minted(Some(issued).filter(|issued| !issued.id.is_empty()), None, at),
             Some(issued) => {
                 self.minting.strays.push(issued);
@@ -588,6 +595,9 @@ impl Rotation {
     fn resumed(&mut self) {
         self.parked = None;
         self.tries = None;
+        if let Some(lost) = &mut self.minting.lost {
+            lost.ambiguous = false;
+        }
         self.ending.begin_again();
         if self.walk.is_touched() {
             self.walk.observe_anew(self.plan.workloads.len());

@@ -473,3 +473,17 @@ fn l03_a_gate_that_stays_closed_is_looked_at_more_and_more_seldom() {
     let visits = world.steps.iter().filter(|step| **step == Step::Visit).count();
     assert!(visits < 300, "{visits} visits in a week");
 }
+
+#[test]
+fn i23_an_id_without_a_label_is_never_ended_as_a_stray() {
+    let mut unlabelled = plan(Strategy::Overlap);
+    unlabelled.issuer.facts.observe = Observe::IdSetDifference;
+    unlabelled.issuer.facts.label = false;
+    let mut world = World::new(unlabelled);
+    let mint = world.until(|step| matches!(step, Step::Mint { .. }));
+    world.apply(Event::Unknown { step: mint });
+    let find = world.until(|step| matches!(step, Step::FindMint { .. }));
+    let found = Report::Found { issued: Some(IssuedId::new("somebody's")), held: false };
+    world.apply(Event::Done { step: find, report: found });
+    assert_eq!(world.begin(), Err(Next::Operator(ParkReason::MintUnobservable)));
+}
