@@ -451,6 +451,7 @@ impl Rotation {
     }
 
     fn intended(&mut self, step: Step, at: Timestamp, until: Timestamp) {
+        self.forgive(self.tries.as_ref().map(|tries| tries.not_before), at);
         self.open = Some(Open { step, since: at, until });
         match step {
             Step::Mint { attempt } => self.minting.attempts = attempt,
@@ -512,6 +513,7 @@ impl Rotation {
     fn unknown(&mut self, step: Step, at: Timestamp) {
         let open = self.open.take().expect("fits() checked that the step is open");
         let settles_at = open.until + self.settle_for(step);
+        self.forgive(Some(open.until), at);
         match step {
             Step::Mint { attempt } => self.lost(attempt, settles_at),
             Step::Write { store, to } => self.walk.unanswered(store, to, settles_at),
@@ -520,6 +522,13 @@ impl Rotation {
             _ => {}
         }
         self.tried(step, None, at);
+    }
+
+    /// Patience is with a step that is tried, not with a time in which nobody ran: after such a gap it begins anew.
+    fn forgive(&mut self, expected: Option<Timestamp>, at: Timestamp) {
+        if expected.is_some_and(|expected| at.since(expected) > self.plan.policy.patience.part(1, 4)) {
+            self.tries = None;
+        }
     }
 
     fn settle_for(&self, step: Step) -> Span {

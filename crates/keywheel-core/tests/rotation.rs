@@ -487,3 +487,16 @@ fn i23_an_id_without_a_label_is_never_ended_as_a_stray() {
     world.apply(Event::Done { step: find, report: found });
     assert_eq!(world.begin(), Err(Next::Operator(ParkReason::MintUnobservable)));
 }
+
+#[test]
+fn patience_does_not_run_out_while_nobody_runs() {
+    let mut world = World::new(plan(Strategy::Overlap));
+    let verify = world.until(|step| matches!(step, Step::Verify(_)));
+    for _ in 0..2 {
+        world.apply(Event::Unknown { step: verify });
+        assert_eq!(world.begin(), Ok(verify));
+    }
+    world.now = world.now + Span::hours(1);
+    world.apply(Event::Unknown { step: verify });
+    assert_eq!(world.begin(), Ok(verify), "tried again before it is given up");
+}
