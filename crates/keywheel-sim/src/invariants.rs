@@ -330,7 +330,8 @@ impl World {
         if strategy == Strategy::Append && outcome == Outcome::Completed && !rotation.plan().is_emergency() {
             self.violate("I25", || format!("secret {secret} is an encryption key, and a version was taken out without proof"));
         }
-        if self.secrets[secret].facts.authority != Authority::Issuer || !rotation.plan().issuer.facts.destroy {
+        let plan = rotation.plan();
+        if plan.extend || plan.issuer.facts.authority != Authority::Issuer || !plan.issuer.facts.destroy {
             return;
         }
         for version in rotation.retiring() {

@@ -306,6 +306,7 @@ async fn work(
         },
         Job::LetGoOn => {
             identify(&engine, &mut group).await?;
+            override_gates(&engine, &mut group).await?;
             engine.let_go_on(&mut group).await?;
         }
         Job::CloseWindow => engine.say(&mut group, &Event::WindowClosed { because: "a person said so".into() }).await?,
@@ -331,6 +332,16 @@ async fn identify(engine: &Engine, group: &mut Group) -> Result<(), EngineError>
             _ => IssuedId::new("k0"),
         };
         engine.say(group, &Event::Identified { version: *version, issued }).await?;
+    }
+    Ok(())
+}
+
+/// An operator who sees that a gate is closed for the clocks' sake alone says so.
+async fn override_gates(engine: &Engine, group: &mut Group) -> Result<(), EngineError> {
+    let closed = group.rotations().any(|rotation| rotation.parked() == Some(&ParkReason::GateClosed));
+    let idle = group.rotations().all(|rotation| rotation.open_step().is_none() && rotation.outcome().is_none());
+    if closed && idle {
+        engine.say(group, &Event::Overridden { because: "the uses were before the promotion".into() }).await?;
     }
     Ok(())
 }
@@ -729,9 +740,9 @@ impl Life {
                         ]))
             }
             ParkReason::RedAfterSuspend => !healed && fired(&[Fault::ProbeRed]),
-            ParkReason::GateClosed => !healed && fired(&[Fault::RivalEdit, Fault::RivalRevert, Fault::WallForward]),
+            ParkReason::GateClosed => !healed && fired(&[Fault::RivalEdit, Fault::RivalRevert, Fault::WallForward, Fault::WallBack]),
             ParkReason::OutOfPatience { .. } | ParkReason::DeathUnproven => {
-                !healed && fired(&[Fault::WallForward, Fault::Suspended, Fault::Pause, Fault::PauseTakenOver])
+                !healed && fired(&[Fault::RivalEdit, Fault::RivalRevert])
             }
         };
         if !legal {
