@@ -74,6 +74,8 @@ pub struct Rotation {
     pub(crate) plan: Arc<Plan>,
     pub(crate) id: RotationId,
     pub(crate) began_at: Timestamp,
+    /// The latest time of any record.
+    latest: Timestamp,
     /// The version that the rotation walks towards.
     pub(crate) toward: Side,
     /// The version that readers are told to use, by record.
@@ -135,6 +137,7 @@ struct Lost {
 pub(crate) struct Tries {
     pub(crate) step: Step,
     first_at: Timestamp,
+    last_at: Timestamp,
     not_before: Timestamp,
     count: u32,
     last: Option<Refusal>,
@@ -154,6 +157,7 @@ impl Rotation {
         Ok(Self {
             id: plan.rotation(),
             began_at: at,
+            latest: at,
             toward: Side::Pending,
             promoted: Side::Previous,
             promoted_at: at,
@@ -186,7 +190,7 @@ impl Rotation {
         if let Some(open) = &self.open {
             return Next::Await(open.step);
         }
-        self.stage_over(now).or_else(|| self.verdict(now)).unwrap_or_else(|| self.owed(now))
+        self.stage_over(now).or_else(|| self.verdict()).unwrap_or_else(|| self.owed(now))
     }
 
     /// The list. Each line names what it still owes, or nothing.
@@ -308,12 +312,12 @@ impl Rotation {
     }
 
     /// What a refusal for good, or for too long, leads to: the way back where there is one, else an operator.
-    fn verdict(&self, now: Timestamp) -> Option<Next> {
+    fn verdict(&self) -> Option<Next> {
         let tries = self.tries.as_ref()?;
         if crate::planted!("parks_on_any_unknown") && tries.last.is_none() && tries.step.mutates() {
             return Some(Next::Record(Event::Parked { reason: ParkReason::OutOfPatience { step: tries.step } }));
         }
-        if !self.is_exhausted(tries, now) {
+        if !self.is_exhausted(tries) {
             return None;
         }
         let refusal = tries.last.clone();
@@ -324,7 +328,7 @@ impl Rotation {
         }))
     }
 
-    fn is_exhausted(&self, tries: &Tries, now: Timestamp) -> bool {
+    fn is_exhausted(&self, tries: &Tries) -> bool {
         let patience = match tries.step {
             Step::Visit => self.plan.policy.gate_limit,
             Step::Verify(_) | Step::VerifyDead(_) => self.plan.policy.patience + self.plan.issuer.facts.propagation,
@@ -333,7 +337,7 @@ impl Rotation {
         match &tries.last {
             Some(Refusal { kind: RefusalKind::ValueRejected, .. }) => self.minting.attempts >= VALUES,
             Some(Refusal { remedy: Remedy::Operator, .. }) => true,
-            _ => tries.count >= 3 && now >= tries.first_at + patience,
+            _ => tries.count >= 3 && tries.last_at >= tries.first_at + patience,
         }
     }
 
@@ -410,6 +414,7 @@ impl Rotation {
         if !self.fits(event) {
             return Err(OutOfOrder { event: format!("{event:?}"), phase: self.phase().to_string() });
         }
+        self.latest = self.latest.max(at);
         match event {
             Event::Planned(_) => {}
             Event::Intended { step, until } => self.intended(*step, at, *until),
@@ -475,7 +480,9 @@ impl Rotation {
             (Step::Extend, Report::Extended { expires_at }) => self.minted(None, Some(*expires_at), at),
             (Step::Verify(_), _) => self.verified[self.toward.index()] = true,
             (Step::Write { store, to }, Report::Written { changed }) => {
-                self.walk.written(store, to, *changed, at, &self.plan.workloads);
+                // Where the wall clock was set back, replicas that started before the write seem to have started after it.
+                let since = if crate::planted!("evidence_on_a_clock_set_back") { at } else { self.latest };
+                self.walk.written(store, to, *changed, since, &self.plan.workloads);
             }
             (Step::Roll { workload, .. }, _) => return self.walk.rolled(workload),
             (Step::Evidence { workload, to }, Report::Seen(count)) if !count.complete() => {
@@ -624,7 +631,7 @@ impl Rotation {
             _ => Span::ZERO,
         };
         let pause = self.pause(count).max(asked);
-        self.tries = Some(Tries { step, first_at, not_before: at + pause, count, last: refusal.cloned() });
+        self.tries = Some(Tries { step, first_at, last_at: at, not_before: at + pause, count, last: refusal.cloned() });
     }
 
     /// The pause before the next try: doubling, capped, and spread by up to a quarter that is the same in every replay.

@@ -500,3 +500,39 @@ fn patience_does_not_run_out_while_nobody_runs() {
     world.apply(Event::Unknown { step: verify });
     assert_eq!(world.begin(), Ok(verify), "tried again before it is given up");
 }
+
+#[test]
+fn a_step_is_tried_again_before_it_is_given_up() {
+    let mut world = World::new(plan(Strategy::Overlap));
+    let verify = world.until(|step| matches!(step, Step::Verify(_)));
+    for _ in 0..3 {
+        let refusal = Refusal::retry(RefusalKind::Invalid, None, "not yet");
+        world.apply(Event::Refused { step: verify, refusal });
+        world.now = world.now + Span::seconds(20);
+        if world.rotation.open_step().is_none() {
+            world.now = world.now + Span::hours(1);
+            assert_eq!(world.begin(), Ok(verify), "an hour without a try is no hour of patience");
+        }
+    }
+}
+
+#[test]
+fn h32_a_store_is_not_held_since_a_time_before_an_earlier_record() {
+    let mut world = World::new(plan(Strategy::Overlap));
+    let write = world.until(is_write(1));
+    let intended_at = world.now;
+    world.now = world.now - Span::minutes(2);
+    world.finish(write);
+    let since = world.rotation.walk().held_since(&world.rotation.plan().workloads[0], 1);
+    assert_eq!(since, Some(intended_at));
+}
+
+#[test]
+fn an_unknown_id_is_asked_for_before_soak_where_soak_needs_it() {
+    let mut adopted = plan(Strategy::Overlap);
+    adopted.previous.as_mut().unwrap().issued = None;
+    adopted.policy.cannot_tell = keywheel_core::plan::CannotTell::Wait;
+    let mut world = World::new(adopted);
+    assert_eq!(world.to_rest(), Next::Operator(ParkReason::IdUnknown { version: VersionId(7) }));
+    assert!(!world.steps.contains(&Step::Visit));
+}
