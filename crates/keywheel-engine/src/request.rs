@@ -70,6 +70,13 @@ impl Engine {
         epoch: keywheel_journal::Epoch,
     ) -> Result<Entry, EngineError> {
         let records = self.journal.records(taken_over).await?;
+        let rotation = crate::recover::replay(&records)?;
+        let minted = rotation.is_minted().then_some(rotation.plan().pending);
+        let named = |version| plan.previous.iter().chain(&plan.suspects).any(|known| known.version == version);
+        if minted.is_some_and(|version| !named(version)) || rotation.unsettled_until() > plan.inherits_until {
+            let message = format!("rotation {taken_over} went on since this plan was made; plan again");
+            return Err(Refusal::operator(RefusalKind::Conflict, message).into());
+        }
         Ok(Entry {
             group: taken_over.clone(),
             rotation: taken_over.clone(),
