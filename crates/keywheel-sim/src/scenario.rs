@@ -340,7 +340,7 @@ fn add_secret(
         mode: Mode::Normal,
         previous: Some(VersionRef {
             version: VersionId(7),
-            issued: issued.filter(|_| !unidentified || shape == Shape::Extension),
+            issued: issued.filter(|_| !unidentified || matches!(shape, Shape::Extension | Shape::Logins)),
             state: State::Active,
             fingerprint: Some(fingerprint),
         }),
