@@ -158,7 +158,12 @@ impl Work<'_> {
             let message = format!("stores hold a value that is not version {} as keywheel knows it", version.0);
             return Err(Refusal::operator(RefusalKind::Conflict, message).into());
         }
-        if let (Some(previous), Some((_, credential))) = (&self.plan.previous, found.into_iter().next()) {
+        // Stores of a rotation that was taken over may be half written; what it captured is the version, what they hold may not be.
+        let taken_over = match &self.plan.previous {
+            Some(previous) if self.plan.takes_over.is_some() => self.sealed(previous.version).await?.is_some(),
+            _ => false,
+        };
+        if let (Some(previous), Some((_, credential)), false) = (&self.plan.previous, found.into_iter().next(), taken_over) {
             seal.push(Sealed { key: credential_key(self.plan, previous.version), value: credential });
         }
         Ok(Performed { report: Report::Captured { fingerprint }, seal })
