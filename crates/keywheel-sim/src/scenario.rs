@@ -329,6 +329,7 @@ fn add_secret(
         outcome: None,
         planned: 0,
         promoted_at: 0,
+        sampled_at: None,
     });
     Plan {
         format: FORMAT,
