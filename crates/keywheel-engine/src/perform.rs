@@ -468,7 +468,7 @@ impl Work<'_> {
     /// The bytes of a slot under an arrangement: what was captured, at the beginning of the line; composed, elsewhere.
     async fn content(&self, index: usize, slot: &Slot, position: Position) -> Outcome<Option<SecretValue>> {
         let captured = self.captured(index, slot).await?;
-        if position == 0 {
+        if position == 0 || self.is_suspect(slot, self.member.rotation.line().at(position)) {
             return Ok(captured);
         }
         match in_role(slot.role, self.member.rotation.line().at(position)) {

@@ -12,6 +12,7 @@ use keywheel_core::inventory::Inventory;
 use keywheel_core::plan::RotationId;
 use keywheel_core::rotation::{Rotation, Why};
 use keywheel_core::time::{Span, Timestamp};
+use keywheel_core::version::VersionId;
 use keywheel_core::{batch, planted};
 use keywheel_journal::{Append, Entry, Epoch, JournalError, Resource, Sealed, ValueKey};
 use smallvec::SmallVec;
@@ -381,8 +382,9 @@ fn purge(rotation: &Rotation) -> Vec<ValueKey> {
     let staying = rotation.version(rotation.toward());
     let readable = |store: &keywheel_core::plan::StorePlan| store.facts.read_back == keywheel_core::facts::ReadBack::Value;
     let keeps = !plan.stores.iter().all(readable);
-    let known = plan.previous.iter().chain(&plan.suspects).map(|known| known.version).chain([plan.pending]);
-    let versions: SmallVec<[_; 3]> = known.collect();
+    let known = plan.previous.iter().chain(&plan.suspects).map(|known| known.version.0).chain([plan.pending.0]);
+    // A rotation that was taken over may have sealed a version between them that nobody knows to be minted.
+    let versions: SmallVec<[_; 3]> = (known.min().unwrap_or_default()..=plan.pending.0).map(VersionId).collect();
     let credentials = versions.iter().filter(|version| !keeps || Some(**version) != staying);
     let credentials = credentials.map(|version| perform::credential_key(plan, *version));
     let slots = versions.iter().flat_map(|version| perform::slot_keys(plan, *version));
