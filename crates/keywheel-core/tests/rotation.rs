@@ -536,3 +536,26 @@ fn an_unknown_id_is_asked_for_before_soak_where_soak_needs_it() {
     assert_eq!(world.to_rest(), Next::Operator(ParkReason::IdUnknown { version: VersionId(7) }));
     assert!(!world.steps.contains(&Step::Visit));
 }
+
+#[test]
+fn h45_a_store_written_anew_has_its_readers_looked_at_anew() {
+    let mut world = World::new(plan(Strategy::Overlap));
+    let write = world.until(is_write(1));
+    world.finish(write);
+    world.until(|step| matches!(step, Step::Probe { .. } | Step::Evidence { .. }));
+    world.finish(Step::Evidence { workload: 0, to: 1 });
+    let since = |world: &World| world.rotation.walk().held_since(&world.rotation.plan().workloads[0], 1);
+    let held_since = since(&world);
+    world.until(|step| step == Step::Visit);
+    world.apply(Event::Refused { step: Step::Visit, refusal: Refusal::operator(RefusalKind::Local, "no") });
+    assert!(matches!(world.begin(), Err(Next::Operator(_))));
+    world.apply(Event::Resumed);
+    for _ in 0..2 {
+        let write = world.until(is_write(1));
+        world.apply(Event::Unknown { step: write });
+    }
+    let write = world.until(is_write(1));
+    world.apply(Event::Done { step: write, report: Report::Written { changed: false } });
+    assert_ne!(since(&world), held_since, "nobody knows what the store held in between");
+    assert_eq!(world.begin(), Ok(Step::Roll { workload: 0, to: 1 }));
+}
