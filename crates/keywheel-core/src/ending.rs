@@ -8,7 +8,7 @@ use smallvec::SmallVec;
 use crate::event::{Death, Event, ParkReason, Step};
 use crate::facts::Authority;
 use crate::gate::{self, Gate, Light, Soak, Terms, Visit};
-use crate::plan::Keep;
+use crate::plan::{CannotTell, Keep};
 use crate::rotation::{Next, Rotation, Why, wait};
 use crate::strategy::{Side, Strategy};
 use crate::time::{Span, Timestamp};
@@ -59,6 +59,7 @@ impl Rotation {
     pub(crate) fn retire(&self, now: Timestamp) -> Option<Next> {
         self.sound_alarm(now)
             .or_else(|| self.settle_mint(now))
+            .or_else(|| self.identify())
             .or_else(|| self.soak(now))
             .or_else(|| self.withdraw(now))
             .or_else(|| self.suspend(now))
@@ -85,6 +86,12 @@ impl Rotation {
             && !self.retiring().is_empty()
     }
 
+    /// Where soak must hear of the version's last use, its id is asked for now, and not when a gate has stayed closed for days.
+    fn identify(&self) -> Option<Next> {
+        let asks = self.plan.issuer.facts.last_used.is_some() && self.plan.policy.cannot_tell == CannotTell::Wait;
+        if asks && self.has_windows() { self.unless_identified(*self.retiring().first()?) } else { None }
+    }
+
     fn soak(&self, now: Timestamp) -> Option<Next> {
         if !self.has_windows() || self.ending.soaked_at.is_some() {
             return None;
@@ -104,7 +111,7 @@ impl Rotation {
         }
         let owed = self.walk_to(end, now)?;
         match owed {
-            Next::Record(Event::MoveBegun { .. }) => self.unless_green(self.ending.soaked_at, now).or(Some(owed)),
+            Next::Record(Event::MoveBegun { .. }) => self.unless_green(now).or(Some(owed)),
             _ => Some(owed),
         }
     }
@@ -115,7 +122,7 @@ impl Rotation {
         }
         let version = *self.retiring().first()?;
         self.unless_identified(version)
-            .or_else(|| self.unless_green(self.ending.soaked_at, now))
+            .or_else(|| self.unless_green(now))
             .or(Some(Next::Do(Step::Suspend(version))))
     }
 
@@ -142,9 +149,8 @@ impl Rotation {
             return None;
         }
         let version = self.retiring().into_iter().find(|version| !self.ending.is_revoked(*version))?;
-        let due = if self.has_windows() { self.ending.window_over_at.or(self.ending.soaked_at) } else { None };
         self.unless_identified(version)
-            .or_else(|| if self.has_windows() { self.unless_green(due, now) } else { None })
+            .or_else(|| self.unless_green(now))
             .or(Some(Next::Do(Step::Revoke(version))))
     }
 
@@ -196,13 +202,14 @@ impl Rotation {
         }
     }
 
-    /// Nothing is harmed but on the word of a green visit that began when the harm was due, and is fresh.
-    fn unless_green(&self, due: Option<Timestamp>, now: Timestamp) -> Option<Next> {
+    /// Nothing is harmed but on the word of the last visit: it was green, and is fresh. One that seems to lie ahead was made
+    /// before the wall clock was set back, and proves nothing.
+    fn unless_green(&self, now: Timestamp) -> Option<Next> {
         if !self.has_windows() {
             return None;
         }
         let fresh = |visited: &Visited| {
-            let in_time = due.is_none_or(|due| visited.at >= due) && now.since(visited.at) <= self.plan.policy.fresh_for;
+            let in_time = visited.at <= now && now.since(visited.at) <= self.plan.policy.fresh_for;
             in_time || crate::planted!("revoke_before_fresh_sample")
         };
         match &self.ending.visited {

@@ -74,6 +74,8 @@ pub struct Rotation {
     pub(crate) plan: Arc<Plan>,
     pub(crate) id: RotationId,
     pub(crate) began_at: Timestamp,
+    /// The latest time of any record.
+    latest: Timestamp,
     /// The version that the rotation walks towards.
     pub(crate) toward: Side,
     /// Why it turned round, where it did.
@@ -128,6 +130,8 @@ struct Lost {
     attempt: u16,
     settles_at: Timestamp,
     looked: bool,
+    /// An id that may be its, or somebody else's.
+    ambiguous: bool,
 }
 
 /// A step that was refused, unanswered or not yet enough, and when it is tried again.
@@ -135,6 +139,7 @@ struct Lost {
 pub(crate) struct Tries {
     pub(crate) step: Step,
     first_at: Timestamp,
+    last_at: Timestamp,
     not_before: Timestamp,
     count: u32,
     last: Option<Refusal>,
@@ -154,6 +159,7 @@ impl Rotation {
         Ok(Self {
             id: plan.rotation(),
             began_at: at,
+            latest: at,
             toward: Side::Pending,
             turned_back: None,
             promoted: Side::Previous,
@@ -187,7 +193,7 @@ impl Rotation {
         if let Some(open) = &self.open {
             return Next::Await(open.step);
         }
-        self.stage_over(now).or_else(|| self.verdict(now)).unwrap_or_else(|| self.owed(now))
+        self.stage_over(now).or_else(|| self.verdict()).unwrap_or_else(|| self.owed(now))
     }
 
     /// The list. Each line names what it still owes, or nothing.
@@ -252,6 +258,9 @@ impl Rotation {
             return (!facts.reset_repeatable)
                 .then_some(Next::Record(Event::Parked { reason: ParkReason::MintUnobservable }));
         }
+        if lost.ambiguous {
+            return Some(Next::Record(Event::Parked { reason: ParkReason::MintUnobservable }));
+        }
         if lost.looked && now < lost.settles_at {
             return Some(wait(lost.settles_at, Why::Settle));
         }
@@ -306,12 +315,12 @@ impl Rotation {
     }
 
     /// What a refusal for good, or for too long, leads to: the way back where there is one, else an operator.
-    fn verdict(&self, now: Timestamp) -> Option<Next> {
+    fn verdict(&self) -> Option<Next> {
         let tries = self.tries.as_ref()?;
         if crate::planted!("parks_on_any_unknown") && tries.last.is_none() && tries.step.mutates() {
             return Some(Next::Record(Event::Parked { reason: ParkReason::OutOfPatience { step: tries.step } }));
         }
-        if !self.is_exhausted(tries, now) {
+        if !self.is_exhausted(tries) {
             return None;
         }
         let refusal = tries.last.clone();
@@ -322,7 +331,7 @@ impl Rotation {
         }))
     }
 
-    fn is_exhausted(&self, tries: &Tries, now: Timestamp) -> bool {
+    fn is_exhausted(&self, tries: &Tries) -> bool {
         let patience = match tries.step {
             Step::Visit => self.plan.policy.gate_limit,
             Step::Verify(_) | Step::VerifyDead(_) => self.plan.policy.patience + self.plan.issuer.facts.propagation,
@@ -331,7 +340,7 @@ impl Rotation {
         match &tries.last {
             Some(Refusal { kind: RefusalKind::ValueRejected, .. }) => self.minting.attempts >= VALUES,
             Some(Refusal { remedy: Remedy::Operator, .. }) => true,
-            _ => tries.count >= 3 && now >= tries.first_at + patience,
+            _ => tries.count >= 3 && tries.last_at >= tries.first_at + patience,
         }
     }
 
@@ -408,6 +417,7 @@ impl Rotation {
         if !self.fits(event) {
             return Err(OutOfOrder { event: format!("{event:?}"), phase: self.phase().to_string() });
         }
+        self.latest = self.latest.max(at);
         match event {
             Event::Planned(_) => {}
             Event::Intended { step, until } => self.intended(*step, at, *until),
@@ -449,6 +459,7 @@ impl Rotation {
     }
 
     fn intended(&mut self, step: Step, at: Timestamp, until: Timestamp) {
+        self.forgive(self.tries.as_ref().map(|tries| tries.not_before), at);
         self.open = Some(Open { step, since: at, until });
         match step {
             Step::Mint { attempt } => self.minting.attempts = attempt,
@@ -472,7 +483,9 @@ impl Rotation {
             (Step::Extend, Report::Extended { expires_at }) => self.minted(None, Some(*expires_at), at),
             (Step::Verify(_), _) => self.verified[self.toward.index()] = true,
             (Step::Write { store, to }, Report::Written { changed }) => {
-                self.walk.written(store, to, *changed, at, &self.plan.workloads);
+                // Where the wall clock was set back, replicas that started before the write seem to have started after it.
+                let since = if crate::planted!("evidence_on_a_clock_set_back") { at } else { self.latest };
+                self.walk.written(store, to, *changed, since, &self.plan.workloads);
             }
             (Step::Roll { workload, .. }, _) => return self.walk.rolled(workload),
             (Step::Evidence { workload, to }, Report::Seen(count)) if !count.complete() => {
@@ -511,6 +524,7 @@ impl Rotation {
     fn unknown(&mut self, step: Step, at: Timestamp) {
         let open = self.open.take().expect("fits() checked that the step is open");
         let settles_at = open.until + self.settle_for(step);
+        self.forgive(Some(open.until), at);
         match step {
             Step::Mint { attempt } => self.lost(attempt, settles_at),
             Step::Write { store, to } => self.walk.unanswered(store, to, settles_at),
@@ -519,6 +533,13 @@ impl Rotation {
             _ => {}
         }
         self.tried(step, None, at);
+    }
+
+    /// Patience is with a step that is tried, not with a time in which nobody ran: after such a gap it begins anew.
+    fn forgive(&mut self, expected: Option<Timestamp>, at: Timestamp) {
+        if expected.is_some_and(|expected| at.since(expected) > self.plan.policy.patience.part(1, 4)) {
+            self.tries = None;
+        }
     }
 
     fn settle_for(&self, step: Step) -> Span {
@@ -533,7 +554,7 @@ impl Rotation {
     }
 
     fn lost(&mut self, attempt: u16, settles_at: Timestamp) {
-        self.minting.lost = Some(Lost { attempt, settles_at, looked: false });
+        self.minting.lost = Some(Lost { attempt, settles_at, looked: false, ambiguous: false });
         self.minting.settles_at = self.minting.settles_at.max(Some(settles_at));
     }
 
@@ -550,6 +571,8 @@ impl Rotation {
     fn found(&mut self, issued: Option<IssuedId>, held: bool, since: Timestamp, at: Timestamp) {
         let Some(lost) = &mut self.minting.lost else { return };
         match issued {
+            // Without labels, an id that nobody knows may be somebody else's: it is neither taken nor ended (I23).
+            Some(_) if self.plan.issuer.facts.observe == Observe::IdSetDifference => lost.ambiguous = true,
             Some(issued) if held => self.minted(Some(issued).filter(|issued| !issued.id.is_empty()), None, at),
             Some(issued) => {
                 self.minting.strays.push(issued);
@@ -593,6 +616,9 @@ impl Rotation {
     fn resumed(&mut self) {
         self.parked = None;
         self.tries = None;
+        if let Some(lost) = &mut self.minting.lost {
+            lost.ambiguous = false;
+        }
         self.ending.begin_again();
         if self.walk.is_touched() {
             self.walk.observe_anew(self.plan.workloads.len());
@@ -610,7 +636,7 @@ impl Rotation {
             _ => Span::ZERO,
         };
         let pause = self.pause(count).max(asked);
-        self.tries = Some(Tries { step, first_at, not_before: at + pause, count, last: refusal.cloned() });
+        self.tries = Some(Tries { step, first_at, last_at: at, not_before: at + pause, count, last: refusal.cloned() });
     }
 
     /// The pause before the next try: doubling, capped, and spread by up to a quarter that is the same in every replay.

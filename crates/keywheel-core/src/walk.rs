@@ -30,7 +30,7 @@ pub struct Walk {
 struct Store {
     /// The arrangement it certainly holds.
     at: Option<Position>,
-    /// What it certainly held before the write that is under way.
+    /// What it certainly held before the write that is under way, and still holds if that is the same.
     before: Option<Position>,
     since: Timestamp,
     /// Writes without an answer, to which arrangement, and until when they can still land.
@@ -172,20 +172,22 @@ impl Walk {
         self.touched = true;
         self.used[line.at(to).current.index()] = true;
         let store = &mut self.stores[usize::from(store)];
-        store.before = store.at.take();
+        store.before = store.at.take().or(store.before);
     }
 
     pub(crate) fn written(&mut self, store: u8, to: Position, changed: bool, at: Timestamp, workloads: &[WorkloadPlan]) {
         let written = &mut self.stores[usize::from(store)];
-        written.at = Some(to);
         // A write that changed nothing leaves the store as it was before, and as old as it was.
-        if changed || written.before != Some(to) {
+        let anew = changed || written.before != Some(to);
+        written.at = Some(to);
+        written.before = None;
+        if anew {
             written.since = at;
         }
         written.late.retain(|(_, until)| *until > at);
         let Some(moving) = &mut self.moving else { return };
         moving.dirty = true;
-        if changed {
+        if anew {
             moving.probed = false;
             for (taken, workload) in moving.workloads.iter_mut().zip(workloads) {
                 if workload.reads.contains(&store) {
@@ -198,11 +200,13 @@ impl Walk {
     /// Nothing was done: the store holds what it held.
     pub(crate) fn refused(&mut self, store: u8) {
         let store = &mut self.stores[usize::from(store)];
-        store.at = store.before;
+        store.at = store.before.take();
     }
 
     pub(crate) fn unanswered(&mut self, store: u8, to: Position, settles_at: Timestamp) {
-        self.stores[usize::from(store)].late.push((to, settles_at));
+        let written = &mut self.stores[usize::from(store)];
+        written.before = written.before.filter(|before| *before == to);
+        written.late.push((to, settles_at));
         if let Some(moving) = &mut self.moving {
             moving.dirty = true;
         }
@@ -233,7 +237,7 @@ impl Walk {
 
     pub(crate) fn observe_anew(&mut self, workloads: usize) {
         let to = self.should_hold();
-        self.stores.iter_mut().for_each(|store| store.at = None);
+        self.stores.iter_mut().for_each(|store| (store.at, store.before) = (None, None));
         self.moving = Some(Move::back(to, workloads));
     }
 

@@ -495,3 +495,89 @@ fn l03_a_gate_that_stays_closed_is_looked_at_more_and_more_seldom() {
     let visits = world.steps.iter().filter(|step| **step == Step::Visit).count();
     assert!(visits < 300, "{visits} visits in a week");
 }
+
+#[test]
+fn i23_an_id_without_a_label_is_never_ended_as_a_stray() {
+    let mut unlabelled = plan(Strategy::Overlap);
+    unlabelled.issuer.facts.observe = Observe::IdSetDifference;
+    unlabelled.issuer.facts.label = false;
+    let mut world = World::new(unlabelled);
+    let mint = world.until(|step| matches!(step, Step::Mint { .. }));
+    world.apply(Event::Unknown { step: mint });
+    let find = world.until(|step| matches!(step, Step::FindMint { .. }));
+    let found = Report::Found { issued: Some(IssuedId::new("somebody's")), held: false };
+    world.apply(Event::Done { step: find, report: found });
+    assert_eq!(world.begin(), Err(Next::Operator(ParkReason::MintUnobservable)));
+}
+
+#[test]
+fn patience_does_not_run_out_while_nobody_runs() {
+    let mut world = World::new(plan(Strategy::Overlap));
+    let verify = world.until(|step| matches!(step, Step::Verify(_)));
+    for _ in 0..2 {
+        world.apply(Event::Unknown { step: verify });
+        assert_eq!(world.begin(), Ok(verify));
+    }
+    world.now = world.now + Span::hours(1);
+    world.apply(Event::Unknown { step: verify });
+    assert_eq!(world.begin(), Ok(verify), "tried again before it is given up");
+}
+
+#[test]
+fn a_step_is_tried_again_before_it_is_given_up() {
+    let mut world = World::new(plan(Strategy::Overlap));
+    let verify = world.until(|step| matches!(step, Step::Verify(_)));
+    for _ in 0..3 {
+        let refusal = Refusal::retry(RefusalKind::Invalid, None, "not yet");
+        world.apply(Event::Refused { step: verify, refusal });
+        world.now = world.now + Span::seconds(20);
+        if world.rotation.open_step().is_none() {
+            world.now = world.now + Span::hours(1);
+            assert_eq!(world.begin(), Ok(verify), "an hour without a try is no hour of patience");
+        }
+    }
+}
+
+#[test]
+fn h32_a_store_is_not_held_since_a_time_before_an_earlier_record() {
+    let mut world = World::new(plan(Strategy::Overlap));
+    let write = world.until(is_write(1));
+    let intended_at = world.now;
+    world.now = world.now - Span::minutes(2);
+    world.finish(write);
+    let since = world.rotation.walk().held_since(&world.rotation.plan().workloads[0], 1);
+    assert_eq!(since, Some(intended_at));
+}
+
+#[test]
+fn an_unknown_id_is_asked_for_before_soak_where_soak_needs_it() {
+    let mut adopted = plan(Strategy::Overlap);
+    adopted.previous.as_mut().unwrap().issued = None;
+    adopted.policy.cannot_tell = keywheel_core::plan::CannotTell::Wait;
+    let mut world = World::new(adopted);
+    assert_eq!(world.to_rest(), Next::Operator(ParkReason::IdUnknown { version: VersionId(7) }));
+    assert!(!world.steps.contains(&Step::Visit));
+}
+
+#[test]
+fn h45_a_store_written_anew_has_its_readers_looked_at_anew() {
+    let mut world = World::new(plan(Strategy::Overlap));
+    let write = world.until(is_write(1));
+    world.finish(write);
+    world.until(|step| matches!(step, Step::Probe { .. } | Step::Evidence { .. }));
+    world.finish(Step::Evidence { workload: 0, to: 1 });
+    let since = |world: &World| world.rotation.walk().held_since(&world.rotation.plan().workloads[0], 1);
+    let held_since = since(&world);
+    world.until(|step| step == Step::Visit);
+    world.apply(Event::Refused { step: Step::Visit, refusal: Refusal::operator(RefusalKind::Local, "no") });
+    assert!(matches!(world.begin(), Err(Next::Operator(_))));
+    world.apply(Event::Resumed);
+    for _ in 0..2 {
+        let write = world.until(is_write(1));
+        world.apply(Event::Unknown { step: write });
+    }
+    let write = world.until(is_write(1));
+    world.apply(Event::Done { step: write, report: Report::Written { changed: false } });
+    assert_ne!(since(&world), held_since, "nobody knows what the store held in between");
+    assert_eq!(world.begin(), Ok(Step::Roll { workload: 0, to: 1 }));
+}

@@ -158,7 +158,12 @@ impl Work<'_> {
             let message = format!("stores hold a value that is not version {} as keywheel knows it", version.0);
             return Err(Refusal::operator(RefusalKind::Conflict, message).into());
         }
-        if let (Some(previous), Some((_, credential))) = (&self.plan.previous, found.into_iter().next()) {
+        // Stores of a rotation that was taken over may be half written; what it captured is the version, what they hold may not be.
+        let taken_over = match &self.plan.previous {
+            Some(previous) if self.plan.takes_over.is_some() => self.sealed(previous.version).await?.is_some(),
+            _ => false,
+        };
+        if let (Some(previous), Some((_, credential)), false) = (&self.plan.previous, found.into_iter().next(), taken_over) {
             seal.push(Sealed { key: credential_key(self.plan, previous.version), value: credential });
         }
         Ok(Performed { report: Report::Captured { fingerprint }, seal })
@@ -433,7 +438,10 @@ impl Work<'_> {
             })
             .collect();
         let written = store.write(&edits).await?;
-        if planned.facts.read_back == ReadBack::Value {
+        if planned.facts.read_back == ReadBack::Value && !planted!("refused_read_back_is_a_refused_write") {
+            // The write was made: whatever becomes of reading it back, it was not refused.
+            self.read_back(index, &edits).await.map_err(|error| CallError::Unknown(error.to_string()))?;
+        } else if planned.facts.read_back == ReadBack::Value {
             self.read_back(index, &edits).await?;
         }
         Ok(Report::Written { changed: written.changed }.into())
@@ -460,7 +468,7 @@ impl Work<'_> {
     /// The bytes of a slot under an arrangement: what was captured, at the beginning of the line; composed, elsewhere.
     async fn content(&self, index: usize, slot: &Slot, position: Position) -> Outcome<Option<SecretValue>> {
         let captured = self.captured(index, slot).await?;
-        if position == 0 {
+        if position == 0 || self.is_suspect(slot, self.member.rotation.line().at(position)) {
             return Ok(captured);
         }
         match in_role(slot.role, self.member.rotation.line().at(position)) {

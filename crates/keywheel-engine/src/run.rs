@@ -12,6 +12,7 @@ use keywheel_core::inventory::Inventory;
 use keywheel_core::plan::RotationId;
 use keywheel_core::rotation::{Rotation, Why};
 use keywheel_core::time::{Span, Timestamp};
+use keywheel_core::version::VersionId;
 use keywheel_core::{batch, planted};
 use keywheel_journal::{Append, Entry, Epoch, JournalError, Resource, Sealed, ValueKey};
 use smallvec::SmallVec;
@@ -22,6 +23,8 @@ use crate::{Drivers, Engine, EngineError, fail_point};
 
 /// Rotations that run together: one, or the members of a batch.
 pub struct Group {
+    /// The name under which the group holds wave leases: see [`group_name`].
+    pub(crate) name: RotationId,
     pub(crate) members: Vec<Member>,
     /// Entries that the next commit takes with it.
     pub(crate) pending: Vec<Entry>,
@@ -42,12 +45,12 @@ impl Group {
     pub fn rotations(&self) -> impl Iterator<Item = &Rotation> {
         self.members.iter().map(|member| &member.rotation)
     }
+}
 
-    /// The name under which the group holds wave leases.
-    fn name(&self) -> RotationId {
-        let first = self.members[0].rotation.id();
-        if self.members.len() == 1 { first.clone() } else { RotationId(format!("batch-{first}")) }
-    }
+/// Names a group: a rotation alone by its id, a batch by that of its first member, told apart so that no member's end gives
+/// the leases of the others back.
+pub(crate) fn group_name(first: &RotationId, members: usize) -> RotationId {
+    if members > 1 { RotationId(format!("batch-{first}")) } else { first.clone() }
 }
 
 /// How far a run goes.
@@ -245,7 +248,7 @@ impl Engine {
         at: Timestamp,
         seal: Vec<Sealed>,
     ) -> Result<(), EngineError> {
-        let holder = group.name();
+        let holder = group.name.clone();
         let member = &mut group.members[index];
         member.rotation.apply(at, &event)?;
         member.inventory.follow(&member.rotation, &event, at);
@@ -280,7 +283,7 @@ impl Engine {
         now: Timestamp,
         take: Vec<Resource>,
     ) -> Result<Option<Timestamp>, EngineError> {
-        let holder = group.name();
+        let holder = group.name.clone();
         let member = &group.members[index];
         let (mut rotation, mut inventory) = (member.rotation.clone(), member.inventory.clone());
         rotation.apply(now, &event)?;
@@ -371,7 +374,7 @@ impl Member {
 }
 
 /// Every container that a move writes and every workload that it rolls, sorted, so that two moves never wait in a ring.
-fn resources(drivers: &Drivers) -> Vec<Resource> {
+pub(crate) fn resources(drivers: &Drivers) -> Vec<Resource> {
     let containers = drivers.stores.iter().map(|store| store.container());
     let workloads = drivers.workloads.iter().map(|workload| workload.resource());
     let mut all: Vec<Resource> = containers.chain(workloads).map(Resource).collect();
@@ -387,8 +390,9 @@ fn purge(rotation: &Rotation) -> Vec<ValueKey> {
     let staying = rotation.version(rotation.toward());
     let readable = |store: &keywheel_core::plan::StorePlan| store.facts.read_back == keywheel_core::facts::ReadBack::Value;
     let keeps = !plan.stores.iter().all(readable);
-    let known = plan.previous.iter().chain(&plan.suspects).map(|known| known.version).chain([plan.pending]);
-    let versions: SmallVec<[_; 3]> = known.collect();
+    let known = plan.previous.iter().chain(&plan.suspects).map(|known| known.version.0).chain([plan.pending.0]);
+    // A rotation that was taken over may have sealed a version between them that nobody knows to be minted.
+    let versions: SmallVec<[_; 3]> = (known.min().unwrap_or_default()..=plan.pending.0).map(VersionId).collect();
     let credentials = versions.iter().filter(|version| !keeps || Some(**version) != staying);
     let credentials = credentials.map(|version| perform::credential_key(plan, *version));
     let slots = versions.iter().flat_map(|version| perform::slot_keys(plan, *version));

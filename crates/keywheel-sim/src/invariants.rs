@@ -8,7 +8,7 @@ use keywheel_core::facts::Authority;
 use keywheel_core::gate::Light;
 use keywheel_core::rotation::Rotation;
 use keywheel_core::strategy::Strategy;
-use keywheel_core::time::{Span, Timestamp};
+use keywheel_core::time::Timestamp;
 
 use crate::faults::StepKind;
 use crate::world::{EPOCH, Edit, Held, Kind, Millis, RequestKind, State, Up, World};
@@ -237,7 +237,12 @@ impl World {
         match event {
             Event::Intended { step: step @ (Step::Suspend(_) | Step::Revoke(_)), .. } => self.check_harm(secret, rotation, *step),
             Event::Intended { step: Step::Mint { attempt }, .. } => self.check_attempt(secret, rotation, *attempt),
-            Event::Done { step: Step::Visit, .. } => self.check_soak(secret, rotation),
+            Event::Done { step: Step::Visit, report } => {
+                if let keywheel_core::event::Report::Visited(visit) = report {
+                    self.book[secret].sampled_at = visit.usage.map(|sample| sample.asked_at);
+                }
+                self.check_soak(secret, rotation);
+            }
             Event::Arrived { at } => self.check_arrived(secret, rotation, *at),
             Event::Ended { outcome } => self.check_ended(secret, rotation, *outcome),
             _ => {}
@@ -257,12 +262,12 @@ impl World {
         }
         let now = self.wall();
         let ending = rotation.ending();
+        let sampled_at = self.book[secret].sampled_at;
         let stands = ending.last_visit().is_some_and(|(at, light)| {
             light == Light::Green
                 && now.since(at) <= policy.fresh_for
                 && rotation.plan().issuer.facts.last_used.is_none_or(|facts| {
-                    // The issuer is asked a little after the visit began.
-                    at.since(rotation.promoted_at()) + Span::seconds(10) >= facts.lag + facts.granularity
+                    sampled_at.is_none_or(|at| at.since(rotation.promoted_at()) >= facts.lag + facts.granularity)
                 })
         });
         if !stands {
@@ -330,7 +335,8 @@ impl World {
         if strategy == Strategy::Append && outcome == Outcome::Completed && !rotation.plan().is_emergency() {
             self.violate("I25", || format!("secret {secret} is an encryption key, and a version was taken out without proof"));
         }
-        if self.secrets[secret].facts.authority != Authority::Issuer || !rotation.plan().issuer.facts.destroy {
+        let plan = rotation.plan();
+        if plan.extend || plan.issuer.facts.authority != Authority::Issuer || !plan.issuer.facts.destroy {
             return;
         }
         for version in rotation.retiring() {

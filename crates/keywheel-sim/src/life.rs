@@ -133,7 +133,8 @@ enum Job {
     Undo,
     LetGoOn,
     CloseWindow,
-    Emergency(Arc<Plan>),
+    Emergency,
+    TakeOver(Arc<Plan>),
 }
 
 struct SimWatch {
@@ -290,7 +291,7 @@ async fn work(
 ) -> Result<Ran, EngineError> {
     let mut group = match &job {
         Job::Begin => engine.begin(&plans).await?,
-        Job::Emergency(plan) => engine.begin(std::slice::from_ref(plan)).await?,
+        Job::TakeOver(plan) => engine.begin(std::slice::from_ref(plan)).await?,
         _ => {
             let groups = engine.open_groups().await?;
             let open = groups.into_iter().find(|open| open.iter().any(|secret| secrets.contains(secret)));
@@ -306,10 +307,11 @@ async fn work(
         },
         Job::LetGoOn => {
             identify(&engine, &mut group).await?;
+            override_gates(&engine, &mut group).await?;
             engine.let_go_on(&mut group).await?;
         }
         Job::CloseWindow => engine.say(&mut group, &Event::WindowClosed { because: "a person said so".into() }).await?,
-        Job::Begin | Job::Recover | Job::Emergency(_) => {}
+        Job::Begin | Job::Recover | Job::Emergency | Job::TakeOver(_) => {}
     }
     engine.run(&mut group, &Until { rest: true, patience: Span::ZERO, stop: &stop }).await
 }
@@ -331,6 +333,16 @@ async fn identify(engine: &Engine, group: &mut Group) -> Result<(), EngineError>
             _ => IssuedId::new("k0"),
         };
         engine.say(group, &Event::Identified { version: *version, issued }).await?;
+    }
+    Ok(())
+}
+
+/// An operator who sees that a gate is closed for the clocks' sake alone says so.
+async fn override_gates(engine: &Engine, group: &mut Group) -> Result<(), EngineError> {
+    let closed = group.rotations().any(|rotation| rotation.parked() == Some(&ParkReason::GateClosed));
+    let idle = group.rotations().all(|rotation| rotation.open_step().is_none() && rotation.outcome().is_none());
+    if closed && idle {
+        engine.say(group, &Event::Overridden { because: "the uses were before the promotion".into() }).await?;
     }
     Ok(())
 }
@@ -400,6 +412,10 @@ impl Life {
     /// Starts the process that a group waits for.
     fn start(&mut self, group: usize) {
         let Some((_, job)) = self.groups[group].next.take() else { return };
+        let job = match job {
+            Job::Emergency => self.emergency(group).map_or(Job::Recover, |plan| Job::TakeOver(Arc::new(plan))),
+            job => job,
+        };
         let process = self.start_process();
         self.spawn(process, group, job);
     }
@@ -459,11 +475,7 @@ impl Life {
             Order::SecondTask => self.spawn(process, group, Job::Recover),
             Order::Undo => self.want(process, group, Job::Undo),
             Order::CloseWindow => self.want(process, group, Job::CloseWindow),
-            Order::Emergency => {
-                if let Some(plan) = self.emergency(group) {
-                    self.want(process, group, Job::Emergency(Arc::new(plan)));
-                }
-            }
+            Order::Emergency => self.want(process, group, Job::Emergency),
         }
     }
 
@@ -545,7 +557,8 @@ impl Life {
 
     fn fail(&mut self, group: usize, error: &EngineError) {
         self.groups[group].failures += 1;
-        let legal = matches!(error, EngineError::Journal(JournalError::Storage(_) | JournalError::Stale { .. } | JournalError::OpenAlready { .. }));
+        let stale_plan = matches!(error, EngineError::Refused(refusal) if refusal.kind == keywheel_core::call::RefusalKind::Conflict);
+        let legal = stale_plan || matches!(error, EngineError::Journal(JournalError::Storage(_) | JournalError::Stale { .. } | JournalError::OpenAlready { .. }));
         if !legal || self.groups[group].failures > 40 {
             let error = error.to_string();
             self.shared.lock().violate("L02", || format!("the engine stops with: {error}"));
@@ -709,7 +722,7 @@ impl Life {
             ParkReason::MintUnobservable => matches!(shape, Shape::Blind | Shape::Unlabelled),
             // The operator names the id of an adopted version; that of a mint found by its value alone is nobody's to name.
             ParkReason::IdUnknown { version } => {
-                (*version == VersionId(7) && self.unidentified && !healed)
+                (*version == VersionId(7) && self.unidentified && (!healed || self.groups.iter().any(|group| group.secrets.len() > 1)))
                     || matches!(shape, Shape::OurKeys | Shape::Logins)
                     || world.secrets[secret].emergency
             }
@@ -729,9 +742,9 @@ impl Life {
                         ]))
             }
             ParkReason::RedAfterSuspend => !healed && fired(&[Fault::ProbeRed]),
-            ParkReason::GateClosed => !healed && fired(&[Fault::RivalEdit, Fault::RivalRevert, Fault::WallForward]),
+            ParkReason::GateClosed => !healed && fired(&[Fault::RivalEdit, Fault::RivalRevert, Fault::WallForward, Fault::WallBack]),
             ParkReason::OutOfPatience { .. } | ParkReason::DeathUnproven => {
-                !healed && fired(&[Fault::WallForward, Fault::Suspended, Fault::Pause, Fault::PauseTakenOver])
+                !healed && fired(&[Fault::RivalEdit, Fault::RivalRevert])
             }
         };
         if !legal {
@@ -771,7 +784,7 @@ impl Life {
         if live.len() != 1 && !(orphan_may_be && !live.is_empty()) {
             return world.violate("L04", || format!("secret {secret} ({shape:?}) is {outcome}, and these are live: {live:?}"));
         }
-        let serving_dead = world.serving().any(|(workload, replica)| {
+        let serving_dead = !world.secrets[secret].tampered && world.serving().any(|(workload, replica)| {
             let known = &world.workloads[workload];
             known.slots.iter().zip(&known.replicas[replica].held).any(|(slot, held)| {
                 let slot = &world.slots[*slot];

@@ -329,6 +329,7 @@ fn add_secret(
         outcome: None,
         planned: 0,
         promoted_at: 0,
+        sampled_at: None,
     });
     Plan {
         format: FORMAT,
@@ -340,7 +341,7 @@ fn add_secret(
         mode: Mode::Normal,
         previous: Some(VersionRef {
             version: VersionId(7),
-            issued: issued.filter(|_| !unidentified),
+            issued: issued.filter(|_| !unidentified || matches!(shape, Shape::Extension | Shape::Logins)),
             state: State::Active,
             fingerprint: Some(fingerprint),
         }),

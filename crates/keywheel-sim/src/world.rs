@@ -230,6 +230,8 @@ pub(crate) enum Up {
 
 pub(crate) struct Roll {
     call: usize,
+    /// The replica that it waits for.
+    waits_for: Option<usize>,
     left: SmallVec<[usize; 4]>,
 }
 
@@ -325,6 +327,8 @@ pub(crate) struct Book {
     pub(crate) outcome: Option<keywheel_core::event::Outcome>,
     pub(crate) planned: u32,
     pub(crate) promoted_at: Millis,
+    /// When the issuer was last asked for uses, by the wall clock.
+    pub(crate) sampled_at: Option<Timestamp>,
 }
 
 #[derive(Clone, Copy)]
@@ -502,6 +506,9 @@ impl World {
     }
 }
 
+/// How long after its start a replica counts as ready.
+const READY_FOR: Millis = 200;
+
 /// How long a write without an answer can still take effect.
 pub(crate) const STORE_SETTLES: Millis = 45_000;
 
@@ -630,6 +637,8 @@ impl World {
         self.secrets[secret].duplicated = true;
         if let Some(again) = again {
             drop(self.perform(again));
+            // A sweep after an answered mint takes the list at its word.
+            self.secrets[secret].credentials.iter_mut().for_each(|known| known.listed_from = known.listed_from.min(self.now));
         }
     }
 
@@ -1010,7 +1019,7 @@ impl World {
             left.truncate(left.len() / 2);
         }
         left.reverse();
-        self.workloads[workload].rolls.push(Roll { call, left });
+        self.workloads[workload].rolls.push(Roll { call, waits_for: None, left });
         self.roll_on(workload);
     }
 
@@ -1040,16 +1049,30 @@ impl World {
         }
     }
 
-    /// Replaces the next replica of every roll of a workload that is not waiting for one.
+    /// Lets every roll of a workload go on: with its next replica once the one before is up, to its end where one does not come up.
     fn roll_on(&mut self, workload: usize) {
         let mut index = 0;
         while index < self.workloads[workload].rolls.len() {
-            if let Some(replica) = self.workloads[workload].rolls[index].left.pop() {
-                self.restart(workload, replica);
-                index += 1;
-            } else {
-                let roll = self.workloads[workload].rolls.remove(index);
-                self.answer(roll.call, Ok(Answer::Plain));
+            let roll = &self.workloads[workload].rolls[index];
+            let up = roll.waits_for.map_or(Up::Serving, |replica| self.workloads[workload].replicas[replica].up);
+            match up {
+                Up::Starting => index += 1,
+                Up::Crashed => {
+                    let roll = self.workloads[workload].rolls.remove(index);
+                    let failed = Refusal::operator(RefusalKind::WorkloadFailed, "a replica does not come up");
+                    self.answer(roll.call, Err(failed.into()));
+                }
+                Up::Serving => match self.workloads[workload].rolls[index].left.pop() {
+                    Some(replica) => {
+                        self.workloads[workload].rolls[index].waits_for = Some(replica);
+                        self.restart(workload, replica);
+                        index += 1;
+                    }
+                    None => {
+                        let roll = self.workloads[workload].rolls.remove(index);
+                        self.answer(roll.call, Ok(Answer::Plain));
+                    }
+                },
             }
         }
     }
@@ -1065,18 +1088,10 @@ impl World {
     }
 
     fn start(&mut self, workload: usize, replica: usize, generation: u32) {
-        let ready_for = 200;
-        self.at(self.now + ready_for, Act::RollOn(workload));
-        if self.workloads[workload].replicas[replica].generation != generation {
-            return;
+        if self.workloads[workload].replicas[replica].generation == generation {
+            self.read_stores(workload, replica);
         }
-        self.read_stores(workload, replica);
-        if self.workloads[workload].replicas[replica].up == Up::Crashed {
-            let failed = || Refusal::operator(RefusalKind::WorkloadFailed, "a replica does not come up");
-            for roll in std::mem::take(&mut self.workloads[workload].rolls) {
-                self.answer(roll.call, Err(failed().into()));
-            }
-        }
+        self.at(self.now + READY_FOR, Act::RollOn(workload));
     }
 
     fn stop(&mut self, workload: usize, replica: usize) {

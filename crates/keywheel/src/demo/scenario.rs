@@ -159,6 +159,7 @@ async fn demonstrate(folder: &Path, output: Output) -> anyhow::Result<Shown> {
         replicas: REPLICAS,
         openai_base: Some(&base),
         variables: &variables,
+        warm_up: Duration::ZERO,
         each_second: EACH_SECOND,
     };
     let world = World::start(&setup).await?;
