@@ -84,8 +84,9 @@ fn shared_roll(members: &[&Rotation], owed: &[Next], index: usize) -> Option<Sma
     let mut rolls = SmallVec::new();
     for (other, (member, next)) in members.iter().zip(owed).enumerate() {
         match next {
-            Next::Do(step @ Step::Roll { workload, .. }) if moves_left(member) == Some(mine) => {
-                if member.plan().workloads[usize::from(*workload)].bound == *bound {
+            Next::Do(step @ Step::Roll { workload, .. }) => {
+                let same = member.plan().workloads[usize::from(*workload)].bound == *bound;
+                if same && moves_left(member) == Some(mine) {
                     rolls.push((other, *step));
                 }
             }

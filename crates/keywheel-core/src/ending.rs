@@ -185,8 +185,14 @@ impl Rotation {
         }
         let why = if self.ending.soaked_at.is_some() { Why::Rollback } else { Why::Soak };
         match self.ending.visited {
-            Some(visited) if now < visited.at + pause => wait(visited.at + pause, why),
-            _ => Next::Do(Step::Visit),
+            Some(visited) => {
+                // The longer a gate stays closed, the more seldom it is looked at: a short soak must not become a busy loop.
+                let closed_for = closed_since.map_or(Span::ZERO, |since| visited.at.since(since));
+                let floor = if visited.light == Light::Green { Span::ZERO } else { self.plan.policy.retry.max(closed_for.part(1, 8)) };
+                let due = visited.at + pause.max(floor);
+                if now < due { wait(due, why) } else { Next::Do(Step::Visit) }
+            }
+            None => Next::Do(Step::Visit),
         }
     }
 
@@ -202,7 +208,7 @@ impl Rotation {
         match &self.ending.visited {
             Some(visited) if visited.light == Light::Green && fresh(visited) => None,
             Some(visited) if visited.light == Light::Green => Some(Next::Do(Step::Visit)),
-            Some(_) => Some(self.visit(now, self.plan.policy.soak.part(1, 8).max(self.plan.policy.retry))),
+            Some(_) => Some(self.visit(now, self.plan.policy.soak.part(1, 8))),
             None => Some(Next::Do(Step::Visit)),
         }
     }

@@ -110,6 +110,9 @@ impl Inventory {
             }
             Event::Ended { outcome } | Event::Resolved { outcome, .. } => {
                 self.last_outcome = Some(*outcome);
+                if rotation.plan().extend {
+                    self.versions.retain(|known| known.version != rotation.plan().pending);
+                }
                 if *outcome == Outcome::Undone && rotation.was_ever_promoted() {
                     self.held_because = Some("the last rotation was reversed after its promotion".into());
                 }
@@ -141,6 +144,11 @@ impl Inventory {
                 known.created_at = Some(at);
                 known.state = State::Active;
             }),
+            (Step::Extend, Report::Extended { expires_at }) => {
+                if let Some(current) = rotation.version(Side::Previous) {
+                    self.set(current, |known| known.expires_at = Some(*expires_at));
+                }
+            }
             (Step::Suspend(version), _) => self.set(version, |known| known.state = State::Suspended),
             (Step::Resume(version), _) => self.set(version, |known| known.state = State::Active),
             (Step::Revoke(version), _) => self.set(version, |known| {

@@ -202,15 +202,19 @@ impl Rotation {
         self.not_before(owed, now)
     }
 
+    /// An extension keeps the value: nothing is delivered, ended or purged.
     fn extend(&self) -> Option<Next> {
-        (self.plan.extend && !self.minting.done && self.toward == Side::Pending).then_some(Next::Do(Step::Extend))
+        if !self.plan.extend {
+            return None;
+        }
+        let owes = !self.minting.done && self.toward == Side::Pending;
+        Some(if owes { Next::Do(Step::Extend) } else { Next::Record(Event::Ended { outcome: self.destination() }) })
     }
 
     /// Everything that can be known before anything is changed (H19).
     fn prepare(&self) -> Option<Next> {
         match (self.toward, self.preflighted, self.captured) {
             (Side::Previous, ..) => None,
-            (Side::Pending, _, _) if self.plan.extend => None,
             (Side::Pending, false, _) => Some(Next::Do(Step::Preflight)),
             (Side::Pending, true, false) => Some(Next::Do(Step::Capture)),
             (Side::Pending, true, true) => None,
@@ -219,9 +223,6 @@ impl Rotation {
 
     /// A version that works: minted and verified, or resumed and verified.
     fn obtain(&self, now: Timestamp) -> Option<Next> {
-        if self.plan.extend {
-            return None;
-        }
         let version = self.version(self.toward)?;
         match self.toward {
             Side::Pending if !self.minting.done => {
@@ -264,7 +265,7 @@ impl Rotation {
     }
 
     fn promote(&self) -> Option<Next> {
-        (self.promoted != self.toward && !self.plan.extend).then_some(Next::Record(Event::Promoted { side: self.toward }))
+        (self.promoted != self.toward).then_some(Next::Record(Event::Promoted { side: self.toward }))
     }
 
     /// No live credential that nobody owns, and no sealed value that nobody needs.
@@ -482,7 +483,8 @@ impl Rotation {
             (Step::Resume(_), _) => self.ending.resumed(),
             (Step::Revoke(version), _) => self.ending.revoked(version, at),
             (Step::VerifyDead(version), Report::Dead(death)) => {
-                if !self.ending.died(version, *death) {
+                let is_settled = self.ending.died(version, *death);
+                if !is_settled {
                     return self.tried(step, None, at);
                 }
             }

@@ -1,5 +1,7 @@
 //! The state machine, asked step by step.
 
+#![expect(clippy::unwrap_used, reason = "a test may end where it stands")]
+
 use std::sync::Arc;
 
 use keywheel_core::call::{Refusal, RefusalKind};
@@ -180,7 +182,7 @@ impl World {
         }
     }
 
-    fn to_rest(&mut self) -> Next {
+    fn run_to_rest(&mut self) -> Next {
         loop {
             if let Err(end) = self.step() {
                 return end;
@@ -200,7 +202,7 @@ fn is_write(to: u8) -> impl Fn(Step) -> bool {
 #[test]
 fn an_overlap_goes_from_end_to_end() {
     let mut world = World::new(plan(Strategy::Overlap));
-    assert_eq!(world.to_rest(), Next::Rest(Outcome::Completed));
+    assert_eq!(world.run_to_rest(), Next::Rest(Outcome::Completed));
     let steps: Vec<Step> = world.steps.iter().copied().filter(|step| *step != Step::Visit).collect();
     let (old, new) = (VersionId(7), VersionId(8));
     assert_eq!(
@@ -224,7 +226,7 @@ fn an_overlap_goes_from_end_to_end() {
 #[test]
 fn a_keyring_waits_for_tokens_and_never_calls_an_issuer() {
     let mut world = World::new(plan(KEYRING));
-    assert_eq!(world.to_rest(), Next::Rest(Outcome::Completed));
+    assert_eq!(world.run_to_rest(), Next::Rest(Outcome::Completed));
     let writes: Vec<Step> = world.steps.iter().copied().filter(|step| matches!(step, Step::Write { .. })).collect();
     assert_eq!(writes, [1, 2, 3].map(|to| Step::Write { store: 0, to }));
     assert!(!world.steps.iter().any(|step| matches!(step, Step::Revoke(_) | Step::Sweep)));
@@ -235,7 +237,7 @@ fn a_keyring_waits_for_tokens_and_never_calls_an_issuer() {
 fn a_forecast_is_what_the_state_machine_does() {
     let coming = forecast(&[Arc::new(plan(Strategy::Overlap))], START);
     let mut world = World::new(plan(Strategy::Overlap));
-    world.to_rest();
+    world.run_to_rest();
     let forecast: Vec<Step> = coming
         .iter()
         .filter_map(|coming| match coming.event {
@@ -298,7 +300,7 @@ fn h19_a_refused_preflight_ends_undone_with_nothing_changed() {
     let mut world = World::new(plan(Strategy::Overlap));
     let step = world.begin().unwrap();
     world.refuse(step, RefusalKind::Permission);
-    assert_eq!(world.to_rest(), Next::Rest(Outcome::Undone));
+    assert_eq!(world.run_to_rest(), Next::Rest(Outcome::Undone));
     assert!(!world.steps.iter().any(|step| step.mutates()));
 }
 
@@ -307,7 +309,7 @@ fn a_version_that_workloads_refuse_is_undone_and_revoked() {
     let mut world = World::new(plan(Strategy::Overlap));
     let roll = world.until(|step| matches!(step, Step::Roll { .. }));
     world.refuse(roll, RefusalKind::WorkloadFailed);
-    assert_eq!(world.to_rest(), Next::Rest(Outcome::Undone));
+    assert_eq!(world.run_to_rest(), Next::Rest(Outcome::Undone));
     let after: Vec<Step> = world.steps.iter().copied().skip_while(|step| *step != roll).skip(1).collect();
     assert_eq!(
         after,
@@ -357,7 +359,7 @@ fn an_undo_during_soak_is_a_reversal_with_its_own_soak() {
     let turned_at = world.now;
     assert_eq!(world.begin(), Ok(Step::Verify(VersionId(7))));
     world.finish(Step::Verify(VersionId(7)));
-    assert_eq!(world.to_rest(), Next::Rest(Outcome::Undone));
+    assert_eq!(world.run_to_rest(), Next::Rest(Outcome::Undone));
     assert!(world.steps.contains(&Step::Revoke(VersionId(8))));
     assert!(!world.steps.contains(&Step::Revoke(VersionId(7))));
     assert!(world.now.since(turned_at) >= Span::hours(24), "the rejected version soaks too");
@@ -377,7 +379,7 @@ fn h56_a_version_in_use_is_not_revoked_and_parks_at_the_gate_limit() {
     world.until(|step| step == Step::Visit);
     world.last_used_at = Some(world.now + Span::hours(1));
     world.finish(Step::Visit);
-    assert_eq!(world.to_rest(), Next::Operator(ParkReason::GateClosed));
+    assert_eq!(world.run_to_rest(), Next::Operator(ParkReason::GateClosed));
     assert!(!world.steps.iter().any(|step| matches!(step, Step::Revoke(_))));
 }
 
@@ -425,7 +427,7 @@ fn an_emergency_revokes_without_soak_and_never_turns_back() {
     emergency.reason = Reason::Compromised;
     let mut world = World::new(emergency);
     assert_eq!(world.rotation.way_back(), Err(NoWayBack::Compromised));
-    assert_eq!(world.to_rest(), Next::Rest(Outcome::Completed));
+    assert_eq!(world.run_to_rest(), Next::Rest(Outcome::Completed));
     assert!(world.now.since(START) < Span::minutes(1));
 }
 
@@ -434,7 +436,7 @@ fn h123_revoke_first_revokes_before_anything_is_delivered() {
     let mut emergency = plan(Strategy::Overlap);
     emergency.mode = Mode::Emergency { revoke_first: true, stage_for: Span::minutes(10) };
     let mut world = World::new(emergency);
-    world.to_rest();
+    world.run_to_rest();
     let revoke = world.steps.iter().position(|step| matches!(step, Step::Revoke(_)));
     let write = world.steps.iter().position(|step| matches!(step, Step::Write { .. }));
     assert!(revoke < write);
@@ -467,4 +469,29 @@ fn a_record_out_of_order_is_refused() {
     assert!(world.rotation.apply(START, &stray).is_err());
     let resumed = world.rotation.apply(START, &Event::Resumed).unwrap_err();
     assert_eq!(resumed.to_string(), "record out of order: Resumed while planned");
+}
+
+#[test]
+fn an_extension_writes_nothing_and_ends_nothing() {
+    let mut extension = plan(Strategy::Lease);
+    extension.extend = true;
+    let mut world = World::new(extension);
+    let step = world.begin().unwrap();
+    assert_eq!(step, Step::Extend);
+    world.apply(Event::Done { step, report: Report::Extended { expires_at: START } });
+    assert_eq!(world.to_rest(), Next::Rest(Outcome::Completed));
+    assert_eq!(world.steps, [Step::Extend]);
+}
+
+#[test]
+fn l03_a_gate_that_stays_closed_is_looked_at_more_and_more_seldom() {
+    let mut short = plan(Strategy::Overlap);
+    short.policy.soak = Span::ZERO;
+    let mut world = World::new(short);
+    world.until(|step| step == Step::Visit);
+    world.last_used_at = Some(world.now + Span::hours(1));
+    world.finish(Step::Visit);
+    assert_eq!(world.to_rest(), Next::Operator(ParkReason::GateClosed));
+    let visits = world.steps.iter().filter(|step| **step == Step::Visit).count();
+    assert!(visits < 300, "{visits} visits in a week");
 }

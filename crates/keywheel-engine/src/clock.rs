@@ -1,9 +1,11 @@
 //! Time as the engine sees it: a trait, so that a simulation can hand it out.
 
+use std::future::poll_fn;
+use std::pin::pin;
+use std::task::Poll;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures_util::future::{Either, select};
 use keywheel_core::gate::Clocks;
 use keywheel_core::time::{Span, Timestamp};
 
@@ -26,12 +28,22 @@ pub trait Clock: Send + Sync {
 }
 
 /// Runs a call under its hard deadline; none where the deadline came first.
+///
+/// The clock is read before every poll: a process that stood still past the deadline sends nothing more when it wakes up, not
+/// even the rest of a call that it had begun (I05).
 pub(crate) async fn within<T>(clock: &dyn Clock, until: Timestamp, call: impl Future<Output = T>) -> Option<T> {
-    let call = std::pin::pin!(call);
-    match select(call, clock.sleep_until(until)).await {
-        Either::Left((answer, _)) => Some(answer),
-        Either::Right(_) => None,
-    }
+    let mut call = pin!(call);
+    let mut over = clock.sleep_until(until);
+    poll_fn(|context| {
+        if clock.now() >= until && !keywheel_core::planted!("deadline_after_the_call") {
+            return Poll::Ready(None);
+        }
+        match call.as_mut().poll(context) {
+            Poll::Ready(answer) => Poll::Ready(Some(answer)),
+            Poll::Pending => over.as_mut().poll(context).map(|()| None),
+        }
+    })
+    .await
 }
 
 /// The clocks of this machine.

@@ -41,7 +41,7 @@ impl Engine {
             inventory.follow(&rotation, &event, now);
             self.watch.recorded(&rotation, &event, now);
             let mut member = Member { rotation, drivers, inventory, epoch, claimed_until: now + CLAIM, sequence: 0 };
-            let holder = group.members.first().map_or(&member, |first: &Member| first).rotation.id().clone();
+            let holder = member.rotation.id().clone();
             let entry = Entry { inventory: Some(member.inventory.clone()), ..member.next_entry(holder, event, now) };
             member.sequence = 1;
             group.pending.push(entry);

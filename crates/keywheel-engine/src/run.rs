@@ -45,7 +45,8 @@ impl Group {
 
     /// The name under which the group holds wave leases.
     fn name(&self) -> RotationId {
-        self.members[0].rotation.id().clone()
+        let first = self.members[0].rotation.id();
+        if self.members.len() == 1 { first.clone() } else { RotationId(format!("batch-{first}")) }
     }
 }
 
@@ -188,7 +189,10 @@ impl Engine {
         let members: SmallVec<[(&Member, Step); 2]> =
             steps.iter().map(|(member, step)| (&group.members[*member], *step)).collect();
         let (member, step) = members[0];
-        let _place = self.limits.enter(&perform::called(member, step)).await;
+        let called = perform::called(member, step);
+        let Some(_place) = within(self.clock.as_ref(), until, self.limits.enter(&called)).await else {
+            return Err(Refusal::retry(RefusalKind::Unavailable, None, "the deadline passed while other calls had the place").into());
+        };
         let calls = async {
             match step {
                 Step::Roll { .. } => perform::roll(self, &members).await,
@@ -376,16 +380,19 @@ fn resources(drivers: &Drivers) -> Vec<Resource> {
     all
 }
 
-/// The sealed values that a rotation that is over no longer needs.
+/// The sealed values that a rotation that is over no longer needs: of every version but the one that stays, and that one too
+/// where every store can be read back. A value that was sealed for a mint that never came is among them (I29).
 fn purge(rotation: &Rotation) -> Vec<ValueKey> {
     let plan = rotation.plan();
-    let mut versions = rotation.retiring();
+    let staying = rotation.version(rotation.toward());
     let readable = |store: &keywheel_core::plan::StorePlan| store.facts.read_back == keywheel_core::facts::ReadBack::Value;
-    if plan.stores.iter().all(readable) {
-        versions.extend(rotation.version(rotation.toward()));
-    }
-    let slots = plan.previous.iter().flat_map(|previous| perform::slot_keys(plan, previous.version));
-    versions.iter().map(|version| perform::credential_key(plan, *version)).chain(slots).collect()
+    let keeps = !plan.stores.iter().all(readable);
+    let known = plan.previous.iter().chain(&plan.suspects).map(|known| known.version).chain([plan.pending]);
+    let versions: SmallVec<[_; 3]> = known.collect();
+    let credentials = versions.iter().filter(|version| !keeps || Some(**version) != staying);
+    let credentials = credentials.map(|version| perform::credential_key(plan, *version));
+    let slots = versions.iter().flat_map(|version| perform::slot_keys(plan, *version));
+    credentials.chain(slots).collect()
 }
 
 /// The short name of a step, for fail points and logs.

@@ -29,7 +29,7 @@ fn h15_the_golden_records_hold_every_variant() {
 
 /// Every variant that the fixture has to hold. The matches below do not compile when one is added to the core; add it here
 /// and in the fixture.
-const ALL: [&str; 59] = [
+const ALL: [&str; 60] = [
     "planned",
     "intended",
     "done",
@@ -64,9 +64,10 @@ const ALL: [&str; 59] = [
     "step revoke",
     "step verify_dead",
     "step sweep",
-    "step purge",
+    "purged",
     "step extend",
     "report plain",
+    "report captured",
     "report minted",
     "report found",
     "report written",
@@ -123,6 +124,7 @@ impl Seen {
             Event::WindowClosed { .. } => "window_closed",
             Event::Resolved { outcome, .. } => self.with_outcome(*outcome, "resolved"),
             Event::Superseded { .. } => "superseded",
+            Event::Purged => "purged",
             Event::Ended { outcome } => self.with_outcome(*outcome, "ended"),
         };
         self.0.insert(name);
@@ -146,7 +148,6 @@ impl Seen {
             Step::Revoke(_) => "step revoke",
             Step::VerifyDead(_) => "step verify_dead",
             Step::Sweep => "step sweep",
-            Step::Purge => "step purge",
             Step::Extend => "step extend",
         });
         name
@@ -164,6 +165,7 @@ impl Seen {
     fn report(&mut self, report: &Report) {
         self.0.insert(match report {
             Report::Plain => "report plain",
+            Report::Captured { .. } => "report captured",
             Report::Minted { .. } => "report minted",
             Report::Found { .. } => "report found",
             Report::Written { .. } => "report written",

@@ -16,6 +16,9 @@ pub mod sqlite;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 
+#[cfg(feature = "planted-bugs")]
+pub use rules::PLANTED;
+
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -139,7 +142,7 @@ pub struct Append {
 
 /// One event and all that stands or falls with it.
 pub struct Entry {
-    /// The first rotation of the batch, or the rotation itself: wave leases are held in its name.
+    /// The name in which wave leases are held: the batch's, or that of the rotation itself where it is alone.
     pub group: RotationId,
     /// The rotation.
     pub rotation: RotationId,

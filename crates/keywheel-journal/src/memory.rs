@@ -723,6 +723,22 @@ mod tests {
         assert_eq!(journal.verify_audit().await.unwrap().faults.len(), 1);
     }
 
+    #[cfg(feature = "planted-bugs")]
+    #[test]
+    fn every_planted_bug_of_the_rules_fails_the_suite() {
+        use keywheel_core::planted::switch;
+
+        for bug in crate::rules::PLANTED {
+            let suite = std::panic::catch_unwind(|| {
+                switch(Some(bug));
+                let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+                runtime.block_on(conformance::all(|| Box::new(journal())));
+            });
+            switch(None);
+            assert!(suite.is_err(), "{bug} passes");
+        }
+    }
+
     impl State {
         fn describe(&self) -> String {
             let records: usize = self.rotations.values().map(|row| row.records.len()).sum();

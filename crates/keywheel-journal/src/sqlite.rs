@@ -11,7 +11,7 @@ mod writer;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use keywheel_core::event::Event;
@@ -20,7 +20,9 @@ use keywheel_core::inventory::Inventory;
 use keywheel_core::plan::RotationId;
 use keywheel_core::secret::{Credential, SecretName};
 use keywheel_core::time::{Span, Timestamp};
-use rusqlite::{Connection, OpenFlags, OptionalExtension as _, TransactionBehavior, params};
+use rusqlite::{
+    Connection, ErrorCode, OpenFlags, OptionalExtension as _, TransactionBehavior, params,
+};
 use zeroize::Zeroizing;
 
 use self::holders::Holders;
@@ -38,6 +40,9 @@ use crate::{
 const FORMAT: i64 = 1;
 
 const MIGRATIONS: [&str; FORMAT as usize] = [include_str!("../migrations/0001.sql")];
+
+/// The wait between two tries to open a database that another process is just making.
+const BUSY_STEP: Duration = Duration::from_millis(5);
 
 /// A journal in an SQLite database.
 pub struct SqliteJournal {
@@ -281,7 +286,7 @@ fn connect_to_write(path: &Path, settings: &Settings) -> Result<Connection, Jour
         ("wal_autocheckpoint", "0"),
     ];
     for (pragma, value) in wanted {
-        connection.pragma_update(None, pragma, value).or_else(ignore_result_row).map_err(sql)?;
+        set_patiently(&connection, pragma, value, settings.busy_for).map_err(sql)?;
         let held = connection
             .pragma_query_value(None, pragma, |row| row.get_ref(0).map(text_of))
             .map_err(sql)?;
@@ -313,6 +318,28 @@ fn connect(path: &Path, flags: OpenFlags, busy_for: Duration) -> Result<Connecti
     Ok(connection)
 }
 
+/// Sets a pragma, again and again for as long as another process is in the way: the switch to WAL does not wait by itself.
+fn set_patiently(
+    connection: &Connection,
+    pragma: &str,
+    value: &str,
+    busy_for: Duration,
+) -> rusqlite::Result<()> {
+    let begun = Instant::now();
+    loop {
+        match connection.pragma_update(None, pragma, value).or_else(ignore_result_row) {
+            Err(error) if is_busy(&error) && begun.elapsed() < busy_for => {
+                std::thread::sleep(BUSY_STEP)
+            }
+            other => return other,
+        }
+    }
+}
+
+fn is_busy(error: &rusqlite::Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
+}
+
 /// Some pragmas answer with what they hold now, which is read by a query of its own.
 fn ignore_result_row(error: rusqlite::Error) -> rusqlite::Result<()> {
     if matches!(error, rusqlite::Error::ExecuteReturnedResults) { Ok(()) } else { Err(error) }
@@ -332,7 +359,10 @@ fn checkpoint(connection: &Connection) -> rusqlite::Result<bool> {
     let busy =
         connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, bool>(0));
     connection.busy_timeout(Duration::from_millis(busy_for.into()))?;
-    busy.map(|busy| !busy)
+    match busy {
+        Err(error) if is_busy(&error) => Ok(false),
+        other => other.map(|busy| !busy),
+    }
 }
 
 fn format_of(connection: &Connection) -> Result<i64, JournalError> {

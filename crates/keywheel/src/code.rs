@@ -107,6 +107,7 @@ codes! {
     "K0208" STORE,
     "K0209" ISSUER,
     "K0210" LOST,
+    "K0211" ORDER,
     "K0301" PLACE,
     "K0302" SEALING,
     "K0303" CORRUPT,

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use keywheel_core::call::CallError;
+use keywheel_core::event::Outcome;
 use keywheel_core::inventory::{Inventory, Version};
 use keywheel_core::plan::{Mode, Plan, PlanHash, Reason, VersionRef};
 use keywheel_core::secret::SecretName;
@@ -10,14 +11,15 @@ use keywheel_core::strategy::Strategy;
 use keywheel_core::version::{Stage, State, VersionId};
 use keywheel_driver::issuer::Identity;
 use keywheel_engine::request::held_by;
-use keywheel_journal::Journal;
 
+use crate::cli::Globals;
 use crate::code;
 use crate::compile::{Built, Inputs, compile, drivers_of};
 use crate::config::{Config, Secret};
 use crate::exit::Exit;
 use crate::output::Failure;
 use crate::session::{Session, engine_failure};
+use crate::words;
 
 /// What is asked of a rotation.
 #[derive(Clone, Debug)]
@@ -96,6 +98,30 @@ async fn one(
     }
     let plan = Arc::new(compile(config, &secret.name, inputs)?);
     Ok(Prepared { plan, adopted })
+}
+
+/// A secret that follows another environment waits until the same rotation has completed there.
+pub(crate) async fn check_order(globals: &Globals, config: &Config, secret: &Secret) -> Result<(), Failure> {
+    let Some(after) = &secret.after else { return Ok(()) };
+    let refused = |cause: String| {
+        let failure = Failure::new(format!("`{}` goes after environment `{}`", secret.name, after.environment));
+        let hint = format!("rotate it there first: `keywheel rotate {} -e {}`", secret.name.name(), after.environment);
+        failure.code(code::ORDER).exit(Exit::Refused).caused_by(cause).now("nothing changed").hint(hint)
+    };
+    let never = || refused("it was never rotated there".into());
+    let session = Session::read(globals, config, &after.environment)?.ok_or_else(never)?;
+    let first = SecretName::new(secret.name.name(), &after.environment).map_err(|_| never())?;
+    let row = session.inventory(&first).await?.ok_or_else(never)?;
+    if row.last_outcome != Some(Outcome::Completed) || row.open.is_some() {
+        return Err(refused("its rotation there has not completed".into()));
+    }
+    let rotated_at = row.rotated_at.ok_or_else(never)?;
+    match after.within {
+        Some(within) if rotated_at + within.span() < session.now() => {
+            Err(refused(format!("it completed there {}", words::distance(rotated_at, session.now()))))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Every live version is suspect, and a running rotation is taken over with what it owes (H125).

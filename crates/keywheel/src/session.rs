@@ -12,8 +12,10 @@ use keywheel_engine::clock::{Clock, SystemClock};
 use keywheel_engine::limits::Limits;
 use keywheel_engine::{Build, Drivers, Engine, EngineError, Watch};
 
+use keywheel_journal::memory::MemoryJournal;
 use keywheel_journal::sqlite::{Open, Places, SqliteJournal};
 use keywheel_journal::{Actor, Holder, Journal, JournalError};
+use zeroize::Zeroizing;
 
 use crate::cli::Globals;
 use crate::code;
@@ -28,7 +30,7 @@ const CALLS_AT_ONCE: usize = 4;
 /// One environment's journal and engine.
 pub(crate) struct Session {
     /// The journal.
-    pub(crate) journal: Arc<SqliteJournal>,
+    pub(crate) journal: Arc<dyn Journal>,
     /// The engine on it.
     pub(crate) engine: Engine,
 }
@@ -50,10 +52,10 @@ impl Session {
         watch: Arc<dyn Watch>,
     ) -> Result<Self, Failure> {
         let places = places(globals, config, environment)?;
-        let journal = Arc::new(SqliteJournal::open(&places, Open::CreateIfMissing).map_err(journal_failure)?);
+        let journal = SqliteJournal::open(&places, Open::CreateIfMissing).map_err(journal_failure)?;
         let name = format!("pid {} on {}", std::process::id(), host());
         let holder = journal.holder(name).map_err(journal_failure)?;
-        Ok(Self::on(journal, holder, globals.method(), watch))
+        Ok(Self::on(Arc::new(journal), holder, globals.method(), watch))
     }
 
     /// Opens the journal of an environment to read it; none where there is none yet.
@@ -62,14 +64,24 @@ impl Session {
         if !places.journal.exists() {
             return Ok(None);
         }
-        let journal = Arc::new(SqliteJournal::open(&places, Open::ReadOnly).map_err(journal_failure)?);
-        let holder = Holder { id: "reader".into(), name: "reader".into() };
-        Ok(Some(Self::on(journal, holder, globals.method(), Arc::new(keywheel_engine::NoWatch))))
+        let journal = SqliteJournal::open(&places, Open::ReadOnly).map_err(journal_failure)?;
+        Ok(Some(Self::on(Arc::new(journal), reader(), globals.method(), Arc::new(keywheel_engine::NoWatch))))
     }
 
-    fn on(journal: Arc<SqliteJournal>, holder: Holder, method: &str, watch: Arc<dyn Watch>) -> Self {
+    /// Opens the journal of an environment to compare it with the world; an empty one in memory where there is none yet.
+    pub(crate) fn look(globals: &Globals, config: &Config, environment: &str) -> Result<Self, Failure> {
+        if let Some(session) = Self::read(globals, config, environment)? {
+            return Ok(session);
+        }
+        let mut key = Zeroizing::new([0; 32]);
+        getrandom::fill(key.as_mut()).expect("the operating system gives random bytes");
+        let journal = Arc::new(MemoryJournal::new("none", key));
+        Ok(Self::on(journal, reader(), globals.method(), Arc::new(keywheel_engine::NoWatch)))
+    }
+
+    fn on(journal: Arc<dyn Journal>, holder: Holder, method: &str, watch: Arc<dyn Watch>) -> Self {
         let engine = Engine {
-            journal: Arc::clone(&journal) as Arc<dyn Journal>,
+            journal: Arc::clone(&journal),
             clock: Arc::new(SystemClock::new()),
             build: Arc::new(FromPlan),
             random: Arc::new(|buffer| getrandom::fill(buffer).expect("the operating system gives random bytes")),
@@ -102,6 +114,10 @@ impl Session {
             None => Ok(None),
         }
     }
+}
+
+fn reader() -> Holder {
+    Holder { id: "reader".into(), name: "reader".into() }
 }
 
 /// Reads the wall clock where no journal is open.

@@ -2,11 +2,13 @@
 
 use jiff::Timestamp as Instant;
 use jiff::tz::TimeZone;
+use keywheel_core::facts::Authority;
 use keywheel_core::event::{Because, Event, Outcome, Step};
 use keywheel_core::plan::{Plan, Role, Slot};
 use keywheel_core::rotation::Why;
 use keywheel_core::strategy::{Arrangement, Position, Side, Strategy};
 use keywheel_core::time::{Span, Timestamp};
+use keywheel_core::version::VersionId;
 
 /// Returns the name of a strategy.
 pub(crate) fn strategy(strategy: Strategy) -> &'static str {
@@ -62,9 +64,18 @@ pub(crate) fn step(plan: &Plan, step: Step) -> Line {
         Step::Suspend(version) => line("suspend", format!("{name} {version}, reversibly"), "resume it"),
         Step::Resume(version) => line("resume", format!("{name} {version}"), "suspend it"),
         Step::Revoke(version) => line("revoke", format!("{name} {version}, for good"), "none"),
-        Step::VerifyDead(version) => line("dead", format!("{name} {version} is refused, the other one accepted"), "-"),
+        Step::VerifyDead(version) => line("dead", death(plan, version), "-"),
         Step::Sweep => line("sweep", format!("{issuer}: nothing else carries this rotation's label"), "-"),
         Step::Extend => line("extend", format!("{name}: its lease"), "-"),
+    }
+}
+
+fn death(plan: &Plan, version: VersionId) -> String {
+    let name = plan.secret.name();
+    match plan.issuer.facts.authority {
+        Authority::Issuer => format!("{name} {version}: its issuer refuses it, and accepts the other"),
+        Authority::Workload => format!("{name} {version}: every replica refuses it, and accepts the other"),
+        Authority::None => format!("{name} {version}: there is no one to ask"),
     }
 }
 
@@ -167,6 +178,11 @@ fn rounded(span: Span) -> Span {
         Span::seconds(1)
     };
     Span::millis(span.as_millis() / unit.as_millis() * unit.as_millis())
+}
+
+/// Counts things: `1 secret`, `3 secrets`.
+pub(crate) fn counted(count: usize, one: &str) -> String {
+    if count == 1 { format!("1 {one}") } else { format!("{count} {one}s") }
 }
 
 /// Lays rows out in columns, each as wide as its widest cell.

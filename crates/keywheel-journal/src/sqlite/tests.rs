@@ -130,6 +130,17 @@ fn h10_a_commit_is_durable_before_it_is_answered() {
 }
 
 #[tokio::test]
+async fn h02_an_answered_append_is_seen_on_another_connection_at_once() {
+    let here = Here::new();
+    let (journal, other) = (here.open(), here.open());
+    let begun = Begun::of(&journal, "a@test").await;
+    for sequence in 1..20 {
+        begun.append(&journal, sequence, Event::Resumed).await.unwrap();
+        assert_eq!(other.records(&begun.rotation).await.unwrap().len() as u64, sequence + 1);
+    }
+}
+
+#[tokio::test]
 async fn it_needs_no_runtime() {
     let here = Here::new();
     let journal = here.open();
@@ -378,9 +389,14 @@ async fn h130_a_destroyed_key_leaves_the_log_by_itself() {
     seal(&journal, &begun, 1).await;
     destroy(&journal, &begun, 2).await;
     let log = journal.path().with_file_name("journal.sqlite-wal");
-    while fs::metadata(&log).unwrap().len() > 0 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    let emptied = async {
+        while fs::metadata(&log).unwrap().len() > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), emptied)
+        .await
+        .expect("the log is emptied by itself");
 }
 
 #[test]

@@ -288,10 +288,7 @@ impl State {
         match super::checkpoint(&self.connection) {
             Ok(emptied) => Ok(emptied),
             Err(error) => {
-                if !matches!(
-                    error.sqlite_error_code(),
-                    Some(ErrorCode::DiskFull | ErrorCode::DatabaseBusy)
-                ) {
+                if !matches!(error.sqlite_error_code(), Some(ErrorCode::DiskFull)) {
                     self.stop(&error);
                 }
                 Err(sql(error))

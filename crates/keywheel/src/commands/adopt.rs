@@ -42,7 +42,7 @@ pub(crate) async fn run(args: &AdoptArgs, globals: &Globals) -> Result<Exit, Fai
         }
     }
     let output = globals.output();
-    let lines: String = rows.iter().map(|row| line(row)).collect();
+    let lines: String = rows.iter().map(line).collect();
     output.note(lines.trim_end());
     if !rows.is_empty() {
         confirm::go_on(environment, "Adopt these?", args.yes)?;

@@ -1,7 +1,6 @@
 //! `keywheel audit`: the chain of who did what.
 
 use clap::{Args, Subcommand};
-use keywheel_journal::Journal;
 use serde_json::json;
 
 use crate::cli::Globals;

@@ -1,11 +1,8 @@
 //! `keywheel check`: could these secrets be rotated? Changes nothing.
 
-use std::sync::Arc;
-
 use clap::Args;
 use keywheel_core::call::CallError;
 use keywheel_driver::{Finding, Severity};
-use keywheel_engine::NoWatch;
 use serde_json::json;
 
 use crate::cli::Globals;
@@ -36,7 +33,7 @@ pub(crate) async fn run(args: &CheckArgs, globals: &Globals) -> Result<Exit, Fai
     let environment = args.selection.environment(&config)?;
     let selection = Selection { all: args.selection.all || args.selection.is_empty(), ..args.selection.clone() };
     let secrets = selection.secrets(globals, &config).await?;
-    let session = Session::act(globals, &config, &environment.name, Arc::new(NoWatch))?;
+    let session = Session::look(globals, &config, &environment.name)?;
     let mut found = Vec::new();
     for secret in &secrets {
         found.extend(one(&session, &config, secret).await?);
@@ -53,7 +50,7 @@ pub(crate) async fn run(args: &CheckArgs, globals: &Globals) -> Result<Exit, Fai
                 })
                 .collect();
             let verdict = if blocked { "not ready" } else { "ready" };
-            output.text(&format!("{}{}: {} secrets, {verdict}\n", words::table(&rows, "  "), environment.name, secrets.len()))?;
+            output.text(&format!("{}{}: {}, {verdict}\n", words::table(&rows, "  "), environment.name, words::counted(secrets.len(), "secret")))?;
         }
         Format::Json => output.json(&json!({
             "environment": environment.name,

@@ -1,16 +1,12 @@
 //! `keywheel doctor`: does the world agree with the journal? Changes nothing.
 
-use std::sync::Arc;
-
 use clap::Args;
 use keywheel_core::evidence::{Expected, Proof, judge};
 use keywheel_core::fingerprint::Compared;
 use keywheel_core::inventory::Inventory;
 use keywheel_core::plan::{Plan, RotationId};
 use keywheel_core::version::Stage;
-use keywheel_engine::NoWatch;
 use keywheel_engine::request::held_by;
-use keywheel_journal::Journal;
 use serde_json::json;
 
 use crate::cli::Globals;
@@ -40,7 +36,7 @@ pub(crate) async fn run(args: &DoctorArgs, globals: &Globals) -> Result<Exit, Fa
     let environment = args.selection.environment(&config)?;
     let selection = Selection { all: args.selection.all || args.selection.is_empty(), ..args.selection.clone() };
     let secrets = selection.secrets(globals, &config).await?;
-    let session = Session::act(globals, &config, &environment.name, Arc::new(NoWatch))?;
+    let session = Session::look(globals, &config, &environment.name)?;
     let mut found = Vec::new();
     for secret in &secrets {
         if let Some(row) = session.inventory(&secret.name).await? {
@@ -58,8 +54,8 @@ pub(crate) async fn run(args: &DoctorArgs, globals: &Globals) -> Result<Exit, Fa
         Format::Text => {
             let rows: Vec<Vec<String>> =
                 found.iter().map(|one| vec![one.secret.clone(), one.what.clone(), one.then.clone()]).collect();
-            let verdict = if found.is_empty() { "world and journal agree".into() } else { format!("{} findings", found.len()) };
-            output.text(&format!("{}{}: {} secrets, {verdict}\n", words::table(&rows, "  "), environment.name, secrets.len()))?;
+            let verdict = if found.is_empty() { "world and journal agree".into() } else { words::counted(found.len(), "finding") };
+            output.text(&format!("{}{}: {}, {verdict}\n", words::table(&rows, "  "), environment.name, words::counted(secrets.len(), "secret")))?;
         }
         Format::Json => output.json(&json!({
             "environment": environment.name,

@@ -76,14 +76,10 @@ pub(crate) fn text(prepared: &[Prepared], now: Timestamp, run: &str) -> String {
         coming.iter().filter(is_roll).filter(|one| one.members.len() >= members).count()
     };
     let shared = match (rolls(1), rolls(2)) {
-        (1, 0) => "1 roll".into(),
-        (all, 0) => format!("{all} rolls"),
-        (all, shared) => format!("{all} rolls, {shared} of them shared"),
+        (all, 0) => words::counted(all, "roll"),
+        (all, shared) => format!("{}, {shared} of them shared", words::counted(all, "roll")),
     };
-    let count = match prepared.len() {
-        1 => "1 secret".to_owned(),
-        many => format!("{many} secrets"),
-    };
+    let count = words::counted(prepared.len(), "secret");
     let mut text = format!(
         "plan {} · {} · {count} · {shared} · disruption: {}\n",
         hash.short(),

@@ -14,7 +14,6 @@ use keywheel_driver::store::{Accept, Edit, Store};
 use keywheel_driver::workload::Ensure;
 use keywheel_engine::NoWatch;
 use keywheel_engine::request::held_by;
-use keywheel_journal::Journal;
 use serde_json::json;
 
 use crate::cli::Globals;

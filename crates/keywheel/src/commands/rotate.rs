@@ -53,6 +53,11 @@ pub(crate) async fn run(args: &RotateArgs, globals: &Globals) -> Result<Exit, Fa
     let secrets = args.selection.secrets(globals, &config).await?;
     let output = globals.output();
     let session = Session::act(globals, &config, &environment.name, Arc::new(Progress::new(output)))?;
+    if !args.emergency {
+        for secret in &secrets {
+            prepare::check_order(globals, &config, secret).await?;
+        }
+    }
     let mut batches = Vec::new();
     if args.separately {
         for secret in &secrets {

@@ -6,7 +6,7 @@ use keywheel_core::plan::RotationId;
 use keywheel_core::rotation::Rotation;
 use keywheel_core::time::Timestamp;
 use keywheel_engine::recover::replay;
-use keywheel_journal::{Journal, Record, RotationRow};
+use keywheel_journal::{Record, RotationRow};
 use serde_json::json;
 
 use crate::cli::Globals;

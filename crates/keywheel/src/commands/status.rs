@@ -5,7 +5,6 @@ use keywheel_core::due;
 use keywheel_core::inventory::Inventory;
 use keywheel_core::time::{Span, Timestamp};
 use keywheel_core::version::Stage;
-use keywheel_journal::Journal;
 use serde_json::{Value, json};
 
 use crate::cli::Globals;
@@ -218,7 +217,7 @@ fn fields(row: &Inventory, standing: Standing, upcoming: Option<&due::Due>) -> V
 }
 
 fn page(environment: &Environment, rows: &[Row], all: bool) -> String {
-    let mut text = format!("{} · {} secrets\n", environment.name, rows.len());
+    let mut text = format!("{} · {}\n", environment.name, words::counted(rows.len(), "secret"));
     let sections: [(&str, &[Standing]); 4] = [
         ("needs you", &[Standing::NeedsYou, Standing::Late]),
         ("under way", &[Standing::UnderWay]),

@@ -1,11 +1,9 @@
 //! `keywheel where`: which secret is where, and who reads it.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use clap::Args;
 use keywheel_core::secret::Credential;
-use keywheel_engine::NoWatch;
 use serde_json::json;
 
 use crate::cli::Globals;
@@ -98,7 +96,7 @@ async fn scan(
     name: &str,
     path: &Path,
 ) -> Result<Vec<String>, Failure> {
-    let session = Session::act(globals, config, &environment.name, Arc::new(NoWatch))?;
+    let session = Session::look(globals, config, &environment.name)?;
     let about = |secret: &&Secret| {
         let in_store = secret.deliveries.iter().any(|one| one.store == name);
         secret.name.name() == name || in_store || secret.readers.iter().any(|one| one == name)

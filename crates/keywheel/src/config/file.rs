@@ -2,14 +2,13 @@
 //!
 //! Unknown keys are refused everywhere. What has a short form beside a long one is read in [`forms`](super::forms).
 
-use std::borrow::Cow;
 
 use keywheel_core::plan;
 use keywheel_core::strategy::Strategy;
 use keywheel_core::time::Span;
 use keywheel_driver::duration::Duration;
 use keywheel_drivers::{IssuerConfig, ProbeConfig, StoreConfig, WorkloadConfig};
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use schemars::JsonSchema;
 
 /// The whole file.
 #[derive(Debug, serde::Deserialize, JsonSchema)]
@@ -48,8 +47,6 @@ pub(crate) struct PolicyEntry {
     pub(crate) rollback: Option<Duration>,
     /// How long before the end of the cryptoperiod a secret counts as due soon.
     pub(crate) remind: Option<Duration>,
-    /// When workloads may be rolled, such as `Sun 02:00-05:00 Europe/Berlin`.
-    pub(crate) roll_window: Option<RollWindow>,
     /// What each secret (`owner`) and each rotation (`reason`) under this policy must name.
     #[serde(default)]
     pub(crate) require: Vec<Requirement>,
@@ -150,68 +147,6 @@ impl From<Accept> for plan::Accept {
             Accept::Outage => Self::Outage,
             Accept::SessionsEnd => Self::SessionsEnd,
         }
-    }
-}
-
-/// When workloads may be rolled: days, a time of day, and a time zone.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Deserialize)]
-#[serde(try_from = "String")]
-pub(crate) struct RollWindow(String);
-
-impl RollWindow {
-    /// Returns the text as the file has it.
-    pub(crate) fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl TryFrom<String> for RollWindow {
-    type Error = &'static str;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        if is_window(&text) {
-            Ok(Self(text))
-        } else {
-            Err("a window is days, a time of day and a time zone, as in `Mon-Fri 02:00-05:00 UTC`")
-        }
-    }
-}
-
-fn is_window(text: &str) -> bool {
-    let parts: Vec<&str> = text.split(' ').collect();
-    let (days, times, zone) = match parts.as_slice() {
-        ["daily", times, zone] => ("Mon-Sun", *times, *zone),
-        [days, times, zone] => (*days, *times, *zone),
-        _ => return false,
-    };
-    let day = |day: &str| ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"].contains(&day);
-    let time = |text: &str| match text.split_once(':') {
-        Some((hour, minute)) if hour.len() == 2 && minute.len() == 2 => {
-            let below =
-                |part: &str, limit: u8| part.parse::<u8>().is_ok_and(|number| number < limit);
-            below(hour, 24) && below(minute, 60)
-        }
-        _ => false,
-    };
-    let word = |part: &str| {
-        !part.is_empty()
-            && part.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'+'))
-    };
-    days.split(',').all(|range| range.split('-').count() <= 2 && range.split('-').all(day))
-        && times.split_once('-').is_some_and(|(from, to)| time(from) && time(to) && from != to)
-        && zone.split('/').all(word)
-}
-
-impl JsonSchema for RollWindow {
-    fn schema_name() -> Cow<'static, str> {
-        "RollWindow".into()
-    }
-
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({
-            "type": "string",
-            "description": "Days, a time of day and a time zone: `Sun 02:00-05:00 Europe/Berlin`, `daily 01:00-04:00 UTC`.",
-        })
     }
 }
 
@@ -361,37 +296,5 @@ impl<T> Named<T> {
     /// Returns the names.
     pub(crate) fn names(&self) -> impl Iterator<Item = &str> + Clone {
         self.0.iter().map(|(name, _)| name.as_str())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_window_is_days_a_time_of_day_and_a_zone() {
-        for window in [
-            "Sun 02:00-05:00 Europe/Berlin",
-            "Mon-Fri 22:00-02:00 UTC",
-            "Sat,Sun 00:00-23:59 America/Argentina/Buenos_Aires",
-            "daily 01:00-04:00 Etc/GMT+3",
-        ] {
-            assert!(is_window(window), "{window}");
-        }
-        for wrong in [
-            "",
-            "Sun 02:00-05:00",
-            "Sunday 02:00-05:00 UTC",
-            "Sun 2:00-5:00 UTC",
-            "Sun 02:00-25:00 UTC",
-            "Sun 02:60-05:00 UTC",
-            "Sun 02:00-02:00 UTC",
-            "Sun 02:00 UTC",
-            "Mon-Tue-Wed 02:00-05:00 UTC",
-            "Sun 02:00-05:00 Europe/",
-            "Sun  02:00-05:00 UTC",
-        ] {
-            assert!(!is_window(wrong), "{wrong}");
-        }
     }
 }

@@ -11,7 +11,7 @@ use keywheel_core::strategy::{Side, Strategy};
 use keywheel_core::time::Span;
 use keywheel_drivers::{Context, IssuerConfig, ProbeConfig, StoreConfig, WorkloadConfig};
 
-use super::file::{After, File, RollWindow};
+use super::file::{After, File};
 use super::problem::Problem;
 use super::rules::claims;
 use super::scope::{Found, Scope};
@@ -116,8 +116,6 @@ pub(crate) struct Secret {
 pub(crate) struct Rules {
     /// How long before the end of the cryptoperiod a secret counts as due soon.
     pub(crate) remind: Span,
-    /// When workloads may be rolled.
-    pub(crate) roll_window: Option<RollWindow>,
     /// Whether each rotation names a reason.
     pub(crate) needs_reason: bool,
     /// Whether a rotation may end the rollback window of the last one early.

@@ -321,7 +321,6 @@ fn merge(entry: &PolicyEntry, secret: &SecretEntry) -> (Policy, Rules) {
     };
     let rules = Rules {
         remind: span(entry.remind, Span::days(30)),
-        roll_window: entry.roll_window.clone(),
         needs_reason: entry.require.contains(&Requirement::Reason),
         close_window: entry.next == Some(Next::CloseWindow),
     };

@@ -73,6 +73,40 @@ async fn h132_a_dropped_record_is_noticed_wherever_it_was() {
 }
 
 #[tokio::test]
+async fn h132_a_rotation_that_vanished_with_all_its_traces_leaves_a_gap() {
+    let here = Here::new();
+    let journal = here.open();
+    for secret in ["a@test", "b@test", "c@test"] {
+        Begun::of(&journal, secret).await;
+    }
+    drop(journal);
+    here.edit("DELETE FROM records WHERE secret = 'b@test'; DELETE FROM rotations WHERE secret = 'b@test'");
+    let faults = here.open().verify_audit().await.unwrap().faults;
+    assert!(
+        faults.iter().any(|fault| fault == "audit link 2 stands where link 1 belongs"),
+        "{faults:?}"
+    );
+}
+
+#[tokio::test]
+async fn h132_a_link_that_was_forged_with_its_own_hash_does_not_lead_to_the_next_one() {
+    for forged in 0..RECORDS - 1 {
+        let (here, _, _) = written().await;
+        let mut link = here.open().audit(forged).await.unwrap().swap_remove(0);
+        link.action = "done by another".into();
+        let hash = crate::audit::link_hash(&link);
+        here.edit(&format!(
+            "UPDATE records SET action = 'done by another', hash = '{hash}' WHERE link = {forged}"
+        ));
+        let faults = here.open().verify_audit().await.unwrap().faults;
+        assert_eq!(
+            faults,
+            [format!("audit link {} does not follow the link before it", forged + 1)]
+        );
+    }
+}
+
+#[tokio::test]
 async fn h132_reordered_records_are_noticed() {
     for link in 1..RECORDS {
         let former = link - 1;

@@ -160,22 +160,19 @@ async fn hold(folder: &Path, name: &str) {
 /// Writes without end, from several tasks, sealing and destroying as it goes.
 async fn endure(folder: &Path) {
     let journal = Arc::new(open(folder));
-    let tasks: Vec<_> = (0..8)
-        .map(|n| {
-            let journal = Arc::clone(&journal);
-            tokio::spawn(async move {
-                let begun = Begun::of(&*journal, &format!("s{n}@test")).await;
-                for sequence in 0.. {
-                    seal(&journal, &begun, 1 + 2 * sequence).await;
-                    destroy(&journal, &begun, 2 + 2 * sequence).await;
-                    println!("written");
-                }
-            })
-        })
-        .collect();
-    for task in tasks {
-        task.await.unwrap();
+    let mut tasks = tokio::task::JoinSet::new();
+    for n in 0..8 {
+        let journal = Arc::clone(&journal);
+        tasks.spawn(async move {
+            let begun = Begun::of(&*journal, &format!("s{n}@test")).await;
+            for sequence in 0.. {
+                seal(&journal, &begun, 1 + 2 * sequence).await;
+                destroy(&journal, &begun, 2 + 2 * sequence).await;
+                println!("written");
+            }
+        });
     }
+    tasks.join_next().await.expect("there are tasks").expect("a task writes without end");
 }
 
 /// Writes until the disk fails, and then says what the journal does when it is asked again.

@@ -1,0 +1,842 @@
+//! One life: rotations from plan to outcome, with faults, and then without.
+//!
+//! The executor is a loop over two queues, the world's acts and the wake times of the engine's tasks, in order of true time.
+//! The engine's own futures run in it unchanged; a crash drops them where they stand, a pause leaves them unpolled. After the
+//! faults everything is healed, former processes are proven dead, and what is left must come to rest by itself.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Waker};
+
+use keywheel_core::event::{Event, Outcome, ParkReason};
+use keywheel_core::fingerprint::Fingerprinter;
+use keywheel_core::inventory::{Inventory, Version};
+use keywheel_core::plan::{Mode, Plan, Reason, VersionRef};
+use keywheel_core::rotation::Rotation;
+use keywheel_core::secret::SecretName;
+use keywheel_core::strategy::Side;
+use keywheel_core::time::{Span, Timestamp};
+use keywheel_core::version::{IssuedId, Stage, State as VersionState, VersionId};
+use keywheel_engine::limits::Limits;
+use keywheel_engine::run::{Group, Ran, Until};
+use keywheel_engine::{Engine, EngineError, Watch, recover};
+use keywheel_journal::memory::MemoryJournal;
+use keywheel_journal::{Actor, Holder, Journal, JournalError};
+use smallvec::SmallVec;
+use zeroize::Zeroizing;
+
+use crate::drivers::{SimBuild, SimClock, index};
+use crate::faults::{Fault, Hit, Hits, StepKind};
+use crate::invariants::Violation;
+use crate::journal::SimJournal;
+use crate::scenario::{self, Scenario, Shape};
+use crate::world::{self, Kind, Millis, Order, Planned, RequestKind, Shared, State, Up};
+
+/// What a life came to.
+#[derive(Clone)]
+pub struct Verdict {
+    /// The first invariant that did not hold.
+    pub violation: Option<Violation>,
+    /// The pairs of step and fault that were reached.
+    pub hit: Hit,
+    /// The faults that were done.
+    pub fired: Vec<Fault>,
+    /// How the rotations ended; none for one that waits for an operator.
+    pub outcomes: Vec<Option<Outcome>>,
+    /// How many rotations with at least one fault ended.
+    pub lifecycles: u64,
+    /// How often a check ran.
+    pub checks: u64,
+    pub(crate) trace: Vec<(StepKind, Hits, RequestKind)>,
+}
+
+/// How a life is led.
+#[derive(Clone, Default)]
+pub(crate) struct Options {
+    pub(crate) focus: Option<(StepKind, Fault)>,
+    pub(crate) shape: Option<Shape>,
+    pub(crate) faults: Option<Vec<Planned>>,
+    pub(crate) trace: bool,
+    pub(crate) log: bool,
+}
+
+/// Leads the life of a seed.
+pub(crate) fn lead(seed: u64, options: &Options) -> Verdict {
+    let mut life = Life::new(seed, options);
+    life.adopt();
+    life.begin();
+    life.until_rest(FAULTY_FOR);
+    if life.violation().is_none() {
+        life.heal();
+    }
+    life.verdict()
+}
+
+/// How long the phase with faults lasts at most.
+const FAULTY_FOR: Millis = 400 * 86_400_000;
+/// How long healed rotations may take to come to rest.
+const HEALED_FOR: Millis = 60 * 86_400_000;
+/// More turns than any life takes: a life that takes them stands still.
+const TURNS: u64 = 20_000;
+
+struct Life {
+    shared: Shared,
+    journal: Arc<MemoryJournal>,
+    processes: Vec<Process>,
+    tasks: Vec<Task>,
+    groups: Vec<Duty>,
+    shapes: SmallVec<[Shape; 3]>,
+    bad: bool,
+    unidentified: bool,
+    turns: u64,
+    log: bool,
+    watched: Arc<std::sync::Mutex<Watched>>,
+}
+
+#[derive(Default)]
+struct Watched {
+    parked: Vec<(usize, ParkReason)>,
+}
+
+struct Process {
+    engine: Arc<Engine>,
+    stop: Arc<AtomicBool>,
+    held_until: Millis,
+}
+
+type Running = Pin<Box<dyn Future<Output = Result<Ran, EngineError>>>>;
+
+struct Task {
+    process: usize,
+    group: usize,
+    running: Option<Running>,
+}
+
+/// What people want of the rotations of one group.
+struct Duty {
+    plans: Vec<Arc<Plan>>,
+    secrets: Vec<SecretName>,
+    next: Option<(Millis, Job)>,
+    wanted: Option<Job>,
+    at_rest: bool,
+    failures: u32,
+    undo_granted: Arc<AtomicBool>,
+}
+
+/// What a process is started for.
+#[derive(Clone)]
+enum Job {
+    Begin,
+    Recover,
+    Undo,
+    LetGoOn,
+    CloseWindow,
+    Emergency(Arc<Plan>),
+}
+
+struct SimWatch {
+    world: Shared,
+    process: usize,
+    log: bool,
+    watched: Arc<std::sync::Mutex<Watched>>,
+}
+
+impl Watch for SimWatch {
+    fn recorded(&self, rotation: &Rotation, event: &Event, at: Timestamp) {
+        let secret = index(rotation.plan().secret.name());
+        let mut world = self.world.lock();
+        world.check_recorded(self.process, secret, rotation, event, at);
+        if let Event::Parked { reason } = event {
+            self.watched.lock().expect("one thread").parked.push((secret, reason.clone()));
+        }
+        if self.log {
+            log(&world, self.process, secret, event);
+        }
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "a replay shows its records; the library does so only when it is asked to")]
+fn log(world: &world::World, process: usize, secret: usize, event: &Event) {
+    let text = match event {
+        Event::Planned(_) => "Planned".to_owned(),
+        event => format!("{event:?}"),
+    };
+    eprintln!("{:>12.3} s  process {process} secret {secret}  {text}", world.now as f64 / 1_000.0);
+}
+
+impl Life {
+    fn new(seed: u64, options: &Options) -> Self {
+        let journal = MemoryJournal::new("simulation", Zeroizing::new([7; 32])).with_audit(seed % 64 == 0).with_undo(2);
+        let fingerprinter: Arc<Fingerprinter> = Arc::clone(&journal.installation().fingerprinter);
+        let Scenario { mut world, groups, shapes, bad, unidentified, .. } =
+            scenario::draw(seed, fingerprinter, options.focus, options.shape);
+        world.tracing = options.trace;
+        world.agenda = match &options.faults {
+            Some(faults) => faults.clone(),
+            None => faults(&mut world, options.focus),
+        };
+        let groups = groups
+            .into_iter()
+            .map(|plans| Duty {
+                secrets: plans.iter().map(|plan| plan.secret.clone()).collect(),
+                plans,
+                next: None,
+                wanted: None,
+                at_rest: false,
+                failures: 0,
+                undo_granted: Arc::default(),
+            })
+            .collect();
+        Self {
+            shared: Shared::new(world),
+            journal: Arc::new(journal),
+            processes: Vec::new(),
+            tasks: Vec::new(),
+            groups,
+            shapes,
+            bad,
+            unidentified,
+            turns: 0,
+            log: options.log,
+            watched: Arc::default(),
+        }
+    }
+
+    fn violation(&self) -> Option<Violation> {
+        self.shared.lock().violation.clone()
+    }
+
+    /// The secrets are known to the inventory before anything is rotated.
+    fn adopt(&mut self) {
+        let process = self.start_process();
+        let engine = Arc::clone(&self.processes[process].engine);
+        for plan in self.groups.iter().flat_map(|group| group.plans.clone()) {
+            let mut row = Inventory::new(plan.secret.clone());
+            if let Some(previous) = &plan.previous {
+                row.versions.push(Version {
+                    version: previous.version,
+                    stage: Some(Stage::Current),
+                    state: VersionState::Active,
+                    issued: previous.issued.clone(),
+                    label: None,
+                    created_at: None,
+                    expires_at: None,
+                    fingerprint: None,
+                });
+                row.next = plan.pending;
+            }
+            let adopted = ready(engine.note(row, "adopt"));
+            debug_assert!(adopted.is_ok());
+        }
+    }
+
+    fn begin(&mut self) {
+        for group in 0..self.groups.len() {
+            let process = if group == 0 || self.shared.lock().random.chance(50) { 0 } else { self.start_process() };
+            self.spawn(process, group, Job::Begin);
+        }
+    }
+
+    fn start_process(&mut self) -> usize {
+        let number = self.processes.len();
+        let world = self.shared.clone();
+        let (filled, journal) = (world.clone(), Arc::clone(&self.journal));
+        let engine = Engine {
+            journal: Arc::new(SimJournal { inner: journal, world: world.clone(), process: number }),
+            clock: Arc::new(SimClock(world.clone())),
+            build: Arc::new(SimBuild { world: world.clone(), process: number }),
+            random: Arc::new(move |buffer| buffer.fill(filled.lock().random.next() as u8)),
+            holder: Holder { id: format!("p{number}"), name: String::new() },
+            actor: Actor {
+                account: "sim".into(),
+                origin: None,
+                host: String::new(),
+                method: "simulation".into(),
+                authenticated: true,
+            },
+            limits: Limits::new(1 + (number % 2)),
+            watch: Arc::new(SimWatch { world: world.clone(), process: number, log: self.log, watched: Arc::clone(&self.watched) }),
+        };
+        world.lock().alive.push(true);
+        self.processes.push(Process { engine: Arc::new(engine), stop: Arc::default(), held_until: Millis::MIN });
+        number
+    }
+
+    fn spawn(&mut self, process: usize, group: usize, job: Job) {
+        let engine = Arc::clone(&self.processes[process].engine);
+        let stop = Arc::clone(&self.processes[process].stop);
+        let duty = &mut self.groups[group];
+        duty.at_rest = false;
+        duty.next = None;
+        let (secrets, plans, granted) = (duty.secrets.clone(), duty.plans.clone(), Arc::clone(&duty.undo_granted));
+        let running: Running = Box::pin(work(engine, job, secrets, plans, stop, granted));
+        self.tasks.push(Task { process, group, running: Some(running) });
+        let mut world = self.shared.lock();
+        let now = world.now;
+        world.wakes.push(now);
+    }
+}
+
+/// What one process does for one group.
+async fn work(
+    engine: Arc<Engine>,
+    job: Job,
+    secrets: Vec<SecretName>,
+    plans: Vec<Arc<Plan>>,
+    stop: Arc<AtomicBool>,
+    undo_granted: Arc<AtomicBool>,
+) -> Result<Ran, EngineError> {
+    let mut group = match &job {
+        Job::Begin => engine.begin(&plans).await?,
+        Job::Emergency(plan) => engine.begin(std::slice::from_ref(plan)).await?,
+        _ => {
+            let groups = engine.open_groups().await?;
+            let open = groups.into_iter().find(|open| open.iter().any(|secret| secrets.contains(secret)));
+            let open = open.ok_or_else(|| EngineError::NotOpen(secrets[0].to_string()))?;
+            engine.recover(&open).await?
+        }
+    };
+    match job {
+        Job::Undo => match engine.undo(&mut group, "a person said so").await {
+            Ok(()) => undo_granted.store(true, Ordering::SeqCst),
+            Err(EngineError::Refused(_)) => {}
+            Err(error) => return Err(error),
+        },
+        Job::LetGoOn => {
+            identify(&engine, &mut group).await?;
+            engine.let_go_on(&mut group).await?;
+        }
+        Job::CloseWindow => engine.say(&mut group, &Event::WindowClosed { because: "a person said so".into() }).await?,
+        Job::Begin | Job::Recover | Job::Emergency(_) => {}
+    }
+    engine.run(&mut group, &Until { rest: true, patience: Span::ZERO, stop: &stop }).await
+}
+
+/// An operator names the ids that rotations wait for.
+async fn identify(engine: &Engine, group: &mut Group) -> Result<(), EngineError> {
+    let alone = group.rotations().count() == 1;
+    let wanted: Vec<VersionId> = group
+        .rotations()
+        .filter_map(|rotation| match rotation.parked() {
+            Some(ParkReason::IdUnknown { version }) if *version == VersionId(7) => Some(*version),
+            _ => None,
+        })
+        .collect();
+    let known = group.rotations().next().map(|rotation| rotation.plan().strategy);
+    if let (true, [version], Some(strategy)) = (alone, wanted.as_slice(), known) {
+        let issued = match strategy {
+            keywheel_core::strategy::Strategy::Alternate => IssuedId { id: "login_a".into(), generation: Some(1) },
+            _ => IssuedId::new("k0"),
+        };
+        engine.say(group, &Event::Identified { version: *version, issued }).await?;
+    }
+    Ok(())
+}
+
+/// The executor.
+impl Life {
+    /// Goes on until every group is at rest, or until `span` has passed.
+    fn until_rest(&mut self, span: Millis) {
+        let end = self.shared.lock().now + span;
+        while self.turn(end) {
+            self.turns += 1;
+            if self.turns > TURNS {
+                self.shared.lock().violate("L01", || "the life goes on for ever without coming to rest".into());
+                return;
+            }
+        }
+    }
+
+    fn turn(&mut self, end: Millis) -> bool {
+        let (act, violated) = {
+            let world = self.shared.lock();
+            (world.next_act(), world.violation.is_some())
+        };
+        if violated || self.groups.iter().all(|group| group.at_rest) {
+            return false;
+        }
+        let task = self.next_task();
+        let start = self.next_start();
+        let times = [act, task.map(|(at, _)| at), start.map(|(at, _)| at)];
+        let Some(next) = times.into_iter().flatten().min() else {
+            self.shared.lock().violate("L01", || "a rotation is open, and nothing will ever happen again".into());
+            return false;
+        };
+        if next > end {
+            self.shared.lock().violate("L02", || "the rotations do not come to rest in time".into());
+            return false;
+        }
+        if act == Some(next) {
+            self.shared.lock().act();
+        } else if let Some((at, group)) = start.filter(|(at, _)| *at == next) {
+            self.advance(at);
+            self.start(group);
+        } else if let Some((at, task)) = task {
+            self.advance(at);
+            self.poll(task);
+        }
+        true
+    }
+
+    fn advance(&self, to: Millis) {
+        let mut world = self.shared.lock();
+        world.now = world.now.max(to);
+    }
+
+    fn next_task(&self) -> Option<(Millis, usize)> {
+        let world = self.shared.lock();
+        let due = self.tasks.iter().enumerate().filter(|(_, task)| task.running.is_some()).map(|(number, task)| {
+            (world.wakes[number].max(self.processes[task.process].held_until), number)
+        });
+        due.filter(|(at, _)| *at < Millis::MAX).min()
+    }
+
+    fn next_start(&self) -> Option<(Millis, usize)> {
+        self.groups.iter().enumerate().filter_map(|(group, duty)| Some((duty.next.as_ref()?.0, group))).min()
+    }
+
+    /// Starts the process that a group waits for.
+    fn start(&mut self, group: usize) {
+        let Some((_, job)) = self.groups[group].next.take() else { return };
+        let process = self.start_process();
+        self.spawn(process, group, job);
+    }
+
+    fn poll(&mut self, number: usize) {
+        {
+            let mut world = self.shared.lock();
+            world.task = number;
+            world.wakes[number] = Millis::MAX;
+        }
+        let Some(running) = self.tasks[number].running.as_mut() else { return };
+        let polled = running.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        let orders = std::mem::take(&mut self.shared.lock().orders);
+        match polled {
+            Poll::Ready(ended) => self.ended(number, ended),
+            Poll::Pending => {}
+        }
+        for order in orders {
+            self.obey(number, order);
+        }
+        self.wake_idle(number);
+    }
+
+    /// Whoever waits for a place at a limit has no time to wake at: it is asked again when another task got on.
+    fn wake_idle(&self, but: usize) {
+        if self.tasks.len() < 2 {
+            return;
+        }
+        let mut world = self.shared.lock();
+        let now = world.now;
+        let polled_on = world.wakes[but];
+        for (other, task) in self.tasks.iter().enumerate() {
+            if other != but && task.running.is_some() && world.wakes[other] == Millis::MAX && polled_on != now {
+                world.wakes[other] = now + 1;
+            }
+        }
+    }
+
+    fn obey(&mut self, number: usize, order: Order) {
+        let (process, group) = (self.tasks[number].process, self.tasks[number].group);
+        let now = self.shared.lock().now;
+        match order {
+            Order::Crash => self.crash(process, true),
+            Order::Reboot => {
+                for process in 0..self.processes.len() {
+                    self.crash(process, true);
+                }
+            }
+            Order::Hold(span) => self.processes[process].held_until = now + span,
+            Order::HoldAll(span) => self.processes.iter_mut().for_each(|process| process.held_until = now + span),
+            Order::TakeOverAt(at) => self.groups[group].next = Some((at, Job::Recover)),
+            Order::Stop => self.processes[process].stop.store(true, Ordering::SeqCst),
+            Order::SecondEngine => {
+                let second = self.start_process();
+                self.spawn(second, group, Job::Recover);
+            }
+            Order::SecondTask => self.spawn(process, group, Job::Recover),
+            Order::Undo => self.want(process, group, Job::Undo),
+            Order::CloseWindow => self.want(process, group, Job::CloseWindow),
+            Order::Emergency => {
+                if let Some(plan) = self.emergency(group) {
+                    self.want(process, group, Job::Emergency(Arc::new(plan)));
+                }
+            }
+        }
+    }
+
+    /// An operator stops the process, by a signal or harder, and then says what they want.
+    fn want(&mut self, process: usize, group: usize, job: Job) {
+        self.groups[group].wanted = Some(job);
+        let gently = self.shared.lock().random.chance(60);
+        if gently { self.processes[process].stop.store(true, Ordering::SeqCst) } else { self.crash(process, true) }
+    }
+
+    /// A process dies: its futures are dropped where they stand. Others know that it is dead, or must wait for its lease.
+    fn crash(&mut self, process: usize, known_dead: bool) {
+        let now = {
+            let mut world = self.shared.lock();
+            world.alive[process] = false;
+            world.now
+        };
+        if known_dead && self.shared.lock().random.chance(80) {
+            self.journal.declare_dead(&self.processes[process].engine.holder);
+        }
+        for number in 0..self.tasks.len() {
+            if self.tasks[number].process == process && self.tasks[number].running.take().is_some() {
+                let group = self.tasks[number].group;
+                self.restart_later(group, now);
+            }
+        }
+    }
+
+    /// Cron starts another process, for what is wanted or to go on.
+    fn restart_later(&mut self, group: usize, now: Millis) {
+        let running = self.tasks.iter().any(|task| task.group == group && task.running.is_some());
+        if running {
+            return;
+        }
+        let pause = {
+            let mut world = self.shared.lock();
+            if world.random.chance(80) { world.random.between(500, 20_000) } else { world.random.between(60_000, 3_600_000) }
+        };
+        let duty = &mut self.groups[group];
+        let job = duty.wanted.take().unwrap_or(Job::Recover);
+        if duty.next.is_none() {
+            duty.next = Some((now + pause, job));
+        }
+    }
+
+    fn ended(&mut self, number: usize, ended: Result<Ran, EngineError>) {
+        self.tasks[number].running = None;
+        let (process, group) = (self.tasks[number].process, self.tasks[number].group);
+        let now = self.shared.lock().now;
+        if self.log {
+            note_end(now, process, &ended);
+        }
+        let others = self.tasks.iter().any(|task| task.group == group && task.running.is_some());
+        match ended {
+            Ok(Ran::Rested) if self.groups[group].wanted.is_none() => self.groups[group].at_rest = !others,
+            Ok(_) => self.leave(process, group, now),
+            Err(EngineError::NotOpen(_)) => self.not_open(group, now, others),
+            Err(EngineError::Journal(JournalError::Held { .. } | JournalError::OpenAlready { .. })) if others => {}
+            Err(EngineError::Journal(JournalError::Held { until, .. })) => {
+                let free_at = self.shared.lock().true_time(until);
+                self.groups[group].next = Some((free_at.max(now + 1_000), Job::Recover));
+            }
+            Err(error) => {
+                self.fail(group, &error);
+                self.leave(process, group, now);
+            }
+        }
+    }
+
+    /// A process that ended is gone; what is open is taken up by the next one.
+    fn leave(&mut self, process: usize, group: usize, now: Millis) {
+        let busy = self.tasks.iter().any(|task| task.process == process && task.running.is_some());
+        if !busy {
+            self.shared.lock().alive[process] = false;
+            self.journal.declare_dead(&self.processes[process].engine.holder);
+        }
+        self.restart_later(group, now);
+    }
+
+    fn fail(&mut self, group: usize, error: &EngineError) {
+        self.groups[group].failures += 1;
+        let legal = matches!(error, EngineError::Journal(JournalError::Storage(_) | JournalError::Stale { .. } | JournalError::OpenAlready { .. }));
+        if !legal || self.groups[group].failures > 40 {
+            let error = error.to_string();
+            self.shared.lock().violate("L02", || format!("the engine stops with: {error}"));
+        }
+    }
+
+    /// Nothing is open: everything has ended, or the first record never became durable.
+    fn not_open(&mut self, group: usize, now: Millis, others: bool) {
+        if others {
+            return;
+        }
+        let never_begun = self.groups[group].secrets.iter().all(|secret| {
+            ready(self.journal.rotations(Some(secret))).is_ok_and(|rotations| rotations.is_empty())
+        });
+        if never_begun {
+            self.groups[group].next = Some((now + 1_000, Job::Begin));
+        } else {
+            self.groups[group].at_rest = true;
+        }
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "a replay shows its records; the library does so only when it is asked to")]
+fn note_end(now: Millis, process: usize, ended: &Result<Ran, EngineError>) {
+    eprintln!("{:>12.3} s  process {process} ends: {ended:?}", now as f64 / 1_000.0);
+}
+
+/// Takes what a future that never waits has to give.
+fn ready<T>(future: impl Future<Output = T>) -> T {
+    let mut future = std::pin::pin!(future);
+    match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(value) => value,
+        Poll::Pending => unreachable!("the journal in memory never waits"),
+    }
+}
+
+/// People.
+impl Life {
+    /// The plan of an emergency that takes the open rotation of a group of one over; both of its versions are suspect.
+    fn emergency(&mut self, group: usize) -> Option<Plan> {
+        let [secret] = self.groups[group].secrets.as_slice() else { return None };
+        let row = ready(self.journal.inventory(secret)).ok()??;
+        let open = row.open.as_ref()?.rotation.clone();
+        let rotation = ready(recover::read(self.journal.as_ref(), &open)).ok()?;
+        if rotation.plan().is_emergency() || rotation.plan().extend {
+            return None;
+        }
+        let suspect = |side: Side| -> Option<VersionRef> {
+            let version = rotation.version(side)?;
+            let live = side == Side::Previous || rotation.is_minted();
+            live.then(|| VersionRef {
+                version,
+                issued: rotation.issued(version).cloned(),
+                state: VersionState::Compromised,
+                fingerprint: None,
+            })
+        };
+        let (first, second) = match rotation.promoted_side() {
+            Side::Previous => (suspect(Side::Previous), suspect(Side::Pending)),
+            Side::Pending => (suspect(Side::Pending), suspect(Side::Previous)),
+        };
+        let revoke_first = self.shared.lock().random.chance(30);
+        let mut plan = Plan::clone(rotation.plan());
+        plan.reason = Reason::Compromised;
+        plan.mode = Mode::Emergency { revoke_first, stage_for: Span::minutes(10) };
+        plan.previous = first;
+        plan.suspects = second.into_iter().collect();
+        plan.pending = row.next;
+        plan.takes_over = Some(open);
+        plan.inherits_until = rotation.unsettled_until();
+        Some(plan)
+    }
+}
+
+/// After the faults.
+impl Life {
+    fn heal(&mut self) {
+        {
+            let mut world = self.shared.lock();
+            world.heal();
+        }
+        self.check_rest(false);
+        for process in 0..self.processes.len() {
+            self.crash(process, false);
+            self.journal.declare_dead(&self.processes[process].engine.holder);
+        }
+        for _ in 0..3 {
+            if self.violation().is_some() || !self.any_open() {
+                break;
+            }
+            for group in 0..self.groups.len() {
+                if self.is_open(group) {
+                    let process = self.start_process();
+                    self.spawn(process, group, Job::LetGoOn);
+                }
+            }
+            self.until_rest(HEALED_FOR);
+            for process in 0..self.processes.len() {
+                self.journal.declare_dead(&self.processes[process].engine.holder);
+                self.shared.lock().alive[process] = false;
+            }
+        }
+        if self.violation().is_none() {
+            self.check_rest(true);
+        }
+    }
+
+    fn any_open(&self) -> bool {
+        (0..self.groups.len()).any(|group| self.is_open(group))
+    }
+
+    fn is_open(&self, group: usize) -> bool {
+        self.groups[group].secrets.iter().any(|secret| {
+            ready(self.journal.inventory(secret)).ok().flatten().is_some_and(|row| row.open.is_some())
+        })
+    }
+}
+
+/// At rest.
+impl Life {
+    /// L02, L04, I06, I10, I13, I14, I29: what must be so when nothing happens any more.
+    fn check_rest(&mut self, healed: bool) {
+        for group in 0..self.groups.len() {
+            for secret in self.groups[group].secrets.clone() {
+                let number = index(secret.name());
+                let Ok(Some(row)) = ready(self.journal.inventory(&secret)) else { continue };
+                match (&row.open, &row.last_outcome) {
+                    (Some(open), _) => self.check_parked(number, open.parked.clone(), healed),
+                    (None, Some(outcome)) if healed => self.check_outcome(number, &secret, *outcome, group),
+                    _ => {}
+                }
+            }
+        }
+        if healed && !self.any_open() {
+            let leases = ready(self.journal.leases()).unwrap_or_default();
+            if !leases.is_empty() {
+                self.shared.lock().violate("L02", || format!("wave leases are left: {leases:?}"));
+            }
+            self.check_audit();
+        }
+    }
+
+    fn check_audit(&self) {
+        let verdict = ready(self.journal.verify_audit());
+        match verdict {
+            Ok(verdict) if verdict.faults.is_empty() => {}
+            other => self.shared.lock().violate("I14", || format!("the audit chain does not hold: {other:?}")),
+        }
+    }
+
+    /// L02: a rotation waits for an operator only for a reason that is listed here.
+    fn check_parked(&mut self, secret: usize, parked: Option<ParkReason>, healed: bool) {
+        let mut world = self.shared.lock();
+        let shape = self.shapes[secret];
+        let fired = |faults: &[Fault]| world.fired.iter().any(|fault| faults.contains(fault));
+        let Some(reason) = parked else {
+            return world.violate("L02", || format!("secret {secret} is open and not parked at rest"));
+        };
+        let legal = match &reason {
+            ParkReason::ProofNeeded => shape == Shape::Append,
+            ParkReason::MintUnobservable => matches!(shape, Shape::Blind | Shape::Unlabelled),
+            // The operator names the id of an adopted version; that of a mint found by its value alone is nobody's to name.
+            ParkReason::IdUnknown { version } => {
+                (*version == VersionId(7) && self.unidentified && !healed)
+                    || matches!(shape, Shape::OurKeys | Shape::Logins)
+                    || world.secrets[secret].emergency
+            }
+            ParkReason::Refused { .. } => {
+                // What goes forward only cannot turn away from a value that its workloads refuse.
+                (self.bad && (matches!(shape, Shape::Lease | Shape::Reset) || world.secrets[secret].emergency))
+                    || !healed
+                    && (self.bad
+                        || fired(&[
+                            Fault::Forbidden,
+                            Fault::QuotaFull,
+                            Fault::RivalEdit,
+                            Fault::RivalRevert,
+                            Fault::StaleRead,
+                            Fault::ReplicaRestarts,
+                            Fault::ScaleUp,
+                        ]))
+            }
+            ParkReason::RedAfterSuspend => !healed && fired(&[Fault::ProbeRed]),
+            ParkReason::GateClosed => !healed && fired(&[Fault::RivalEdit, Fault::RivalRevert, Fault::WallForward]),
+            ParkReason::OutOfPatience { .. } | ParkReason::DeathUnproven => {
+                !healed && fired(&[Fault::WallForward, Fault::Suspended, Fault::Pause, Fault::PauseTakenOver])
+            }
+        };
+        if !legal {
+            world.violate("L02", || format!("secret {secret} ({shape:?}) is parked: {reason}"));
+        }
+    }
+
+    fn check_outcome(&mut self, secret: usize, name: &SecretName, outcome: Outcome, group: usize) {
+        let sealed = ready(self.journal.sealed(name)).unwrap_or_default();
+        let mut world = self.shared.lock();
+        let shape = self.shapes[secret];
+        let emergency = world.secrets[secret].emergency;
+        if outcome == Outcome::Superseded {
+            return world.violate("L02", || format!("secret {secret} is superseded, and nothing came after"));
+        }
+        if world.fired.is_empty() && !self.bad && outcome != Outcome::Completed {
+            return world.violate("L02", || format!("secret {secret} ({shape:?}) is {outcome} although nothing went wrong"));
+        }
+        if self.groups[group].undo_granted.load(Ordering::SeqCst) && outcome != Outcome::Undone && !emergency {
+            return world.violate("I10", || format!("an undo of secret {secret} was granted, and it is {outcome}"));
+        }
+        let kept = usize::from(!sealed.is_empty());
+        let versions: SmallVec<[VersionId; 2]> = sealed.iter().map(|key| key.version).collect();
+        if versions.windows(2).any(|pair| pair[0] != pair[1]) || kept > 1 {
+            return world.violate("I29", || format!("secret {secret} is {outcome}, and these are still sealed: {sealed:?}"));
+        }
+        if world.secrets[secret].kind != Kind::Keys || shape == Shape::Extension {
+            return;
+        }
+        let live: SmallVec<[String; 2]> = world.secrets[secret]
+            .credentials
+            .iter()
+            .filter(|known| !known.bystander && known.state != State::Revoked)
+            .map(|known| known.name.clone())
+            .collect();
+        let orphan_may_be = matches!(shape, Shape::Blind | Shape::Unlabelled | Shape::OurKeys);
+        if live.len() != 1 && !(orphan_may_be && !live.is_empty()) {
+            return world.violate("L04", || format!("secret {secret} ({shape:?}) is {outcome}, and these are live: {live:?}"));
+        }
+        let serving_dead = world.serving().any(|(workload, replica)| {
+            let known = &world.workloads[workload];
+            known.slots.iter().zip(&known.replicas[replica].held).any(|(slot, held)| {
+                let slot = &world.slots[*slot];
+                slot.secret == secret
+                    && slot.is_current
+                    && matches!(held, world::Held::Value(value) if !world.works(secret, *value))
+            })
+        });
+        if serving_dead {
+            world.violate("I01", || format!("secret {secret} is {outcome}, and a replica holds a value that does not work"));
+        }
+        let crashed = world.workloads.iter().any(|workload| workload.replicas.iter().any(|replica| replica.up == Up::Crashed));
+        if crashed {
+            world.violate("L02", || format!("secret {secret} is {outcome}, and a replica is down"));
+        }
+    }
+
+    fn verdict(mut self) -> Verdict {
+        self.tasks.clear();
+        let secrets: Vec<SecretName> = self.groups.iter().flat_map(|group| group.secrets.clone()).collect();
+        let outcomes: Vec<Option<Outcome>> = secrets
+            .iter()
+            .map(|secret| {
+                let row = ready(self.journal.inventory(secret)).ok().flatten()?;
+                if row.open.is_some() { None } else { row.last_outcome }
+            })
+            .collect();
+        let mut world = self.shared.lock();
+        let lifecycles = if world.fired.is_empty() { 0 } else { world.book.iter().map(|book| u64::from(book.planned)).sum() };
+        Verdict {
+            violation: world.violation.take(),
+            hit: std::mem::take(&mut world.hit),
+            fired: world.fired.to_vec(),
+            outcomes,
+            lifecycles,
+            checks: world.checks,
+            trace: std::mem::take(&mut world.trace),
+        }
+    }
+}
+
+/// The faults of a seed: the wanted pair first, and a few more.
+fn faults(world: &mut world::World, focus: Option<(StepKind, Fault)>) -> Vec<Planned> {
+    use world::When;
+    let random = &mut world.random;
+    let mut planned = Vec::new();
+    if let Some((step, fault)) = focus {
+        let nth = if random.chance(70) { 0 } else { random.below(3) as u8 };
+        match step {
+            StepKind::RevokeStray | StepKind::FindMint => {
+                let lost = random.pick(&[Fault::AnswerLost, Fault::CrashInFlight, Fault::LateLanding, Fault::AnswerUnclear]);
+                planned.push(Planned { when: When::Step(StepKind::Mint, 0), fault: lost });
+            }
+            StepKind::Resume => {
+                let fault = if random.chance(50) { Fault::ProbeRed } else { Fault::Undo };
+                planned.push(Planned { when: When::Step(StepKind::Visit, 6 + random.below(8) as u8), fault });
+            }
+            _ => {}
+        }
+        planned.push(Planned { when: When::Step(step, nth), fault });
+    }
+    for _ in 0..random.below(4) {
+        let fault = random.pick(Fault::ALL);
+        planned.push(Planned { when: When::From(random.below(60) as u32), fault });
+    }
+    planned
+}
+
