@@ -350,6 +350,7 @@ fn add_secret(
         inherits_until: None,
         extend: shape == Shape::Extension,
         batch: Vec::new(),
+        folder: "/srv".into(),
         issuer: IssuerPlan { bound: bound("issuer0".into()), facts },
         stores: store_plans,
         workloads: workload_plans,
