@@ -11,6 +11,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::ExitStatusExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,6 +24,9 @@ use serde_json::Value;
 
 /// How many worlds live at once; each waits most of the time.
 const AT_ONCE: usize = 6;
+
+/// How often one place is tried; a wait passes the same places again and again, and not equally often in each run.
+const MOST: u32 = 3;
 
 /// The two secrets and the variables that hold them.
 const SECRETS: [(&str, &str); 2] = [("openai", "OPENAI_API_KEY"), ("session", "SESSION_KEY")];
@@ -43,9 +47,8 @@ fn a_kill_at_any_fail_point_ends_as_if_there_was_none() {
         for _ in 0..AT_ONCE {
             scope.spawn(|| {
                 while let Some((number, point)) = { queue.lock().unwrap().pop_front() } {
-                    let killed = thread::Builder::new()
-                        .spawn_scoped(scope, || killed_at(keep.path(), number, &point, &end));
-                    if killed.unwrap().join().is_err() {
+                    let killed = || killed_at(keep.path(), number, &point, &end);
+                    if catch_unwind(AssertUnwindSafe(killed)).is_err() {
                         differing.lock().unwrap().push(point);
                     }
                 }
@@ -149,9 +152,9 @@ impl World {
         );
         let mut times = BTreeMap::new();
         let passed = fs::read_to_string(list).unwrap();
-        let points = passed.lines().map(|place| {
+        let points = passed.lines().filter_map(|place| {
             let nth = times.entry(place.to_owned()).and_modify(|nth| *nth += 1).or_insert(1);
-            format!("{place}#{nth}")
+            (*nth <= MOST).then(|| format!("{place}#{nth}"))
         });
         points.collect()
     }
