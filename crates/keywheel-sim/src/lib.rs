@@ -9,6 +9,7 @@ pub mod faults;
 pub mod invariants;
 mod journal;
 mod life;
+pub mod planted;
 mod random;
 mod scenario;
 mod world;

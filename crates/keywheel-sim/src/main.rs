@@ -2,6 +2,14 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program that prints")]
 
 fn main() {
+    if std::env::args().nth(1).as_deref() == Some("--planted") {
+        for bug in &keywheel_sim::planted::BUGS {
+            let t = std::time::Instant::now();
+            let found = keywheel_sim::planted::hunt(bug, 20_000);
+            println!("{:<40} {:>8.1?} {:?}", bug.name, t.elapsed(), found.map(|(s, w)| (s, w.chars().take(110).collect::<String>())));
+        }
+        return;
+    }
     let seed: Option<u64> = std::env::args().nth(2).and_then(|seed| seed.parse().ok());
     if let Some(seed) = seed {
         let verdict = keywheel_sim::live(seed, true);

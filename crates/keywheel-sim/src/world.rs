@@ -415,6 +415,13 @@ impl World {
         (self.values.len() - 1) as u16
     }
 
+    /// Makes the value of a version; it may be one that workloads refuse.
+    pub(crate) fn make(&mut self, secret: usize) -> u16 {
+        let value = self.new_value(Some(secret));
+        self.values[usize::from(value)].bad = std::mem::take(&mut self.secrets[secret].next_is_bad);
+        value
+    }
+
     pub(crate) fn fingerprint(&mut self, value: u16) -> Fingerprint {
         if let Some(known) = self.values[usize::from(value)].fingerprint {
             return known;
@@ -812,9 +819,8 @@ impl World {
         }
         let value = match value {
             Some(value) if !theirs => value,
-            _ => self.new_value(Some(secret)),
+            _ => self.make(secret),
         };
-        self.values[usize::from(value)].bad = std::mem::take(&mut self.secrets[secret].next_is_bad);
         let now = self.now;
         let known = &self.secrets[secret];
         let expires_at = known.lifetime.map(|life| now + life);

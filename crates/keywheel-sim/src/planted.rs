@@ -1,0 +1,89 @@
+//! Known bugs, switched on one at a time, that the simulator must catch: the test of the test.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use keywheel_core::planted::switch;
+
+/// One planted bug.
+#[derive(Clone, Copy, Debug)]
+pub struct Bug {
+    /// Its name, as in `planted!(…)`.
+    pub name: &'static str,
+    /// The crate that holds it.
+    pub home: Home,
+}
+
+/// The crate that holds a planted bug.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Home {
+    /// `keywheel-core`.
+    Core,
+    /// `keywheel-engine`.
+    Engine,
+    /// `keywheel-journal`.
+    Journal,
+}
+
+const fn core(name: &'static str) -> Bug {
+    Bug { name, home: Home::Core }
+}
+
+const fn engine(name: &'static str) -> Bug {
+    Bug { name, home: Home::Engine }
+}
+
+const fn journal(name: &'static str) -> Bug {
+    Bug { name, home: Home::Journal }
+}
+
+/// Every planted bug.
+pub const BUGS: [Bug; 32] = [
+    core("vacuous_evidence"),
+    core("moves_are_leaps"),
+    core("drop_without_token_wait"),
+    core("absence_before_settle"),
+    core("trusts_read_back_of_unknown_write"),
+    core("stale_quiet_sample"),
+    core("revoke_before_fresh_sample"),
+    core("soak_on_wall_clock"),
+    core("deadline_survives_undo"),
+    core("parks_on_any_unknown"),
+    core("unproven_death_is_fine"),
+    core("no_last_sweep"),
+    core("evidence_on_a_clock_set_back"),
+    engine("intent_after_effect"),
+    engine("value_not_sealed_with_intent"),
+    engine("unknown_is_done"),
+    engine("swallows_storage_error"),
+    engine("recovery_assumes_done"),
+    engine("recovery_assumes_undone"),
+    engine("writes_unconditionally"),
+    engine("suspect_written_again"),
+    engine("stamp_ignores_also_accepted"),
+    engine("deadline_after_the_call"),
+    engine("refused_read_back_is_a_refused_write"),
+    journal("claim_of_the_living"),
+    journal("lost_seal"),
+    journal("destroy_ignored"),
+    journal("ignore_epoch"),
+    journal("ignore_sequence"),
+    journal("open_twice"),
+    journal("no_wave_leases"),
+    journal("nothing_is_given_back"),
+];
+
+/// Leads lives with a bug switched on until one of them shows it; returns the seed and what was seen.
+pub fn hunt(bug: &Bug, lives: u64) -> Option<(u64, String)> {
+    switch(Some(bug.name));
+    let caught = (0..lives).find_map(|seed| {
+        // A bug may break an assumption of the simulator or of the engine before it breaks an invariant; both show it.
+        let verdict = catch_unwind(AssertUnwindSafe(|| crate::live(seed, false)));
+        let seen = match verdict {
+            Ok(verdict) => verdict.violation.map(|violation| format!("{}: {}", violation.id, violation.what)),
+            Err(_) => Some("a panic".into()),
+        };
+        seen.map(|seen| (seed, seen))
+    });
+    switch(None);
+    caught
+}
