@@ -23,3 +23,8 @@ pub fn live(seed: u64, log: bool) -> Verdict {
     let focus = if random.chance(5) { None } else { Some(random.pick(&pairs)) };
     life::lead(seed, &life::Options { focus, log, ..life::Options::default() })
 }
+
+/// Leads the life of one seed with a wanted pair of step and fault.
+pub fn live_with(seed: u64, pair: (faults::StepKind, faults::Fault)) -> Verdict {
+    life::lead(seed, &life::Options { focus: Some(pair), ..life::Options::default() })
+}

@@ -238,6 +238,12 @@ impl Life {
             let process = if group == 0 || self.shared.lock().random.chance(50) { 0 } else { self.start_process() };
             self.spawn(process, group, Job::Begin);
         }
+        if self.groups.len() == 1 && self.shared.lock().random.chance(2) {
+            self.shared.lock().racing = true;
+            let mut plans = self.groups[0].plans.clone();
+            plans.iter_mut().for_each(|plan| Arc::make_mut(plan).reason = Reason::Scheduled);
+            self.spawn_with(0, 0, Job::Begin, plans);
+        }
     }
 
     fn start_process(&mut self) -> usize {
@@ -266,12 +272,17 @@ impl Life {
     }
 
     fn spawn(&mut self, process: usize, group: usize, job: Job) {
+        let plans = self.groups[group].plans.clone();
+        self.spawn_with(process, group, job, plans);
+    }
+
+    fn spawn_with(&mut self, process: usize, group: usize, job: Job, plans: Vec<Arc<Plan>>) {
         let engine = Arc::clone(&self.processes[process].engine);
         let stop = Arc::clone(&self.processes[process].stop);
         let duty = &mut self.groups[group];
         duty.at_rest = false;
         duty.next = None;
-        let (secrets, plans, granted) = (duty.secrets.clone(), duty.plans.clone(), Arc::clone(&duty.undo_granted));
+        let (secrets, granted) = (duty.secrets.clone(), Arc::clone(&duty.undo_granted));
         let running: Running = Box::pin(work(engine, job, secrets, plans, stop, granted));
         self.tasks.push(Task { process, group, running: Some(running) });
         let mut world = self.shared.lock();

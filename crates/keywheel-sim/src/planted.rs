@@ -4,6 +4,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use keywheel_core::planted::switch;
 
+use crate::faults::{Fault, StepKind};
+
 /// One planted bug.
 #[derive(Clone, Copy, Debug)]
 pub struct Bug {
@@ -11,6 +13,14 @@ pub struct Bug {
     pub name: &'static str,
     /// The crate that holds it.
     pub home: Home,
+    /// The pair of step and fault that shows it soonest; every second life has it.
+    pub shown_by: Option<(StepKind, Fault)>,
+}
+
+impl Bug {
+    const fn shown_by(self, step: StepKind, fault: Fault) -> Self {
+        Self { shown_by: Some((step, fault)), ..self }
+    }
 }
 
 /// The crate that holds a planted bug.
@@ -25,32 +35,32 @@ pub enum Home {
 }
 
 const fn core(name: &'static str) -> Bug {
-    Bug { name, home: Home::Core }
+    Bug { name, home: Home::Core, shown_by: None }
 }
 
 const fn engine(name: &'static str) -> Bug {
-    Bug { name, home: Home::Engine }
+    Bug { name, home: Home::Engine, shown_by: None }
 }
 
 const fn journal(name: &'static str) -> Bug {
-    Bug { name, home: Home::Journal }
+    Bug { name, home: Home::Journal, shown_by: None }
 }
 
 /// Every planted bug.
 pub const BUGS: [Bug; 32] = [
-    core("vacuous_evidence"),
+    core("vacuous_evidence").shown_by(StepKind::Evidence, Fault::ReplicasHidden),
     core("moves_are_leaps"),
     core("drop_without_token_wait"),
     core("absence_before_settle"),
-    core("trusts_read_back_of_unknown_write"),
+    core("trusts_read_back_of_unknown_write").shown_by(StepKind::Write, Fault::LateLanding),
     core("stale_quiet_sample"),
     core("revoke_before_fresh_sample"),
-    core("soak_on_wall_clock"),
+    core("soak_on_wall_clock").shown_by(StepKind::Visit, Fault::WallForward),
     core("deadline_survives_undo"),
     core("parks_on_any_unknown"),
     core("unproven_death_is_fine"),
-    core("no_last_sweep"),
-    core("evidence_on_a_clock_set_back"),
+    core("no_last_sweep").shown_by(StepKind::Mint, Fault::Duplicate),
+    core("evidence_on_a_clock_set_back").shown_by(StepKind::Roll, Fault::WallBack),
     engine("intent_after_effect"),
     engine("value_not_sealed_with_intent"),
     engine("unknown_is_done"),
@@ -58,14 +68,14 @@ pub const BUGS: [Bug; 32] = [
     engine("recovery_assumes_done"),
     engine("recovery_assumes_undone"),
     engine("writes_unconditionally"),
-    engine("suspect_written_again"),
+    engine("suspect_written_again").shown_by(StepKind::Roll, Fault::Emergency),
     engine("stamp_ignores_also_accepted"),
     engine("deadline_after_the_call"),
-    engine("refused_read_back_is_a_refused_write"),
+    engine("refused_read_back_is_a_refused_write").shown_by(StepKind::Write, Fault::Forbidden),
     journal("claim_of_the_living"),
     journal("lost_seal"),
     journal("destroy_ignored"),
-    journal("ignore_epoch"),
+    journal("ignore_epoch").shown_by(StepKind::Visit, Fault::PauseTakenOver),
     journal("ignore_sequence"),
     journal("open_twice"),
     journal("no_wave_leases"),
@@ -77,7 +87,11 @@ pub fn hunt(bug: &Bug, lives: u64) -> Option<(u64, String)> {
     switch(Some(bug.name));
     let caught = (0..lives).find_map(|seed| {
         // A bug may break an assumption of the simulator or of the engine before it breaks an invariant; both show it.
-        let verdict = catch_unwind(AssertUnwindSafe(|| crate::live(seed, false)));
+        let lead = || match bug.shown_by.filter(|_| seed % 2 == 1) {
+            Some(focus) => crate::live_with(seed, focus),
+            None => crate::live(seed, false),
+        };
+        let verdict = catch_unwind(AssertUnwindSafe(lead));
         let seen = match verdict {
             Ok(verdict) => verdict.violation.map(|violation| format!("{}: {}", violation.id, violation.what)),
             Err(_) => Some("a panic".into()),

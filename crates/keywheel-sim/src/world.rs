@@ -70,6 +70,8 @@ pub(crate) struct World {
     pub(crate) checks: u64,
     pub(crate) crash_at_next_commit: bool,
     pub(crate) healed: bool,
+    /// Two people begin at once, and reads of the journal take time.
+    pub(crate) racing: bool,
 }
 
 /// What happens at its time.
@@ -371,6 +373,7 @@ impl World {
             checks: 0,
             crash_at_next_commit: false,
             healed: false,
+            racing: false,
         }
     }
 
