@@ -9,9 +9,11 @@ pub mod faults;
 pub mod invariants;
 mod journal;
 mod life;
+pub mod model;
 pub mod planted;
 mod random;
 mod scenario;
+pub mod walk;
 mod world;
 
 pub use life::Verdict;

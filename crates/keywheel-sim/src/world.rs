@@ -758,7 +758,7 @@ impl World {
 }
 
 /// Returns whether a fault can be done at a point.
-fn fits(fault: Fault, step: StepKind, kind: RequestKind) -> bool {
+pub(crate) fn fits(fault: Fault, step: StepKind, kind: RequestKind) -> bool {
     let writes = matches!(kind, RequestKind::Mint | RequestKind::Write | RequestKind::Roll | RequestKind::OtherWrite);
     if crate::faults::impossible(step, fault).is_some() {
         return false;
