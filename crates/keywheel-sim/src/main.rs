@@ -19,6 +19,8 @@ Leads simulated lives of rotations and checks that nothing is violated.
   --from N         the first seed (0 unless told)
   --threads N      how many threads (2 unless told)
   --seed N         leads one life again, and shows its records
+  --again SHAPE POINT:FAULT…
+                   leads one life of the walk again, and shows its records
   --walk           only the exhaustive walk: every point, every fault, and pairs of them
   --planted        only the hunt for planted bugs";
 
@@ -36,6 +38,7 @@ fn main() -> ExitCode {
                 Some(seed) => return replay(seed),
                 None => None,
             },
+            "--again" => return again(arguments.collect()),
             "--walk" => return walk_all(),
             "--planted" => return hunt_all(),
             _ => None,
@@ -168,15 +171,29 @@ fn report(
     for (seed, violation) in failures {
         eprintln!("{violation}\n  replay: cargo run --release -p keywheel-sim -- --seed {seed}");
     }
-    walked.violations.iter().for_each(|violation| eprintln!("{violation}\n  replay: cargo run --release -p keywheel-sim -- --walk"));
+    walked.violations.iter().for_each(|violation| eprintln!("{violation}\n  replay: cargo run --release -p keywheel-sim -- (the words from `--again` to the colon)"));
     reached.iter().for_each(|(step, fault, seed, violation)| eprintln!("{step:?} with {fault:?}, seed {seed}: {violation}"));
     model.iter().for_each(|violation| eprintln!("model: {violation}"));
     missing.iter().for_each(|(step, fault)| eprintln!("not reached: {fault:?} at {step:?}"));
     if violations > 0 || !missing.is_empty() || caught < planted::BUGS.len() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
+fn again(arguments: Vec<String>) -> ExitCode {
+    let (shape, faults) = arguments.split_first().map_or(("", &[][..]), |(shape, faults)| (shape.as_str(), faults));
+    match walk::again(shape, faults) {
+        Ok(verdict) => show(verdict),
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
 fn replay(seed: u64) -> ExitCode {
-    let verdict = keywheel_sim::live(seed, true);
+    show(keywheel_sim::live(seed, true))
+}
+
+fn show(verdict: keywheel_sim::Verdict) -> ExitCode {
     eprintln!("faults: {:?}, outcomes: {:?}", verdict.fired, verdict.outcomes);
     match verdict.violation {
         Some(violation) => {

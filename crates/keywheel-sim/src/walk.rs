@@ -65,6 +65,31 @@ pub fn pairs(part: usize, parts: usize) -> Walked {
     walked
 }
 
+/// Leads one life of a walk again and shows its records: a shape, and faults as `<point>:<fault>`.
+///
+/// # Errors
+/// What cannot be read, in words.
+pub fn again(shape: &str, faults: &[String]) -> Result<Verdict, String> {
+    let known = Shape::ALL.into_iter().find(|known| format!("{known:?}") == shape);
+    let shape = known.ok_or_else(|| format!("`{shape}` is no shape"))?;
+    let read = |text: &String| {
+        let (point, fault) = text.split_once(':')?;
+        let fault = Fault::ALL.iter().find(|known| format!("{known:?}") == fault)?;
+        Some(planned(point.parse().ok()?, *fault))
+    };
+    let faults = faults.iter().map(|text| read(text).ok_or_else(|| format!("`{text}` is no fault at a point")));
+    let faults: Vec<Planned> = faults.collect::<Result<_, _>>()?;
+    Ok(life::lead(SEED, &Options { shape: Some(shape), faults: Some(faults), log: true, ..Options::default() }))
+}
+
+fn text(planned: &Planned) -> String {
+    match planned.when {
+        When::At(point) => format!("{point}:{:?}", planned.fault),
+        When::From(point) => format!("{point}+:{:?}", planned.fault),
+        When::Step(step, nth) => format!("{step:?}#{nth}:{:?}", planned.fault),
+    }
+}
+
 fn planned(point: u32, fault: Fault) -> Planned {
     Planned { when: When::At(point), fault }
 }
@@ -90,8 +115,8 @@ impl Walked {
         self.lifecycles += verdict.lifecycles;
         self.hit.merge(&verdict.hit);
         if let Some(violation) = verdict.violation {
-            let faults: Vec<String> = faults.iter().map(|planned| format!("{:?}", planned)).collect();
-            self.violations.push(format!("{shape:?} with {}: {violation}", faults.join(", then ")));
+            let faults: Vec<String> = faults.iter().map(text).collect();
+            self.violations.push(format!("--again {shape:?} {}: {violation}", faults.join(" ")));
         }
     }
 
