@@ -153,6 +153,9 @@ impl Line {
 
     /// Returns the neighbour of `from` on the way to `goal`.
     pub fn neighbour(self, from: Position, goal: Position) -> Position {
+        if crate::planted!("moves_are_leaps") {
+            return goal;
+        }
         match from.cmp(&goal) {
             std::cmp::Ordering::Less => from + 1,
             std::cmp::Ordering::Equal => from,

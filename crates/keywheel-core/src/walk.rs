@@ -123,6 +123,7 @@ impl Walk {
         };
         let owed = self
             .write(moving)
+            .or_else(|| self.settle(moving, now).filter(|owed| matches!(owed, Next::Do(_))))
             .or_else(|| moving.take_up())
             .or_else(|| (self.probes && !moving.probed).then_some(Next::Do(Step::Probe { to: moving.to })))
             .or_else(|| self.settle(moving, now));
@@ -143,7 +144,8 @@ impl Walk {
         Some(Next::Do(Step::Write { store: store as u8, to: moving.to }))
     }
 
-    /// A store to which a write of another arrangement can still land is written again once it no longer can.
+    /// A store to which a write of another arrangement can still land is written again once it no longer can: before anything
+    /// else then, since replicas may have read what landed.
     fn settle(&self, moving: &Move, now: Timestamp) -> Option<Next> {
         if crate::planted!("trusts_read_back_of_unknown_write") {
             return None;

@@ -581,3 +581,17 @@ fn h45_a_store_written_anew_has_its_readers_looked_at_anew() {
     assert_ne!(since(&world), held_since, "nobody knows what the store held in between");
     assert_eq!(world.begin(), Ok(Step::Roll { workload: 0, to: 1 }));
 }
+
+#[test]
+fn a_write_that_landed_late_is_written_over_before_replicas_are_rolled_again() {
+    let mut world = World::new(plan(Strategy::Overlap));
+    let write = world.until(is_write(1));
+    world.apply(Event::Unknown { step: write });
+    world.apply(Event::TurnedBack { because: Because::Operator { because: "test".into() } });
+    let settles_at = world.rotation.unsettled_until().unwrap();
+    let evidence = world.until(|step| matches!(step, Step::Evidence { to: 0, .. }));
+    world.now = settles_at;
+    let other = Report::Seen(Count { holds: 0, other: 3, unknown: 0 });
+    world.apply(Event::Done { step: evidence, report: other });
+    assert_eq!(world.begin(), Ok(Step::Write { store: 0, to: 0 }));
+}

@@ -110,7 +110,7 @@ impl Issuer for SimIssuer {
 
     fn generate(&self, _random: Randomness<'_>) -> Option<Credential> {
         let ours = self.facts.value == ValueOrigin::Ours;
-        ours.then(|| credential(self.line.world.lock().new_value(Some(self.line.secret))))
+        ours.then(|| credential(self.line.world.lock().make(self.line.secret)))
     }
 
     async fn mint(&self, request: &Mint<'_>) -> Result<Minted, CallError> {

@@ -22,6 +22,12 @@ pub struct Violation {
     pub what: String,
 }
 
+impl std::fmt::Display for Violation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.id, self.what)
+    }
+}
+
 /// How an invariant is looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Looked {
@@ -352,5 +358,16 @@ impl World {
                 self.violate(id, || format!("secret {secret} is {outcome}, and `{issued}` is still accepted"));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_number_is_listed_once() {
+        let numbers = (1..=29).map(|n| format!("I{n:02}")).chain((1..=5).map(|n| format!("L{n:02}")));
+        assert!(numbers.eq(ALL.iter().map(|(id, _)| (*id).to_owned())));
     }
 }

@@ -143,7 +143,11 @@ impl Journal for SimJournal {
     }
 
     async fn inventory(&self, secret: &SecretName) -> Result<Option<Inventory>, JournalError> {
-        self.inner.inventory(secret).await
+        let row = self.inner.inventory(secret).await;
+        if self.world.lock().racing {
+            self.stall(5).await;
+        }
+        row
     }
 
     async fn inventories(&self) -> Result<Vec<Inventory>, JournalError> {
@@ -258,6 +262,9 @@ impl World {
                 book.outcome = None;
                 book.promoted_at = now;
                 self.secrets[secret].emergency |= *emergency;
+                if *emergency {
+                    self.values.iter_mut().filter(|value| value.secret == Some(secret)).for_each(|value| value.suspect = true);
+                }
             }
             What::Intended { step, until } => {
                 let intent = Intent { step: *step, until: *until, process };

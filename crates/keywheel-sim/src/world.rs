@@ -70,6 +70,8 @@ pub(crate) struct World {
     pub(crate) checks: u64,
     pub(crate) crash_at_next_commit: bool,
     pub(crate) healed: bool,
+    /// Two people begin at once, and reads of the journal take time.
+    pub(crate) racing: bool,
 }
 
 /// What happens at its time.
@@ -371,6 +373,7 @@ impl World {
             checks: 0,
             crash_at_next_commit: false,
             healed: false,
+            racing: false,
         }
     }
 
@@ -413,6 +416,13 @@ impl World {
     pub(crate) fn new_value(&mut self, secret: Option<usize>) -> u16 {
         self.values.push(Value { secret, fingerprint: None, bad: false, suspect: false, ended: false });
         (self.values.len() - 1) as u16
+    }
+
+    /// Makes the value of a version; it may be one that workloads refuse.
+    pub(crate) fn make(&mut self, secret: usize) -> u16 {
+        let value = self.new_value(Some(secret));
+        self.values[usize::from(value)].bad = std::mem::take(&mut self.secrets[secret].next_is_bad);
+        value
     }
 
     pub(crate) fn fingerprint(&mut self, value: u16) -> Fingerprint {
@@ -748,7 +758,7 @@ impl World {
 }
 
 /// Returns whether a fault can be done at a point.
-fn fits(fault: Fault, step: StepKind, kind: RequestKind) -> bool {
+pub(crate) fn fits(fault: Fault, step: StepKind, kind: RequestKind) -> bool {
     let writes = matches!(kind, RequestKind::Mint | RequestKind::Write | RequestKind::Roll | RequestKind::OtherWrite);
     if crate::faults::impossible(step, fault).is_some() {
         return false;
@@ -812,9 +822,8 @@ impl World {
         }
         let value = match value {
             Some(value) if !theirs => value,
-            _ => self.new_value(Some(secret)),
+            _ => self.make(secret),
         };
-        self.values[usize::from(value)].bad = std::mem::take(&mut self.secrets[secret].next_is_bad);
         let now = self.now;
         let known = &self.secrets[secret];
         let expires_at = known.lifetime.map(|life| now + life);
