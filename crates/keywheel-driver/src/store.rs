@@ -57,7 +57,9 @@ impl Edit<'_> {
         };
         match &self.accept {
             Accept::Anything => true,
-            Accept::OneOf(accepted) => same(present, self.value) || accepted.iter().any(|a| same(present, *a)),
+            Accept::OneOf(accepted) => {
+                same(present, self.value) || accepted.iter().any(|a| same(present, *a))
+            }
         }
     }
 }

@@ -77,9 +77,14 @@ pub fn again(shape: &str, faults: &[String]) -> Result<Verdict, String> {
         let fault = Fault::ALL.iter().find(|known| format!("{known:?}") == fault)?;
         Some(planned(point.parse().ok()?, *fault))
     };
-    let faults = faults.iter().map(|text| read(text).ok_or_else(|| format!("`{text}` is no fault at a point")));
+    let faults = faults
+        .iter()
+        .map(|text| read(text).ok_or_else(|| format!("`{text}` is no fault at a point")));
     let faults: Vec<Planned> = faults.collect::<Result<_, _>>()?;
-    Ok(life::lead(SEED, &Options { shape: Some(shape), faults: Some(faults), log: true, ..Options::default() }))
+    Ok(life::lead(
+        SEED,
+        &Options { shape: Some(shape), faults: Some(faults), log: true, ..Options::default() },
+    ))
 }
 
 fn text(planned: &Planned) -> String {
@@ -105,7 +110,10 @@ fn points(shape: Shape) -> Vec<(u32, Fault)> {
 }
 
 fn lead(shape: Shape, faults: &[Planned], trace: bool) -> Verdict {
-    life::lead(SEED, &Options { shape: Some(shape), faults: Some(faults.to_vec()), trace, ..Options::default() })
+    life::lead(
+        SEED,
+        &Options { shape: Some(shape), faults: Some(faults.to_vec()), trace, ..Options::default() },
+    )
 }
 
 impl Walked {

@@ -20,7 +20,12 @@ use crate::words;
 const PATIENCE: Span = Span::seconds(2);
 
 /// Runs groups side by side, so that one that hangs delays nobody else, and says how they ended.
-pub(crate) async fn run(session: &Session, groups: Vec<Group>, rest: bool, output: Output) -> Result<Exit, Failure> {
+pub(crate) async fn run(
+    session: &Session,
+    groups: Vec<Group>,
+    rest: bool,
+    output: Output,
+) -> Result<Exit, Failure> {
     let stop = stop_on_signals(output);
     let until = Until { rest, patience: PATIENCE, stop: &stop };
     let runs = groups.into_iter().map(|mut group| async {
@@ -47,7 +52,11 @@ fn stop_on_signals(output: Output) -> Arc<AtomicBool> {
     let stop = Arc::new(AtomicBool::new(false));
     let asked = Arc::clone(&stop);
     tokio::spawn(async move {
-        let Ok(mut terminate) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) else { return };
+        let Ok(mut terminate) =
+            tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
+        else {
+            return;
+        };
         loop {
             tokio::select! {
                 _ = tokio::signal::ctrl_c() => {}
@@ -64,14 +73,21 @@ fn stop_on_signals(output: Output) -> Arc<AtomicBool> {
 }
 
 /// Says what is true of rotations now, and which exit code that is.
-fn tell(session: &Session, rotations: &[Rotation], stopped: bool, output: Output) -> Result<Exit, Failure> {
+fn tell(
+    session: &Session,
+    rotations: &[Rotation],
+    stopped: bool,
+    output: Output,
+) -> Result<Exit, Failure> {
     match output.format {
         Format::Json => {
-            let list: Vec<Value> = rotations.iter().map(|rotation| summary(session, rotation)).collect();
+            let list: Vec<Value> =
+                rotations.iter().map(|rotation| summary(session, rotation)).collect();
             output.json(&json!({ "rotations": list }))?;
         }
         Format::Text => {
-            let lines: String = rotations.iter().map(|rotation| ending(session, rotation)).collect();
+            let lines: String =
+                rotations.iter().map(|rotation| ending(session, rotation)).collect();
             output.text(&lines)?;
         }
     }
@@ -106,7 +122,9 @@ fn outcome(rotation: &Rotation) -> &'static str {
         Some(Outcome::Undone) => "undone",
         Some(Outcome::Superseded) => "superseded",
         None if rotation.parked().is_some() => "needs_operator",
-        None if rotation.promoted_side() == Side::Pending && rotation.toward() == Side::Pending => "promoted",
+        None if rotation.promoted_side() == Side::Pending && rotation.toward() == Side::Pending => {
+            "promoted"
+        }
         None => "open",
     }
 }
@@ -123,26 +141,35 @@ fn owed_at(session: &Session, rotation: &Rotation) -> Option<String> {
 pub(crate) fn old_refused(rotation: &Rotation) -> Option<bool> {
     let deaths: Vec<Option<Death>> =
         rotation.retiring().into_iter().map(|version| rotation.ending().death(version)).collect();
-    (!deaths.is_empty() && deaths.iter().all(|death| *death == Some(Death::Refused))).then_some(true)
+    (!deaths.is_empty() && deaths.iter().all(|death| *death == Some(Death::Refused)))
+        .then_some(true)
 }
 
 fn reason_unasked(rotation: &Rotation) -> Option<&'static str> {
-    let mut deaths = rotation.retiring().into_iter().map(|version| rotation.ending().death(version));
+    let mut deaths =
+        rotation.retiring().into_iter().map(|version| rotation.ending().death(version));
     if deaths.any(|death| death == Some(Death::NoOneToAsk)) { Some("no one to ask") } else { None }
 }
 
 fn ending(session: &Session, rotation: &Rotation) -> String {
     let plan = rotation.plan();
     let (secret, new) = (&plan.secret, plan.pending);
-    let old = plan.previous.as_ref().map_or("nothing".into(), |previous| previous.version.to_string());
+    let old =
+        plan.previous.as_ref().map_or("nothing".into(), |previous| previous.version.to_string());
     match (rotation.outcome(), rotation.parked()) {
         (Some(Outcome::Completed), _) => {
-            let dead = if old_refused(rotation) == Some(true) { "refused everywhere" } else { "ended; there was no one to ask" };
+            let dead = if old_refused(rotation) == Some(true) {
+                "refused everywhere"
+            } else {
+                "ended; there was no one to ask"
+            };
             format!("{secret}: completed; {new} is current, {old} is {dead}\n")
         }
         (Some(Outcome::Undone), _) => {
-            let because = rotation.turned_back_because().map(|because| words::turned_back(plan, because));
-            let because = because.map(|because| format!("  because: {because}\n")).unwrap_or_default();
+            let because =
+                rotation.turned_back_because().map(|because| words::turned_back(plan, because));
+            let because =
+                because.map(|because| format!("  because: {because}\n")).unwrap_or_default();
             if rotation.mint_attempts() == 0 {
                 format!("{secret}: refused; nothing was changed, {old} is current\n{because}")
             } else {
@@ -160,9 +187,12 @@ fn ending(session: &Session, rotation: &Rotation) -> String {
 fn owed(session: &Session, rotation: &Rotation) -> String {
     let plan = rotation.plan();
     let (secret, new) = (&plan.secret, plan.pending);
-    let old = plan.previous.as_ref().map_or("nothing".into(), |previous| previous.version.to_string());
+    let old =
+        plan.previous.as_ref().map_or("nothing".into(), |previous| previous.version.to_string());
     let next = match rotation.next(session.now()) {
-        Next::Wait { until, .. } => format!("{} ({})", words::when(until), words::distance(until, session.now())),
+        Next::Wait { until, .. } => {
+            format!("{} ({})", words::when(until), words::distance(until, session.now()))
+        }
         _ => "now".into(),
     };
     if has_promoted(rotation) && rotation.toward() == Side::Pending {
@@ -178,7 +208,10 @@ fn owed(session: &Session, rotation: &Rotation) -> String {
             secret.environment()
         )
     } else {
-        format!("{secret}: {}; next step {next}\n  goes on with: keywheel resume {secret}\n", rotation.phase())
+        format!(
+            "{secret}: {}; next step {next}\n  goes on with: keywheel resume {secret}\n",
+            rotation.phase()
+        )
     }
 }
 

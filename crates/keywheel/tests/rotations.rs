@@ -37,7 +37,10 @@ impl Project {
         let folder = tempfile::tempdir().unwrap();
         let project = Self { folder };
         for name in ["project", "state", "keys"] {
-            std::fs::DirBuilder::new().mode(0o700).create(project.folder.path().join(name)).unwrap();
+            std::fs::DirBuilder::new()
+                .mode(0o700)
+                .create(project.folder.path().join(name))
+                .unwrap();
         }
         project.write("keywheel.yaml", CONFIG);
         project.write("app.env", &format!("# app\nPEPPER={OLD}\nOTHER=1\n"));
@@ -52,7 +55,13 @@ impl Project {
     fn write(&self, name: &str, text: &str) {
         use std::io::Write;
         let mut options = std::fs::OpenOptions::new();
-        let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(self.path(name)).unwrap();
+        let mut file = options
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(self.path(name))
+            .unwrap();
         file.write_all(text.as_bytes()).unwrap();
     }
 
@@ -89,8 +98,15 @@ struct Ran {
 impl Ran {
     fn of(output: &Output) -> Self {
         let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
-        let ran = Self { code: output.status.code(), stdout: text(&output.stdout), stderr: text(&output.stderr) };
-        assert!(!ran.stdout.contains(OLD) && !ran.stderr.contains(OLD), "a value was printed: {ran:?}");
+        let ran = Self {
+            code: output.status.code(),
+            stdout: text(&output.stdout),
+            stderr: text(&output.stderr),
+        };
+        assert!(
+            !ran.stdout.contains(OLD) && !ran.stderr.contains(OLD),
+            "a value was printed: {ran:?}"
+        );
         ran
     }
 
@@ -102,7 +118,10 @@ impl Ran {
 
     #[track_caller]
     fn says(&self, words: &str) -> &Self {
-        assert!(self.stdout.contains(words) || self.stderr.contains(words), "not said: {words}\n{self:?}");
+        assert!(
+            self.stdout.contains(words) || self.stderr.contains(words),
+            "not said: {words}\n{self:?}"
+        );
         self
     }
 }
@@ -111,7 +130,10 @@ impl Ran {
 fn a_rotation_replaces_the_value_everywhere_and_nothing_else() {
     let project = Project::new();
     project.run(&["check"]).ends(0).says("ready");
-    assert!(!project.folder.path().join("state/journal.sqlite").exists(), "`check` makes no journal");
+    assert!(
+        !project.folder.path().join("state/journal.sqlite").exists(),
+        "`check` makes no journal"
+    );
     project.run(&["rotate", "pepper", "--yes", "--soak"]).ends(0).says("completed; v2 is current");
     let (app, web) = (project.read("app.env"), project.read("web.env"));
     assert!(!app.contains(OLD) && !web.contains(OLD));
@@ -129,7 +151,11 @@ fn i16_a_plan_changes_nothing_and_is_run_exactly_or_not_at_all() {
     let before = project.read("app.env");
     let plan = project.json(&["plan", "pepper"])["plan"].as_str().unwrap().to_owned();
     assert_eq!(project.read("app.env"), before);
-    project.run(&["rotate", "pepper", "--plan", "0123456789"]).ends(4).says("K0205").says("now: nothing changed");
+    project
+        .run(&["rotate", "pepper", "--plan", "0123456789"])
+        .ends(4)
+        .says("K0205")
+        .says("now: nothing changed");
     project.run(&["rotate", "pepper", "--soak", "--plan", &plan[..8]]).ends(0).says("completed");
     project.run(&["rotate", "pepper", "--plan", &plan[..8]]).ends(4).says("K0205");
 }
@@ -161,7 +187,10 @@ fn h35_an_edit_by_hand_is_found_and_put_right_or_kept() {
     project.run(&["doctor"]).ends(0);
     project.write("app.env", "PEPPER=somethingelse0123456789abcd\n");
     project.write("web.env", "PEPPER=somethingelse0123456789abcd\n");
-    project.run(&["rotate", "pepper", "--yes"]).ends(4).says("is not version 2 as keywheel knows it");
+    project
+        .run(&["rotate", "pepper", "--yes"])
+        .ends(4)
+        .says("is not version 2 as keywheel knows it");
     project.run(&["reconcile", "pepper", "--yes"]).ends(4).says("K0210");
     project.run(&["reconcile", "pepper", "--keep", "--yes"]).ends(0).says("is v5 now");
     project.run(&["rotate", "pepper", "--yes", "--soak"]).ends(0).says("completed; v6 is current");
@@ -209,7 +238,9 @@ fn two_runs_at_once_rotate_once_or_one_after_the_other() {
     let project = Project::new();
     project.run(&["adopt", "pepper", "--yes"]).ends(0);
     let arguments = ["rotate", "pepper", "--yes", "--soak"];
-    let spawn = || project.command(&arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let spawn = || {
+        project.command(&arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    };
     let both = [spawn(), spawn()].map(|child| Ran::of(&child.wait_with_output().unwrap()));
     let done = both.iter().filter(|ran| ran.code == Some(0)).count();
     assert!(done >= 1, "{both:?}");
@@ -238,8 +269,10 @@ fn an_interrupted_rotation_stops_after_its_step_and_is_resumed() {
         let ran = Ran::of(&child.wait_with_output().unwrap());
         project.run(&["resume", "--all", "--soak", "--yes"]).ends(0);
         let rotations = project.json(&["rotation", "list"])["rotations"].as_array().unwrap().len();
-        let replaced = !project.read("app.env").contains(OLD) && !project.read("web.env").contains(OLD);
-        let untouched = project.read("app.env").contains(OLD) && project.read("web.env").contains(OLD);
+        let replaced =
+            !project.read("app.env").contains(OLD) && !project.read("web.env").contains(OLD);
+        let untouched =
+            project.read("app.env").contains(OLD) && project.read("web.env").contains(OLD);
         assert!(if rotations == 0 { untouched } else { replaced }, "after {pause} ms: {ran:?}");
         project.run(&["audit", "verify"]).ends(0);
     }
@@ -253,7 +286,10 @@ fn an_undo_before_promotion_puts_back_the_exact_bytes() {
     let ran = project.run(&["rotate", "pepper", "--yes"]);
     ran.ends(0).says("promoted; v2 is current").says("keywheel resume --all --quiet");
     project.run(&["resume", "--all", "--quiet"]).ends(0);
-    project.run(&["undo", "pepper", "--yes", "--because", "a test"]).says("turned round; v1 is current again").ends(0);
+    project
+        .run(&["undo", "pepper", "--yes", "--because", "a test"])
+        .says("turned round; v1 is current again")
+        .ends(0);
     assert_eq!(project.read("app.env"), app);
     assert_eq!(project.read("web.env"), web);
     project.run(&["rotate", "pepper", "--yes"]).ends(4).says("K0202");

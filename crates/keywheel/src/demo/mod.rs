@@ -21,11 +21,11 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use tokio::process::{Child, Command};
 
-use self::edge::Edge;
 use self::backend::LONGEST_PEPPER;
+use self::edge::Edge;
 pub(crate) use self::load::Counts;
-pub(crate) use self::scenario::{DemoArgs, run};
 use self::load::{Load, Target};
+pub(crate) use self::scenario::{DemoArgs, run};
 pub(crate) use self::supervisor::Exit;
 
 /// How long the world may take to come up.
