@@ -81,9 +81,8 @@ fn shared_roll(members: &[&Rotation], owed: &[Next], index: usize) -> Option<Sma
     for (other, (member, next)) in members.iter().zip(owed).enumerate() {
         match next {
             Next::Do(step @ Step::Roll { workload, .. }) if moves_left(member) == Some(mine) => {
-                if member.plan().workloads[usize::from(*workload)].bound == *bound {
-                    rolls.push((other, *step));
-                }
+                let shared = member.plan().workloads[usize::from(*workload)].bound == *bound;
+                rolls.extend(shared.then_some((other, *step)));
             }
             _ if other != index && moves_left(member) == Some(mine) && !has_rolled(next) => return None,
             _ => {}
