@@ -116,7 +116,9 @@ fn judge_slots(shown: &[(String, Fingerprint)], expected: &[(String, Option<Fing
 /// nothing, since the stores may have been half written then.
 fn judge_start(started_at: Option<Timestamp>, expected: &Expected<'_>) -> Proof {
     match (started_at, expected.held_since) {
-        (Some(started), Some(since)) if started > since + expected.granularity => Proof::Holds,
+        (Some(started), Some(since)) if started > since + expected.granularity || crate::planted!("early_start_counts") => {
+            Proof::Holds
+        }
         _ => Proof::Unknown,
     }
 }

@@ -479,7 +479,7 @@ fn an_extension_writes_nothing_and_ends_nothing() {
     let step = world.begin().unwrap();
     assert_eq!(step, Step::Extend);
     world.apply(Event::Done { step, report: Report::Extended { expires_at: START } });
-    assert_eq!(world.to_rest(), Next::Rest(Outcome::Completed));
+    assert_eq!(world.run_to_rest(), Next::Rest(Outcome::Completed));
     assert_eq!(world.steps, [Step::Extend]);
 }
 
@@ -491,7 +491,7 @@ fn l03_a_gate_that_stays_closed_is_looked_at_more_and_more_seldom() {
     world.until(|step| step == Step::Visit);
     world.last_used_at = Some(world.now + Span::hours(1));
     world.finish(Step::Visit);
-    assert_eq!(world.to_rest(), Next::Operator(ParkReason::GateClosed));
+    assert_eq!(world.run_to_rest(), Next::Operator(ParkReason::GateClosed));
     let visits = world.steps.iter().filter(|step| **step == Step::Visit).count();
     assert!(visits < 300, "{visits} visits in a week");
 }
