@@ -39,7 +39,11 @@ pub fn next(inventory: &Inventory, policy: &Policy) -> Option<Due> {
 fn compromised(_: &Inventory, current: &Version, _: &Policy) -> Option<Due> {
     let because = format!("{} is compromised", current.version);
     let since = Timestamp::from_millis(i64::MIN);
-    (current.state == State::Compromised).then_some(Due { reason: Reason::Compromised, since, because })
+    (current.state == State::Compromised).then_some(Due {
+        reason: Reason::Compromised,
+        since,
+        because,
+    })
 }
 
 /// The issuer ends it by itself: time for the longest move and a retry is left, whatever the cryptoperiod says.
@@ -48,14 +52,25 @@ fn expiring(_: &Inventory, current: &Version, policy: &Policy) -> Option<Due> {
     let lead = policy.soak + policy.patience + policy.patience;
     let third = current.created_at.map_or(lead, |created| expires_at.since(created).part(1, 3));
     let since = expires_at - third.min(lead.max(Span::days(1)));
-    Some(Due { reason: Reason::Expiring, since, because: format!("its issuer ends {} by itself", current.version) })
+    Some(Due {
+        reason: Reason::Expiring,
+        since,
+        because: format!("its issuer ends {} by itself", current.version),
+    })
 }
 
 fn past_its_cryptoperiod(inventory: &Inventory, current: &Version, policy: &Policy) -> Option<Due> {
     let began_at = inventory.rotated_at.or(current.created_at)?;
-    let day = if crate::planted!("days_are_counted_inclusively") { Span::days(1) } else { Span::ZERO };
+    let day = match crate::planted!("days_are_counted_inclusively") {
+        true => Span::days(1),
+        false => Span::ZERO,
+    };
     let since = began_at + policy.cryptoperiod + day;
-    Some(Due { reason: Reason::Scheduled, since, because: format!("its cryptoperiod of {} ends", policy.cryptoperiod) })
+    Some(Due {
+        reason: Reason::Scheduled,
+        since,
+        because: format!("its cryptoperiod of {} ends", policy.cryptoperiod),
+    })
 }
 
 /// What a lease needs (`Strategy::Lease`).
@@ -89,7 +104,11 @@ pub fn lease(
     } else if now >= extend_at && expires_at < dies_at {
         LeaseNeed::Extend
     } else {
-        LeaseNeed::Nothing(if expires_at < dies_at { replace_at.min(extend_at) } else { replace_at })
+        LeaseNeed::Nothing(if expires_at < dies_at {
+            replace_at.min(extend_at)
+        } else {
+            replace_at
+        })
     }
 }
 
@@ -100,7 +119,8 @@ mod tests {
 
     fn inventory(change: impl FnOnce(&mut Inventory, &mut Version)) -> Inventory {
         let mut inventory = Inventory::new("jwt@production".parse().unwrap());
-        let mut version = Version::adopted(VersionId(1), None, Some(Timestamp::from_millis(0)), None);
+        let mut version =
+            Version::adopted(VersionId(1), None, Some(Timestamp::from_millis(0)), None);
         inventory.rotated_at = Some(Timestamp::from_millis(0));
         change(&mut inventory, &mut version);
         inventory.versions.push(version);
@@ -115,7 +135,10 @@ mod tests {
     fn h34_a_cryptoperiod_of_90_days_ends_after_90_times_86400_seconds() {
         let (row, policy) = (inventory(|_, _| {}), Policy::default());
         assert_eq!(due(&row, &policy, after(Span::millis(90 * 86_400_000 - 1))), None);
-        assert_eq!(due(&row, &policy, after(Span::days(90))).map(|due| due.reason), Some(Reason::Scheduled));
+        assert_eq!(
+            due(&row, &policy, after(Span::days(90))).map(|due| due.reason),
+            Some(Reason::Scheduled)
+        );
     }
 
     #[test]
@@ -124,7 +147,10 @@ mod tests {
             version.state = State::Compromised;
             row.held_because = Some("reversed".into());
         });
-        assert_eq!(due(&row, &Policy::default(), after(Span::ZERO)).map(|due| due.reason), Some(Reason::Compromised));
+        assert_eq!(
+            due(&row, &Policy::default(), after(Span::ZERO)).map(|due| due.reason),
+            Some(Reason::Compromised)
+        );
     }
 
     #[test]
@@ -144,7 +170,16 @@ mod tests {
     #[test]
     fn a_lease_is_extended_at_half_and_replaced_in_time_for_three_moves() {
         let (created, hour) = (after(Span::ZERO), Span::hours(1));
-        let need = |now| lease(created, after(hour), Span::hours(24), Span::minutes(10), Span::minutes(1), after(now));
+        let need = |now| {
+            lease(
+                created,
+                after(hour),
+                Span::hours(24),
+                Span::minutes(10),
+                Span::minutes(1),
+                after(now),
+            )
+        };
         assert_eq!(need(Span::minutes(29)), LeaseNeed::Nothing(after(Span::minutes(30))));
         assert_eq!(need(Span::minutes(30)), LeaseNeed::Extend);
         assert_eq!(need(Span::hours(16)), LeaseNeed::Replace);

@@ -25,7 +25,8 @@ pub struct Coming {
 /// Returns what these plans will do together from `now` on. Looks at the gates are left out.
 pub fn forecast(plans: &[Arc<Plan>], now: Timestamp) -> Vec<Coming> {
     let begin = |plan: &Arc<Plan>| Rotation::begin(now, &Event::Planned(Arc::clone(plan)));
-    let rotations = plans.iter().map(|plan| begin(plan).expect("a plan begins a rotation")).collect();
+    let rotations =
+        plans.iter().map(|plan| begin(plan).expect("a plan begins a rotation")).collect();
     continue_forecast(rotations, now)
 }
 
@@ -48,7 +49,11 @@ pub fn continue_forecast(mut group: Vec<Rotation>, mut now: Timestamp) -> Vec<Co
                 let (_, step) = steps[0];
                 if step != Step::Visit {
                     let members = steps.iter().map(|(member, _)| *member).collect();
-                    coming.push(Coming { at: now, members, event: Event::Intended { step, until: now } });
+                    coming.push(Coming {
+                        at: now,
+                        members,
+                        event: Event::Intended { step, until: now },
+                    });
                 }
             }
             Turn::Wait { until, .. } => now = until,
@@ -68,7 +73,11 @@ fn take(rotation: &mut Rotation, step: Step, began_at: Timestamp, now: Timestamp
 fn ideal(rotation: &Rotation, step: Step, began_at: Timestamp, now: Timestamp) -> Report {
     let everyone = Count { holds: 1, other: 0, unknown: 0 };
     match step {
-        Step::Mint { .. } => Report::Minted { issued: Some(IssuedId::new("forecast")), fingerprint: None, expires_at: None },
+        Step::Mint { .. } => Report::Minted {
+            issued: Some(IssuedId::new("forecast")),
+            fingerprint: None,
+            expires_at: None,
+        },
         Step::Write { .. } => Report::Written { changed: true },
         Step::Evidence { .. } => Report::Seen(everyone),
         Step::Sweep => Report::Swept { strays: Vec::new() },

@@ -31,7 +31,8 @@ mod switch {
     }
 
     /// The bug that `KEYWHEEL_PLANTED` names, for the whole process: how `cargo xtask hazards` removes a protection.
-    static EVERYWHERE: LazyLock<Option<String>> = LazyLock::new(|| std::env::var("KEYWHEEL_PLANTED").ok());
+    static EVERYWHERE: LazyLock<Option<String>> =
+        LazyLock::new(|| std::env::var("KEYWHEEL_PLANTED").ok());
 
     /// Switches one bug on for this thread, or all of them off.
     pub fn switch(name: Option<&'static str>) {
@@ -40,7 +41,8 @@ mod switch {
 
     /// Returns whether the named bug is switched on for this thread.
     pub fn is_on(name: &str) -> bool {
-        ON.with(|on| on.get().is_some_and(|planted| planted == name)) || EVERYWHERE.as_deref() == Some(name)
+        ON.with(|on| on.get().is_some_and(|planted| planted == name))
+            || EVERYWHERE.as_deref() == Some(name)
     }
 }
 

@@ -8,12 +8,14 @@ use keywheel_core::call::{Refusal, RefusalKind};
 use keywheel_core::event::{Because, Death, Event, Outcome, ParkReason, Report, Step};
 use keywheel_core::evidence::Count;
 use keywheel_core::facts::{
-    Authority, IssuerFacts, LastUsedFacts, Observe, Pickup, ReadBack, Revert, StoreFacts, ValueOrigin, WorkloadFacts,
+    Authority, IssuerFacts, LastUsedFacts, Observe, Pickup, ReadBack, Revert, StoreFacts,
+    ValueOrigin, WorkloadFacts,
 };
 use keywheel_core::forecast::forecast;
 use keywheel_core::gate::{Clocks, UsageSample, Visit};
 use keywheel_core::plan::{
-    Bound, FORMAT, IssuerPlan, Mode, Part, Plan, Policy, Reason, Role, Slot, StorePlan, VersionRef, WorkloadPlan,
+    Bound, FORMAT, IssuerPlan, Mode, Part, Plan, Policy, Reason, Role, Slot, StorePlan, VersionRef,
+    WorkloadPlan,
 };
 use keywheel_core::rotation::{Next, NoWayBack, Rotation, Why};
 use keywheel_core::secret::Field;
@@ -22,7 +24,8 @@ use keywheel_core::time::{Span, Timestamp};
 use keywheel_core::version::{IssuedId, State, VersionId};
 
 const START: Timestamp = Timestamp::from_millis(1_000_000);
-const KEYRING: Strategy = Strategy::Keyring { longest_token: Span::minutes(15), skew: Span::minutes(2) };
+const KEYRING: Strategy =
+    Strategy::Keyring { longest_token: Span::minutes(15), skew: Span::minutes(2) };
 
 fn bound(name: &str) -> Bound {
     Bound { name: name.into(), driver: serde_json::json!({}) }
@@ -65,8 +68,10 @@ fn plan(strategy: Strategy) -> Plan {
                 destroy: !own,
                 expiry_settable: false,
                 reset_repeatable: false,
-                last_used: (!own)
-                    .then_some(LastUsedFacts { lag: Span::minutes(5), granularity: Span::minutes(1) }),
+                last_used: (!own).then_some(LastUsedFacts {
+                    lag: Span::minutes(5),
+                    granularity: Span::minutes(1),
+                }),
                 propagation: Span::seconds(30),
                 settle_for: Span::seconds(60),
             },
@@ -82,7 +87,11 @@ fn plan(strategy: Strategy) -> Plan {
                 pickup: Pickup::Roll,
                 settle_for: Span::seconds(5),
             },
-            slots: vec![Slot { address: "KEY".into(), role: Role::Current, part: Part::Plain(Field::value()) }],
+            slots: vec![Slot {
+                address: "KEY".into(),
+                role: Role::Current,
+                part: Part::Plain(Field::value()),
+            }],
         }],
         workloads: vec![WorkloadPlan {
             bound: bound("backend"),
@@ -140,7 +149,11 @@ impl World {
     fn report(&self, step: Step) -> Report {
         let wall = self.now;
         match step {
-            Step::Mint { .. } => Report::Minted { issued: Some(IssuedId::new("new")), fingerprint: None, expires_at: None },
+            Step::Mint { .. } => Report::Minted {
+                issued: Some(IssuedId::new("new")),
+                fingerprint: None,
+                expires_at: None,
+            },
             Step::FindMint { .. } => Report::Found { issued: None, held: false },
             Step::Write { .. } => Report::Written { changed: true },
             Step::Evidence { .. } => Report::Seen(Count { holds: 3, other: 0, unknown: 0 }),
@@ -173,7 +186,8 @@ impl World {
 
     fn until(&mut self, wanted: impl Fn(Step) -> bool) -> Step {
         loop {
-            let step = self.begin().unwrap_or_else(|next| panic!("{next:?} after {:?}", self.steps));
+            let step =
+                self.begin().unwrap_or_else(|next| panic!("{next:?} after {:?}", self.steps));
             if wanted(step) {
                 return step;
             }
@@ -203,7 +217,8 @@ fn is_write(to: u8) -> impl Fn(Step) -> bool {
 fn an_overlap_goes_from_end_to_end() {
     let mut world = World::new(plan(Strategy::Overlap));
     assert_eq!(world.run_to_rest(), Next::Rest(Outcome::Completed));
-    let steps: Vec<Step> = world.steps.iter().copied().filter(|step| *step != Step::Visit).collect();
+    let steps: Vec<Step> =
+        world.steps.iter().copied().filter(|step| *step != Step::Visit).collect();
     let (old, new) = (VersionId(7), VersionId(8));
     assert_eq!(
         steps,
@@ -227,7 +242,8 @@ fn an_overlap_goes_from_end_to_end() {
 fn a_keyring_waits_for_tokens_and_never_calls_an_issuer() {
     let mut world = World::new(plan(KEYRING));
     assert_eq!(world.run_to_rest(), Next::Rest(Outcome::Completed));
-    let writes: Vec<Step> = world.steps.iter().copied().filter(|step| matches!(step, Step::Write { .. })).collect();
+    let writes: Vec<Step> =
+        world.steps.iter().copied().filter(|step| matches!(step, Step::Write { .. })).collect();
     assert_eq!(writes, [1, 2, 3].map(|to| Step::Write { store: 0, to }));
     assert!(!world.steps.iter().any(|step| matches!(step, Step::Revoke(_) | Step::Sweep)));
     assert!(world.now.since(START) >= Span::days(8), "soak and rollback window");
@@ -257,14 +273,20 @@ fn a_batch_shares_its_rolls_and_a_short_walk_joins_the_last_one() {
     let rolls: Vec<(Vec<usize>, Step)> = coming
         .iter()
         .filter_map(|coming| match coming.event {
-            Event::Intended { step: step @ Step::Roll { .. }, .. } => Some((coming.members.clone(), step)),
+            Event::Intended { step: step @ Step::Roll { .. }, .. } => {
+                Some((coming.members.clone(), step))
+            }
             _ => None,
         })
         .collect();
     let roll = |to| Step::Roll { workload: 0, to };
     assert_eq!(rolls, [(vec![0], roll(1)), (vec![0, 1], roll(2)), (vec![0], roll(3))]);
-    let first_roll = coming.iter().position(|coming| matches!(coming.event, Event::Intended { step: Step::Roll { .. }, .. }));
-    let verified = coming.iter().position(|coming| matches!(coming.event, Event::Intended { step: Step::Verify(_), .. }));
+    let first_roll = coming
+        .iter()
+        .position(|coming| matches!(coming.event, Event::Intended { step: Step::Roll { .. }, .. }));
+    let verified = coming
+        .iter()
+        .position(|coming| matches!(coming.event, Event::Intended { step: Step::Verify(_), .. }));
     assert!(verified < first_roll, "every version is verified before the first roll");
 }
 
@@ -274,7 +296,10 @@ fn h04_a_lost_mint_is_looked_for_and_its_stray_is_revoked_before_the_next_attemp
     let mint = world.until(|step| matches!(step, Step::Mint { .. }));
     world.apply(Event::Unknown { step: mint });
     let find = world.until(|step| matches!(step, Step::FindMint { .. }));
-    world.apply(Event::Done { step: find, report: Report::Found { issued: Some(IssuedId::new("stray")), held: false } });
+    world.apply(Event::Done {
+        step: find,
+        report: Report::Found { issued: Some(IssuedId::new("stray")), held: false },
+    });
     assert_eq!(world.begin(), Ok(Step::RevokeStray { attempt: 1 }));
     assert_eq!(world.rotation.stray(), Some(&IssuedId::new("stray")));
     world.finish(Step::RevokeStray { attempt: 1 });
@@ -289,8 +314,15 @@ fn h04_absence_is_concluded_only_when_a_mint_can_no_longer_land() {
     world.apply(Event::Unknown { step: mint });
     let find = world.until(|step| matches!(step, Step::FindMint { .. }));
     world.finish(find);
-    assert_eq!(world.begin(), Ok(Step::FindMint { attempt: 1 }), "not concluded from the first look");
-    assert!(world.now >= called_at + Span::seconds(30) + Span::seconds(60), "deadline of the call and settle_for");
+    assert_eq!(
+        world.begin(),
+        Ok(Step::FindMint { attempt: 1 }),
+        "not concluded from the first look"
+    );
+    assert!(
+        world.now >= called_at + Span::seconds(30) + Span::seconds(60),
+        "deadline of the call and settle_for"
+    );
     world.finish(find);
     assert_eq!(world.begin(), Ok(Step::Mint { attempt: 2 }));
 }
@@ -310,7 +342,8 @@ fn a_version_that_workloads_refuse_is_undone_and_revoked() {
     let roll = world.until(|step| matches!(step, Step::Roll { .. }));
     world.refuse(roll, RefusalKind::WorkloadFailed);
     assert_eq!(world.run_to_rest(), Next::Rest(Outcome::Undone));
-    let after: Vec<Step> = world.steps.iter().copied().skip_while(|step| *step != roll).skip(1).collect();
+    let after: Vec<Step> =
+        world.steps.iter().copied().skip_while(|step| *step != roll).skip(1).collect();
     assert_eq!(
         after,
         [
@@ -402,8 +435,15 @@ fn evidence_that_is_not_complete_rolls_again() {
     let mut world = World::new(plan(Strategy::Overlap));
     let step = world.until(|step| matches!(step, Step::Evidence { .. }));
     world.apply(Event::Done { step, report: Report::Seen(Count::default()) });
-    assert!(matches!(world.rotation.next(world.now), Next::Wait { why: Why::Retry(Step::Roll { .. }), .. }));
-    assert_eq!(world.begin(), Ok(Step::Roll { workload: 0, to: 1 }), "no replica at all is not green");
+    assert!(matches!(
+        world.rotation.next(world.now),
+        Next::Wait { why: Why::Retry(Step::Roll { .. }), .. }
+    ));
+    assert_eq!(
+        world.begin(),
+        Ok(Step::Roll { workload: 0, to: 1 }),
+        "no replica at all is not green"
+    );
 }
 
 #[test]
@@ -416,7 +456,10 @@ fn an_unknown_write_is_written_back_again_once_it_can_no_longer_land() {
     assert_eq!(world.begin(), Ok(Step::Write { store: 0, to: 0 }));
     world.finish(Step::Write { store: 0, to: 0 });
     world.until(is_write(0));
-    assert!(world.now >= deadline + Span::seconds(5), "written back again after the write can no longer land");
+    assert!(
+        world.now >= deadline + Span::seconds(5),
+        "written back again after the write can no longer land"
+    );
     assert_eq!(world.rotation.toward(), Side::Previous);
 }
 
@@ -459,7 +502,10 @@ fn a_stuck_emergency_revokes_when_its_stage_is_over() {
             _ => world.finish(step),
         }
     }
-    assert!(world.now.since(began_at) >= Span::minutes(5) && world.now.since(began_at) < Span::minutes(9));
+    assert!(
+        world.now.since(began_at) >= Span::minutes(5)
+            && world.now.since(began_at) < Span::minutes(9)
+    );
 }
 
 #[test]
@@ -494,4 +540,111 @@ fn l03_a_gate_that_stays_closed_is_looked_at_more_and_more_seldom() {
     assert_eq!(world.run_to_rest(), Next::Operator(ParkReason::GateClosed));
     let visits = world.steps.iter().filter(|step| **step == Step::Visit).count();
     assert!(visits < 300, "{visits} visits in a week");
+}
+
+#[test]
+fn i23_an_id_without_a_label_is_never_ended_as_a_stray() {
+    let mut unlabelled = plan(Strategy::Overlap);
+    unlabelled.issuer.facts.observe = Observe::IdSetDifference;
+    unlabelled.issuer.facts.label = false;
+    let mut world = World::new(unlabelled);
+    let mint = world.until(|step| matches!(step, Step::Mint { .. }));
+    world.apply(Event::Unknown { step: mint });
+    let find = world.until(|step| matches!(step, Step::FindMint { .. }));
+    let found = Report::Found { issued: Some(IssuedId::new("somebody's")), held: false };
+    world.apply(Event::Done { step: find, report: found });
+    assert_eq!(world.begin(), Err(Next::Operator(ParkReason::MintUnobservable)));
+}
+
+#[test]
+fn patience_does_not_run_out_while_nobody_runs() {
+    let mut world = World::new(plan(Strategy::Overlap));
+    let verify = world.until(|step| matches!(step, Step::Verify(_)));
+    for _ in 0..2 {
+        world.apply(Event::Unknown { step: verify });
+        assert_eq!(world.begin(), Ok(verify));
+    }
+    world.now = world.now + Span::hours(1);
+    world.apply(Event::Unknown { step: verify });
+    assert_eq!(world.begin(), Ok(verify), "tried again before it is given up");
+}
+
+#[test]
+fn a_step_is_tried_again_before_it_is_given_up() {
+    let mut world = World::new(plan(Strategy::Overlap));
+    let verify = world.until(|step| matches!(step, Step::Verify(_)));
+    for _ in 0..3 {
+        let refusal = Refusal::retry(RefusalKind::Invalid, None, "not yet");
+        world.apply(Event::Refused { step: verify, refusal });
+        world.now = world.now + Span::seconds(20);
+        if world.rotation.open_step().is_none() {
+            world.now = world.now + Span::hours(1);
+            assert_eq!(world.begin(), Ok(verify), "an hour without a try is no hour of patience");
+        }
+    }
+}
+
+#[test]
+fn h32_a_store_is_not_held_since_a_time_before_an_earlier_record() {
+    let mut world = World::new(plan(Strategy::Overlap));
+    let write = world.until(is_write(1));
+    let intended_at = world.now;
+    world.now = world.now - Span::minutes(2);
+    world.finish(write);
+    let since = world.rotation.walk().held_since(&world.rotation.plan().workloads[0], 1);
+    assert_eq!(since, Some(intended_at));
+}
+
+#[test]
+fn an_unknown_id_is_asked_for_before_soak_where_soak_needs_it() {
+    let mut adopted = plan(Strategy::Overlap);
+    adopted.previous.as_mut().unwrap().issued = None;
+    adopted.policy.cannot_tell = keywheel_core::plan::CannotTell::Wait;
+    let mut world = World::new(adopted);
+    assert_eq!(
+        world.run_to_rest(),
+        Next::Operator(ParkReason::IdUnknown { version: VersionId(7) })
+    );
+    assert!(!world.steps.contains(&Step::Visit));
+}
+
+#[test]
+fn h45_a_store_written_anew_has_its_readers_looked_at_anew() {
+    let mut world = World::new(plan(Strategy::Overlap));
+    let write = world.until(is_write(1));
+    world.finish(write);
+    world.until(|step| matches!(step, Step::Probe { .. } | Step::Evidence { .. }));
+    world.finish(Step::Evidence { workload: 0, to: 1 });
+    let since =
+        |world: &World| world.rotation.walk().held_since(&world.rotation.plan().workloads[0], 1);
+    let held_since = since(&world);
+    world.until(|step| step == Step::Visit);
+    world.apply(Event::Refused {
+        step: Step::Visit,
+        refusal: Refusal::operator(RefusalKind::Local, "no"),
+    });
+    assert!(matches!(world.begin(), Err(Next::Operator(_))));
+    world.apply(Event::Resumed);
+    for _ in 0..2 {
+        let write = world.until(is_write(1));
+        world.apply(Event::Unknown { step: write });
+    }
+    let write = world.until(is_write(1));
+    world.apply(Event::Done { step: write, report: Report::Written { changed: false } });
+    assert_ne!(since(&world), held_since, "nobody knows what the store held in between");
+    assert_eq!(world.begin(), Ok(Step::Roll { workload: 0, to: 1 }));
+}
+
+#[test]
+fn a_write_that_landed_late_is_written_over_before_replicas_are_rolled_again() {
+    let mut world = World::new(plan(Strategy::Overlap));
+    let write = world.until(is_write(1));
+    world.apply(Event::Unknown { step: write });
+    world.apply(Event::TurnedBack { because: Because::Operator { because: "test".into() } });
+    let settles_at = world.rotation.unsettled_until().unwrap();
+    let evidence = world.until(|step| matches!(step, Step::Evidence { to: 0, .. }));
+    world.now = settles_at;
+    let other = Report::Seen(Count { holds: 0, other: 3, unknown: 0 });
+    world.apply(Event::Done { step: evidence, report: other });
+    assert_eq!(world.begin(), Ok(Step::Write { store: 0, to: 0 }));
 }

@@ -143,7 +143,7 @@ async fn next_plan(engine: &Engine, secret: &SecretName) -> Plan {
             version: version.version,
             issued: version.issued.clone(),
             state: State::Active,
-            fingerprint: version.fingerprint.clone(),
+            fingerprint: version.fingerprint,
         });
     let first = VersionRef {
         version: VersionId(1),

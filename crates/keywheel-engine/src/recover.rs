@@ -14,7 +14,7 @@ use keywheel_core::secret::SecretName;
 use keywheel_core::time::Span;
 use keywheel_journal::{Journal, JournalError, Record};
 
-use crate::run::{Group, Member};
+use crate::run::{Group, Member, group_name, resources};
 use crate::{Engine, EngineError};
 
 /// How long recovery claims a secret at first; the loop renews it.
@@ -26,11 +26,12 @@ impl Engine {
     /// # Errors
     /// [`JournalError::Held`] while another process works on one of them, [`EngineError::NotOpen`] where nothing is open.
     pub async fn recover(&self, secrets: &[SecretName]) -> Result<Group, EngineError> {
-        let mut group = Group { members: Vec::new(), pending: Vec::new() };
+        let mut members = Vec::new();
         for secret in secrets {
-            let member = self.recover_one(secret).await?;
-            group.members.push(member);
+            members.push(self.recover_one(secret).await?);
         }
+        let name = self.name(&members).await?;
+        let mut group = Group { name, members, pending: Vec::new() };
         self.close_open_intents(&mut group).await?;
         Ok(group)
     }
@@ -52,6 +53,24 @@ impl Engine {
         Ok(Member { rotation, drivers, inventory, epoch, claimed_until: now + CLAIM, sequence })
     }
 
+    /// The name under which a group holds its wave leases. The member that gave it may have ended; whoever holds the leases of
+    /// a move that is under way is this group.
+    async fn name(&self, members: &[Member]) -> Result<RotationId, EngineError> {
+        let first = members.first().ok_or_else(|| EngineError::NotOpen("no secret".into()))?;
+        if let Some(moving) =
+            members.iter().find(|member| member.rotation.walk().moving_to().is_some())
+        {
+            let resources = resources(&moving.drivers);
+            let leases = self.journal.leases().await?;
+            if let Some((_, holder)) =
+                leases.into_iter().find(|(resource, _)| resources.contains(resource))
+            {
+                return Ok(holder);
+            }
+        }
+        Ok(group_name(first.rotation.id(), members.len()))
+    }
+
     async fn close_open_intents(&self, group: &mut Group) -> Result<(), EngineError> {
         for index in 0..group.members.len() {
             let Some(step) = group.members[index].rotation.open_step() else { continue };
@@ -59,7 +78,10 @@ impl Engine {
                 Event::Done { step, report: keywheel_core::event::Report::Plain }
             } else if planted!("recovery_assumes_undone") && step.mutates() {
                 let kind = keywheel_core::call::RefusalKind::Unavailable;
-                Event::Refused { step, refusal: keywheel_core::call::Refusal::retry(kind, None, "crashed") }
+                Event::Refused {
+                    step,
+                    refusal: keywheel_core::call::Refusal::retry(kind, None, "crashed"),
+                }
             } else {
                 Event::Unknown { step }
             };
@@ -115,9 +137,13 @@ pub fn replay(records: &[Record]) -> Result<Rotation, JournalError> {
         detail: error.to_string(),
     };
     let Some((first, rest)) = records.split_first() else {
-        return Err(JournalError::Corrupt { place: "record 0".into(), detail: "a rotation without records".into() });
+        return Err(JournalError::Corrupt {
+            place: "record 0".into(),
+            detail: "a rotation without records".into(),
+        });
     };
-    let mut rotation = Rotation::begin(first.at, &first.event).map_err(|error| corrupt(first, &error))?;
+    let mut rotation =
+        Rotation::begin(first.at, &first.event).map_err(|error| corrupt(first, &error))?;
     for record in rest {
         rotation.apply(record.at, &record.event).map_err(|error| corrupt(record, &error))?;
     }

@@ -115,7 +115,8 @@ pub(crate) fn closes(event: &Event) -> bool {
 
 /// Returns whether the wave leases of the entry's group are given back: on demand, and when a rotation alone is over.
 pub(crate) fn gives_back(entry: &Entry) -> bool {
-    entry.give_back || (entry.group == entry.rotation && entry.event.as_ref().is_some_and(closes))
+    let is_over = entry.group == entry.rotation && entry.event.as_ref().is_some_and(closes);
+    (entry.give_back || is_over) && !planted!("nothing_is_given_back")
 }
 
 /// Returns the values that an entry seals.

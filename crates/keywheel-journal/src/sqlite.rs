@@ -120,6 +120,19 @@ impl SqliteJournal {
         })
     }
 
+    /// Returns whether there is a journal: a process that was killed while it made one leaves a file, and nothing in it yet.
+    ///
+    /// # Errors
+    /// As [`SqliteJournal::open`], where there is a file that cannot be used.
+    pub fn is_made(places: &Places) -> Result<bool, JournalError> {
+        if !place::is_there(&places.journal) {
+            return Ok(false);
+        }
+        check_database_file(&places.journal)?;
+        let connection = connect_to_read(&places.journal)?;
+        Ok(format_of(&connection)? > 0 && installed(&connection)?.is_some())
+    }
+
     /// Registers this process as a holder: claims by it can be taken over at once when the process is gone, or when this
     /// journal is dropped, and not a moment earlier than their lease otherwise.
     ///

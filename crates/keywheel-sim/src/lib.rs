@@ -9,8 +9,11 @@ pub mod faults;
 pub mod invariants;
 mod journal;
 mod life;
+pub mod model;
+pub mod planted;
 mod random;
 mod scenario;
+pub mod walk;
 mod world;
 
 pub use life::Verdict;
@@ -21,4 +24,9 @@ pub fn live(seed: u64, log: bool) -> Verdict {
     let pairs: Vec<_> = faults::pairs().collect();
     let focus = if random.chance(5) { None } else { Some(random.pick(&pairs)) };
     life::lead(seed, &life::Options { focus, log, ..life::Options::default() })
+}
+
+/// Leads the life of one seed with a wanted pair of step and fault.
+pub fn live_with(seed: u64, pair: (faults::StepKind, faults::Fault)) -> Verdict {
+    life::lead(seed, &life::Options { focus: Some(pair), ..life::Options::default() })
 }

@@ -8,7 +8,8 @@ use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
-    adopt, audit, check, completions, config, doctor, explain, man, plan, reconcile, resume, rotate, rotation, schema, status, where_,
+    adopt, audit, check, completions, config, doctor, explain, man, plan, reconcile, resume,
+    rotate, rotation, schema, status, where_,
 };
 use crate::config::Config;
 use crate::exit::Exit;
@@ -34,10 +35,24 @@ pub(crate) struct Globals {
     #[arg(long, global = true, value_enum, default_value_t)]
     output: Format,
     /// The journal's file, in place of the usual one; needs `--kek`
-    #[arg(long, global = true, value_name = "FILE", env = "KEYWHEEL_JOURNAL", requires = "kek", hide_short_help = true)]
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "KEYWHEEL_JOURNAL",
+        requires = "kek",
+        hide_short_help = true
+    )]
     journal: Option<PathBuf>,
     /// The file of the key that seals values, in another folder than the journal; needs `--journal`
-    #[arg(long, global = true, value_name = "FILE", env = "KEYWHEEL_KEK", requires = "journal", hide_short_help = true)]
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "KEYWHEEL_KEK",
+        requires = "journal",
+        hide_short_help = true
+    )]
     kek: Option<PathBuf>,
     /// Print data and errors only
     #[arg(long, short, global = true)]
@@ -134,8 +149,11 @@ impl Command {
         if let Self::Process(process) = self {
             return process.run().map(|()| Exit::Done).map_err(Failure::from);
         }
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-        let runtime = runtime.map_err(|error| Failure::new("the event loop cannot be started").caused_by(error.to_string()))?;
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+        let runtime = runtime.map_err(|error| {
+            Failure::new("the event loop cannot be started").caused_by(error.to_string())
+        })?;
         let exit = runtime.block_on(self.run(globals));
         // Blocking work that outlived its deadline must not hold the process up.
         runtime.shutdown_timeout(std::time::Duration::from_millis(500));

@@ -16,10 +16,15 @@ pub(crate) fn go_on(environment: &Environment, question: &str, yes: bool) -> Res
         Failure::new(message).code(code::NOT_CONFIRMED).exit(Exit::Refused).now("nothing changed")
     };
     if !std::io::stdin().is_terminal() {
-        return Err(declined("there is no terminal to ask on").hint("read the plan, then say `--yes`"));
+        return Err(
+            declined("there is no terminal to ask on").hint("read the plan, then say `--yes`")
+        );
     }
     let (prompt, wanted) = if environment.protected {
-        (format!("{question} Type the name of the environment to go on: "), environment.name.as_str())
+        (
+            format!("{question} Type the name of the environment to go on: "),
+            environment.name.as_str(),
+        )
     } else {
         (format!("{question} [y/N] "), "y")
     };

@@ -48,9 +48,14 @@ pub(crate) async fn plans(
     request: &Request,
 ) -> Result<Vec<Prepared>, Failure> {
     let joins = |secret: &Secret| !matches!(secret.strategy, Strategy::Cutover | Strategy::Lease);
-    let is_batch = secrets.len() > 1 && secrets.iter().all(|secret| joins(secret)) && request.mode == Mode::Normal;
-    let batch: Vec<SecretName> =
-        if is_batch { secrets.iter().map(|secret| secret.name.clone()).collect() } else { Vec::new() };
+    let is_batch = secrets.len() > 1
+        && secrets.iter().all(|secret| joins(secret))
+        && request.mode == Mode::Normal;
+    let batch: Vec<SecretName> = if is_batch {
+        secrets.iter().map(|secret| secret.name.clone()).collect()
+    } else {
+        Vec::new()
+    };
     let mut prepared = Vec::new();
     for secret in secrets {
         prepared.push(one(session, config, secret, request, batch.clone()).await?);
@@ -101,12 +106,28 @@ async fn one(
 }
 
 /// A secret that follows another environment waits until the same rotation has completed there.
-pub(crate) async fn check_order(globals: &Globals, config: &Config, secret: &Secret) -> Result<(), Failure> {
+pub(crate) async fn check_order(
+    globals: &Globals,
+    config: &Config,
+    secret: &Secret,
+) -> Result<(), Failure> {
     let Some(after) = &secret.after else { return Ok(()) };
     let refused = |cause: String| {
-        let failure = Failure::new(format!("`{}` goes after environment `{}`", secret.name, after.environment));
-        let hint = format!("rotate it there first: `keywheel rotate {} -e {}`", secret.name.name(), after.environment);
-        failure.code(code::ORDER).exit(Exit::Refused).caused_by(cause).now("nothing changed").hint(hint)
+        let failure = Failure::new(format!(
+            "`{}` goes after environment `{}`",
+            secret.name, after.environment
+        ));
+        let hint = format!(
+            "rotate it there first: `keywheel rotate {} -e {}`",
+            secret.name.name(),
+            after.environment
+        );
+        failure
+            .code(code::ORDER)
+            .exit(Exit::Refused)
+            .caused_by(cause)
+            .now("nothing changed")
+            .hint(hint)
     };
     let never = || refused("it was never rotated there".into());
     let session = Session::read(globals, config, &after.environment)?.ok_or_else(never)?;
@@ -117,9 +138,10 @@ pub(crate) async fn check_order(globals: &Globals, config: &Config, secret: &Sec
     }
     let rotated_at = row.rotated_at.ok_or_else(never)?;
     match after.within {
-        Some(within) if rotated_at + within.span() < session.now() => {
-            Err(refused(format!("it completed there {}", words::distance(rotated_at, session.now()))))
-        }
+        Some(within) if rotated_at + within.span() < session.now() => Err(refused(format!(
+            "it completed there {}",
+            words::distance(rotated_at, session.now())
+        ))),
         _ => Ok(()),
     }
 }
@@ -131,12 +153,20 @@ async fn take_over(
     row: &Inventory,
     inputs: &mut Inputs,
 ) -> Result<(), Failure> {
-    let compromised = |version: &Version| VersionRef { state: State::Compromised, ..version.reference() };
-    let is_live = |version: &&Version| matches!(version.state, State::Active | State::Suspended | State::Compromised);
+    let compromised =
+        |version: &Version| VersionRef { state: State::Compromised, ..version.reference() };
+    let is_live = |version: &&Version| {
+        matches!(version.state, State::Active | State::Suspended | State::Compromised)
+    };
     let current = inputs.previous.as_ref().map(|previous| previous.version);
     inputs.previous = row.at(Stage::Current).map(compromised);
-    inputs.suspects =
-        row.versions.iter().filter(is_live).filter(|version| Some(version.version) != current).map(compromised).collect();
+    inputs.suspects = row
+        .versions
+        .iter()
+        .filter(is_live)
+        .filter(|version| Some(version.version) != current)
+        .map(compromised)
+        .collect();
     if let Some(rotation) = session.open_rotation(secret).await? {
         inputs.takes_over = Some(rotation.id().clone());
         inputs.inherits_until = rotation.unsettled_until();
@@ -155,7 +185,8 @@ pub(crate) async fn adoption(
     let plan = draft(session, config, secret)?;
     let built = drivers_of(&plan)?;
     let Some(held) = agreed(&plan, &built).await? else { return Ok(row) };
-    let identity = built.issuer.identify(&held).await.map_err(|error| unreachable(secret, &error))?;
+    let identity =
+        built.issuer.identify(&held).await.map_err(|error| unreachable(secret, &error))?;
     let (issued, created_at) = match identity {
         Identity::Known { issued, created_at, .. } => (Some(issued), created_at),
         Identity::Candidates(_) | Identity::Unknown => (None, None),
@@ -193,12 +224,19 @@ pub(crate) async fn agreed(
     for (store, planned) in built.stores.iter().zip(&plan.stores) {
         let held = held_by(store.as_ref(), planned).await.map_err(|error| {
             let failure = Failure::new(format!("store `{}` cannot be read", planned.bound.name));
-            failure.code(code::STORE).exit(Exit::Refused).caused_by(error.to_string()).now("nothing changed")
+            failure
+                .code(code::STORE)
+                .exit(Exit::Refused)
+                .caused_by(error.to_string())
+                .now("nothing changed")
         })?;
         match (&found, held) {
             (None, Some(held)) => found = Some((planned.bound.name.clone(), held)),
             (Some((first, known)), Some(held)) if !known.same_as(&held) => {
-                let message = format!("stores `{first}` and `{}` hold different values of `{}`", planned.bound.name, plan.secret);
+                let message = format!(
+                    "stores `{first}` and `{}` hold different values of `{}`",
+                    planned.bound.name, plan.secret
+                );
                 let failure = Failure::new(message).code(code::DISAGREE).exit(Exit::Refused);
                 return Err(failure.now("nothing changed; both values are as they were").hint(
                     "find out which one is in use, and write it to the other store; keywheel does not guess",
@@ -212,7 +250,11 @@ pub(crate) async fn agreed(
 
 fn unreachable(secret: &Secret, error: &CallError) -> Failure {
     let failure = Failure::new(format!("the issuer of `{}` cannot be asked", secret.name));
-    failure.code(code::ISSUER).exit(Exit::Refused).caused_by(error.to_string()).now("nothing changed")
+    failure
+        .code(code::ISSUER)
+        .exit(Exit::Refused)
+        .caused_by(error.to_string())
+        .now("nothing changed")
 }
 
 /// Notes what was adopted on the way to a plan.
@@ -234,13 +276,20 @@ pub(crate) async fn slots_now(
 ) -> Result<Vec<(String, Option<keywheel_core::fingerprint::Fingerprint>)>, Failure> {
     let mut slots = Vec::new();
     for store in &workload.reads {
-        let (store, planned) = (&built.stores[usize::from(*store)], &plan.stores[usize::from(*store)]);
-        let addresses: Vec<String> = planned.slots.iter().map(|slot| slot.address.clone()).collect();
+        let (store, planned) =
+            (&built.stores[usize::from(*store)], &plan.stores[usize::from(*store)]);
+        let addresses: Vec<String> =
+            planned.slots.iter().map(|slot| slot.address.clone()).collect();
         let held = store.read(&addresses).await.map_err(|error| {
             let failure = Failure::new(format!("store `{}` cannot be read", planned.bound.name));
-            failure.code(code::STORE).exit(Exit::Refused).caused_by(error.to_string()).now("nothing changed")
+            failure
+                .code(code::STORE)
+                .exit(Exit::Refused)
+                .caused_by(error.to_string())
+                .now("nothing changed")
         })?;
-        let held = held.iter().map(|held| held.as_ref().map(|bytes| fingerprinter.of(bytes.expose())));
+        let held =
+            held.iter().map(|held| held.as_ref().map(|bytes| fingerprinter.of(bytes.expose())));
         slots.extend(addresses.into_iter().zip(held));
     }
     Ok(slots)

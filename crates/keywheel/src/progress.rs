@@ -62,7 +62,8 @@ impl Watch for Progress {
             Event::Refused { step, refusal } => {
                 self.line(&words::step(plan, *step), &format!("\n             refused: {refusal}"));
             }
-            Event::Unknown { step } => self.line(&words::step(plan, *step), "\n             no answer: it will be observed"),
+            Event::Unknown { step } => self
+                .line(&words::step(plan, *step), "\n             no answer: it will be observed"),
             _ => {
                 if let Some(line) = words::record(plan, event) {
                     self.line(&line, "");

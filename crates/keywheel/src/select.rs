@@ -44,7 +44,11 @@ pub(crate) struct Selection {
 impl Selection {
     /// Returns the environment.
     pub(crate) fn environment<'a>(&self, config: &'a Config) -> Result<&'a Environment, Failure> {
-        let named = self.names.iter().find_map(|name| name.split_once('@')).map(|(_, environment)| environment);
+        let named = self
+            .names
+            .iter()
+            .find_map(|name| name.split_once('@'))
+            .map(|(_, environment)| environment);
         session::environment(config, self.environment.as_deref().or(named))
     }
 
@@ -60,19 +64,26 @@ impl Selection {
     }
 
     /// Returns the secrets, in the order of the file.
-    pub(crate) async fn secrets<'a>(&self, globals: &Globals, config: &'a Config) -> Result<Vec<&'a Secret>, Failure> {
+    pub(crate) async fn secrets<'a>(
+        &self,
+        globals: &Globals,
+        config: &'a Config,
+    ) -> Result<Vec<&'a Secret>, Failure> {
         let environment = self.environment(config)?;
         if self.is_empty() {
             let failure = Failure::new("which secrets?").code(code::USAGE);
             return Err(failure.hint("name them, or use `--all`, `--due`, `--in-store`, `--read-by`, `--issuer` or `--owner`"));
         }
         self.check_names(config, environment)?;
-        let mut chosen: Vec<&Secret> = environment.secrets.iter().filter(|secret| self.takes(secret)).collect();
+        let mut chosen: Vec<&Secret> =
+            environment.secrets.iter().filter(|secret| self.takes(secret)).collect();
         if let Some(within) = self.due {
             chosen = due(globals, config, environment, chosen, within.span()).await?;
         }
         if chosen.is_empty() {
-            return Err(Failure::new("no secret is selected").code(code::USAGE).hint("`keywheel status --all` lists them"));
+            return Err(Failure::new("no secret is selected")
+                .code(code::USAGE)
+                .hint("`keywheel status --all` lists them"));
         }
         Ok(chosen)
     }
@@ -86,18 +97,27 @@ impl Selection {
                 return Err(unknown_secret(config, &full));
             }
         }
-        let known_store = self.in_store.as_deref().is_none_or(|name| environment.store(name).is_some());
-        let known_workload = self.read_by.as_deref().is_none_or(|name| environment.workload(name).is_some());
+        let known_store =
+            self.in_store.as_deref().is_none_or(|name| environment.store(name).is_some());
+        let known_workload =
+            self.read_by.as_deref().is_none_or(|name| environment.workload(name).is_some());
         if known_store && known_workload {
             return Ok(());
         }
-        Err(Failure::new("no store or workload has that name").code(code::UNKNOWN_NAME).hint("`keywheel config show` lists them"))
+        Err(Failure::new("no store or workload has that name")
+            .code(code::UNKNOWN_NAME)
+            .hint("`keywheel config show` lists them"))
     }
 
     fn takes(&self, secret: &Secret) -> bool {
-        let named = |name: &String| name.split_once('@').map_or(name.as_str(), |(name, _)| name) == secret.name.name();
+        let named = |name: &String| {
+            name.split_once('@').map_or(name.as_str(), |(name, _)| name) == secret.name.name()
+        };
         (self.names.is_empty() || self.names.iter().any(named))
-            && self.in_store.as_ref().is_none_or(|store| secret.deliveries.iter().any(|one| one.store == *store))
+            && self
+                .in_store
+                .as_ref()
+                .is_none_or(|store| secret.deliveries.iter().any(|one| one.store == *store))
             && self.read_by.as_ref().is_none_or(|workload| secret.readers.contains(workload))
             && self.issuer.as_ref().is_none_or(|kind| secret.issuer.kind() == kind)
             && self.owner.as_ref().is_none_or(|owner| secret.owner.as_ref() == Some(owner))
@@ -111,7 +131,9 @@ async fn due<'a>(
     secrets: Vec<&'a Secret>,
     within: Span,
 ) -> Result<Vec<&'a Secret>, Failure> {
-    let Some(session) = Session::read(globals, config, &environment.name)? else { return Ok(Vec::new()) };
+    let Some(session) = Session::read(globals, config, &environment.name)? else {
+        return Ok(Vec::new());
+    };
     let mut chosen = Vec::new();
     for secret in secrets {
         let row = session.inventory(&secret.name).await?;

@@ -23,6 +23,7 @@ use crate::compile::drivers_of;
 use crate::config::{Config, Environment};
 use crate::exit::Exit;
 use crate::output::Failure;
+use crate::words;
 
 /// How many calls may run at once against one issuer, store or workload.
 const CALLS_AT_ONCE: usize = 4;
@@ -36,7 +37,11 @@ pub(crate) struct Session {
 }
 
 /// Returns where an environment's journal and key lie.
-pub(crate) fn places(globals: &Globals, config: &Config, environment: &str) -> Result<Places, Failure> {
+pub(crate) fn places(
+    globals: &Globals,
+    config: &Config,
+    environment: &str,
+) -> Result<Places, Failure> {
     match globals.places() {
         Some((journal, kek)) => Ok(Places { journal, kek, allow_work_tree: true }),
         None => Places::default_for(&config.project, environment).map_err(journal_failure),
@@ -52,24 +57,38 @@ impl Session {
         watch: Arc<dyn Watch>,
     ) -> Result<Self, Failure> {
         let places = places(globals, config, environment)?;
-        let journal = SqliteJournal::open(&places, Open::CreateIfMissing).map_err(journal_failure)?;
+        let journal =
+            SqliteJournal::open(&places, Open::CreateIfMissing).map_err(journal_failure)?;
         let name = format!("pid {} on {}", std::process::id(), host());
         let holder = journal.holder(name).map_err(journal_failure)?;
         Ok(Self::on(Arc::new(journal), holder, globals.method(), watch))
     }
 
     /// Opens the journal of an environment to read it; none where there is none yet.
-    pub(crate) fn read(globals: &Globals, config: &Config, environment: &str) -> Result<Option<Self>, Failure> {
+    pub(crate) fn read(
+        globals: &Globals,
+        config: &Config,
+        environment: &str,
+    ) -> Result<Option<Self>, Failure> {
         let places = places(globals, config, environment)?;
-        if !places.journal.exists() {
+        if !SqliteJournal::is_made(&places).map_err(journal_failure)? {
             return Ok(None);
         }
         let journal = SqliteJournal::open(&places, Open::ReadOnly).map_err(journal_failure)?;
-        Ok(Some(Self::on(Arc::new(journal), reader(), globals.method(), Arc::new(keywheel_engine::NoWatch))))
+        Ok(Some(Self::on(
+            Arc::new(journal),
+            reader(),
+            globals.method(),
+            Arc::new(keywheel_engine::NoWatch),
+        )))
     }
 
     /// Opens the journal of an environment to compare it with the world; an empty one in memory where there is none yet.
-    pub(crate) fn look(globals: &Globals, config: &Config, environment: &str) -> Result<Self, Failure> {
+    pub(crate) fn look(
+        globals: &Globals,
+        config: &Config,
+        environment: &str,
+    ) -> Result<Self, Failure> {
         if let Some(session) = Self::read(globals, config, environment)? {
             return Ok(session);
         }
@@ -84,7 +103,9 @@ impl Session {
             journal: Arc::clone(&journal),
             clock: Arc::new(SystemClock::new()),
             build: Arc::new(FromPlan),
-            random: Arc::new(|buffer| getrandom::fill(buffer).expect("the operating system gives random bytes")),
+            random: Arc::new(|buffer| {
+                getrandom::fill(buffer).expect("the operating system gives random bytes")
+            }),
             holder,
             actor: actor(method),
             limits: Limits::new(CALLS_AT_ONCE),
@@ -99,16 +120,23 @@ impl Session {
     }
 
     /// Returns the inventory row of a secret.
-    pub(crate) async fn inventory(&self, secret: &SecretName) -> Result<Option<Inventory>, Failure> {
+    pub(crate) async fn inventory(
+        &self,
+        secret: &SecretName,
+    ) -> Result<Option<Inventory>, Failure> {
         self.journal.inventory(secret).await.map_err(journal_failure)
     }
 
     /// Replays the open rotation of a secret without taking it over.
-    pub(crate) async fn open_rotation(&self, secret: &SecretName) -> Result<Option<Rotation>, Failure> {
+    pub(crate) async fn open_rotation(
+        &self,
+        secret: &SecretName,
+    ) -> Result<Option<Rotation>, Failure> {
         let row = self.inventory(secret).await?;
         match row.and_then(|row| row.open) {
             Some(open) => {
-                let rotation = keywheel_engine::recover::read(self.journal.as_ref(), &open.rotation).await;
+                let rotation =
+                    keywheel_engine::recover::read(self.journal.as_ref(), &open.rotation).await;
                 Ok(Some(rotation.map_err(engine_failure)?))
             }
             None => Ok(None),
@@ -131,10 +159,16 @@ struct FromPlan;
 impl Build for FromPlan {
     fn build(&self, plan: &Plan) -> Result<Drivers, Refusal> {
         let built = drivers_of(plan).map_err(|failure| {
-            let causes = failure.causes.iter().map(|cause| format!(": {cause}")).collect::<String>();
+            let causes =
+                failure.causes.iter().map(|cause| format!(": {cause}")).collect::<String>();
             Refusal::operator(RefusalKind::Unsupported, format!("{}{causes}", failure.message))
         })?;
-        Ok(Drivers { issuer: built.issuer, stores: built.stores, workloads: built.workloads, probes: built.probes })
+        Ok(Drivers {
+            issuer: built.issuer,
+            stores: built.stores,
+            workloads: built.workloads,
+            probes: built.probes,
+        })
     }
 }
 
@@ -158,11 +192,16 @@ fn host() -> String {
 }
 
 /// Chooses the environment: the one named, or the only one there is.
-pub(crate) fn environment<'a>(config: &'a Config, named: Option<&str>) -> Result<&'a Environment, Failure> {
-    let names = || config.environments.iter().map(|one| one.name.as_str()).collect::<Vec<_>>().join("`, `");
+pub(crate) fn environment<'a>(
+    config: &'a Config,
+    named: Option<&str>,
+) -> Result<&'a Environment, Failure> {
+    let names =
+        || config.environments.iter().map(|one| one.name.as_str()).collect::<Vec<_>>().join("`, `");
     match (named, config.environments.as_slice()) {
         (Some(name), _) => config.environment(name).ok_or_else(|| {
-            let failure = Failure::new(format!("environment `{name}` is not declared")).code(code::UNKNOWN_NAME);
+            let failure = Failure::new(format!("environment `{name}` is not declared"))
+                .code(code::UNKNOWN_NAME);
             failure.hint(format!("declared: `{}`", names()))
         }),
         (None, [only]) => Ok(only),
@@ -175,7 +214,16 @@ pub(crate) fn environment<'a>(config: &'a Config, named: Option<&str>) -> Result
 
 /// Puts a journal's error into the form that every error has.
 pub(crate) fn journal_failure(error: JournalError) -> Failure {
-    let failure = Failure::new(error.to_string());
+    let message = match &error {
+        JournalError::Held { secret, holder, until } => {
+            format!(
+                "`{secret}` is being worked on by {holder}; its lease is over {}",
+                words::when(*until)
+            )
+        }
+        _ => error.to_string(),
+    };
+    let failure = Failure::new(message);
     match error {
         JournalError::Held { .. } => failure
             .code(code::BUSY)
@@ -228,8 +276,12 @@ pub(crate) fn engine_failure(error: EngineError) -> Failure {
             failure.now("nothing changed").hint("`keywheel status` says what is owed")
         }
         EngineError::NotOpen(secret) => {
-            let failure = Failure::new(format!("`{secret}` has no open rotation")).code(code::NOT_NOW);
-            failure.exit(Exit::Refused).now("nothing changed").hint("`keywheel rotation list` shows earlier ones")
+            let failure =
+                Failure::new(format!("`{secret}` has no open rotation")).code(code::NOT_NOW);
+            failure
+                .exit(Exit::Refused)
+                .now("nothing changed")
+                .hint("`keywheel rotation list` shows earlier ones")
         }
     }
 }

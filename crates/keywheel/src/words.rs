@@ -2,8 +2,8 @@
 
 use jiff::Timestamp as Instant;
 use jiff::tz::TimeZone;
-use keywheel_core::facts::Authority;
 use keywheel_core::event::{Because, Event, Outcome, Step};
+use keywheel_core::facts::Authority;
 use keywheel_core::plan::{Plan, Role, Slot};
 use keywheel_core::rotation::Why;
 use keywheel_core::strategy::{Arrangement, Position, Side, Strategy};
@@ -39,33 +39,56 @@ pub(crate) fn step(plan: &Plan, step: Step) -> Line {
     let line = |step, what: String, undo| Line { step, what, undo };
     let workload = |index: u8| plan.workloads[usize::from(index)].bound.name.as_str();
     match step {
-        Step::Preflight => line("preflight", format!("{name}: permissions, quotas, stores, workloads"), "-"),
-        Step::Capture => line("capture", format!("{name}: what every store holds now, sealed"), "-"),
+        Step::Preflight => {
+            line("preflight", format!("{name}: permissions, quotas, stores, workloads"), "-")
+        }
+        Step::Capture => {
+            line("capture", format!("{name}: what every store holds now, sealed"), "-")
+        }
         Step::Mint { attempt } => {
             let label = plan.rotation().label(attempt);
-            let what = if plan.issuer.facts.label { format!("{issuer}: {label}") } else { format!("{name} {}", plan.pending) };
+            let what = if plan.issuer.facts.label {
+                format!("{issuer}: {label}")
+            } else {
+                format!("{name} {}", plan.pending)
+            };
             line("mint", what, if plan.issuer.facts.destroy { "revoke it" } else { "forget it" })
         }
-        Step::FindMint { attempt } => line("find", format!("{issuer}: what became of attempt {attempt}"), "-"),
-        Step::RevokeStray { .. } => line("revoke", format!("{issuer}: a stray that a lost answer left"), "none"),
-        Step::Verify(version) => {
-            line("verify", format!("{name} {version} is accepted {} times in a row", plan.policy.refusals), "-")
+        Step::FindMint { attempt } => {
+            line("find", format!("{issuer}: what became of attempt {attempt}"), "-")
         }
-        Step::Write { store, to } => line("write", write(plan, usize::from(store), to), "write back"),
-        Step::Roll { workload: index, .. } => line("roll", format!("{}: one replica at a time", workload(index)), "write back, roll"),
+        Step::RevokeStray { .. } => {
+            line("revoke", format!("{issuer}: a stray that a lost answer left"), "none")
+        }
+        Step::Verify(version) => line(
+            "verify",
+            format!("{name} {version} is accepted {} times in a row", plan.policy.refusals),
+            "-",
+        ),
+        Step::Write { store, to } => {
+            line("write", write(plan, usize::from(store), to), "write back")
+        }
+        Step::Roll { workload: index, .. } => {
+            line("roll", format!("{}: one replica at a time", workload(index)), "write back, roll")
+        }
         Step::Evidence { workload: index, .. } => {
             line("evidence", format!("{}: every replica holds it", workload(index)), "-")
         }
         Step::Probe { .. } => {
-            let names: Vec<&str> = plan.probes.iter().map(|probe| probe.bound.name.as_str()).collect();
+            let names: Vec<&str> =
+                plan.probes.iter().map(|probe| probe.bound.name.as_str()).collect();
             line("probe", names.join(", "), "-")
         }
         Step::Visit => line("gates", format!("{name}: probes, drift, evidence, quiet"), "-"),
-        Step::Suspend(version) => line("suspend", format!("{name} {version}, reversibly"), "resume it"),
+        Step::Suspend(version) => {
+            line("suspend", format!("{name} {version}, reversibly"), "resume it")
+        }
         Step::Resume(version) => line("resume", format!("{name} {version}"), "suspend it"),
         Step::Revoke(version) => line("revoke", format!("{name} {version}, for good"), "none"),
         Step::VerifyDead(version) => line("dead", death(plan, version), "-"),
-        Step::Sweep => line("sweep", format!("{issuer}: nothing else carries this rotation's label"), "-"),
+        Step::Sweep => {
+            line("sweep", format!("{issuer}: nothing else carries this rotation's label"), "-")
+        }
         Step::Extend => line("extend", format!("{name}: its lease"), "-"),
     }
 }
@@ -73,8 +96,12 @@ pub(crate) fn step(plan: &Plan, step: Step) -> Line {
 fn death(plan: &Plan, version: VersionId) -> String {
     let name = plan.secret.name();
     match plan.issuer.facts.authority {
-        Authority::Issuer => format!("{name} {version}: its issuer refuses it, and accepts the other"),
-        Authority::Workload => format!("{name} {version}: every replica refuses it, and accepts the other"),
+        Authority::Issuer => {
+            format!("{name} {version}: its issuer refuses it, and accepts the other")
+        }
+        Authority::Workload => {
+            format!("{name} {version}: every replica refuses it, and accepts the other")
+        }
         Authority::None => format!("{name} {version}: there is no one to ask"),
     }
 }
@@ -82,7 +109,10 @@ fn death(plan: &Plan, version: VersionId) -> String {
 fn write(plan: &Plan, store: usize, to: Position) -> String {
     let arrangement = plan.strategy.line(plan.is_emergency()).at(to);
     let store = &plan.stores[store];
-    let slots = store.slots.iter().map(|slot| format!("{} ← {}", slot.address, content(plan, slot, arrangement)));
+    let slots = store
+        .slots
+        .iter()
+        .map(|slot| format!("{} ← {}", slot.address, content(plan, slot, arrangement)));
     format!("{}: {}", store.bound.name, slots.collect::<Vec<_>>().join(", "))
 }
 
@@ -93,7 +123,9 @@ fn content(plan: &Plan, slot: &Slot, arrangement: Arrangement) -> String {
     };
     match side {
         Some(Side::Pending) => plan.pending.to_string(),
-        Some(Side::Previous) => plan.previous.as_ref().map_or("empty".into(), |previous| previous.version.to_string()),
+        Some(Side::Previous) => {
+            plan.previous.as_ref().map_or("empty".into(), |previous| previous.version.to_string())
+        }
         None => "empty".into(),
     }
 }
@@ -106,12 +138,21 @@ pub(crate) fn record(plan: &Plan, event: &Event) -> Option<Line> {
         Event::Promoted { side: Side::Pending } => {
             line("promote", format!("{name} {} is current; forward from here", plan.pending))
         }
-        Event::Promoted { side: Side::Previous } => line("promote", format!("{name}: the previous version is current again")),
-        Event::TurnedBack { because } => line("undo", format!("{name}: {}", turned_back(plan, because))),
+        Event::Promoted { side: Side::Previous } => {
+            line("promote", format!("{name}: the previous version is current again"))
+        }
+        Event::TurnedBack { because } => {
+            line("undo", format!("{name}: {}", turned_back(plan, because)))
+        }
         Event::Parked { reason } => line("parked", format!("{name}: {reason}")),
         Event::Resumed => line("resumed", format!("{name}: everything is observed anew")),
-        Event::StageClosed => line("stage", format!("{name}: the suspect is ended although not every replica has moved")),
-        Event::Resolved { outcome, because } => line("resolved", format!("{name}: {outcome}, because {because}")),
+        Event::StageClosed => line(
+            "stage",
+            format!("{name}: the suspect is ended although not every replica has moved"),
+        ),
+        Event::Resolved { outcome, because } => {
+            line("resolved", format!("{name}: {outcome}, because {because}"))
+        }
         Event::Superseded { by } => line("superseded", format!("{name}: by {by}")),
         Event::Ended { outcome: Outcome::Completed } => line("done", format!("{name}: completed")),
         Event::Ended { outcome } => line("done", format!("{name}: {outcome}")),
@@ -155,7 +196,8 @@ pub(crate) fn when(at: Timestamp) -> String {
 
 /// Puts an instant into the form that programs read: RFC 3339, UTC.
 pub(crate) fn rfc3339(at: Timestamp) -> String {
-    Instant::from_millisecond(at.millis()).map_or_else(|_| "never".into(), |instant| instant.to_string())
+    Instant::from_millisecond(at.millis())
+        .map_or_else(|_| "never".into(), |instant| instant.to_string())
 }
 
 /// Puts an instant into the form of a log, with its zone.
@@ -166,7 +208,11 @@ pub(crate) fn logged(at: Timestamp) -> String {
 
 /// Says how far off an instant is: `in 4 min`, `2 h ago`.
 pub(crate) fn distance(at: Timestamp, now: Timestamp) -> String {
-    if at >= now { format!("in {}", rounded(at.since(now))) } else { format!("{} ago", rounded(now.since(at))) }
+    if at >= now {
+        format!("in {}", rounded(at.since(now)))
+    } else {
+        format!("{} ago", rounded(now.since(at)))
+    }
 }
 
 fn rounded(span: Span) -> Span {
@@ -188,7 +234,9 @@ pub(crate) fn counted(count: usize, one: &str) -> String {
 /// Lays rows out in columns, each as wide as its widest cell.
 pub(crate) fn table(rows: &[Vec<String>], indent: &str) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
+    let width = |column: usize| {
+        rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max()
+    };
     let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
     let mut text = String::new();
     for row in rows {

@@ -472,8 +472,7 @@ impl Processes {
         loop {
             let seen = replica.seen(&self.clock);
             starts.note(seen);
-            // A crash after we asked is a crash with the new values; one before may still have been with the former ones.
-            if starts.crashes > if asked.is_some() { 0 } else { 1 } {
+            if starts.are_hopeless() {
                 return Err(failed(replica, "ended before it was ready"));
             }
             if let Seen::Runs(process) = seen {
@@ -636,12 +635,19 @@ struct Starts {
     past: Vec<Pid>,
     last: Option<Pid>,
     crashes: u32,
+    /// Whether what starts now certainly has the new values.
+    asked: bool,
 }
 
 impl Starts {
     /// Begins to count when a process was asked to end; its end is no crash.
     fn after(process: Process) -> Self {
-        Self { past: vec![process.pid()], last: Some(process.pid()), crashes: 0 }
+        Self { past: vec![process.pid()], last: Some(process.pid()), crashes: 0, asked: true }
+    }
+
+    /// A crash after we asked is a crash with the new values; one before may still have been with the former ones.
+    fn are_hopeless(&self) -> bool {
+        self.crashes > u32::from(!self.asked)
     }
 
     fn note(&mut self, seen: Seen) {
@@ -837,8 +843,9 @@ mod tests {
                 echo $$ > "$0.new" && mv "$0.new" "$0.pid"
                 case "$VALUE" in
                     crash) exit 1 ;;
-                    deaf) trap "" TERM; echo > "$0.deaf"; while :; do sleep 0.02; done ;;
-                    reloads) trap "date +{\\\"loaded_at\\\":%s%3N} > $0.info.new; mv $0.info.new $0.info" HUP; kill -HUP $$; while :; do sleep 0.02; done ;;
+                    brief) sleep 0.3; exit 1 ;;
+                    deaf) trap "" TERM; echo > "$0.deaf"; while kill -0 $PPID; do sleep 0.02; done ;;
+                    reloads) trap "date +{\\\"loaded_at\\\":%s%3N} > $0.info.new; mv $0.info.new $0.info" HUP; kill -HUP $$; while kill -0 $PPID; do sleep 0.02; done ;;
                 esac
                 exec sleep 600' "$0"
             sleep 0.05
@@ -1166,6 +1173,16 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_replica_that_lives_for_a_moment_only_is_not_taken_for_ready() {
+        let fleet = Fleet::start("old").await;
+        for shows in ["environ", "start"] {
+            let config = json!({ "shows": shows, "ready_within": "10m", "ready_for": "9m" });
+            let refusal = refusal(fleet.roll_to(&*fleet.build(config), "brief").await);
+            assert!(refusal.message.ends_with("ended before it was ready"), "{refusal}");
+        }
+    }
+
+    #[tokio::test]
     async fn a_replica_that_crashed_all_along_ends_the_roll_too() {
         let fleet = Fleet::start("crash").await;
         let workload =
@@ -1189,8 +1206,15 @@ mod tests {
             (gone(10), 2),
         ] {
             starts.note(seen);
-            assert_eq!(starts.crashes, crashes, "{seen:?}");
+            assert_eq!((starts.crashes, starts.are_hopeless()), (crashes, crashes > 1), "{seen:?}");
         }
+
+        let asked = Process::at(rustix::process::getpid()).unwrap().unwrap();
+        let mut starts = Starts::after(asked);
+        starts.note(Seen::Gone(asked.pid()));
+        assert!(!starts.are_hopeless(), "it was asked to end");
+        starts.note(gone(14));
+        assert!(starts.are_hopeless(), "the first crash with the new values is enough");
     }
 
     #[tokio::test]
@@ -1246,13 +1270,14 @@ mod tests {
         assert_eq!(fleet.proofs(&*workload, "new", written).await, [Proof::Holds; 3]);
         assert_eq!(fleet.pids(), before);
 
+        let ever = Timestamp::from_millis(-1_000);
         let tomorrow = (now() + Span::days(1)).millis();
         for nonsense in
             ["1767225600000", r#"{"loaded_at": 5}"#, &format!(r#"{{"loaded_at": {tomorrow}}}"#)]
         {
             fleet.write("a.info", nonsense);
             assert_eq!(
-                fleet.proofs(&*workload, "new", written).await[0],
+                fleet.proofs(&*workload, "new", ever).await[0],
                 Proof::Unknown,
                 "{nonsense}"
             );

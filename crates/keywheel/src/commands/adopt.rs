@@ -52,14 +52,18 @@ pub(crate) async fn run(args: &AdoptArgs, globals: &Globals) -> Result<Exit, Fai
     }
     match output.format {
         Format::Text => output.text(&format!("adopted {}\n", rows.len()))?,
-        Format::Json => output.json(&json!({ "adopted": rows.iter().map(|row| &row.secret).collect::<Vec<_>>() }))?,
+        Format::Json => output
+            .json(&json!({ "adopted": rows.iter().map(|row| &row.secret).collect::<Vec<_>>() }))?,
     }
     Ok(Exit::Done)
 }
 
 fn line(row: &Inventory) -> String {
     let Some(current) = row.at(Stage::Current) else {
-        return format!("  {}: no store holds a value yet; its first rotation makes one\n", row.secret);
+        return format!(
+            "  {}: no store holds a value yet; its first rotation makes one\n",
+            row.secret
+        );
     };
     let id = match &current.issued {
         Some(issued) => format!("its issuer calls it {issued}"),
@@ -70,7 +74,14 @@ fn line(row: &Inventory) -> String {
 }
 
 fn date(text: &str) -> Result<Timestamp, Failure> {
-    let parsed = text.parse::<jiff::civil::Date>().ok().and_then(|date| date.to_zoned(jiff::tz::TimeZone::UTC).ok());
+    let parsed = text
+        .parse::<jiff::civil::Date>()
+        .ok()
+        .and_then(|date| date.to_zoned(jiff::tz::TimeZone::UTC).ok());
     let parsed = parsed.map(|zoned| Timestamp::from_millis(zoned.timestamp().as_millisecond()));
-    parsed.ok_or_else(|| Failure::new(format!("`{text}` is not a date")).code(code::USAGE).hint("write it as 2026-01-31"))
+    parsed.ok_or_else(|| {
+        Failure::new(format!("`{text}` is not a date"))
+            .code(code::USAGE)
+            .hint("write it as 2026-01-31")
+    })
 }

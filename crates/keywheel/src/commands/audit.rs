@@ -52,7 +52,13 @@ pub(crate) async fn run(args: &AuditArgs, globals: &Globals) -> Result<Exit, Fai
                         .iter()
                         .map(|link| {
                             let who = format!("{} ({})", link.actor.account, link.actor.method);
-                            vec![link.sequence.to_string(), words::logged(link.at), who, link.secret.to_string(), link.action.clone()]
+                            vec![
+                                link.sequence.to_string(),
+                                words::logged(link.at),
+                                who,
+                                link.secret.to_string(),
+                                link.action.clone(),
+                            ]
                         })
                         .collect();
                     output.text(&words::table(&rows, ""))?;
@@ -65,7 +71,8 @@ pub(crate) async fn run(args: &AuditArgs, globals: &Globals) -> Result<Exit, Fai
             match output.format {
                 Format::Json => output.json(&verdict)?,
                 Format::Text => {
-                    let faults: String = verdict.faults.iter().map(|fault| format!("  {fault}\n")).collect();
+                    let faults: String =
+                        verdict.faults.iter().map(|fault| format!("  {fault}\n")).collect();
                     let word = if verdict.faults.is_empty() { "holds" } else { "is broken" };
                     let head = &verdict.head;
                     output.text(&format!(

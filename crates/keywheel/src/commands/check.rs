@@ -31,7 +31,10 @@ struct Found {
 pub(crate) async fn run(args: &CheckArgs, globals: &Globals) -> Result<Exit, Failure> {
     let config = globals.load()?;
     let environment = args.selection.environment(&config)?;
-    let selection = Selection { all: args.selection.all || args.selection.is_empty(), ..args.selection.clone() };
+    let selection = Selection {
+        all: args.selection.all || args.selection.is_empty(),
+        ..args.selection.clone()
+    };
     let secrets = selection.secrets(globals, &config).await?;
     let session = Session::look(globals, &config, &environment.name)?;
     let mut found = Vec::new();
@@ -79,7 +82,8 @@ async fn one(session: &Session, config: &Config, secret: &Secret) -> Result<Vec<
     };
     add(format!("issuer {}", plan.issuer.bound.name), built.issuer.preflight().await);
     for (store, planned) in built.stores.iter().zip(&plan.stores) {
-        let addresses: Vec<String> = planned.slots.iter().map(|slot| slot.address.clone()).collect();
+        let addresses: Vec<String> =
+            planned.slots.iter().map(|slot| slot.address.clone()).collect();
         add(format!("store {}", planned.bound.name), store.preflight(&addresses).await);
     }
     for (workload, planned) in built.workloads.iter().zip(&plan.workloads) {
@@ -92,7 +96,9 @@ async fn one(session: &Session, config: &Config, secret: &Secret) -> Result<Vec<
 async fn held(plan: &keywheel_core::plan::Plan, built: &Built) -> Result<Vec<Finding>, CallError> {
     match prepare::agreed(plan, built).await {
         Ok(Some(_)) => Ok(Vec::new()),
-        Ok(None) => Ok(vec![Finding::note("no store holds a value yet; the first rotation makes one")]),
+        Ok(None) => {
+            Ok(vec![Finding::note("no store holds a value yet; the first rotation makes one")])
+        }
         Err(failure) => Ok(vec![Finding::blocks(failure.message)]),
     }
 }

@@ -34,7 +34,10 @@ struct Finding {
 pub(crate) async fn run(args: &DoctorArgs, globals: &Globals) -> Result<Exit, Failure> {
     let config = globals.load()?;
     let environment = args.selection.environment(&config)?;
-    let selection = Selection { all: args.selection.all || args.selection.is_empty(), ..args.selection.clone() };
+    let selection = Selection {
+        all: args.selection.all || args.selection.is_empty(),
+        ..args.selection.clone()
+    };
     let secrets = selection.secrets(globals, &config).await?;
     let session = Session::look(globals, &config, &environment.name)?;
     let mut found = Vec::new();
@@ -83,12 +86,17 @@ impl Check<'_> {
         } else if let Some(reason) = self.row.open.as_ref().and_then(|open| open.parked.as_ref()) {
             found.push(self.finding(format!("parked: {reason}"), "resume"));
         }
+        self.unended(&mut found);
         self.orphans(&built, &mut found).await?;
         Ok(found)
     }
 
     fn finding(&self, what: String, command: &str) -> Finding {
-        Finding { secret: self.secret.name.name().into(), what, then: format!("keywheel {command} {}", self.secret.name) }
+        Finding {
+            secret: self.secret.name.name().into(),
+            what,
+            then: format!("keywheel {command} {}", self.secret.name),
+        }
     }
 
     async fn stores(&self, plan: &Plan, built: &Built, found: &mut Vec<Finding>) {
@@ -96,13 +104,19 @@ impl Check<'_> {
         for (store, planned) in built.stores.iter().zip(&plan.stores) {
             let name = &planned.bound.name;
             match held_by(store.as_ref(), planned).await {
-                Err(error) => found.push(self.finding(format!("store `{name}` cannot be read: {error}"), "check")),
-                Ok(None) if known.is_some() => found.push(self.finding(format!("store `{name}` holds no value"), "reconcile")),
+                Err(error) => found
+                    .push(self.finding(format!("store `{name}` cannot be read: {error}"), "check")),
+                Ok(None) if known.is_some() => {
+                    found.push(self.finding(format!("store `{name}` holds no value"), "reconcile"))
+                }
                 Ok(None) => {}
                 Ok(Some(held)) => {
                     let seen = self.session.engine.fingerprint(&held);
                     if known.is_some_and(|known| known.compare(&seen) == Compared::Different) {
-                        found.push(self.finding(format!("store `{name}` was changed by somebody else"), "reconcile"));
+                        found.push(self.finding(
+                            format!("store `{name}` was changed by somebody else"),
+                            "reconcile",
+                        ));
                     }
                 }
             }
@@ -113,21 +127,45 @@ impl Check<'_> {
     async fn replicas(&self, plan: &Plan, built: &Built, found: &mut Vec<Finding>) {
         let fingerprinter = &self.session.journal.installation().fingerprinter;
         for (workload, planned) in built.workloads.iter().zip(&plan.workloads) {
-            let Ok(slots) = prepare::slots_now(plan, built, planned, fingerprinter).await else { continue };
+            let Ok(slots) = prepare::slots_now(plan, built, planned, fingerprinter).await else {
+                continue;
+            };
             let addresses: Vec<String> = slots.iter().map(|(address, _)| address.clone()).collect();
             let granularity = planned.facts.start_granularity;
             let expected = Expected { slots: &slots, held_since: self.row.rotated_at, granularity };
             let name = &planned.bound.name;
             match workload.observe(&addresses, fingerprinter).await {
-                Err(error) => found.push(self.finding(format!("workload `{name}` cannot be observed: {error}"), "check")),
+                Err(error) => found.push(
+                    self.finding(format!("workload `{name}` cannot be observed: {error}"), "check"),
+                ),
                 Ok(replicas) => {
-                    let stale = replicas.iter().filter(|replica| judge(replica, &expected) == Proof::Other).count();
+                    let stale = replicas
+                        .iter()
+                        .filter(|replica| judge(replica, &expected) == Proof::Other)
+                        .count();
                     if stale > 0 {
                         let all = replicas.len();
-                        found.push(self.finding(format!("{stale} of {all} replicas of `{name}` hold another value"), "reconcile"));
+                        found.push(self.finding(
+                            format!("{stale} of {all} replicas of `{name}` hold another value"),
+                            "reconcile",
+                        ));
                     }
                 }
             }
+        }
+    }
+
+    /// Versions that readers no longer have, and that nobody ended: an edit by hand took their place.
+    fn unended(&self, found: &mut Vec<Finding>) {
+        for version in self.row.versions.iter().filter(|version| version.stage.is_none()) {
+            let id = version
+                .issued
+                .as_ref()
+                .map_or("of unknown id".into(), |issued| format!("called {issued} by its issuer"));
+            found.push(self.finding(
+                format!("{}, {id}, was replaced by hand and never ended", version.version),
+                "rotate",
+            ));
         }
     }
 
@@ -140,15 +178,29 @@ impl Check<'_> {
                 return Ok(());
             }
         };
-        let rotations = self.session.journal.rotations(Some(&self.secret.name)).await.map_err(journal_failure)?;
-        let is_ours = |label: &str| rotations.iter().any(|row| label.starts_with(&row.rotation.label_prefix()));
+        let rotations = self
+            .session
+            .journal
+            .rotations(Some(&self.secret.name))
+            .await
+            .map_err(journal_failure)?;
+        let is_ours = |label: &str| {
+            rotations.iter().any(|row| label.starts_with(&row.rotation.label_prefix()))
+        };
         let open: Option<&RotationId> = self.row.open.as_ref().map(|open| &open.rotation);
         for one in live {
-            let owned = self.row.versions.iter().any(|version| version.issued.as_ref() == Some(&one.issued));
+            let owned = self
+                .row
+                .versions
+                .iter()
+                .any(|version| version.issued.as_ref() == Some(&one.issued));
             let label = one.label.map(|label| label.0).unwrap_or_default();
             let in_work = open.is_some_and(|open| label.starts_with(&open.label_prefix()));
             if is_ours(&label) && !owned && !in_work {
-                found.push(self.finding(format!("a live credential that nobody owns carries our label `{label}`"), "where"));
+                found.push(self.finding(
+                    format!("a live credential that nobody owns carries our label `{label}`"),
+                    "where",
+                ));
             }
         }
         Ok(())

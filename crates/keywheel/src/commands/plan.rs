@@ -33,7 +33,8 @@ pub(crate) async fn run(args: &PlanArgs, globals: &Globals) -> Result<Exit, Fail
     let environment = args.selection.environment(&config)?;
     let secrets = args.selection.secrets(globals, &config).await?;
     let session = Session::act(globals, &config, &environment.name, Arc::new(NoWatch))?;
-    let request = Request { reason: Reason::Requested, because: args.because.clone(), mode: Mode::Normal };
+    let request =
+        Request { reason: Reason::Requested, because: args.because.clone(), mode: Mode::Normal };
     let prepared = prepare::plans(&session, &config, &secrets, &request).await?;
     let output = globals.output();
     match output.format {
@@ -72,7 +73,8 @@ pub(crate) fn text(prepared: &[Prepared], now: Timestamp, run: &str) -> String {
     let first = &prepared[0].plan;
     let coming = forecast(&arcs(prepared), now);
     let rolls = |members: usize| {
-        let is_roll = |one: &&Coming| matches!(one.event, Event::Intended { step: Step::Roll { .. }, .. });
+        let is_roll =
+            |one: &&Coming| matches!(one.event, Event::Intended { step: Step::Roll { .. }, .. });
         coming.iter().filter(is_roll).filter(|one| one.members.len() >= members).count()
     };
     let shared = match (rolls(1), rolls(2)) {
@@ -90,7 +92,9 @@ pub(crate) fn text(prepared: &[Prepared], now: Timestamp, run: &str) -> String {
     text.push_str(&words::table(&heads, "  "));
     text.push_str(&words::table(&rows(prepared, &coming, now), "  "));
     if prepared.iter().any(|one| one.adopted.is_some()) {
-        text.push_str("  values that are in use now are adopted as v1 first; they are not changed by that\n");
+        text.push_str(
+            "  values that are in use now are adopted as v1 first; they are not changed by that\n",
+        );
     }
     if !run.is_empty() {
         text.push_str(&format!("  run it: {run} --plan {}\n", hash.short()));
@@ -110,7 +114,8 @@ fn disruption(prepared: &[Prepared]) -> &'static str {
 }
 
 fn head(plan: &Plan) -> Vec<String> {
-    let previous = plan.previous.as_ref().map_or("nothing".into(), |previous| previous.version.to_string());
+    let previous =
+        plan.previous.as_ref().map_or("nothing".into(), |previous| previous.version.to_string());
     let reason = match plan.reason {
         Reason::Scheduled => "due",
         Reason::Requested => "requested",
@@ -133,7 +138,8 @@ fn rows(prepared: &[Prepared], coming: &[Coming], now: Timestamp) -> Vec<Vec<Str
     for one in coming {
         let Some(line) = line(prepared, one) else { continue };
         number += 1;
-        let when = if one.at.since(now) < Span::minutes(1) { "now".into() } else { words::when(one.at) };
+        let when =
+            if one.at.since(now) < Span::minutes(1) { "now".into() } else { words::when(one.at) };
         let shown = if when == last_when { String::new() } else { when.clone() };
         last_when = when;
         rows.push(vec![shown, number.to_string(), line.step.into(), line.what, line.undo.into()]);
@@ -144,7 +150,10 @@ fn rows(prepared: &[Prepared], coming: &[Coming], now: Timestamp) -> Vec<Vec<Str
 fn line(prepared: &[Prepared], coming: &Coming) -> Option<words::Line> {
     let plan = &prepared[coming.members[0]].plan;
     match &coming.event {
-        Event::Intended { step: Step::Preflight | Step::Capture | Step::Evidence { .. } | Step::Sweep, .. } => None,
+        Event::Intended {
+            step: Step::Preflight | Step::Capture | Step::Evidence { .. } | Step::Sweep,
+            ..
+        } => None,
         Event::Intended { step, .. } => Some(words::step(plan, *step)),
         Event::Promoted { .. } => words::record(plan, &coming.event),
         _ => None,

@@ -101,7 +101,8 @@ pub(crate) async fn resume(args: &ResumeArgs, globals: &Globals) -> Result<Exit,
     if args.open.all && Session::read(globals, &config, &environment.name)?.is_none() {
         return nothing(output);
     }
-    let session = Session::act(globals, &config, &environment.name, Arc::new(Progress::new(output)))?;
+    let session =
+        Session::act(globals, &config, &environment.name, Arc::new(Progress::new(output)))?;
     let mut groups = Vec::new();
     for secrets in args.open.groups(&session, environment).await? {
         let mut group = session.engine.recover(&secrets).await.map_err(engine_failure)?;
@@ -127,7 +128,8 @@ impl ResumeArgs {
             events.push(Event::Overridden { because: because.clone() });
         }
         if let Some(id) = &self.previous_id {
-            let version = group.rotations().find_map(|rotation| rotation.retiring().first().copied());
+            let version =
+                group.rotations().find_map(|rotation| rotation.retiring().first().copied());
             if let Some(version) = version {
                 events.push(Event::Identified { version, issued: IssuedId::new(id) });
             }
@@ -153,7 +155,8 @@ pub(crate) async fn undo(args: &UndoArgs, globals: &Globals) -> Result<Exit, Fai
     let environment = args.open.chosen(&config)?;
     confirm::go_on(environment, "Turn these rotations round?", args.open.yes)?;
     let output = globals.output();
-    let session = Session::act(globals, &config, &environment.name, Arc::new(Progress::new(output)))?;
+    let session =
+        Session::act(globals, &config, &environment.name, Arc::new(Progress::new(output)))?;
     let mut groups = Vec::new();
     for secrets in args.open.groups(&session, environment).await? {
         let mut group = session.engine.recover(&secrets).await.map_err(engine_failure)?;
@@ -167,21 +170,30 @@ pub(crate) async fn cancel(args: &CancelArgs, globals: &Globals) -> Result<Exit,
     let config = globals.load()?;
     let environment = args.open.chosen(&config)?;
     let output = globals.output();
-    let session = Session::act(globals, &config, &environment.name, Arc::new(Progress::new(output)))?;
+    let session =
+        Session::act(globals, &config, &environment.name, Arc::new(Progress::new(output)))?;
     let mut groups = Vec::new();
     for secrets in args.open.groups(&session, environment).await? {
         let mut group = session.engine.recover(&secrets).await.map_err(engine_failure)?;
         if let Some(begun) = group.rotations().find(|rotation| rotation.mint_attempts() > 0) {
             let secret = &begun.plan().secret;
-            let failure = Failure::new(format!("`{secret}` cannot be cancelled: its mint was begun"));
-            let failure = failure.code(code::NOT_NOW).exit(Exit::Refused).now("nothing changed by this command");
+            let failure =
+                Failure::new(format!("`{secret}` cannot be cancelled: its mint was begun"));
+            let failure = failure
+                .code(code::NOT_NOW)
+                .exit(Exit::Refused)
+                .now("nothing changed by this command");
             return Err(failure.hint(format!("`keywheel undo {secret}` turns it round")));
         }
-        session.engine.undo(&mut group, "cancelled before anything was changed").await.map_err(engine_failure)?;
+        session
+            .engine
+            .undo(&mut group, "cancelled before anything was changed")
+            .await
+            .map_err(engine_failure)?;
         groups.push(group);
     }
     match drive::run(&session, groups, false, output).await? {
-        Exit::Undone => Ok(Exit::Done),
+        Exit::Undone | Exit::Refused => Ok(Exit::Done),
         other => Ok(other),
     }
 }
@@ -191,7 +203,8 @@ pub(crate) async fn resolve(args: &ResolveArgs, globals: &Globals) -> Result<Exi
     let environment = args.open.chosen(&config)?;
     confirm::go_on(environment, "Close these rotations on your word?", args.open.yes)?;
     let output = globals.output();
-    let session = Session::act(globals, &config, &environment.name, Arc::new(Progress::new(output)))?;
+    let session =
+        Session::act(globals, &config, &environment.name, Arc::new(Progress::new(output)))?;
     let outcome = match args.outcome {
         Resolved::Completed => Outcome::Completed,
         Resolved::Undone => Outcome::Undone,
@@ -203,19 +216,27 @@ pub(crate) async fn resolve(args: &ResolveArgs, globals: &Globals) -> Result<Exi
         groups.push(group);
     }
     match drive::run(&session, groups, false, output).await? {
-        Exit::Undone => Ok(Exit::Done),
+        Exit::Undone | Exit::Refused => Ok(Exit::Done),
         other => Ok(other),
     }
 }
 
 impl Open {
     fn chosen<'a>(&self, config: &'a Config) -> Result<&'a Environment, Failure> {
-        let named = self.names.iter().find_map(|name| name.split_once('@')).map(|(_, environment)| environment);
+        let named = self
+            .names
+            .iter()
+            .find_map(|name| name.split_once('@'))
+            .map(|(_, environment)| environment);
         session::environment(config, self.environment.as_deref().or(named))
     }
 
     /// Returns the groups that the named secrets are open in; members of a batch stay together.
-    async fn groups(&self, session: &Session, environment: &Environment) -> Result<Vec<Vec<SecretName>>, Failure> {
+    async fn groups(
+        &self,
+        session: &Session,
+        environment: &Environment,
+    ) -> Result<Vec<Vec<SecretName>>, Failure> {
         let open = session.engine.open_groups().await.map_err(engine_failure)?;
         if self.all {
             return Ok(open);
@@ -226,7 +247,9 @@ impl Open {
             let secret = SecretName::new(name, &environment.name)
                 .map_err(|error| Failure::new(error.to_string()).code(code::USAGE))?;
             let Some(group) = open.iter().find(|group| group.contains(&secret)) else {
-                return Err(engine_failure(keywheel_engine::EngineError::NotOpen(secret.to_string())));
+                return Err(engine_failure(keywheel_engine::EngineError::NotOpen(
+                    secret.to_string(),
+                )));
             };
             if !chosen.contains(group) {
                 chosen.push(group.clone());

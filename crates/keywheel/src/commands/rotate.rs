@@ -52,7 +52,8 @@ pub(crate) async fn run(args: &RotateArgs, globals: &Globals) -> Result<Exit, Fa
     let environment = args.selection.environment(&config)?;
     let secrets = args.selection.secrets(globals, &config).await?;
     let output = globals.output();
-    let session = Session::act(globals, &config, &environment.name, Arc::new(Progress::new(output)))?;
+    let session =
+        Session::act(globals, &config, &environment.name, Arc::new(Progress::new(output)))?;
     if !args.emergency {
         for secret in &secrets {
             prepare::check_order(globals, &config, secret).await?;
@@ -102,7 +103,8 @@ async fn check_free(session: &Session, prepared: &[Prepared]) -> Result<(), Fail
     for one in prepared.iter().filter(|one| one.plan.mode == Mode::Normal) {
         let secret = &one.plan.secret;
         if let Some(open) = session.inventory(secret).await?.and_then(|row| row.open) {
-            let failure = Failure::new(format!("`{secret}` has an open rotation, {}", open.rotation));
+            let failure =
+                Failure::new(format!("`{secret}` has an open rotation, {}", open.rotation));
             return Err(failure
                 .code(code::OPEN_ALREADY)
                 .exit(Exit::Refused)
@@ -122,5 +124,7 @@ fn check_hash(wanted: Option<&str>, prepared: &[Prepared]) -> Result<(), Failure
     }
     let failure = Failure::new(format!("the plan is {} now, not {wanted}", hash.short()));
     let failure = failure.code(code::PLAN_CHANGED).exit(Exit::Refused).now("nothing changed");
-    Err(failure.hint("the configuration or the journal changed since; read the plan above and name its hash"))
+    Err(failure.hint(
+        "the configuration or the journal changed since; read the plan above and name its hash",
+    ))
 }

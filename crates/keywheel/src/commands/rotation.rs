@@ -54,7 +54,9 @@ pub(crate) async fn run(args: &RotationArgs, globals: &Globals) -> Result<Exit, 
     };
     match (&args.command, session) {
         (RotationCommand::List { secret }, _) => list(&rows, secret.as_deref(), globals)?,
-        (RotationCommand::Show { id, markdown }, Some(session)) => show(&session, &rows, id, *markdown, globals).await?,
+        (RotationCommand::Show { id, markdown }, Some(session)) => {
+            show(&session, &rows, id, *markdown, globals).await?
+        }
         (RotationCommand::Show { id, .. }, None) => return Err(unknown(id)),
     }
     Ok(Exit::Done)
@@ -70,9 +72,17 @@ fn list(rows: &[RotationRow], secret: Option<&str>, globals: &Globals) -> Result
         Format::Text => {
             let cells = |row: &&RotationRow| {
                 let state = if row.open { "open" } else { "ended" };
-                vec![row.rotation.0.clone(), row.secret.to_string(), state.into(), words::when(row.began_at), words::when(row.last_at)]
+                vec![
+                    row.rotation.0.clone(),
+                    row.secret.to_string(),
+                    state.into(),
+                    words::when(row.began_at),
+                    words::when(row.last_at),
+                ]
             };
-            let mut table = vec![["rotation", "secret", "state", "began", "last record"].map(str::to_owned).to_vec()];
+            let mut table = vec![
+                ["rotation", "secret", "state", "began", "last record"].map(str::to_owned).to_vec(),
+            ];
             table.extend(rows.iter().map(cells));
             output.text(&words::table(&table, ""))
         }
@@ -89,7 +99,9 @@ fn list(rows: &[RotationRow], secret: Option<&str>, globals: &Globals) -> Result
 }
 
 fn unknown(id: &str) -> Failure {
-    Failure::new(format!("no rotation is called `{id}`")).code(code::UNKNOWN_NAME).hint("`keywheel rotation list` lists them")
+    Failure::new(format!("no rotation is called `{id}`"))
+        .code(code::UNKNOWN_NAME)
+        .hint("`keywheel rotation list` lists them")
 }
 
 async fn show(
@@ -119,7 +131,12 @@ async fn show(
 
 fn history(id: &RotationId, rotation: &Rotation, records: &[Record]) -> String {
     let plan = rotation.plan();
-    let mut text = format!("rotation {id} · {} · {} · {}\n", plan.secret, words::strategy(plan.strategy), rotation.phase());
+    let mut text = format!(
+        "rotation {id} · {} · {} · {}\n",
+        plan.secret,
+        words::strategy(plan.strategy),
+        rotation.phase()
+    );
     let rows: Vec<Vec<String>> = told(rotation, records)
         .map(|(record, line)| {
             vec![record.sequence.to_string(), words::logged(record.at), line.step.into(), line.what]
@@ -130,17 +147,28 @@ fn history(id: &RotationId, rotation: &Rotation, records: &[Record]) -> String {
 }
 
 /// The records that people want to read: what was done, refused or unknown, and the turns of the rotation.
-fn told<'a>(rotation: &'a Rotation, records: &'a [Record]) -> impl Iterator<Item = (&'a Record, words::Line)> {
+fn told<'a>(
+    rotation: &'a Rotation,
+    records: &'a [Record],
+) -> impl Iterator<Item = (&'a Record, words::Line)> {
     let plan = rotation.plan();
     records.iter().filter_map(move |record| {
         let line = match &record.event {
-            Event::Done { step: Step::Visit, report: Report::Visited(visit) } if visit.notes.is_empty() => return None,
+            Event::Done { step: Step::Visit, report: Report::Visited(visit) }
+                if visit.notes.is_empty() =>
+            {
+                return None;
+            }
             Event::Done { step, report } => {
                 let line = words::step(plan, *step);
                 let what = match report {
-                    Report::Seen(count) => format!("{} ({} of {})", line.what, count.holds, count.all()),
+                    Report::Seen(count) => {
+                        format!("{} ({} of {})", line.what, count.holds, count.all())
+                    }
                     Report::Visited(visit) => format!("{}: {}", line.what, visit.notes.join("; ")),
-                    Report::Minted { issued: Some(issued), .. } => format!("{} ({issued})", line.what),
+                    Report::Minted { issued: Some(issued), .. } => {
+                        format!("{} ({issued})", line.what)
+                    }
                     _ => line.what,
                 };
                 words::Line { what, ..line }
@@ -165,7 +193,12 @@ fn log_entry(rotation: &Rotation, records: &[Record]) -> String {
     let actor = &records[0].actor;
     let who = match &actor.origin {
         Some(origin) => format!("{} (as {}) on {}, asserted", origin, actor.account, actor.host),
-        None => format!("{} on {}, {}", actor.account, actor.host, if actor.authenticated { "authenticated" } else { "asserted" }),
+        None => format!(
+            "{} on {}, {}",
+            actor.account,
+            actor.host,
+            if actor.authenticated { "authenticated" } else { "asserted" }
+        ),
     };
     let reason = match &plan.because {
         Some(because) => format!("{:?}: {because}", plan.reason).to_lowercase(),
@@ -191,19 +224,28 @@ fn log_entry(rotation: &Rotation, records: &[Record]) -> String {
 
 fn verification(rotation: &Rotation, records: &[Record]) -> String {
     let seen = records.iter().filter_map(|record| match &record.event {
-        Event::Done { step: Step::Evidence { workload, to }, report: Report::Seen(count) } => Some((workload, to, count)),
+        Event::Done { step: Step::Evidence { workload, to }, report: Report::Seen(count) } => {
+            Some((workload, to, count))
+        }
         _ => None,
     });
     let mut text = String::from("\n**Verification**\n\n");
     for (workload, to, count) in seen {
         let name = &rotation.plan().workloads[usize::from(*workload)].bound.name;
         let mark = if count.complete() { "x" } else { " " };
-        text.push_str(&format!("- [{mark}] {name}: {} of {} replicas hold arrangement {to}\n", count.holds, count.all()));
+        text.push_str(&format!(
+            "- [{mark}] {name}: {} of {} replicas hold arrangement {to}\n",
+            count.holds,
+            count.all()
+        ));
     }
     for version in rotation.retiring() {
-        let revoked = rotation.ending().revoked_at(version).map_or("not revoked by a call".into(), |at: Timestamp| {
-            format!("revoked {}", words::logged(at))
-        });
+        let revoked = rotation
+            .ending()
+            .revoked_at(version)
+            .map_or("not revoked by a call".into(), |at: Timestamp| {
+                format!("revoked {}", words::logged(at))
+            });
         let refused = match drive::old_refused(rotation) {
             Some(true) => "refused by everyone who was asked",
             _ => "its refusal was not observed",

@@ -87,7 +87,11 @@ pub(crate) async fn run(args: &StatusArgs, globals: &Globals) -> Result<Exit, Fa
         Format::Text => output.text(&text)?,
         Format::Json => output.json(&json!({ "environments": list }))?,
     }
-    Ok(if args.fail_on.iter().any(|what| found.contains(&standing_of(*what))) { Exit::FailOn } else { Exit::Done })
+    Ok(if args.fail_on.iter().any(|what| found.contains(&standing_of(*what))) {
+        Exit::FailOn
+    } else {
+        Exit::Done
+    })
 }
 
 fn standing_of(what: FailOn) -> Standing {
@@ -99,7 +103,11 @@ fn standing_of(what: FailOn) -> Standing {
     }
 }
 
-async fn rows(globals: &Globals, config: &Config, environment: &Environment) -> Result<Vec<Row>, Failure> {
+async fn rows(
+    globals: &Globals,
+    config: &Config,
+    environment: &Environment,
+) -> Result<Vec<Row>, Failure> {
     let known = match Session::read(globals, config, &environment.name)? {
         Some(session) => session.journal.inventories().await.map_err(journal_failure)?,
         None => Vec::new(),
@@ -113,7 +121,9 @@ async fn rows(globals: &Globals, config: &Config, environment: &Environment) -> 
             Err(_) => unmanaged(secret),
         })
         .collect();
-    let gone = known.iter().filter(|row| !environment.secrets.iter().any(|secret| secret.name == row.secret));
+    let gone = known
+        .iter()
+        .filter(|row| !environment.secrets.iter().any(|secret| secret.name == row.secret));
     rows.extend(gone.filter(|row| row.open.is_some()).map(|row| retired(row, now)));
     rows.sort_by_key(|row| row.standing);
     Ok(rows)
@@ -133,14 +143,23 @@ fn unmanaged(secret: &Secret) -> Row {
 
 /// An open rotation of a secret that is no longer in the file still has to end.
 fn retired(row: &Inventory, now: Timestamp) -> Row {
-    let (standing, state, detail, next) = open(row, now).unwrap_or((Standing::Fine, "ok".into(), String::new(), String::new()));
-    Row { standing, name: row.secret.name().to_owned(), state, detail, next, json: fields(row, standing, None) }
+    let (standing, state, detail, next) =
+        open(row, now).unwrap_or((Standing::Fine, "ok".into(), String::new(), String::new()));
+    Row {
+        standing,
+        name: row.secret.name().to_owned(),
+        state,
+        detail,
+        next,
+        json: fields(row, standing, None),
+    }
 }
 
 fn row(secret: &Secret, row: &Inventory, now: Timestamp) -> Row {
     let name = secret.name.name().to_owned();
     let upcoming = due::next(row, &secret.policy);
-    let (standing, state, detail, next) = open(row, now).unwrap_or_else(|| scheduled(secret, row, upcoming.as_ref(), now));
+    let (standing, state, detail, next) =
+        open(row, now).unwrap_or_else(|| scheduled(secret, row, upcoming.as_ref(), now));
     Row { standing, name, state, detail, next, json: fields(row, standing, upcoming.as_ref()) }
 }
 
@@ -150,33 +169,57 @@ fn open(row: &Inventory, now: Timestamp) -> Option<Told> {
     let open = row.open.as_ref()?;
     let secret = &row.secret;
     if let Some(reason) = &open.parked {
-        return Some((Standing::NeedsYou, "parked".into(), reason.to_string(), format!("keywheel resume {secret}")));
+        return Some((
+            Standing::NeedsYou,
+            "parked".into(),
+            reason.to_string(),
+            format!("keywheel resume {secret}"),
+        ));
     }
     let owed_at = open.owed_at.unwrap_or(now);
     let detail = format!("{}; owes its next step {}", versions(row), words::distance(owed_at, now));
     let late = owed_at + LATE < now;
     let standing = if late { Standing::Late } else { Standing::UnderWay };
-    let next = if owed_at <= now { format!("keywheel resume {secret}") } else { format!("keywheel undo {secret}") };
+    let next = if owed_at <= now {
+        format!("keywheel resume {secret}")
+    } else {
+        format!("keywheel undo {secret}")
+    };
     Some((standing, open.phase.clone(), detail, next))
 }
 
-fn scheduled(secret: &Secret, row: &Inventory, upcoming: Option<&due::Due>, now: Timestamp) -> Told {
+fn scheduled(
+    secret: &Secret,
+    row: &Inventory,
+    upcoming: Option<&due::Due>,
+    now: Timestamp,
+) -> Told {
     let name = secret.name.name();
     if let Some(held) = &row.held_because {
         return (Standing::Due, "held".into(), held.clone(), format!("keywheel rotate {name}"));
     }
     match upcoming {
-        Some(due) if due.since <= now => {
-            (Standing::Due, "due".into(), format!("{}; {}", versions(row), due.because), format!("keywheel rotate {name}"))
-        }
+        Some(due) if due.since <= now => (
+            Standing::Due,
+            "due".into(),
+            format!("{}; {}", versions(row), due.because),
+            format!("keywheel rotate {name}"),
+        ),
         Some(due) if due.since.since(now) <= secret.rules.remind => (
             Standing::DueSoon,
             words::distance(due.since, now),
             format!("{}; {}", versions(row), due.because),
             format!("keywheel rotate {name}"),
         ),
-        Some(due) => (Standing::Fine, "ok".into(), format!("{}; due {}", versions(row), words::when(due.since)), String::new()),
-        None => (Standing::Fine, "ok".into(), format!("{}; age unknown", versions(row)), String::new()),
+        Some(due) => (
+            Standing::Fine,
+            "ok".into(),
+            format!("{}; due {}", versions(row), words::when(due.since)),
+            String::new(),
+        ),
+        None => {
+            (Standing::Fine, "ok".into(), format!("{}; age unknown", versions(row)), String::new())
+        }
     }
 }
 
@@ -225,13 +268,15 @@ fn page(environment: &Environment, rows: &[Row], all: bool) -> String {
         ("unmanaged", &[Standing::Unmanaged]),
     ];
     for (title, standings) in sections {
-        let cells: Vec<Vec<String>> = rows.iter().filter(|row| standings.contains(&row.standing)).map(cells).collect();
+        let cells: Vec<Vec<String>> =
+            rows.iter().filter(|row| standings.contains(&row.standing)).map(cells).collect();
         if !cells.is_empty() {
             text.push_str(&format!("{title} ({})\n", cells.len()));
             text.push_str(&words::table(&cells, "  "));
         }
     }
-    let fine: Vec<Vec<String>> = rows.iter().filter(|row| row.standing == Standing::Fine).map(cells).collect();
+    let fine: Vec<Vec<String>> =
+        rows.iter().filter(|row| row.standing == Standing::Fine).map(cells).collect();
     if all {
         text.push_str(&format!("ok ({})\n{}", fine.len(), words::table(&fine, "  ")));
     } else if !fine.is_empty() {

@@ -46,7 +46,10 @@ pub(crate) async fn run(args: &WhereArgs, globals: &Globals) -> Result<Exit, Fai
     let chosen = environment(&config, args.environment.as_deref().or(named))?;
     let places = places(chosen, name);
     if places.is_empty() {
-        let failure = Failure::new(format!("no secret, store or workload of `{}` is called `{name}`", chosen.name));
+        let failure = Failure::new(format!(
+            "no secret, store or workload of `{}` is called `{name}`",
+            chosen.name
+        ));
         return Err(failure.code(code::UNKNOWN_NAME).hint("`keywheel config show` lists them"));
     }
     let hits = match &args.scan {
@@ -75,13 +78,19 @@ fn places(environment: &Environment, name: &str) -> Vec<Place> {
     let mut places = Vec::new();
     for secret in &environment.secrets {
         for delivery in &secret.deliveries {
-            let about = secret.name.name() == name || delivery.store == name || secret.readers.iter().any(|one| one == name);
+            let about = secret.name.name() == name
+                || delivery.store == name
+                || secret.readers.iter().any(|one| one == name);
             let slots = delivery.slots.iter().filter(|_| about);
             places.extend(slots.map(|slot| Place {
                 secret: secret.name.name().into(),
                 store: delivery.store.clone(),
                 slot: slot.address.clone(),
-                readers: if secret.readers.is_empty() { "nobody".into() } else { secret.readers.join(", ") },
+                readers: if secret.readers.is_empty() {
+                    "nobody".into()
+                } else {
+                    secret.readers.join(", ")
+                },
             }));
         }
     }
@@ -121,7 +130,9 @@ fn search(path: &Path, secret: &str, held: &Credential, hits: &mut Vec<String>) 
         hits.push(format!("{} (not searched: larger than 16 MiB)", path.display()));
     } else if kind.is_file() {
         let Ok(bytes) = std::fs::read(path) else { return };
-        let holds = |value: &[u8]| value.len() >= 8 && bytes.windows(value.len()).any(|window| window == value);
+        let holds = |value: &[u8]| {
+            value.len() >= 8 && bytes.windows(value.len()).any(|window| window == value)
+        };
         if held.fields().any(|(_, value)| holds(value.expose())) {
             hits.push(format!("{} ({secret})", path.display()));
         }

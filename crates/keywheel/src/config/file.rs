@@ -2,7 +2,6 @@
 //!
 //! Unknown keys are refused everywhere. What has a short form beside a long one is read in [`forms`](super::forms).
 
-
 use keywheel_core::plan;
 use keywheel_core::strategy::Strategy;
 use keywheel_core::time::Span;

@@ -7,9 +7,9 @@
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, bail, ensure};
 use axum::extract::{Request, State};
@@ -32,8 +32,17 @@ use tokio::signal::unix::{SignalKind, signal};
 /// The header by which a replica that is about to end says so with each answer.
 pub(super) const DRAINING: &str = "x-draining";
 
-/// How long a replica serves on after it was asked to end: many health checks of the demo's edge.
+/// The header that the edge adds to what it passes on.
+pub(super) const FORWARDED: &str = "x-forwarded-for";
+
+/// How long a replica serves on at least after it was asked to end: many health checks of the demo's edge.
 const DRAIN_FOR: Duration = Duration::from_millis(500);
+
+/// How long nothing must have come through the edge before a replica closes its port; a busy edge notices late.
+const QUIET_FOR: Duration = Duration::from_millis(200);
+
+/// How long a replica waits for that.
+const QUIET_WITHIN: Duration = Duration::from_secs(10);
 
 /// How long requests that have begun may take after that.
 const FINISH_WITHIN: Duration = Duration::from_secs(5);
@@ -52,6 +61,9 @@ pub(crate) struct Args {
     pid_file: PathBuf,
     #[arg(long)]
     openai_base: Option<String>,
+    /// How long it takes to come up, as ordinary programs do.
+    #[arg(long)]
+    warm_up_ms: u64,
 }
 
 /// What a login answers.
@@ -72,9 +84,11 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let backend = Arc::new(Backend {
         settings,
         openai_base: args.openai_base,
-        client: super::client()?,
+        client: super::client(0)?,
         draining: AtomicBool::new(false),
+        asked_at: Mutex::new(Instant::now()),
     });
+    tokio::time::sleep(Duration::from_millis(args.warm_up_ms)).await;
     // Restarts find connections of the former process on the port.
     let socket = TcpSocket::new_v4()?;
     socket.set_reuseaddr(true)?;
@@ -90,6 +104,8 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     asked_to_end.recv().await;
     backend.draining.store(true, Ordering::Relaxed);
     tokio::time::sleep(DRAIN_FOR).await;
+    // Past that limit the edge does not check health, and nothing helps.
+    tokio::time::timeout(QUIET_WITHIN, backend.quiet()).await.ok();
     drop(finish);
     tokio::time::timeout(FINISH_WITHIN, serving).await.context("requests did not finish")???;
     Ok(())
@@ -100,6 +116,8 @@ struct Backend {
     openai_base: Option<String>,
     client: reqwest::Client,
     draining: AtomicBool,
+    /// When the last request came through the edge.
+    asked_at: Mutex<Instant>,
 }
 
 fn router(backend: Arc<Backend>) -> Router {
@@ -108,15 +126,14 @@ fn router(backend: Arc<Backend>) -> Router {
         .route("/login", post(login))
         .route("/me", get(me))
         .route("/ask", get(ask))
-        .layer(middleware::from_fn_with_state(backend.clone(), say_draining))
+        .layer(middleware::from_fn_with_state(backend.clone(), keep_watch))
         .with_state(backend)
 }
 
-async fn say_draining(
-    State(backend): State<Arc<Backend>>,
-    request: Request,
-    next: Next,
-) -> Response {
+async fn keep_watch(State(backend): State<Arc<Backend>>, request: Request, next: Next) -> Response {
+    if request.headers().contains_key(FORWARDED) {
+        *backend.asked_at.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
     let mut response = next.run(request).await;
     if backend.draining.load(Ordering::Relaxed) {
         response.headers_mut().insert(DRAINING, HeaderValue::from_static("1"));
@@ -155,6 +172,16 @@ async fn ask(State(backend): State<Arc<Backend>>) -> StatusCode {
 }
 
 impl Backend {
+    async fn quiet(&self) {
+        loop {
+            let since = self.asked_at.lock().unwrap_or_else(PoisonError::into_inner).elapsed();
+            if since >= QUIET_FOR {
+                return;
+            }
+            tokio::time::sleep(QUIET_FOR - since).await;
+        }
+    }
+
     async fn answer(&self) -> Option<StatusCode> {
         let url = format!("{}/chat/completions", self.openai_base.as_ref()?);
         let key = std::str::from_utf8(self.settings.openai.as_ref()?.expose()).ok()?;

@@ -16,13 +16,16 @@ use axum::response::{IntoResponse, Response};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
-use super::backend::DRAINING;
+use super::backend::{DRAINING, FORWARDED};
 
 /// The time between two health checks of a replica.
 const CHECK_EVERY: Duration = Duration::from_millis(50);
 
 /// How many health checks without an answer make a replica unhealthy.
 const SILENCES: u32 = 3;
+
+/// How many unused connections to a replica are kept. A replica that drains closes each with its last answer.
+const IDLE: usize = 16;
 
 /// The longest body that is passed on.
 const LONGEST_BODY: usize = 1 << 20;
@@ -55,7 +58,7 @@ impl Edge {
             replicas: replicas.iter().map(upstream).collect(),
             turn: AtomicUsize::new(0),
             retried: AtomicU64::new(0),
-            client: super::client()?,
+            client: super::client(IDLE)?,
         });
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
@@ -151,6 +154,7 @@ impl Balancer {
     async fn send(&self, replica: &Upstream, asked: &Asked) -> reqwest::Result<reqwest::Response> {
         let url = format!("http://{}{}", replica.address, asked.uri);
         let mut request = self.client.request(asked.method.clone(), url).body(asked.body.clone());
+        request = request.header(FORWARDED, "127.0.0.1");
         if let Some(authorization) = &asked.authorization {
             request = request.header(AUTHORIZATION, authorization);
         }

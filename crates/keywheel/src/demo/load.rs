@@ -1,6 +1,6 @@
 //! The demo's load: requests at a steady pace that waits for no answer, and the count of what went wrong.
 //!
-//! Nothing is tried twice, and each request has a connection of its own, so that no library tries twice either. A reset, a
+//! Nothing is tried twice. The connections to the edge are several and are used again; it closes none of them. A reset, a
 //! timeout, any answer but a success, and a refused token each count as failed. Every token that was issued is also shown to
 //! every replica, at its own address, until it expires.
 
@@ -23,6 +23,9 @@ const SHOW_EVERY: Duration = Duration::from_secs(1);
 
 /// How much life a token must have left to be shown: the time that the request may wait for the processor.
 const LIFE_LEFT: Duration = Duration::from_millis(500);
+
+/// Over how many connections at least the requests go.
+const CONNECTIONS: usize = 8;
 
 /// How many failures are kept in words.
 const KEPT: usize = 20;
@@ -83,7 +86,8 @@ impl Load {
     pub(crate) fn start(target: Target, each_second: u32) -> anyhow::Result<Self> {
         let generator = Arc::new(Generator {
             target,
-            client: super::client()?,
+            clients: (0..CONNECTIONS).map(|_| super::client(1)).collect::<anyhow::Result<_>>()?,
+            direct: super::client(2)?,
             tokens: Mutex::new(Vec::new()),
             turn: AtomicUsize::new(0),
             counters: Counters::begin(),
@@ -119,7 +123,9 @@ enum Kind {
 
 struct Generator {
     target: Target,
-    client: reqwest::Client,
+    /// Clients share no connections.
+    clients: Vec<reqwest::Client>,
+    direct: reqwest::Client,
     tokens: Mutex<Vec<Arc<Session>>>,
     turn: AtomicUsize,
     counters: Counters,
@@ -137,31 +143,31 @@ async fn send_all(generator: Arc<Generator>, every: Duration) {
         // A login is followed by showing its token for as long as it lives; that ends with the load.
         if let Kind::Login = kind {
             showing.spawn(async move {
-                if let Some(session) = generator.login().await {
+                if let Some(session) = generator.login(number).await {
                     generator.show(session).await;
                 }
             });
         } else {
-            tokio::spawn(async move { generator.send(kind).await });
+            tokio::spawn(async move { generator.send(kind, number).await });
         }
         while showing.try_join_next().is_some() {}
     }
 }
 
 impl Generator {
-    /// One request in 25 is a login, one in five asks the model, the others show a token.
+    /// One request in 50 is a login, one in five asks the model, the others show a token.
     fn kind(&self, number: u64) -> Kind {
-        match number % 25 {
+        match number % 50 {
             0 => Kind::Login,
             n if n % 5 == 1 && self.target.asks => Kind::Ask,
             _ => Kind::Me,
         }
     }
 
-    async fn login(&self) -> Option<Arc<Session>> {
+    async fn login(&self, number: u64) -> Option<Arc<Session>> {
         let url = format!("http://{}/login", self.target.edge);
         let answer = async {
-            self.client
+            self.client(number)
                 .post(url)
                 .timeout(PATIENCE)
                 .send()
@@ -184,10 +190,12 @@ impl Generator {
         }
     }
 
-    async fn send(&self, kind: Kind) {
+    async fn send(&self, kind: Kind, number: u64) {
         let path = if let Kind::Ask = kind { "ask" } else { "me" };
-        let mut request =
-            self.client.get(format!("http://{}/{path}", self.target.edge)).timeout(PATIENCE);
+        let mut request = self
+            .client(number)
+            .get(format!("http://{}/{path}", self.target.edge))
+            .timeout(PATIENCE);
         let mut session = None;
         if let Kind::Me = kind {
             // Before the first login there is nothing to show.
@@ -227,13 +235,18 @@ impl Generator {
     }
 
     async fn show_to(&self, replica: &SocketAddr, session: &Session) {
-        let request = self.client.get(format!("http://{replica}/me")).bearer_auth(&session.token);
+        let request = self.direct.get(format!("http://{replica}/me")).bearer_auth(&session.token);
         let Ok(answer) = request.timeout(PATIENCE).send().await else { return };
         self.counters.tokens_shown.fetch_add(1, Ordering::Relaxed);
         if answer.status().as_u16() == 401 && has_life_left(session, Duration::ZERO) {
             self.counters.tokens_refused.fetch_add(1, Ordering::Relaxed);
             self.counters.fail("a replica refused a valid token at its own address");
         }
+    }
+
+    fn client(&self, number: u64) -> &reqwest::Client {
+        let turn = number % self.clients.len() as u64;
+        &self.clients[turn as usize]
     }
 
     fn token(&self) -> Option<Arc<Session>> {

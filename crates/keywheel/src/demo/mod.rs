@@ -21,11 +21,11 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use tokio::process::{Child, Command};
 
-use self::edge::Edge;
 use self::backend::LONGEST_PEPPER;
+use self::edge::Edge;
 pub(crate) use self::load::Counts;
-pub(crate) use self::scenario::{DemoArgs, run};
 use self::load::{Load, Target};
+pub(crate) use self::scenario::{DemoArgs, run};
 pub(crate) use self::supervisor::Exit;
 
 /// How long the world may take to come up.
@@ -75,6 +75,8 @@ pub(crate) struct Setup<'a> {
     pub(crate) openai_base: Option<&'a str>,
     /// What the `.env` file holds at first: letters, digits, `-`, `_` and `.` only.
     pub(crate) variables: &'a [(&'a str, SecretValue)],
+    /// How long a backend takes to come up: the longer, the surer a roll that does not wait is noticed.
+    pub(crate) warm_up: Duration,
     /// How many requests each second.
     pub(crate) each_second: u32,
 }
@@ -178,6 +180,7 @@ fn spawn_supervisor(setup: &Setup<'_>, folder: &Path) -> anyhow::Result<Child> {
     command.arg("demo-supervisor").arg("--folder").arg(folder);
     command.arg("--env-file").arg(folder.join(".env"));
     command.arg("--replicas").arg(setup.replicas.to_string());
+    command.arg("--warm-up-ms").arg(setup.warm_up.as_millis().to_string());
     if let Some(base) = setup.openai_base {
         command.arg("--openai-base").arg(base);
     }
@@ -234,12 +237,12 @@ async fn parent_gone() {
     let _: Result<(), _> = seen.await;
 }
 
-/// Makes a client that tries nothing twice and keeps no connection, so that none can end under a request.
-fn client() -> anyhow::Result<reqwest::Client> {
+/// Makes a client that tries nothing twice and keeps at most so many unused connections.
+fn client(idle: usize) -> anyhow::Result<reqwest::Client> {
     // An error says that a provider is installed already.
     rustls::crypto::ring::default_provider().install_default().ok();
     let client = reqwest::Client::builder()
-        .pool_max_idle_per_host(0)
+        .pool_max_idle_per_host(idle)
         .retry(reqwest::retry::never())
         .redirect(reqwest::redirect::Policy::none())
         .no_proxy()

@@ -60,6 +60,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         replicas: 3,
         openai_base: args.openai_base.as_deref(),
         variables: &variables,
+        warm_up: Duration::from_secs(1),
         each_second: args.each_second,
     };
     let world = World::start(&setup).await?;

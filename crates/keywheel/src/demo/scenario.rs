@@ -94,10 +94,17 @@ impl Shown {
 
     fn table(&self) -> String {
         let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-        let mut rows = vec![["secret", "strategy", "outcome", "former version refused"].map(str::to_owned).to_vec()];
+        let mut rows = vec![
+            ["secret", "strategy", "outcome", "former version refused"].map(str::to_owned).to_vec(),
+        ];
         rows.extend(self.rotations.iter().map(|one| {
             let refused = if one["old_refused"] == json!(true) { "yes" } else { "no one to ask" };
-            vec![text(&one["secret"]), text(&one["strategy"]), text(&one["outcome"]), refused.into()]
+            vec![
+                text(&one["secret"]),
+                text(&one["strategy"]),
+                text(&one["outcome"]),
+                refused.into(),
+            ]
         }));
         let counts = &self.counts;
         let yes = |it: bool| if it { "yes" } else { "NO" };
@@ -124,15 +131,27 @@ impl Shown {
                 wrong.push(words);
             }
         };
-        expect(counts.failed == 0, format!("{} requests failed: {}", counts.failed, counts.failures.join(", ")));
-        expect(counts.tokens_refused == 0, format!("{} tokens were refused", counts.tokens_refused));
+        expect(
+            counts.failed == 0,
+            format!("{} requests failed: {}", counts.failed, counts.failures.join(", ")),
+        );
+        expect(
+            counts.tokens_refused == 0,
+            format!("{} tokens were refused", counts.tokens_refused),
+        );
         expect(counts.requests > 1_000, format!("only {} requests were made", counts.requests));
         expect(self.killed_and_resumed, "the killed rotation was not completed".into());
         expect(self.bad_value_undone, "the bad value was not undone".into());
         expect(self.audit_verified, "the audit chain is broken".into());
         for one in self.rotations.iter().filter(|one| one["secret"] != json!("pepper@default")) {
-            expect(one["outcome"] == json!("completed"), format!("{} ended {}", one["secret"], one["outcome"]));
-            expect(one["old_refused"] == json!(true), format!("the former version of {} is not refused", one["secret"]));
+            expect(
+                one["outcome"] == json!("completed"),
+                format!("{} ended {}", one["secret"], one["outcome"]),
+            );
+            expect(
+                one["old_refused"] == json!(true),
+                format!("the former version of {} is not refused", one["secret"]),
+            );
         }
         wrong
     }
@@ -142,7 +161,10 @@ async fn demonstrate(folder: &Path, output: Output) -> anyhow::Result<Shown> {
     for name in ["world", "project", "state", "keys"] {
         std::fs::DirBuilder::new().mode(0o700).create(folder.join(name))?;
     }
-    let twin = Twin::start(TwinOptions { propagation: Duration::from_millis(200), ..TwinOptions::default() })?;
+    let twin = Twin::start(TwinOptions {
+        propagation: Duration::from_millis(200),
+        ..TwinOptions::default()
+    })?;
     let first = twin.make_key("backend");
     let base = twin.base_url();
     let variables = [
@@ -159,11 +181,17 @@ async fn demonstrate(folder: &Path, output: Output) -> anyhow::Result<Shown> {
         replicas: REPLICAS,
         openai_base: Some(&base),
         variables: &variables,
+        warm_up: Duration::ZERO,
         each_second: EACH_SECOND,
     };
     let world = World::start(&setup).await?;
     write_config(&folder.join("project/keywheel.yaml"), &world, &twin)?;
-    let keywheel = Keywheel { program, folder: folder.to_owned(), admin_key: twin.admin_key().to_owned(), output };
+    let keywheel = Keywheel {
+        program,
+        folder: folder.to_owned(),
+        admin_key: twin.admin_key().to_owned(),
+        output,
+    };
     tokio::time::sleep(Duration::from_millis(500)).await;
     let shown = rotations(&keywheel, &twin).await;
     let counts = world.stop().await?;
@@ -172,7 +200,10 @@ async fn demonstrate(folder: &Path, output: Output) -> anyhow::Result<Shown> {
     Ok(Shown { counts, rotations, killed_and_resumed, bad_value_undone, audit_verified })
 }
 
-async fn rotations(keywheel: &Keywheel, twin: &Twin) -> anyhow::Result<(Vec<Value>, bool, bool, bool)> {
+async fn rotations(
+    keywheel: &Keywheel,
+    twin: &Twin,
+) -> anyhow::Result<(Vec<Value>, bool, bool, bool)> {
     let mut done = Vec::new();
     keywheel.output.note("1. a signing secret and a key, together");
     let (code, answer) = keywheel.run(&["rotate", "jwt", "openai", "--soak", "--yes"]).await?;
@@ -191,7 +222,8 @@ async fn rotations(keywheel: &Keywheel, twin: &Twin) -> anyhow::Result<(Vec<Valu
     keywheel.output.note("3. a value that the backends refuse");
     let (code, answer) = keywheel.run(&["rotate", "pepper", "--soak", "--yes"]).await?;
     let refused = list(&answer);
-    let bad_value_undone = code == 2 && refused.len() == 1 && refused[0]["outcome"] == json!("undone");
+    let bad_value_undone =
+        code == 2 && refused.len() == 1 && refused[0]["outcome"] == json!("undone");
     done.extend(refused);
 
     let (code, _) = keywheel.run(&["audit", "verify"]).await?;
@@ -218,7 +250,11 @@ impl Keywheel {
         command.arg("--journal").arg(self.folder.join("state/journal.sqlite"));
         command.arg("--kek").arg(self.folder.join("keys/kek"));
         command.env(ADMIN_KEY, &self.admin_key);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
         command
     }
 
@@ -233,7 +269,8 @@ impl Keywheel {
         };
         let (text, ()) = tokio::try_join!(answer, self.pass_on(&mut child, None))?;
         let status = child.wait().await?;
-        let answer = if text.trim().is_empty() { Value::Null } else { serde_json::from_str(&text)? };
+        let answer =
+            if text.trim().is_empty() { Value::Null } else { serde_json::from_str(&text)? };
         Ok((status.code().unwrap_or(-1), answer))
     }
 
@@ -246,7 +283,11 @@ impl Keywheel {
     }
 
     /// Passes on what a command says beside its answer, until it ends or has said that it took the step.
-    async fn pass_on(&self, child: &mut tokio::process::Child, kill_at: Option<&str>) -> anyhow::Result<()> {
+    async fn pass_on(
+        &self,
+        child: &mut tokio::process::Child,
+        kill_at: Option<&str>,
+    ) -> anyhow::Result<()> {
         let stderr = child.stderr.take().context("stderr is piped")?;
         let mut lines = BufReader::new(stderr).lines();
         while let Some(line) = lines.next_line().await? {
@@ -269,9 +310,14 @@ fn random_text() -> SecretValue {
 
 /// The configuration that anybody would write for this; JSON is YAML.
 fn write_config(path: &Path, world: &World, twin: &Twin) -> anyhow::Result<()> {
-    let Some(workload) = world.workload().as_object().cloned() else { bail!("a workload is a mapping") };
+    let Some(workload) = world.workload().as_object().cloned() else {
+        bail!("a workload is a mapping")
+    };
     let mut backend = workload;
-    backend.insert("probes".into(), json!([{ "http": { "url": format!("http://{}/health", world.edge()) } }]));
+    backend.insert(
+        "probes".into(),
+        json!([{ "http": { "url": format!("http://{}/health", world.edge()) } }]),
+    );
     let openai = json!({
         "project": twin.project(),
         "admin_key": { "env": ADMIN_KEY },

@@ -36,6 +36,8 @@ pub(crate) struct Args {
     pub(super) replicas: usize,
     #[arg(long)]
     pub(super) openai_base: Option<String>,
+    #[arg(long)]
+    pub(super) warm_up_ms: u64,
 }
 
 /// One end of a backend, a line of `exits.jsonl`.
@@ -118,6 +120,7 @@ impl Start<'_> {
         command.arg("--env-file").arg(&self.args.env_file);
         command.arg("--port").arg(self.port.to_string());
         command.arg("--pid-file").arg(pid_file(&self.args.folder, self.replica));
+        command.arg("--warm-up-ms").arg(self.args.warm_up_ms.to_string());
         if let Some(base) = &self.args.openai_base {
             command.arg("--openai-base").arg(base);
         }
