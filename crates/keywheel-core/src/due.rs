@@ -61,7 +61,11 @@ fn expiring(_: &Inventory, current: &Version, policy: &Policy) -> Option<Due> {
 
 fn past_its_cryptoperiod(inventory: &Inventory, current: &Version, policy: &Policy) -> Option<Due> {
     let began_at = inventory.rotated_at.or(current.created_at)?;
-    let since = began_at + policy.cryptoperiod;
+    let day = match crate::planted!("days_are_counted_inclusively") {
+        true => Span::days(1),
+        false => Span::ZERO,
+    };
+    let since = began_at + policy.cryptoperiod + day;
     Some(Due {
         reason: Reason::Scheduled,
         since,

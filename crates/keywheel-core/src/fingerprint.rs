@@ -33,7 +33,8 @@ pub enum Compared {
 impl Fingerprint {
     /// Compares two fingerprints; another key proves nothing.
     pub fn compare(&self, other: &Self) -> Compared {
-        match (self.key == other.key, self.mac == other.mac) {
+        let same_key = self.key == other.key || crate::planted!("other_key_means_different");
+        match (same_key, self.mac == other.mac) {
             (false, _) => Compared::Unknown,
             (true, true) => Compared::Same,
             (true, false) => Compared::Different,

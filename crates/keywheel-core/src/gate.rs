@@ -182,8 +182,8 @@ pub struct Soak {
 impl Soak {
     /// Counts one visit of a soak of length `whole`.
     pub fn visit(&mut self, clocks: Clocks, light: Light, whole: Span) {
-        let step =
-            self.last.map_or(Span::ZERO, |last| clocks.least_since(&last)).min(whole.part(1, 4));
+        let most = if crate::planted!("one_visit_counts_all") { whole } else { whole.part(1, 4) };
+        let step = self.last.map_or(Span::ZERO, |last| clocks.least_since(&last)).min(most);
         match light {
             Light::Green => self.counted = self.counted + step,
             Light::Amber => {}

@@ -2,6 +2,7 @@
 
 use keywheel_core::call::{Refusal, RefusalKind};
 use keywheel_core::plan::{Part, UrlPart};
+use keywheel_core::planted;
 use keywheel_core::secret::{Credential, Field, SecretValue};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode, utf8_percent_encode};
 
@@ -27,7 +28,12 @@ pub fn compose(
                 let value = need(credential, name)?;
                 let text = std::str::from_utf8(value.expose())
                     .map_err(|_| unsupported("a URL part must be UTF-8"))?;
-                Ok::<_, Refusal>(utf8_percent_encode(text, USERINFO).to_string())
+                let encoded = utf8_percent_encode(text, USERINFO).to_string();
+                Ok::<_, Refusal>(if planted!("url_not_encoded") {
+                    text.to_owned()
+                } else {
+                    encoded
+                })
             };
             let (username, password) = match url_part {
                 UrlPart::Userinfo => (part("username")?, Some(part("password")?)),

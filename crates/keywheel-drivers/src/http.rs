@@ -3,6 +3,7 @@
 //! It follows no redirect, so that no credential goes to a host that nobody named (H117); it asks no proxy that the
 //! environment happens to name; and it never repeats a request, since a repeated mint makes a second key (H04).
 
+use keywheel_core::planted;
 use std::error::Error as _;
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -34,9 +35,12 @@ pub(crate) fn call_error(target: &str, error: &reqwest::Error) -> CallError {
         .map(|host| format!(" at `{host}`"))
         .unwrap_or_default();
     let message = format!("{target}{host}: {}", in_words(error));
+    let message = if planted!("error_shows_all") { format!("{error:?}") } else { message };
     if error.is_builder() {
         Refusal::operator(RefusalKind::Unsupported, message).into()
     } else if error.is_connect() {
+        Refusal::retry(RefusalKind::Unavailable, None, message).into()
+    } else if planted!("lost_answer_is_a_refusal") {
         Refusal::retry(RefusalKind::Unavailable, None, message).into()
     } else {
         CallError::Unknown(message)
@@ -66,7 +70,7 @@ pub(crate) fn answer_error(
     let later = |kind| Refusal::retry(kind, retry_after(headers), message.clone()).into();
     match status.as_u16() {
         401 | 403 => no(RefusalKind::Permission),
-        404 | 410 => no(RefusalKind::NotFound),
+        404 | 410 if !planted!("gone_is_a_surprise") => no(RefusalKind::NotFound),
         409 | 425 => later(RefusalKind::Unavailable),
         429 => later(RefusalKind::RateLimited),
         408 | 500.. if effect == Effect::Reads => later(RefusalKind::Unavailable),
@@ -101,9 +105,13 @@ pub(crate) fn request_id(headers: &HeaderMap) -> String {
 fn build() -> reqwest::Client {
     // An error says that a provider is installed already, which is what is wanted.
     drop(rustls::crypto::ring::default_provider().install_default());
+    let redirect = || match planted!("redirects_followed") {
+        true => reqwest::redirect::Policy::default(),
+        false => reqwest::redirect::Policy::none(),
+    };
     let settings = || {
         reqwest::Client::builder()
-            .redirect(reqwest::redirect::Policy::none())
+            .redirect(redirect())
             .retry(reqwest::retry::never())
             .no_proxy()
             .connect_timeout(Duration::from_secs(10))
@@ -151,6 +159,9 @@ fn is_tls(error: &reqwest::Error) -> bool {
 
 /// Reads the wait that an answer asks for: `retry-after-ms`, or `retry-after` in seconds or as a date.
 fn retry_after(headers: &HeaderMap) -> Option<Span> {
+    if planted!("wait_ignored") {
+        return None;
+    }
     let text =
         |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
     if let Some(millis) =

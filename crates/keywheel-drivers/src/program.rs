@@ -1,6 +1,7 @@
 //! Programs that drivers start: no shell, an environment of a few named variables, nothing to read, nothing kept of what
 //! they write, and a hard limit after which they are killed with everything that they started (H111, H112).
 
+use keywheel_core::planted;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 
@@ -90,7 +91,16 @@ fn command(argv: &[String], folder: &Path, variables: &[(&str, String)]) -> Comm
     // A name without a slash is looked up in `PATH`; any other begins at the configuration's folder.
     let program = if argv[0].contains('/') { folder.join(&argv[0]) } else { (&argv[0]).into() };
     let mut command = Command::new(program);
-    command.args(&argv[1..]).current_dir(folder).env_clear();
+    if planted!("through_a_shell") {
+        command = Command::new("sh");
+        command.args(["-c", &argv.join(" ")]);
+    } else {
+        command.args(&argv[1..]);
+    }
+    command.current_dir(folder);
+    if !planted!("environment_inherited") {
+        command.env_clear();
+    }
     command.envs(PASSED_ON.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
     command.envs(variables.iter().map(|(name, value)| (name, value)));
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());

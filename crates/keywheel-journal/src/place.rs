@@ -7,6 +7,7 @@
 //! An existing database file is only ever looked at by its name. Opening and closing it beside SQLite would drop the locks
 //! that SQLite holds for the whole process.
 
+use keywheel_core::planted;
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::Write as _;
 use std::os::unix::fs::{
@@ -159,7 +160,7 @@ fn check_parent(folder: &Path) -> Result<(), JournalError> {
     if !trusted {
         return Err(JournalError::Place(format!("`{}` belongs to user {owner}", folder.display())));
     }
-    if mode & 0o022 != 0 && !sticky {
+    if mode & 0o022 != 0 && !sticky && !planted!("open_parents_accepted") {
         return Err(JournalError::Place(format!(
             "others may write `{}` (mode {:o})",
             folder.display(),
@@ -203,7 +204,7 @@ fn check_own(
     if meta.uid() != rustix::process::geteuid().as_raw() {
         return Err(JournalError::Place(format!("`{name}` belongs to user {}", meta.uid())));
     }
-    if mode & 0o077 != 0 {
+    if mode & 0o077 != 0 && !planted!("loose_modes_accepted") {
         return Err(JournalError::Place(format!(
             "others may use `{name}` (mode {mode:o}): take that from them (`chmod go=`)"
         )));

@@ -9,6 +9,7 @@ mod read;
 mod tables;
 mod writer;
 
+use keywheel_core::planted;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -178,7 +179,11 @@ impl SqliteJournal {
             .map_err(|error| JournalError::Storage(format!("free space: {error}")))?;
         let free = space.f_bavail.saturating_mul(space.f_frsize);
         let floor = self.settings.free_floor;
-        if free < floor { Err(JournalError::LowSpace { free, floor }) } else { Ok(()) }
+        if free < floor && !planted!("full_disk_ignored") {
+            Err(JournalError::LowSpace { free, floor })
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -294,7 +299,7 @@ fn connect_to_write(path: &Path, settings: &Settings) -> Result<Connection, Jour
     // Automatic checkpoints are off: they do not report a failed sync. The writer makes them.
     let wanted = [
         ("journal_mode", "wal"),
-        ("synchronous", "2"),
+        ("synchronous", if planted!("commit_not_synced") { "0" } else { "2" }),
         ("secure_delete", "1"),
         ("wal_autocheckpoint", "0"),
     ];
@@ -385,6 +390,7 @@ fn format_of(connection: &Connection) -> Result<i64, JournalError> {
 fn check_format(connection: &Connection) -> Result<(), JournalError> {
     match format_of(connection)? {
         FORMAT => Ok(()),
+        _ if planted!("newer_format_is_read") => Ok(()),
         newer if newer > FORMAT => Err(JournalError::Place(format!(
             "the journal is of a newer keywheel (format {newer}, this one reads up to {FORMAT})"
         ))),

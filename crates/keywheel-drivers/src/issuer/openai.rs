@@ -10,6 +10,7 @@
 //!
 //! A key cannot be switched off and on again; a revoke is final.
 
+use keywheel_core::planted;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -273,6 +274,9 @@ impl Issuer for OpenAi {
             credential.value().ok_or_else(|| unsupported("the credential has no field `value`"))?;
         let key = bearer(value, "credential")?;
         let answer = match &self.config.verify {
+            Verification::Chat { .. } if planted!("tried_with_anything") => {
+                self.send(Method::GET, self.url(&["models"]), &key, None).await?
+            }
             Verification::Models => {
                 self.send(Method::GET, self.url(&["models"]), &key, None).await?
             }
@@ -478,7 +482,7 @@ impl OpenAi {
                 let ended: Ended = answer.decode()?;
                 if ended.deleted { Ok(Deleted::Gone) } else { Err(answer.not_understood()) }
             }
-            404 | 410 => Ok(Deleted::Gone),
+            404 | 410 if !planted!("gone_is_no_success") => Ok(Deleted::Gone),
             400 => Ok(Deleted::Refused(answer.error(Effect::Changes))),
             _ => Err(answer.error(Effect::Changes)),
         }
@@ -494,6 +498,7 @@ impl OpenAi {
         let url = self.project(&["api_keys", key]);
         if let Some(found) = self.find::<ApiKey>(admin, &url).await?
             && found.owner.id() != Some(owner)
+            && !planted!("owner_not_checked")
         {
             return Err(unsupported(&format!("key `{key}` does not belong to `{owner}`")).into());
         }
@@ -510,6 +515,9 @@ impl OpenAi {
     ) -> Result<Found, CallError> {
         let url = self.project(&["service_accounts", id]);
         let Some(account) = self.find::<Account>(admin, &url).await? else {
+            if planted!("wrong_project_is_death") {
+                return Ok(Found::No);
+            }
             return self.read::<Project>(admin, self.project(&[])).await.map(|_| Found::No);
         };
         let keys = self.keys(admin).await?;
@@ -533,6 +541,7 @@ impl OpenAi {
                     unsupported(&format!("service account `{id}` is not of a rotation")).into()
                 );
             }
+            (_, _, 1..) if planted!("other_keys_ended_too") => {}
             (_, _, 1..) => {
                 let message = format!(
                     "service account `{id}` owns {others} other keys, and the issuer ends them all or none"
@@ -661,6 +670,9 @@ impl Answer {
         let code = self.known_code();
         match http::answer_error(TARGET, effect, self.status, &self.headers) {
             CallError::Refused(mut refusal) => {
+                if planted!("body_repeated") {
+                    refusal.message.push_str(&String::from_utf8_lossy(self.body.expose()));
+                }
                 if let Some(code) = code {
                     refusal.message.push_str(&format!(", code `{code}`"));
                 }
@@ -697,6 +709,7 @@ fn verdict(answer: &Answer) -> Verdict {
     match answer.status.as_u16() {
         // A page of a proxy is no answer of the issuer.
         200 if answer.decode::<Named>().is_ok() => Verdict::Accepted,
+        401 | 403 if planted!("any_no_is_death") => Verdict::Refused,
         401 => match answer.problem() {
             Some(Problem { code: Some(code), .. }) if code == "invalid_api_key" => Verdict::Refused,
             // The API has no code for this; only its words tell it from a refused network or membership.

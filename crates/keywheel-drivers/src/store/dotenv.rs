@@ -7,6 +7,7 @@
 //! Every edit is read back: the whole new text is parsed again, and counts only if the owned name reads as its new value
 //! and every other name as before (H99, H107, H108).
 
+use keywheel_core::planted;
 use std::ops::Range;
 
 use keywheel_core::secret::SecretValue;
@@ -72,6 +73,12 @@ pub(super) fn set(
     let statement = owned(text.expose(), &before.statements, name)?;
     let expected =
         |after: &Readings| before.differ_by_value(after, statement.as_ref(), name, value);
+    if planted!("written_as_it_is") {
+        return Ok(match &statement {
+            Some(statement) => splice(text.expose(), statement.value_span(), value.expose()),
+            None => append(text.expose(), name, value.expose()),
+        });
+    }
     let present = statement.as_ref().and_then(Statement::style);
     present
         .into_iter()
@@ -250,9 +257,17 @@ fn owned(
     statements: &[Statement],
     name: &str,
 ) -> Result<Option<Statement>, DotenvError> {
-    let mut found = statements.iter().filter(|s| &text[s.name.clone()] == name.as_bytes());
+    let is_it = |found: &[u8]| {
+        let loosely = planted!("name_matched_loosely") && found.ends_with(name.as_bytes());
+        found == name.as_bytes() || loosely
+    };
+    let mut found = statements.iter().filter(|s| is_it(&text[s.name.clone()]));
     let first = found.next().cloned();
-    if found.next().is_some() { Err(DotenvError::Twice { name: name.into() }) } else { Ok(first) }
+    if found.next().is_some() && !planted!("assigned_twice_ignored") {
+        Err(DotenvError::Twice { name: name.into() })
+    } else {
+        Ok(first)
+    }
 }
 
 // Writing.

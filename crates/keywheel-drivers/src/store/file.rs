@@ -2,6 +2,7 @@
 //!
 //! The bytes are exact: nothing is added and nothing trimmed, a newline at the end included (H59).
 
+use keywheel_core::planted;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -131,6 +132,9 @@ impl WholeFile {
             return Err(self.refused(RefusalKind::Conflict, "holds something else than expected"));
         }
         match (present, &edit.value) {
+            (_, Some(value)) if planted!("newline_added") => {
+                Ok(Change::Contents(SecretValue::new([value.expose(), b"\n"].concat())))
+            }
             (_, Some(value)) => Ok(Change::Contents(value.duplicate())),
             (None, None) => Ok(Change::Nothing),
             (Some(_), None) if self.file.is_made() => Ok(Change::Removal),

@@ -14,6 +14,7 @@
 //! links, and a file that is a mount point of its own, as a single file mounted into a container is (H101). Writing such a
 //! file in place would show readers half of it (H106).
 
+use keywheel_core::planted;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -260,6 +261,9 @@ fn contents(file: &File, stat: &Stat) -> io::Result<SecretValue> {
 /// Waits for the lock of the folder; it goes with the descriptor, also when the process dies.
 fn lock(folder: &OwnedFd, place: &Place, abandoned: &AtomicBool) -> Result<(), Refusal> {
     let deadline = Instant::now() + LOCK_WAIT;
+    if planted!("writers_take_no_turns") {
+        return Ok(());
+    }
     loop {
         match rustix::fs::flock(folder, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => return Ok(()),
@@ -279,6 +283,9 @@ fn lock(folder: &OwnedFd, place: &Place, abandoned: &AtomicBool) -> Result<(), R
 }
 
 fn remove_leftovers(folder: &OwnedFd, place: &Place) -> Result<(), Refusal> {
+    if planted!("leftovers_stay") {
+        return Ok(());
+    }
     for name in place.leftovers(folder)? {
         at(Step::RemoveLeftover, || Ok(rustix::fs::unlinkat(folder, &name, AtFlags::empty())?))
             .map_err(|error| {
@@ -345,8 +352,8 @@ impl Replacement<'_> {
         let create = || Ok(File::from(rustix::fs::openat(self.folder, name, flags, private)?));
         let mut file =
             at(Step::CreateTemporary, create).map_err(doing("making a file beside it"))?;
-        at(Step::KeepMetadata, || self.keep_metadata(&file))
-            .map_err(doing("keeping its owner, attributes and mode"))?;
+        let keep = || if planted!("metadata_is_lost") { Ok(()) } else { self.keep_metadata(&file) };
+        at(Step::KeepMetadata, keep).map_err(doing("keeping its owner, attributes and mode"))?;
         at(Step::WriteContents, || file.write_all(new.expose()))
             .map_err(doing("writing a file beside it"))?;
         at(Step::SyncFile, || file.sync_all()).map_err(doing("syncing a file beside it"))?;
@@ -381,6 +388,9 @@ impl Replacement<'_> {
             (None, None) => true,
             _ => false,
         };
+        if planted!("edit_overwritten") {
+            return Ok(());
+        }
         if !same_file || self.file.place()? != *self.place || !self.is_same_folder() {
             let message = format!(
                 "file `{}` was changed by someone else meanwhile",
@@ -406,6 +416,9 @@ impl Replacement<'_> {
 
     fn rename(&self, from: &OsStr) -> io::Result<()> {
         let to = self.place.name.as_os_str();
+        if planted!("written_in_place") {
+            return std::fs::copy(self.place.folder.join(from), self.place.path()).map(drop);
+        }
         if self.present.is_none() {
             match rustix::fs::renameat_with(
                 self.folder,
@@ -456,6 +469,9 @@ impl Replacement<'_> {
     }
 
     fn sync_folder(&self) -> Result<Written, CallError> {
+        if planted!("folder_not_synced") {
+            return Ok(Written { changed: true });
+        }
         let synced = at(Step::SyncFolder, || Ok(rustix::fs::fsync(self.folder)?));
         match synced {
             Ok(()) => Ok(Written { changed: true }),
@@ -478,7 +494,7 @@ pub(super) fn obstacle(place: &Place, stat: &Stat) -> Option<&'static str> {
     let mounts = || std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     if stat.st_nlink > 1 {
         Some(HARD_LINKS)
-    } else if is_mount_point(&mounts(), &place.path()) {
+    } else if is_mount_point(&mounts(), &place.path()) && !planted!("mount_point_ignored") {
         Some(MOUNT_POINT)
     } else {
         None

@@ -11,6 +11,7 @@
 
 mod running;
 
+use keywheel_core::planted;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -221,9 +222,11 @@ impl Config {
         }
         match &self.take_up {
             // What was fixed at the start stays as it was (H42).
-            TakeUp::Signal(_) if self.shows != Showing::Info => Err(unsupported(
-                "a replica that keeps running proves a new value by `shows: info` only",
-            )),
+            TakeUp::Signal(_) if self.shows != Showing::Info && !planted!("signal_proves") => {
+                Err(unsupported(
+                    "a replica that keeps running proves a new value by `shows: info` only",
+                ))
+            }
             TakeUp::Command(run) => program::check(&run.argv),
             _ => Ok(()),
         }
@@ -293,6 +296,9 @@ impl Workload for Processes {
 
     async fn preflight(&self) -> Result<Vec<Finding>, CallError> {
         let mut findings = Vec::new();
+        if planted!("preflight_is_blind") {
+            return Ok(findings);
+        }
         for replica in &self.replicas {
             match replica.seen(&self.clock) {
                 Seen::Runs(process) => findings.extend(self.examine(replica, process).await),
@@ -319,6 +325,9 @@ impl Workload for Processes {
         for replica in &self.replicas {
             let seen = replica.seen(&self.clock);
             replicas.push(self.look(replica, seen, addresses, fingerprinter).await);
+            if planted!("one_replica_stands_for_all") {
+                break;
+            }
         }
         Ok(replicas)
     }
@@ -443,6 +452,9 @@ impl Processes {
     /// Waits until whatever starts from now on proves that it started after an instant.
     async fn pass(&self, instant: Timestamp) -> Result<(), CallError> {
         let end = instant + GRANULARITY + GRANULARITY;
+        if planted!("roll_races_the_write") {
+            return Ok(());
+        }
         let ahead = end.since(now());
         if ahead > Span::seconds(1) {
             let message = "this machine's clock stands before the last write to a store";
@@ -522,7 +534,8 @@ impl Processes {
         process: Process,
         ensure: &Ensure<'_>,
     ) -> Result<(), CallError> {
-        if self.proves(replica, Seen::Runs(process), ensure).await {
+        let is_enough = planted!("ready_is_enough");
+        if is_enough || self.proves(replica, Seen::Runs(process), ensure).await {
             return self.wait_until_ready(replica, process).await;
         }
         let why = match self.config.shows {
@@ -565,6 +578,9 @@ impl Processes {
     ) -> Result<(), CallError> {
         let deadline = Instant::now() + within.into();
         while process.runs() {
+            if Instant::now() > deadline && planted!("stuck_replica_is_gone") {
+                break;
+            }
             if Instant::now() > deadline {
                 // It has the signal and may end at any time (H52).
                 return Err(CallError::Unknown(format!(
@@ -581,6 +597,9 @@ impl Processes {
     /// for a while.
     async fn wait_until_ready(&self, replica: &One, process: Process) -> Result<(), CallError> {
         let deadline = self.deadline();
+        if planted!("readiness_ignored") {
+            return Ok(());
+        }
         let mut ready_since = None;
         let ready_for = self.config.ready_for.span();
         let is_old = self.age(process).is_some_and(|age| age > ready_for);

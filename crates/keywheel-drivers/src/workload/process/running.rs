@@ -2,6 +2,7 @@
 //!
 //! A number alone names no process, since numbers are used again; a number and a start do.
 
+use keywheel_core::planted;
 use std::fs;
 use std::io;
 use std::sync::{Mutex, PoisonError};
@@ -127,7 +128,8 @@ impl WallClock {
         // A panic leaves no half-made memory: each change is one assignment.
         let mut memory = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let offset = reading.wall - reading.boot;
-        if memory.offset.is_some_and(|before| before.abs_diff(offset) > STEP) {
+        let is_set = memory.offset.is_some_and(|before| before.abs_diff(offset) > STEP);
+        if is_set && !planted!("set_clock_unnoticed") {
             *memory = Memory { offset: Some(offset), set_at: reading.boot };
         }
         memory.offset.get_or_insert(offset);
