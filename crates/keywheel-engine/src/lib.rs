@@ -34,7 +34,7 @@ pub struct Engine {
     /// Builds the drivers that a plan names.
     pub build: Arc<dyn Build>,
     /// Fills buffers with random bytes.
-    pub random: Arc<dyn Fn(&mut [u8]) + Send + Sync>,
+    pub random: Arc<Random>,
     /// This process, as owner of secrets.
     pub holder: Holder,
     /// On whose behalf it acts.
@@ -44,6 +44,9 @@ pub struct Engine {
     /// Is told of each record after it is durable.
     pub watch: Arc<dyn Watch>,
 }
+
+/// Fills a buffer with random bytes.
+pub type Random = dyn Fn(&mut [u8]) + Send + Sync;
 
 /// The drivers of one plan.
 #[derive(Clone)]

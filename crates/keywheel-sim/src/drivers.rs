@@ -12,7 +12,9 @@ use keywheel_core::plan::{Label, Plan};
 use keywheel_core::secret::{Credential, SecretValue};
 use keywheel_core::time::{Span, Timestamp};
 use keywheel_core::version::IssuedId;
-use keywheel_driver::issuer::{Extend, LastUsed, Live, Mint, Minted, Randomness, Suspend, Tokens, Usage, Verdict};
+use keywheel_driver::issuer::{
+    Extend, LastUsed, Live, Mint, Minted, Randomness, Suspend, Tokens, Usage, Verdict,
+};
 use keywheel_driver::probe::Health;
 use keywheel_driver::store::{Accept, Edit, Written};
 use keywheel_driver::workload::{Answer as Token, Ensure};
@@ -20,7 +22,9 @@ use keywheel_driver::{CallError, Finding, Issuer, Probe, Refusal, Store, Workloa
 use keywheel_engine::{Build, Drivers};
 use smallvec::SmallVec;
 
-use crate::world::{Answer, EPOCH, Expected, Held, Millis, Request, Shared, State, bytes_of, held_of};
+use crate::world::{
+    Answer, EPOCH, Expected, Held, Millis, Request, Shared, State, bytes_of, held_of,
+};
 
 /// Builds the drivers of a plan for one process.
 pub(crate) struct SimBuild {
@@ -32,28 +36,39 @@ impl Build for SimBuild {
     fn build(&self, plan: &Plan) -> Result<Drivers, Refusal> {
         let secret = index(plan.secret.name());
         let line = Line { world: self.world.clone(), process: self.process, secret };
-        let slots = |store: &keywheel_core::plan::StorePlan| store.slots.first().map_or(0, |slot| index(&slot.address));
+        let slots = |store: &keywheel_core::plan::StorePlan| {
+            store.slots.first().map_or(0, |slot| index(&slot.address))
+        };
         Ok(Drivers {
             issuer: Arc::new(SimIssuer { line: line.clone(), facts: plan.issuer.facts.clone() }),
             stores: plan
                 .stores
                 .iter()
                 .map(|store| -> Arc<dyn Store> {
-                    Arc::new(SimStore { line: line.clone(), facts: store.facts.clone(), slot: slots(store) })
+                    Arc::new(SimStore {
+                        line: line.clone(),
+                        facts: store.facts.clone(),
+                        slot: slots(store),
+                    })
                 })
                 .collect(),
             workloads: plan
                 .workloads
                 .iter()
                 .map(|planned| -> Arc<dyn Workload> {
-                    Arc::new(SimWorkload { line: line.clone(), facts: planned.facts, workload: index(&planned.bound.name) })
+                    Arc::new(SimWorkload {
+                        line: line.clone(),
+                        facts: planned.facts,
+                        workload: index(&planned.bound.name),
+                    })
                 })
                 .collect(),
             probes: plan
                 .probes
                 .iter()
                 .map(|_| -> Arc<dyn Probe> {
-                    let workloads = plan.workloads.iter().map(|planned| index(&planned.bound.name)).collect();
+                    let workloads =
+                        plan.workloads.iter().map(|planned| index(&planned.bound.name)).collect();
                     Arc::new(SimProbe { line: line.clone(), workloads })
                 })
                 .collect(),
@@ -93,7 +108,12 @@ struct SimIssuer {
 
 impl SimIssuer {
     async fn end(&self, id: &IssuedId, to: State) -> Result<(), CallError> {
-        let request = Request::End { secret: self.line.secret, name: id.id.clone(), generation: id.generation, to };
+        let request = Request::End {
+            secret: self.line.secret,
+            name: id.id.clone(),
+            generation: id.generation,
+            to,
+        };
         self.line.call(request).await.map(drop)
     }
 }
@@ -140,10 +160,17 @@ impl Issuer for SimIssuer {
     }
 
     async fn list(&self, prefix: &str) -> Result<Vec<Live>, CallError> {
-        match self.line.call(Request::List { secret: self.line.secret, prefix: prefix.to_owned() }).await? {
+        match self
+            .line
+            .call(Request::List { secret: self.line.secret, prefix: prefix.to_owned() })
+            .await?
+        {
             Answer::Listed(listed) => Ok(listed
                 .into_iter()
-                .map(|(id, generation, label)| Live { issued: IssuedId { id, generation }, label: label.map(Label) })
+                .map(|(id, generation, label)| Live {
+                    issued: IssuedId { id, generation },
+                    label: label.map(Label),
+                })
                 .collect()),
             _ => Err(nonsense()),
         }
@@ -153,7 +180,11 @@ impl Issuer for SimIssuer {
         if self.facts.value != ValueOrigin::TheirsRereadable {
             return Ok(None);
         }
-        match self.line.call(Request::Reread { secret: self.line.secret, name: id.id.clone() }).await? {
+        match self
+            .line
+            .call(Request::Reread { secret: self.line.secret, name: id.id.clone() })
+            .await?
+        {
             Answer::Value(value) => Ok(value.map(credential)),
             _ => Err(nonsense()),
         }
@@ -194,9 +225,15 @@ impl Suspend for SimIssuer {
 #[async_trait]
 impl Usage for SimIssuer {
     async fn last_used(&self, id: &IssuedId) -> Result<LastUsed, CallError> {
-        let request = Request::LastUsed { secret: self.line.secret, name: id.id.clone(), generation: id.generation };
+        let request = Request::LastUsed {
+            secret: self.line.secret,
+            name: id.id.clone(),
+            generation: id.generation,
+        };
         match self.line.call(request).await? {
-            Answer::Used(at) => Ok(LastUsed { at: at.map(|at| Timestamp::from_millis(EPOCH + at)), detail: None }),
+            Answer::Used(at) => {
+                Ok(LastUsed { at: at.map(|at| Timestamp::from_millis(EPOCH + at)), detail: None })
+            }
             _ => Err(nonsense()),
         }
     }
@@ -205,7 +242,11 @@ impl Usage for SimIssuer {
 #[async_trait]
 impl Extend for SimIssuer {
     async fn extend(&self, id: &IssuedId) -> Result<Timestamp, CallError> {
-        match self.line.call(Request::Extend { secret: self.line.secret, name: id.id.clone() }).await? {
+        match self
+            .line
+            .call(Request::Extend { secret: self.line.secret, name: id.id.clone() })
+            .await?
+        {
             Answer::Until(at) => Ok(Timestamp::from_millis(EPOCH + at)),
             _ => Err(nonsense()),
         }
@@ -247,12 +288,16 @@ impl Store for SimStore {
     }
 
     async fn write(&self, edits: &[Edit<'_>]) -> Result<Written, CallError> {
-        let held = |value: Option<&SecretValue>| value.map_or(Held::Absent, |value| held_of(value.expose()));
+        let held = |value: Option<&SecretValue>| {
+            value.map_or(Held::Absent, |value| held_of(value.expose()))
+        };
         let owned = edits.iter().map(|edit| crate::world::Edit {
             slot: index(edit.address),
             accept: match &edit.accept {
                 Accept::Anything => None,
-                Accept::OneOf(accepted) => Some(accepted.iter().map(|accepted| held(*accepted)).collect()),
+                Accept::OneOf(accepted) => {
+                    Some(accepted.iter().map(|accepted| held(*accepted)).collect())
+                }
             },
             value: held(edit.value),
         });
@@ -284,39 +329,57 @@ impl Workload for SimWorkload {
         self.line.call(Request::Check).await.map(|_| Vec::new())
     }
 
-    async fn observe(&self, addresses: &[String], _: &Fingerprinter) -> Result<Vec<Replica>, CallError> {
+    async fn observe(
+        &self,
+        addresses: &[String],
+        _: &Fingerprinter,
+    ) -> Result<Vec<Replica>, CallError> {
         let slots = addresses.iter().map(|address| index(address)).collect();
         let request = Request::Observe { workload: self.workload, slots, hidden: false };
-        let Answer::Replicas(replicas) = self.line.call(request).await? else { return Err(nonsense()) };
+        let Answer::Replicas(replicas) = self.line.call(request).await? else {
+            return Err(nonsense());
+        };
         let mut world = self.line.world.lock();
         let shows_slots = world.workloads[self.workload].shows_slots;
-        let shown = replicas.into_iter().enumerate().map(|(number, (started_wall, held))| Replica {
-            id: number.to_string(),
-            started_at: Some(Timestamp::from_millis(started_wall)),
-            shows: if shows_slots {
-                let held = addresses.iter().zip(held).filter_map(|(address, held)| {
-                    world.fingerprint_of(held).map(|fingerprint| (address.clone(), fingerprint))
-                });
-                Shows::Slots(held.collect())
-            } else {
-                Shows::FixedAtStart
-            },
-        });
+        let shown =
+            replicas.into_iter().enumerate().map(|(number, (started_wall, held))| Replica {
+                id: number.to_string(),
+                started_at: Some(Timestamp::from_millis(started_wall)),
+                shows: if shows_slots {
+                    let held = addresses.iter().zip(held).filter_map(|(address, held)| {
+                        world.fingerprint_of(held).map(|fingerprint| (address.clone(), fingerprint))
+                    });
+                    Shows::Slots(held.collect())
+                } else {
+                    Shows::FixedAtStart
+                },
+            });
         Ok(shown.collect())
     }
 
     async fn roll(&self, ensure: &Ensure<'_>) -> Result<(), CallError> {
-        let slots: SmallVec<[(usize, Option<Fingerprint>); 4]> =
-            ensure.slots.iter().map(|(address, fingerprint)| (index(address), *fingerprint)).collect();
+        let slots: SmallVec<[(usize, Option<Fingerprint>); 4]> = ensure
+            .slots
+            .iter()
+            .map(|(address, fingerprint)| (index(address), *fingerprint))
+            .collect();
         let expected = Expected { slots, held_since: ensure.held_since.millis() as Millis };
-        self.line.call(Request::Roll { workload: self.workload, expected, skips: false }).await.map(drop)
+        self.line
+            .call(Request::Roll { workload: self.workload, expected, skips: false })
+            .await
+            .map(drop)
     }
 
     async fn present(&self, token: &SecretValue) -> Result<Vec<Token>, CallError> {
         let Held::Value(value) = held_of(token.expose()) else { return Ok(Vec::new()) };
         let request = Request::Present { workload: self.workload, value, secret: self.line.secret };
-        let Answer::Answers(answers) = self.line.call(request).await? else { return Err(nonsense()) };
-        let answer = |(number, accepted): (usize, bool)| Token { replica: number.to_string(), accepted: Some(accepted) };
+        let Answer::Answers(answers) = self.line.call(request).await? else {
+            return Err(nonsense());
+        };
+        let answer = |(number, accepted): (usize, bool)| Token {
+            replica: number.to_string(),
+            accepted: Some(accepted),
+        };
         Ok(answers.into_iter().enumerate().map(answer).collect())
     }
 }

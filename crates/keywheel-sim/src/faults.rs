@@ -78,7 +78,9 @@ impl StepKind {
         match self {
             Self::Mint | Self::RevokeStray | Self::Write | Self::Roll => true,
             Self::Suspend | Self::Resume | Self::Revoke | Self::Extend => true,
-            Self::Preflight | Self::Capture | Self::FindMint | Self::Verify | Self::Evidence => false,
+            Self::Preflight | Self::Capture | Self::FindMint | Self::Verify | Self::Evidence => {
+                false
+            }
             Self::Probe | Self::Visit | Self::VerifyDead | Self::Sweep => false,
         }
     }
@@ -195,15 +197,32 @@ impl Fault {
     /// Returns what the fault is done to.
     pub fn hits(self) -> Hits {
         match self {
-            Self::CommitRefused | Self::CommitUnacknowledged | Self::TailLost | Self::CommitSlow => Hits::Commit,
-            Self::CrashBefore | Self::CrashInFlight | Self::CrashLate | Self::CrashAfter | Self::CrashInRecovery => Hits::Call,
+            Self::CommitRefused
+            | Self::CommitUnacknowledged
+            | Self::TailLost
+            | Self::CommitSlow => Hits::Commit,
+            Self::CrashBefore
+            | Self::CrashInFlight
+            | Self::CrashLate
+            | Self::CrashAfter
+            | Self::CrashInRecovery => Hits::Call,
             Self::Pause | Self::PauseTakenOver => Hits::Call,
-            Self::RequestLost | Self::AnswerLost | Self::AnswerUnclear | Self::LateLanding | Self::Duplicate => Hits::Call,
+            Self::RequestLost
+            | Self::AnswerLost
+            | Self::AnswerUnclear
+            | Self::LateLanding
+            | Self::Duplicate => Hits::Call,
             Self::Throttled | Self::Unavailable | Self::Forbidden | Self::Slow => Hits::Call,
-            Self::ValueRejected | Self::QuotaFull | Self::StaleRead | Self::RollSkipsSome | Self::ReplicasHidden => Hits::Call,
+            Self::ValueRejected
+            | Self::QuotaFull
+            | Self::StaleRead
+            | Self::RollSkipsSome
+            | Self::ReplicasHidden => Hits::Call,
             Self::ProbeRed => Hits::Call,
             Self::Stop | Self::SecondEngine | Self::SecondTask => Hits::Around,
-            Self::RivalEdit | Self::RivalRevert | Self::ReplicaRestarts | Self::ScaleUp => Hits::Around,
+            Self::RivalEdit | Self::RivalRevert | Self::ReplicaRestarts | Self::ScaleUp => {
+                Hits::Around
+            }
             Self::WallForward | Self::WallBack | Self::Suspended | Self::Reboot => Hits::Around,
             Self::Undo | Self::Emergency | Self::WindowClosed => Hits::Around,
         }
@@ -216,20 +235,30 @@ pub fn impossible(step: StepKind, fault: Fault) -> Option<&'static str> {
         Fault::CrashLate | Fault::LateLanding | Fault::Duplicate if !step.mutates() => {
             Some("the step's calls only read; there is nothing that could land")
         }
-        Fault::ValueRejected | Fault::QuotaFull if step != StepKind::Mint => Some("only a mint brings a value or counts against a cap"),
-        Fault::StaleRead if !matches!(step, StepKind::Capture | StepKind::Write | StepKind::Visit) => {
+        Fault::ValueRejected | Fault::QuotaFull if step != StepKind::Mint => {
+            Some("only a mint brings a value or counts against a cap")
+        }
+        Fault::StaleRead
+            if !matches!(step, StepKind::Capture | StepKind::Write | StepKind::Visit) =>
+        {
             Some("the step reads no store")
         }
         Fault::RollSkipsSome if step != StepKind::Roll => Some("the step rolls nothing"),
-        Fault::ReplicasHidden if !matches!(step, StepKind::Evidence | StepKind::Visit) => Some("the step looks at no replica"),
-        Fault::ProbeRed if !matches!(step, StepKind::Probe | StepKind::Visit) => Some("the step asks no probe"),
+        Fault::ReplicasHidden if !matches!(step, StepKind::Evidence | StepKind::Visit) => {
+            Some("the step looks at no replica")
+        }
+        Fault::ProbeRed if !matches!(step, StepKind::Probe | StepKind::Visit) => {
+            Some("the step asks no probe")
+        }
         _ => None,
     }
 }
 
 /// Returns every pair that can happen.
 pub fn pairs() -> impl Iterator<Item = (StepKind, Fault)> {
-    let all = StepKind::ALL.into_iter().flat_map(|step| Fault::ALL.iter().map(move |fault| (step, *fault)));
+    let all = StepKind::ALL
+        .into_iter()
+        .flat_map(|step| Fault::ALL.iter().map(move |fault| (step, *fault)));
     all.filter(|(step, fault)| impossible(*step, *fault).is_none())
 }
 

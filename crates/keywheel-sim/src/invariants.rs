@@ -39,37 +39,126 @@ pub enum Looked {
 
 /// Every invariant and property of liveness, and how it is looked at.
 pub const ALL: [(&str, Looked); 34] = [
-    ("I01", Looked::Here("every serving replica, and every process that would start now, holds a current version that works")),
-    ("I02", Looked::Here("a version is ended only after soak, on a fresh green visit, with no store or replica naming it")),
+    (
+        "I01",
+        Looked::Here(
+            "every serving replica, and every process that would start now, holds a current version that works",
+        ),
+    ),
+    (
+        "I02",
+        Looked::Here(
+            "a version is ended only after soak, on a fresh green visit, with no store or replica naming it",
+        ),
+    ),
     ("I03", Looked::Here("a mutating call begins only under its own durable intent")),
-    ("I04", Looked::Here("a value that a store is given, or that alone works, can be unsealed from the journal")),
-    ("I05", Looked::Here("one holder, one epoch, one sequence, one open rotation, one wave for each resource; no call after its deadline")),
-    ("I06", Looked::Here("at most two live credentials of a secret; at rest, exactly the ones that the outcome names")),
-    ("I07", Looked::Here("counted soak is never longer than true time, and nothing is ended before its soak in true time")),
-    ("I08", Looked::Here("evidence is complete only when every replica truly holds the arrangement")),
-    ("I09", Looked::Elsewhere("values leave the process only through real drivers, logs and files; the leak scan of the binary looks there")),
+    (
+        "I04",
+        Looked::Here(
+            "a value that a store is given, or that alone works, can be unsealed from the journal",
+        ),
+    ),
+    (
+        "I05",
+        Looked::Here(
+            "one holder, one epoch, one sequence, one open rotation, one wave for each resource; no call after its deadline",
+        ),
+    ),
+    (
+        "I06",
+        Looked::Here(
+            "at most two live credentials of a secret; at rest, exactly the ones that the outcome names",
+        ),
+    ),
+    (
+        "I07",
+        Looked::Here(
+            "counted soak is never longer than true time, and nothing is ended before its soak in true time",
+        ),
+    ),
+    (
+        "I08",
+        Looked::Here("evidence is complete only when every replica truly holds the arrangement"),
+    ),
+    (
+        "I09",
+        Looked::Elsewhere(
+            "values leave the process only through real drivers, logs and files; the leak scan of the binary looks there",
+        ),
+    ),
     ("I10", Looked::Here("an undo that is granted reaches `undone` once faults stop")),
     ("I11", Looked::Here("an ended version, and in an emergency a suspect one, is never written")),
     ("I12", Looked::Here("somebody else's edit is never overwritten outside an emergency")),
     ("I13", Looked::Here("audit links are as many as records, at rest")),
     ("I14", Looked::Here("the audit chain verifies, at rest")),
-    ("I15", Looked::Elsewhere("permissions and approvals are given by the command line; the simulator has one actor")),
-    ("I16", Looked::Here("duplicated and repeated calls end in the same world (duplicate, second task, every crash)")),
-    ("I17", Looked::Elsewhere("the schedule is a later part; the simulator begins rotations itself")),
-    ("I18", Looked::Here("after a lost tail nothing is ended without a new look (I02 holds for every end)")),
-    ("I19", Looked::Here("every token that any replica may have signed is taken by every replica until it expires")),
+    (
+        "I15",
+        Looked::Elsewhere(
+            "permissions and approvals are given by the command line; the simulator has one actor",
+        ),
+    ),
+    (
+        "I16",
+        Looked::Here(
+            "duplicated and repeated calls end in the same world (duplicate, second task, every crash)",
+        ),
+    ),
+    (
+        "I17",
+        Looked::Elsewhere("the schedule is a later part; the simulator begins rotations itself"),
+    ),
+    (
+        "I18",
+        Looked::Here(
+            "after a lost tail nothing is ended without a new look (I02 holds for every end)",
+        ),
+    ),
+    (
+        "I19",
+        Looked::Here(
+            "every token that any replica may have signed is taken by every replica until it expires",
+        ),
+    ),
     ("I20", Looked::Elsewhere("breakers over many rotations belong to the schedule, a later part")),
     ("I21", Looked::Here("completed and undone mean that the ended version is refused")),
-    ("I22", Looked::Elsewhere("attributes of credentials live in real issuers; their drivers' suites look")),
-    ("I23", Looked::Here("an end hits a credential of this secret, and never the one that readers use or somebody else's")),
+    (
+        "I22",
+        Looked::Elsewhere(
+            "attributes of credentials live in real issuers; their drivers' suites look",
+        ),
+    ),
+    (
+        "I23",
+        Looked::Here(
+            "an end hits a credential of this secret, and never the one that readers use or somebody else's",
+        ),
+    ),
     ("I24", Looked::Elsewhere("the engine's own credentials are not rotated yet")),
     ("I25", Looked::Here("an `append` rotation never takes a version out by itself")),
-    ("I26", Looked::Elsewhere("there is no network in the simulator; drivers and configuration look")),
+    (
+        "I26",
+        Looked::Elsewhere("there is no network in the simulator; drivers and configuration look"),
+    ),
     ("I27", Looked::Here("after an emergency completes, no suspect works anywhere")),
-    ("I28", Looked::Elsewhere("the journal in memory seals nothing; the suite of the durable journal looks")),
+    (
+        "I28",
+        Looked::Elsewhere(
+            "the journal in memory seals nothing; the suite of the durable journal looks",
+        ),
+    ),
     ("I29", Looked::Here("at rest, no value of an ended version can be unsealed")),
-    ("L01", Looked::Here("a rotation that is neither ended nor parked always has a time at which it goes on")),
-    ("L02", Looked::Here("once faults stop, every rotation ends or parks for a listed reason; without faults it completes")),
+    (
+        "L01",
+        Looked::Here(
+            "a rotation that is neither ended nor parked always has a time at which it goes on",
+        ),
+    ),
+    (
+        "L02",
+        Looked::Here(
+            "once faults stop, every rotation ends or parks for a listed reason; without faults it completes",
+        ),
+    ),
     ("L03", Looked::Here("a refusal that only an operator can change is not asked again")),
     ("L04", Looked::Here("at rest, no credential under our labels is live but the one in use")),
     ("L05", Looked::Elsewhere("there are no sinks yet; the watch of the engine is a plain call")),
@@ -94,8 +183,14 @@ impl World {
             let secret = world.slots[slot].secret;
             let known = &world.secrets[secret];
             let Held::Value(value) = held else { return false };
-            let exempt = known.emergency || known.outage_declared || known.tampered || known.kind == Kind::Reset;
-            world.slots[slot].is_current && !exempt && !world.is_foreign(value) && !world.works(secret, value)
+            let exempt = known.emergency
+                || known.outage_declared
+                || known.tampered
+                || known.kind == Kind::Reset;
+            world.slots[slot].is_current
+                && !exempt
+                && !world.is_foreign(value)
+                && !world.works(secret, value)
         };
         for (slot, known) in self.slots.iter().enumerate() {
             if judged(self, slot, known.held) {
@@ -112,7 +207,11 @@ impl World {
         }
         if let Some((slot, held, who)) = dead {
             let secret = self.slots[slot].secret;
-            self.violate("I01", || format!("{who} holds {held:?} of secret {secret} in slot {slot}, which does not work"));
+            self.violate("I01", || {
+                format!(
+                    "{who} holds {held:?} of secret {secret} in slot {slot}, which does not work"
+                )
+            });
         }
     }
 
@@ -125,7 +224,13 @@ impl World {
             }
             self.checks += 1;
             let mut signing: smallvec::SmallVec<[u16; 4]> = smallvec::SmallVec::new();
-            signing.extend(known.signed.iter().filter(|(_, at)| self.now < at + known.token_life).map(|(value, _)| *value));
+            signing.extend(
+                known
+                    .signed
+                    .iter()
+                    .filter(|(_, at)| self.now < at + known.token_life)
+                    .map(|(value, _)| *value),
+            );
             for (slot, held) in self.serving_slots(secret) {
                 if let Held::Value(value) = held
                     && self.slots[slot].is_current
@@ -135,11 +240,22 @@ impl World {
             }
             signing.retain(|value| self.values[usize::from(*value)].secret.is_some());
             let refused = self.serving().find_map(|(workload, replica)| {
-                let (slots, held) = (&self.workloads[workload].slots, &self.workloads[workload].replicas[replica].held);
-                let mut reads = slots.iter().zip(held).filter(|(slot, _)| self.slots[**slot].secret == secret).peekable();
+                let (slots, held) = (
+                    &self.workloads[workload].slots,
+                    &self.workloads[workload].replicas[replica].held,
+                );
+                let mut reads = slots
+                    .iter()
+                    .zip(held)
+                    .filter(|(slot, _)| self.slots[**slot].secret == secret)
+                    .peekable();
                 reads.peek()?;
-                let accepted: smallvec::SmallVec<[Held; 4]> = reads.map(|(_, held)| *held).collect();
-                signing.iter().find(|value| !accepted.contains(&Held::Value(**value))).map(|value| (workload, replica, *value))
+                let accepted: smallvec::SmallVec<[Held; 4]> =
+                    reads.map(|(_, held)| *held).collect();
+                signing
+                    .iter()
+                    .find(|value| !accepted.contains(&Held::Value(**value)))
+                    .map(|value| (workload, replica, *value))
             });
             if let Some((workload, replica, value)) = refused {
                 self.violate("I19", || {
@@ -151,8 +267,13 @@ impl World {
 
     fn serving_slots(&self, secret: usize) -> impl Iterator<Item = (usize, Held)> + '_ {
         self.serving().flat_map(move |(workload, replica)| {
-            let (slots, held) = (&self.workloads[workload].slots, &self.workloads[workload].replicas[replica].held);
-            slots.iter().zip(held).filter(move |(slot, _)| self.slots[**slot].secret == secret).map(|(slot, held)| (*slot, *held))
+            let (slots, held) =
+                (&self.workloads[workload].slots, &self.workloads[workload].replicas[replica].held);
+            slots
+                .iter()
+                .zip(held)
+                .filter(move |(slot, _)| self.slots[**slot].secret == secret)
+                .map(|(slot, held)| (*slot, *held))
         })
     }
 
@@ -168,12 +289,19 @@ impl World {
             _ => true,
         };
         let running = &self.book[secret].running;
-        let own = running.iter().rev().find(|intent| intent.process == process && meant(intent)).copied();
+        let own =
+            running.iter().rev().find(|intent| intent.process == process && meant(intent)).copied();
         match own {
-            None => self.violate("I03", || format!("a call ({kind:?}) for secret {secret} begins without a durable intent")),
+            None => self.violate("I03", || {
+                format!("a call ({kind:?}) for secret {secret} begins without a durable intent")
+            }),
             Some(intent) if wall >= intent.until => {
                 let late = wall - intent.until;
-                self.violate("I05", || format!("a call ({kind:?}) for secret {secret} begins {late} ms after its deadline"));
+                self.violate("I05", || {
+                    format!(
+                        "a call ({kind:?}) for secret {secret} begins {late} ms after its deadline"
+                    )
+                });
             }
             Some(_) => {}
         }
@@ -183,7 +311,11 @@ impl World {
     pub(crate) fn check_minted(&mut self, secret: usize) {
         self.checks += 1;
         let known = &self.secrets[secret];
-        let live = known.credentials.iter().filter(|known| known.state != State::Revoked && !known.bystander).count();
+        let live = known
+            .credentials
+            .iter()
+            .filter(|known| known.state != State::Revoked && !known.bystander)
+            .count();
         let most = 2 + 2 * usize::from(known.emergency) + usize::from(known.duplicated);
         if live > most {
             self.violate("I06", || format!("{live} live credentials of secret {secret}"));
@@ -197,14 +329,18 @@ impl World {
         let credential = &known.credentials[index];
         let name = credential.name.clone();
         if credential.bystander {
-            return self.violate("I23", || format!("`{name}` of secret {secret} is somebody else's, and is ended"));
+            return self.violate("I23", || {
+                format!("`{name}` of secret {secret} is somebody else's, and is ended")
+            });
         }
         if to == State::Live || known.emergency || known.tampered {
             return;
         }
         let value = Held::Value(credential.value);
         let named = self.slots.iter().any(|slot| slot.is_current && slot.held == value);
-        let used = self.serving_slots(secret).any(|(slot, held)| self.slots[slot].is_current && held == value);
+        let used = self
+            .serving_slots(secret)
+            .any(|(slot, held)| self.slots[slot].is_current && held == value);
         if named || used {
             self.violate("I02", || format!("`{name}` of secret {secret} is ended while a store names it or a replica uses it"));
         }
@@ -222,7 +358,9 @@ impl World {
             let (ended, suspect) = (written.ended, written.suspect);
             if ended || (emergency && suspect) {
                 let which = if ended { "ended" } else { "suspect" };
-                self.violate("I11", || format!("value {value} of secret {secret} is {which}, and is written again"));
+                self.violate("I11", || {
+                    format!("value {value} of secret {secret} is {which}, and is written again")
+                });
             }
         }
         if let Held::Value(value) = held
@@ -235,14 +373,25 @@ impl World {
     }
 
     /// What the engine believes after a record, compared with the truth.
-    pub(crate) fn check_recorded(&mut self, process: usize, secret: usize, rotation: &Rotation, event: &Event, _at: Timestamp) {
+    pub(crate) fn check_recorded(
+        &mut self,
+        process: usize,
+        secret: usize,
+        rotation: &Rotation,
+        event: &Event,
+        _at: Timestamp,
+    ) {
         if self.book[secret].holder != Some(process) {
             return;
         }
         self.checks += 1;
         match event {
-            Event::Intended { step: step @ (Step::Suspend(_) | Step::Revoke(_)), .. } => self.check_harm(secret, rotation, *step),
-            Event::Intended { step: Step::Mint { attempt }, .. } => self.check_attempt(secret, rotation, *attempt),
+            Event::Intended { step: step @ (Step::Suspend(_) | Step::Revoke(_)), .. } => {
+                self.check_harm(secret, rotation, *step)
+            }
+            Event::Intended { step: Step::Mint { attempt }, .. } => {
+                self.check_attempt(secret, rotation, *attempt)
+            }
             Event::Done { step: Step::Visit, report } => {
                 if let keywheel_core::event::Report::Visited(visit) = report {
                     self.book[secret].sampled_at = visit.usage.map(|sample| sample.asked_at);
@@ -273,11 +422,18 @@ impl World {
             light == Light::Green
                 && now.since(at) <= policy.fresh_for
                 && rotation.plan().issuer.facts.last_used.is_none_or(|facts| {
-                    sampled_at.is_none_or(|at| at.since(rotation.promoted_at()) >= facts.lag + facts.granularity)
+                    sampled_at.is_none_or(|at| {
+                        at.since(rotation.promoted_at()) >= facts.lag + facts.granularity
+                    })
                 })
         });
         if !stands {
-            self.violate("I02", || format!("{step:?} of secret {secret} without a fresh green visit: {:?} at {now:?}", ending.last_visit()));
+            self.violate("I02", || {
+                format!(
+                    "{step:?} of secret {secret} without a fresh green visit: {:?} at {now:?}",
+                    ending.last_visit()
+                )
+            });
         }
     }
 
@@ -300,7 +456,9 @@ impl World {
         let counted = rotation.ending().soak_counted().as_millis() as Millis;
         let lost = self.fired.contains(&crate::faults::Fault::TailLost);
         if rotation.was_ever_promoted() && counted > gone && !lost {
-            self.violate("I07", || format!("secret {secret} counts {counted} ms of soak in {gone} ms of true time"));
+            self.violate("I07", || {
+                format!("secret {secret} counts {counted} ms of soak in {gone} ms of true time")
+            });
         }
     }
 
@@ -324,13 +482,16 @@ impl World {
             }
         };
         let mut current = None;
-        let stores = known.slots.iter().all(|slot| holds(*slot, self.slots[*slot].held, &mut current));
-        let replicas = self.serving_slots(secret).all(|(slot, held)| holds(slot, held, &mut current));
+        let stores =
+            known.slots.iter().all(|slot| holds(*slot, self.slots[*slot].held, &mut current));
+        let replicas =
+            self.serving_slots(secret).all(|(slot, held)| holds(slot, held, &mut current));
         let strangers = self.workloads.iter().any(|workload| {
             workload.slots.iter().any(|slot| self.slots[*slot].secret == secret)
                 && workload.replicas.iter().any(|replica| replica.up == Up::Starting)
         });
-        if !(stores && replicas) && !strangers {
+        let holds = stores && replicas;
+        if !holds && !strangers {
             self.violate("I08", || format!("secret {secret} is said to have arrived at {position}: stores {stores}, replicas {replicas}"));
         }
     }
@@ -338,11 +499,17 @@ impl World {
     /// I21, I25, I27: an outcome is what it says.
     fn check_ended(&mut self, secret: usize, rotation: &Rotation, outcome: Outcome) {
         let strategy = rotation.plan().strategy;
-        if strategy == Strategy::Append && outcome == Outcome::Completed && !rotation.plan().is_emergency() {
+        if strategy == Strategy::Append
+            && outcome == Outcome::Completed
+            && !rotation.plan().is_emergency()
+        {
             self.violate("I25", || format!("secret {secret} is an encryption key, and a version was taken out without proof"));
         }
         let plan = rotation.plan();
-        if plan.extend || plan.issuer.facts.authority != Authority::Issuer || !plan.issuer.facts.destroy {
+        if plan.extend
+            || plan.issuer.facts.authority != Authority::Issuer
+            || !plan.issuer.facts.destroy
+        {
             return;
         }
         for version in rotation.retiring() {
@@ -355,7 +522,9 @@ impl World {
             }
             if self.answers_to(secret, value) {
                 let id = if rotation.plan().is_emergency() { "I27" } else { "I21" };
-                self.violate(id, || format!("secret {secret} is {outcome}, and `{issued}` is still accepted"));
+                self.violate(id, || {
+                    format!("secret {secret} is {outcome}, and `{issued}` is still accepted")
+                });
             }
         }
     }
@@ -367,7 +536,8 @@ mod tests {
 
     #[test]
     fn every_number_is_listed_once() {
-        let numbers = (1..=29).map(|n| format!("I{n:02}")).chain((1..=5).map(|n| format!("L{n:02}")));
+        let numbers =
+            (1..=29).map(|n| format!("I{n:02}")).chain((1..=5).map(|n| format!("L{n:02}")));
         assert!(numbers.eq(ALL.iter().map(|(id, _)| (*id).to_owned())));
     }
 }

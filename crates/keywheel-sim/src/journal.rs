@@ -14,7 +14,8 @@ use keywheel_core::secret::{Credential, SecretName};
 use keywheel_core::time::{Span, Timestamp};
 use keywheel_journal::memory::{Fault as CommitFault, MemoryJournal};
 use keywheel_journal::{
-    Append, AuditRecord, AuditVerdict, Epoch, Holder, Installation, Journal, JournalError, Record, Resource, RotationRow, ValueKey,
+    Append, AuditRecord, AuditVerdict, Epoch, Holder, Installation, Journal, JournalError, Record,
+    Resource, RotationRow, ValueKey,
 };
 use smallvec::SmallVec;
 
@@ -103,9 +104,21 @@ impl Journal for SimJournal {
         self.inner.installation()
     }
 
-    async fn claim(&self, secret: &SecretName, holder: &Holder, now: Timestamp, lease: Span) -> Result<Epoch, JournalError> {
+    async fn claim(
+        &self,
+        secret: &SecretName,
+        holder: &Holder,
+        now: Timestamp,
+        lease: Span,
+    ) -> Result<Epoch, JournalError> {
         let epoch = self.inner.claim(secret, holder, now, lease).await?;
-        self.world.lock().claimed(index(secret.name()), self.process, epoch.0, (now + lease).millis() - EPOCH, now.millis() - EPOCH);
+        self.world.lock().claimed(
+            index(secret.name()),
+            self.process,
+            epoch.0,
+            (now + lease).millis() - EPOCH,
+            now.millis() - EPOCH,
+        );
         Ok(epoch)
     }
 
@@ -126,7 +139,9 @@ impl Journal for SimJournal {
             self.inner.fail_next(fault);
         }
         let answer = self.inner.append(append).await;
-        let durable = answer.is_ok() || (fault == Some(CommitFault::FailAfter) && matches!(answer, Err(JournalError::Storage(_))));
+        let durable = answer.is_ok()
+            || (fault == Some(CommitFault::FailAfter)
+                && matches!(answer, Err(JournalError::Storage(_))));
         if durable {
             let mut world = self.world.lock();
             notes.iter().for_each(|note| world.entered(self.process, note));
@@ -138,7 +153,10 @@ impl Journal for SimJournal {
         self.inner.records(rotation).await
     }
 
-    async fn rotations(&self, secret: Option<&SecretName>) -> Result<Vec<RotationRow>, JournalError> {
+    async fn rotations(
+        &self,
+        secret: Option<&SecretName>,
+    ) -> Result<Vec<RotationRow>, JournalError> {
         self.inner.rotations(secret).await
     }
 
@@ -186,7 +204,10 @@ fn note(entry: &keywheel_journal::Entry) -> Note {
         Some(Event::Ended { outcome } | Event::Resolved { outcome, .. }) => What::Ended(*outcome),
         Some(Event::Superseded { .. }) => What::Ended(keywheel_core::event::Outcome::Superseded),
         Some(event) => What::Other {
-            closes_intent: matches!(event, Event::Done { .. } | Event::Refused { .. } | Event::Unknown { .. }),
+            closes_intent: matches!(
+                event,
+                Event::Done { .. } | Event::Refused { .. } | Event::Unknown { .. }
+            ),
         },
     };
     Note {
@@ -208,7 +229,11 @@ impl World {
         let other = book.holder.filter(|holder| *holder != process);
         let lives = other.is_some_and(|holder| self.alive[holder] && now < book.claimed_until);
         if lives {
-            self.violate("I05", || format!("process {process} claims secret {secret} from process {other:?}, which lives"));
+            self.violate("I05", || {
+                format!(
+                    "process {process} claims secret {secret} from process {other:?}, which lives"
+                )
+            });
         }
         let book = &mut self.book[secret];
         if epoch < book.epoch {
@@ -224,13 +249,16 @@ impl World {
         let secret = note.secret;
         let book = &self.book[secret];
         if note.epoch != book.epoch {
-            self.violate("I05", || format!("process {process} appends to secret {secret} under epoch {}", note.epoch));
+            self.violate("I05", || {
+                format!("process {process} appends to secret {secret} under epoch {}", note.epoch)
+            });
             return;
         }
         if matches!(note.what, What::Row) {
             return;
         }
-        let superseded = matches!(note.what, What::Ended(keywheel_core::event::Outcome::Superseded));
+        let superseded =
+            matches!(note.what, What::Ended(keywheel_core::event::Outcome::Superseded));
         let same = book.rotation.as_deref() == Some(&note.rotation);
         match note.what {
             What::Planned { .. } if book.rotation.is_some() => {
@@ -240,17 +268,23 @@ impl World {
             What::Planned { .. } => {}
             _ if !same || note.sequence != book.next => {
                 let (sequence, next) = (note.sequence, book.next);
-                self.violate("I05", || format!("record {sequence} of secret {secret} is written as its record {next}"));
+                self.violate("I05", || {
+                    format!("record {sequence} of secret {secret} is written as its record {next}")
+                });
                 return;
             }
             _ => {}
         }
         if let Some(taken) = self.taken_by_other(note) {
-            self.violate("I05", || format!("the wave of secret {secret} takes `{taken}`, which another wave has"));
+            self.violate("I05", || {
+                format!("the wave of secret {secret} takes `{taken}`, which another wave has")
+            });
             return;
         }
         if note.give_back || superseded {
-            self.book.iter_mut().for_each(|book| book.taken.retain(|(_, group)| *group != note.group));
+            self.book
+                .iter_mut()
+                .for_each(|book| book.taken.retain(|(_, group)| *group != note.group));
         }
         let book = &mut self.book[secret];
         book.next = note.sequence + 1;
@@ -263,7 +297,10 @@ impl World {
                 book.promoted_at = now;
                 self.secrets[secret].emergency |= *emergency;
                 if *emergency {
-                    self.values.iter_mut().filter(|value| value.secret == Some(secret)).for_each(|value| value.suspect = true);
+                    self.values
+                        .iter_mut()
+                        .filter(|value| value.secret == Some(secret))
+                        .for_each(|value| value.suspect = true);
                 }
             }
             What::Intended { step, until } => {
@@ -285,7 +322,8 @@ impl World {
     }
 
     fn taken_by_other(&self, note: &Note) -> Option<String> {
-        let others = self.book.iter().flat_map(|book| &book.taken).filter(|(_, group)| *group != note.group);
+        let others =
+            self.book.iter().flat_map(|book| &book.taken).filter(|(_, group)| *group != note.group);
         others.map(|(resource, _)| resource).find(|resource| note.take.contains(resource)).cloned()
     }
 }

@@ -158,7 +158,10 @@ impl Watch for SimWatch {
     }
 }
 
-#[expect(clippy::print_stderr, reason = "a replay shows its records; the library does so only when it is asked to")]
+#[expect(
+    clippy::print_stderr,
+    reason = "a replay shows its records; the library does so only when it is asked to"
+)]
 fn log(world: &world::World, process: usize, secret: usize, event: &Event) {
     let text = match event {
         Event::Planned(_) => "Planned".to_owned(),
@@ -169,15 +172,18 @@ fn log(world: &world::World, process: usize, secret: usize, event: &Event) {
 
 impl Life {
     fn new(seed: u64, options: &Options) -> Self {
-        let journal = MemoryJournal::new("simulation", Zeroizing::new([7; 32])).with_audit(seed % 64 == 0).with_undo(2);
+        let journal = MemoryJournal::new("simulation", Zeroizing::new([7; 32]))
+            .with_audit(seed.is_multiple_of(64));
         let fingerprinter: Arc<Fingerprinter> = Arc::clone(&journal.installation().fingerprinter);
-        let Scenario { mut world, groups, shapes, bad, unidentified, .. } =
+        let Scenario { mut world, groups, shapes, bad, unidentified } =
             scenario::draw(seed, fingerprinter, options.focus, options.shape);
         world.tracing = options.trace;
         world.agenda = match &options.faults {
             Some(faults) => faults.clone(),
             None => faults(&mut world, options.focus),
         };
+        let loses = world.agenda.iter().any(|planned| planned.fault == Fault::TailLost);
+        let journal = if loses { journal.with_undo(2) } else { journal };
         let groups = groups
             .into_iter()
             .map(|plans| Duty {
@@ -235,7 +241,11 @@ impl Life {
 
     fn begin(&mut self) {
         for group in 0..self.groups.len() {
-            let process = if group == 0 || self.shared.lock().random.chance(50) { 0 } else { self.start_process() };
+            let process = if group == 0 || self.shared.lock().random.chance(50) {
+                0
+            } else {
+                self.start_process()
+            };
             self.spawn(process, group, Job::Begin);
         }
         if self.groups.len() == 1 && self.shared.lock().random.chance(2) {
@@ -264,10 +274,19 @@ impl Life {
                 authenticated: true,
             },
             limits: Limits::new(1 + (number % 2)),
-            watch: Arc::new(SimWatch { world: world.clone(), process: number, log: self.log, watched: Arc::clone(&self.watched) }),
+            watch: Arc::new(SimWatch {
+                world: world.clone(),
+                process: number,
+                log: self.log,
+                watched: Arc::clone(&self.watched),
+            }),
         };
         world.lock().alive.push(true);
-        self.processes.push(Process { engine: Arc::new(engine), stop: Arc::default(), held_until: Millis::MIN });
+        self.processes.push(Process {
+            engine: Arc::new(engine),
+            stop: Arc::default(),
+            held_until: Millis::MIN,
+        });
         number
     }
 
@@ -305,7 +324,8 @@ async fn work(
         Job::TakeOver(plan) => engine.begin(std::slice::from_ref(plan)).await?,
         _ => {
             let groups = engine.open_groups().await?;
-            let open = groups.into_iter().find(|open| open.iter().any(|secret| secrets.contains(secret)));
+            let open =
+                groups.into_iter().find(|open| open.iter().any(|secret| secrets.contains(secret)));
             let open = open.ok_or_else(|| EngineError::NotOpen(secrets[0].to_string()))?;
             engine.recover(&open).await?
         }
@@ -321,7 +341,11 @@ async fn work(
             override_gates(&engine, &mut group).await?;
             engine.let_go_on(&mut group).await?;
         }
-        Job::CloseWindow => engine.say(&mut group, &Event::WindowClosed { because: "a person said so".into() }).await?,
+        Job::CloseWindow => {
+            engine
+                .say(&mut group, &Event::WindowClosed { because: "a person said so".into() })
+                .await?
+        }
         Job::Begin | Job::Recover | Job::Emergency | Job::TakeOver(_) => {}
     }
     engine.run(&mut group, &Until { rest: true, patience: Span::ZERO, stop: &stop }).await
@@ -340,7 +364,9 @@ async fn identify(engine: &Engine, group: &mut Group) -> Result<(), EngineError>
     let known = group.rotations().next().map(|rotation| rotation.plan().strategy);
     if let (true, [version], Some(strategy)) = (alone, wanted.as_slice(), known) {
         let issued = match strategy {
-            keywheel_core::strategy::Strategy::Alternate => IssuedId { id: "login_a".into(), generation: Some(1) },
+            keywheel_core::strategy::Strategy::Alternate => {
+                IssuedId { id: "login_a".into(), generation: Some(1) }
+            }
             _ => IssuedId::new("k0"),
         };
         engine.say(group, &Event::Identified { version: *version, issued }).await?;
@@ -350,10 +376,15 @@ async fn identify(engine: &Engine, group: &mut Group) -> Result<(), EngineError>
 
 /// An operator who sees that a gate is closed for the clocks' sake alone says so.
 async fn override_gates(engine: &Engine, group: &mut Group) -> Result<(), EngineError> {
-    let closed = group.rotations().any(|rotation| rotation.parked() == Some(&ParkReason::GateClosed));
-    let idle = group.rotations().all(|rotation| rotation.open_step().is_none() && rotation.outcome().is_none());
+    let closed =
+        group.rotations().any(|rotation| rotation.parked() == Some(&ParkReason::GateClosed));
+    let idle = group
+        .rotations()
+        .all(|rotation| rotation.open_step().is_none() && rotation.outcome().is_none());
     if closed && idle {
-        engine.say(group, &Event::Overridden { because: "the uses were before the promotion".into() }).await?;
+        engine
+            .say(group, &Event::Overridden { because: "the uses were before the promotion".into() })
+            .await?;
     }
     Ok(())
 }
@@ -367,11 +398,18 @@ impl Life {
             self.turns += 1;
             if self.turns > TURNS {
                 // Whoever waits for the wave of a rotation that an operator must see to waits for as long as that takes.
-                if self.groups.iter().enumerate().any(|(number, group)| group.at_rest && self.is_open(number)) {
+                if self
+                    .groups
+                    .iter()
+                    .enumerate()
+                    .any(|(number, group)| group.at_rest && self.is_open(number))
+                {
                     self.turns = 0;
                     return;
                 }
-                self.shared.lock().violate("L01", || "the life goes on for ever without coming to rest".into());
+                self.shared
+                    .lock()
+                    .violate("L01", || "the life goes on for ever without coming to rest".into());
                 return;
             }
         }
@@ -389,11 +427,15 @@ impl Life {
         let start = self.next_start();
         let times = [act, task.map(|(at, _)| at), start.map(|(at, _)| at)];
         let Some(next) = times.into_iter().flatten().min() else {
-            self.shared.lock().violate("L01", || "a rotation is open, and nothing will ever happen again".into());
+            self.shared
+                .lock()
+                .violate("L01", || "a rotation is open, and nothing will ever happen again".into());
             return false;
         };
         if next > end {
-            self.shared.lock().violate("L02", || "the rotations do not come to rest in time".into());
+            self.shared
+                .lock()
+                .violate("L02", || "the rotations do not come to rest in time".into());
             return false;
         }
         if act == Some(next) {
@@ -415,21 +457,29 @@ impl Life {
 
     fn next_task(&self) -> Option<(Millis, usize)> {
         let world = self.shared.lock();
-        let due = self.tasks.iter().enumerate().filter(|(_, task)| task.running.is_some()).map(|(number, task)| {
-            (world.wakes[number].max(self.processes[task.process].held_until), number)
-        });
+        let due = self.tasks.iter().enumerate().filter(|(_, task)| task.running.is_some()).map(
+            |(number, task)| {
+                (world.wakes[number].max(self.processes[task.process].held_until), number)
+            },
+        );
         due.filter(|(at, _)| *at < Millis::MAX).min()
     }
 
     fn next_start(&self) -> Option<(Millis, usize)> {
-        self.groups.iter().enumerate().filter_map(|(group, duty)| Some((duty.next.as_ref()?.0, group))).min()
+        self.groups
+            .iter()
+            .enumerate()
+            .filter_map(|(group, duty)| Some((duty.next.as_ref()?.0, group)))
+            .min()
     }
 
     /// Starts the process that a group waits for.
     fn start(&mut self, group: usize) {
         let Some((_, job)) = self.groups[group].next.take() else { return };
         let job = match job {
-            Job::Emergency => self.emergency(group).map_or(Job::Recover, |plan| Job::TakeOver(Arc::new(plan))),
+            Job::Emergency => {
+                self.emergency(group).map_or(Job::Recover, |plan| Job::TakeOver(Arc::new(plan)))
+            }
             job => job,
         };
         let process = self.start_process();
@@ -464,7 +514,11 @@ impl Life {
         let now = world.now;
         let polled_on = world.wakes[but];
         for (other, task) in self.tasks.iter().enumerate() {
-            if other != but && task.running.is_some() && world.wakes[other] == Millis::MAX && polled_on != now {
+            if other != but
+                && task.running.is_some()
+                && world.wakes[other] == Millis::MAX
+                && polled_on != now
+            {
                 world.wakes[other] = now + 1;
             }
         }
@@ -481,7 +535,9 @@ impl Life {
                 }
             }
             Order::Hold(span) => self.processes[process].held_until = now + span,
-            Order::HoldAll(span) => self.processes.iter_mut().for_each(|process| process.held_until = now + span),
+            Order::HoldAll(span) => {
+                self.processes.iter_mut().for_each(|process| process.held_until = now + span)
+            }
             Order::TakeOverAt(at) => self.groups[group].next = Some((at, Job::Recover)),
             Order::Stop => self.processes[process].stop.store(true, Ordering::SeqCst),
             Order::SecondEngine => {
@@ -499,7 +555,11 @@ impl Life {
     fn want(&mut self, process: usize, group: usize, job: Job) {
         self.groups[group].wanted = Some(job);
         let gently = self.shared.lock().random.chance(60);
-        if gently { self.processes[process].stop.store(true, Ordering::SeqCst) } else { self.crash(process, true) }
+        if gently {
+            self.processes[process].stop.store(true, Ordering::SeqCst)
+        } else {
+            self.crash(process, true)
+        }
     }
 
     /// A process dies: its futures are dropped where they stand. Others know that it is dead, or must wait for its lease.
@@ -513,7 +573,8 @@ impl Life {
             self.journal.declare_dead(&self.processes[process].engine.holder);
         }
         for number in 0..self.tasks.len() {
-            if self.tasks[number].process == process && self.tasks[number].running.take().is_some() {
+            if self.tasks[number].process == process && self.tasks[number].running.take().is_some()
+            {
                 let group = self.tasks[number].group;
                 self.restart_later(group, now);
             }
@@ -528,7 +589,11 @@ impl Life {
         }
         let pause = {
             let mut world = self.shared.lock();
-            if world.random.chance(80) { world.random.between(500, 20_000) } else { world.random.between(60_000, 3_600_000) }
+            if world.random.chance(80) {
+                world.random.between(500, 20_000)
+            } else {
+                world.random.between(60_000, 3_600_000)
+            }
         };
         let duty = &mut self.groups[group];
         let job = duty.wanted.take().unwrap_or(Job::Recover);
@@ -546,10 +611,14 @@ impl Life {
         }
         let others = self.tasks.iter().any(|task| task.group == group && task.running.is_some());
         match ended {
-            Ok(Ran::Rested) if self.groups[group].wanted.is_none() => self.groups[group].at_rest = !others,
+            Ok(Ran::Rested) if self.groups[group].wanted.is_none() => {
+                self.groups[group].at_rest = !others
+            }
             Ok(_) => self.leave(process, group, now),
             Err(EngineError::NotOpen(_)) => self.not_open(group, now, others),
-            Err(EngineError::Journal(JournalError::Held { .. } | JournalError::OpenAlready { .. })) if others => {}
+            Err(EngineError::Journal(
+                JournalError::Held { .. } | JournalError::OpenAlready { .. },
+            )) if others => {}
             Err(EngineError::Journal(JournalError::Held { until, .. })) => {
                 let free_at = self.shared.lock().true_time(until);
                 self.groups[group].next = Some((free_at.max(now + 1_000), Job::Recover));
@@ -574,7 +643,15 @@ impl Life {
     fn fail(&mut self, group: usize, error: &EngineError) {
         self.groups[group].failures += 1;
         let stale_plan = matches!(error, EngineError::Refused(refusal) if refusal.kind == keywheel_core::call::RefusalKind::Conflict);
-        let legal = stale_plan || matches!(error, EngineError::Journal(JournalError::Storage(_) | JournalError::Stale { .. } | JournalError::OpenAlready { .. }));
+        let legal = stale_plan
+            || matches!(
+                error,
+                EngineError::Journal(
+                    JournalError::Storage(_)
+                        | JournalError::Stale { .. }
+                        | JournalError::OpenAlready { .. }
+                )
+            );
         if !legal || self.groups[group].failures > 40 {
             let error = error.to_string();
             self.shared.lock().violate("L02", || format!("the engine stops with: {error}"));
@@ -597,7 +674,10 @@ impl Life {
     }
 }
 
-#[expect(clippy::print_stderr, reason = "a replay shows its records; the library does so only when it is asked to")]
+#[expect(
+    clippy::print_stderr,
+    reason = "a replay shows its records; the library does so only when it is asked to"
+)]
 fn note_end(now: Millis, process: usize, ended: &Result<Ran, EngineError>) {
     eprintln!("{:>12.3} s  process {process} ends: {ended:?}", now as f64 / 1_000.0);
 }
@@ -688,7 +768,10 @@ impl Life {
 
     fn is_open(&self, group: usize) -> bool {
         self.groups[group].secrets.iter().any(|secret| {
-            ready(self.journal.inventory(secret)).ok().flatten().is_some_and(|row| row.open.is_some())
+            ready(self.journal.inventory(secret))
+                .ok()
+                .flatten()
+                .is_some_and(|row| row.open.is_some())
         })
     }
 }
@@ -703,7 +786,9 @@ impl Life {
                 let Ok(Some(row)) = ready(self.journal.inventory(&secret)) else { continue };
                 match (&row.open, &row.last_outcome) {
                     (Some(open), _) => self.check_parked(number, open.parked.clone(), healed),
-                    (None, Some(outcome)) if healed => self.check_outcome(number, &secret, *outcome, group),
+                    (None, Some(outcome)) if healed => {
+                        self.check_outcome(number, &secret, *outcome, group)
+                    }
                     _ => {}
                 }
             }
@@ -721,7 +806,10 @@ impl Life {
         let verdict = ready(self.journal.verify_audit());
         match verdict {
             Ok(verdict) if verdict.faults.is_empty() => {}
-            other => self.shared.lock().violate("I14", || format!("the audit chain does not hold: {other:?}")),
+            other => self
+                .shared
+                .lock()
+                .violate("I14", || format!("the audit chain does not hold: {other:?}")),
         }
     }
 
@@ -732,34 +820,49 @@ impl Life {
         let fired = |faults: &[Fault]| world.fired.iter().any(|fault| faults.contains(fault));
         let Some(reason) = parked else {
             let waits = self.groups.len() > 1;
-            return if waits { } else { world.violate("L02", || format!("secret {secret} is open and not parked at rest")) };
+            return if waits {
+            } else {
+                world.violate("L02", || format!("secret {secret} is open and not parked at rest"))
+            };
         };
         let legal = match &reason {
             ParkReason::ProofNeeded => shape == Shape::Append,
             ParkReason::MintUnobservable => matches!(shape, Shape::Blind | Shape::Unlabelled),
             // The operator names the id of an adopted version; that of a mint found by its value alone is nobody's to name.
             ParkReason::IdUnknown { version } => {
-                (*version == VersionId(7) && self.unidentified && (!healed || self.groups.iter().any(|group| group.secrets.len() > 1)))
+                (*version == VersionId(7)
+                    && self.unidentified
+                    && (!healed || self.groups.iter().any(|group| group.secrets.len() > 1)))
                     || matches!(shape, Shape::OurKeys | Shape::Logins)
                     || world.secrets[secret].emergency
             }
             ParkReason::Refused { .. } => {
                 // What goes forward only cannot turn away from a value that its workloads refuse.
-                (self.bad && (matches!(shape, Shape::Lease | Shape::Reset) || world.secrets[secret].emergency))
+                (self.bad
+                    && (matches!(shape, Shape::Lease | Shape::Reset)
+                        || world.secrets[secret].emergency))
                     || !healed
-                    && (self.bad
-                        || fired(&[
-                            Fault::Forbidden,
-                            Fault::QuotaFull,
-                            Fault::RivalEdit,
-                            Fault::RivalRevert,
-                            Fault::StaleRead,
-                            Fault::ReplicaRestarts,
-                            Fault::ScaleUp,
-                        ]))
+                        && (self.bad
+                            || fired(&[
+                                Fault::Forbidden,
+                                Fault::QuotaFull,
+                                Fault::RivalEdit,
+                                Fault::RivalRevert,
+                                Fault::StaleRead,
+                                Fault::ReplicaRestarts,
+                                Fault::ScaleUp,
+                            ]))
             }
             ParkReason::RedAfterSuspend => !healed && fired(&[Fault::ProbeRed]),
-            ParkReason::GateClosed => !healed && fired(&[Fault::RivalEdit, Fault::RivalRevert, Fault::WallForward, Fault::WallBack]),
+            ParkReason::GateClosed => {
+                !healed
+                    && fired(&[
+                        Fault::RivalEdit,
+                        Fault::RivalRevert,
+                        Fault::WallForward,
+                        Fault::WallBack,
+                    ])
+            }
             ParkReason::OutOfPatience { .. } | ParkReason::DeathUnproven => {
                 !healed && fired(&[Fault::RivalEdit, Fault::RivalRevert])
             }
@@ -775,18 +878,29 @@ impl Life {
         let shape = self.shapes[secret];
         let emergency = world.secrets[secret].emergency;
         if outcome == Outcome::Superseded {
-            return world.violate("L02", || format!("secret {secret} is superseded, and nothing came after"));
+            return world.violate("L02", || {
+                format!("secret {secret} is superseded, and nothing came after")
+            });
         }
         if world.fired.is_empty() && !self.bad && outcome != Outcome::Completed {
-            return world.violate("L02", || format!("secret {secret} ({shape:?}) is {outcome} although nothing went wrong"));
+            return world.violate("L02", || {
+                format!("secret {secret} ({shape:?}) is {outcome} although nothing went wrong")
+            });
         }
-        if self.groups[group].undo_granted.load(Ordering::SeqCst) && outcome != Outcome::Undone && !emergency {
-            return world.violate("I10", || format!("an undo of secret {secret} was granted, and it is {outcome}"));
+        if self.groups[group].undo_granted.load(Ordering::SeqCst)
+            && outcome != Outcome::Undone
+            && !emergency
+        {
+            return world.violate("I10", || {
+                format!("an undo of secret {secret} was granted, and it is {outcome}")
+            });
         }
         let kept = usize::from(!sealed.is_empty());
         let versions: SmallVec<[VersionId; 2]> = sealed.iter().map(|key| key.version).collect();
         if versions.windows(2).any(|pair| pair[0] != pair[1]) || kept > 1 {
-            return world.violate("I29", || format!("secret {secret} is {outcome}, and these are still sealed: {sealed:?}"));
+            return world.violate("I29", || {
+                format!("secret {secret} is {outcome}, and these are still sealed: {sealed:?}")
+            });
         }
         if world.secrets[secret].kind != Kind::Keys || shape == Shape::Extension {
             return;
@@ -798,22 +912,33 @@ impl Life {
             .map(|known| known.name.clone())
             .collect();
         let orphan_may_be = matches!(shape, Shape::Blind | Shape::Unlabelled | Shape::OurKeys);
-        if live.len() != 1 && !(orphan_may_be && !live.is_empty()) {
-            return world.violate("L04", || format!("secret {secret} ({shape:?}) is {outcome}, and these are live: {live:?}"));
+        let accounted_for = live.len() == 1 || (orphan_may_be && !live.is_empty());
+        if !accounted_for {
+            return world.violate("L04", || {
+                format!("secret {secret} ({shape:?}) is {outcome}, and these are live: {live:?}")
+            });
         }
-        let serving_dead = !world.secrets[secret].tampered && world.serving().any(|(workload, replica)| {
-            let known = &world.workloads[workload];
-            known.slots.iter().zip(&known.replicas[replica].held).any(|(slot, held)| {
-                let slot = &world.slots[*slot];
-                slot.secret == secret
-                    && slot.is_current
-                    && matches!(held, world::Held::Value(value) if !world.works(secret, *value))
-            })
-        });
+        let serving_dead = !world.secrets[secret].tampered
+            && world.serving().any(|(workload, replica)| {
+                let known = &world.workloads[workload];
+                known.slots.iter().zip(&known.replicas[replica].held).any(|(slot, held)| {
+                    let slot = &world.slots[*slot];
+                    slot.secret == secret
+                        && slot.is_current
+                        && matches!(held, world::Held::Value(value) if !world.works(secret, *value))
+                })
+            });
         if serving_dead {
-            world.violate("I01", || format!("secret {secret} is {outcome}, and a replica holds a value that does not work"));
+            world.violate("I01", || {
+                format!(
+                    "secret {secret} is {outcome}, and a replica holds a value that does not work"
+                )
+            });
         }
-        let crashed = world.workloads.iter().any(|workload| workload.replicas.iter().any(|replica| replica.up == Up::Crashed));
+        let crashed = world
+            .workloads
+            .iter()
+            .any(|workload| workload.replicas.iter().any(|replica| replica.up == Up::Crashed));
         if crashed && !self.bad {
             world.violate("L02", || format!("secret {secret} is {outcome}, and a replica is down"));
         }
@@ -821,7 +946,8 @@ impl Life {
 
     fn verdict(mut self) -> Verdict {
         self.tasks.clear();
-        let secrets: Vec<SecretName> = self.groups.iter().flat_map(|group| group.secrets.clone()).collect();
+        let secrets: Vec<SecretName> =
+            self.groups.iter().flat_map(|group| group.secrets.clone()).collect();
         let outcomes: Vec<Option<Outcome>> = secrets
             .iter()
             .map(|secret| {
@@ -830,7 +956,11 @@ impl Life {
             })
             .collect();
         let mut world = self.shared.lock();
-        let lifecycles = if world.fired.is_empty() { 0 } else { world.book.iter().map(|book| u64::from(book.planned)).sum() };
+        let lifecycles = if world.fired.is_empty() {
+            0
+        } else {
+            world.book.iter().map(|book| u64::from(book.planned)).sum()
+        };
         Verdict {
             violation: world.violation.take(),
             hit: std::mem::take(&mut world.hit),
@@ -852,12 +982,20 @@ fn faults(world: &mut world::World, focus: Option<(StepKind, Fault)>) -> Vec<Pla
         let nth = if random.chance(70) { 0 } else { random.below(3) as u8 };
         match step {
             StepKind::RevokeStray | StepKind::FindMint => {
-                let lost = random.pick(&[Fault::AnswerLost, Fault::CrashInFlight, Fault::LateLanding, Fault::AnswerUnclear]);
+                let lost = random.pick(&[
+                    Fault::AnswerLost,
+                    Fault::CrashInFlight,
+                    Fault::LateLanding,
+                    Fault::AnswerUnclear,
+                ]);
                 planned.push(Planned { when: When::Step(StepKind::Mint, 0), fault: lost });
             }
             StepKind::Resume => {
                 let fault = if random.chance(50) { Fault::ProbeRed } else { Fault::Undo };
-                planned.push(Planned { when: When::Step(StepKind::Visit, 6 + random.below(8) as u8), fault });
+                planned.push(Planned {
+                    when: When::Step(StepKind::Visit, 6 + random.below(8) as u8),
+                    fault,
+                });
             }
             _ => {}
         }
@@ -869,4 +1007,3 @@ fn faults(world: &mut world::World, focus: Option<(StepKind, Fault)>) -> Vec<Pla
     }
     planned
 }
-

@@ -27,13 +27,17 @@ Leads simulated lives of rotations and checks that nothing is violated.
 fn main() -> ExitCode {
     let mut options = Options { seconds: 60, json: false, from: 0, threads: 2 };
     let mut arguments = std::env::args().skip(1);
-    let number = |arguments: &mut dyn Iterator<Item = String>| arguments.next().and_then(|text| text.parse::<u64>().ok());
+    let number = |arguments: &mut dyn Iterator<Item = String>| {
+        arguments.next().and_then(|text| text.parse::<u64>().ok())
+    };
     while let Some(argument) = arguments.next() {
         let read = match argument.as_str() {
             "--seconds" => number(&mut arguments).map(|seconds| options.seconds = seconds),
             "--from" => number(&mut arguments).map(|from| options.from = from),
             "--threads" => number(&mut arguments).map(|threads| options.threads = threads.max(1)),
-            "--output" => arguments.next().filter(|form| form == "json").map(|_| options.json = true),
+            "--output" => {
+                arguments.next().filter(|form| form == "json").map(|_| options.json = true)
+            }
             "--seed" => match number(&mut arguments) {
                 Some(seed) => return replay(seed),
                 None => None,
@@ -72,20 +76,38 @@ struct Counted {
 
 fn simulate(options: &Options) -> ExitCode {
     let begun = Instant::now();
-    let caught = planted::BUGS.iter().filter(|bug| planted::hunt(bug, 20_000).is_some()).count();
-    let model = model::check();
-    let mut walked = walk::singles();
-    let reached = reach_all(&mut walked.hit);
+    // What is not seeded comes first, on two threads; the rest of the time belongs to the seeds.
+    let (hunted, (mut walked, reached)) = thread::scope(|scope| {
+        let hunted = scope.spawn(|| {
+            let caught =
+                planted::BUGS.iter().filter(|bug| planted::hunt(bug, 20_000).is_some()).count();
+            (caught, model::check().err(), walk::singles(1, 2))
+        });
+        let mut walked = walk::singles(0, 2);
+        let reached = reach_all(&mut walked.hit);
+        (hunted.join().expect("a hunt catches its panics"), (walked, reached))
+    });
+    let (caught, model, half) = hunted;
+    walked.merge(half);
     let led = Instant::now();
     let end = begun + Duration::from_secs(options.seconds);
     let failed = AtomicBool::new(false);
     let counted: Vec<Counted> = thread::scope(|scope| {
-        let threads: Vec<_> =
-            (0..options.threads).map(|number| scope.spawn({ let failed = &failed; move || lead(options, number, end, failed) })).collect();
-        threads.into_iter().map(|thread| thread.join().expect("a thread only leads lives")).collect()
+        let threads: Vec<_> = (0..options.threads)
+            .map(|number| {
+                scope.spawn({
+                    let failed = &failed;
+                    move || lead(options, number, end, failed)
+                })
+            })
+            .collect();
+        threads
+            .into_iter()
+            .map(|thread| thread.join().expect("a thread only leads lives"))
+            .collect()
     });
     let spent = led.elapsed();
-    report(options, &counted, &walked, reached, model.err(), caught, spent)
+    report(options, &counted, &walked, reached, model, caught, spent)
 }
 
 /// Leads the lives of every n-th seed until the time is over or one of them failed.
@@ -147,8 +169,10 @@ fn report(
     let missing = hit.missing();
     let sum = |of: fn(&Counted) -> u64| counted.iter().map(of).sum::<u64>();
     let led = sum(|counted| counted.lifecycles);
-    let failures: Vec<&(u64, String)> = counted.iter().flat_map(|counted| &counted.failures).collect();
-    let violations = failures.len() + walked.violations.len() + reached.len() + usize::from(model.is_some());
+    let failures: Vec<&(u64, String)> =
+        counted.iter().flat_map(|counted| &counted.failures).collect();
+    let violations =
+        failures.len() + walked.violations.len() + reached.len() + usize::from(model.is_some());
     let per_minute = (led as f64 / spent.as_secs_f64().max(0.001) * 60.0) as u64;
     let numbers = serde_json::json!({
         "lifecycles": led + walked.lifecycles,
@@ -172,15 +196,22 @@ fn report(
         eprintln!("{violation}\n  replay: cargo run --release -p keywheel-sim -- --seed {seed}");
     }
     walked.violations.iter().for_each(|violation| eprintln!("{violation}\n  replay: cargo run --release -p keywheel-sim -- (the words from `--again` to the colon)"));
-    reached.iter().for_each(|(step, fault, seed, violation)| eprintln!("{step:?} with {fault:?}, seed {seed}: {violation}"));
+    reached.iter().for_each(|(step, fault, seed, violation)| {
+        eprintln!("{step:?} with {fault:?}, seed {seed}: {violation}")
+    });
     model.iter().for_each(|violation| eprintln!("model: {violation}"));
     missing.iter().for_each(|(step, fault)| eprintln!("not reached: {fault:?} at {step:?}"));
-    if violations > 0 || !missing.is_empty() || caught < planted::BUGS.len() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+    if violations > 0 || !missing.is_empty() || caught < planted::BUGS.len() {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    }
 }
 
 fn again(arguments: Vec<String>) -> ExitCode {
-    let (shape, faults) = arguments.split_first().map_or(("", &[][..]), |(shape, faults)| (shape.as_str(), faults));
-    match walk::again(shape, faults) {
+    let (shape, faults) =
+        arguments.split_first().map_or(("", &[][..]), |(shape, faults)| (shape.as_str(), faults));
+    match walk::again(shape, faults, true) {
         Ok(verdict) => show(verdict),
         Err(error) => {
             eprintln!("{error}");
@@ -208,14 +239,18 @@ fn show(verdict: keywheel_sim::Verdict) -> ExitCode {
 }
 
 fn walk_all() -> ExitCode {
-    let mut walked = walk::singles();
+    let mut walked = walk::singles(0, 1);
     let singles = walked.lives;
     let pairs = thread::scope(|scope| {
         let threads = [0, 1].map(|part| scope.spawn(move || walk::pairs(part, 2)));
         threads.map(|thread| thread.join().expect("a thread only leads lives"))
     });
     pairs.into_iter().for_each(|pairs| walked.merge(pairs));
-    println!("{singles} lives with one fault, {} with two, {} violations", walked.lives - singles, walked.violations.len());
+    println!(
+        "{singles} lives with one fault, {} with two, {} violations",
+        walked.lives - singles,
+        walked.violations.len()
+    );
     walked.violations.iter().for_each(|violation| eprintln!("{violation}"));
     if walked.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

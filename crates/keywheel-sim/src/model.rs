@@ -130,7 +130,8 @@ impl Model for Life {
 
     fn init_states(&self) -> Vec<Key> {
         let now = Timestamp::from_millis(1_000_000);
-        let rotation = Rotation::begin(now, &Event::Planned(Arc::clone(&self.plan))).expect("a plan begins a rotation");
+        let rotation = Rotation::begin(now, &Event::Planned(Arc::clone(&self.plan)))
+            .expect("a plan begins a rotation");
         let truth = Truth {
             previous: true,
             minted: Vec::new(),
@@ -176,9 +177,15 @@ impl Model for Life {
 
     fn properties(&self) -> Vec<Property<Self>> {
         vec![
-            Property::always("the truth is never harmed", |_, Key(state)| state.truth.worst.is_none()),
-            Property::sometimes("sometimes completed", |_, Key(state)| state.rotation.outcome() == Some(Outcome::Completed)),
-            Property::sometimes("sometimes undone", |_, Key(state)| state.rotation.outcome() == Some(Outcome::Undone)),
+            Property::always("the truth is never harmed", |_, Key(state)| {
+                state.truth.worst.is_none()
+            }),
+            Property::sometimes("sometimes completed", |_, Key(state)| {
+                state.rotation.outcome() == Some(Outcome::Completed)
+            }),
+            Property::sometimes("sometimes undone", |_, Key(state)| {
+                state.rotation.outcome() == Some(Outcome::Undone)
+            }),
             Property::always("I10: an undo ends undone", |_, Key(state)| {
                 !(state.undone && state.rotation.outcome() == Some(Outcome::Completed))
             }),
@@ -202,7 +209,9 @@ impl State {
             Action::Undo => {
                 self.undone = true;
                 self.troubles += 1;
-                return self.apply(Event::TurnedBack { because: Because::Operator { because: String::new() } });
+                return self.apply(Event::TurnedBack {
+                    because: Because::Operator { because: String::new() },
+                });
             }
             _ => {}
         }
@@ -271,7 +280,11 @@ impl State {
 
     fn apply(&mut self, event: Event) -> Option<()> {
         if let Event::Intended { step: Step::Mint { .. }, .. } = event
-            && self.truth.in_the_air.iter().any(|(what, at)| matches!(what, InTheAir::Mint(_)) && *at > self.now)
+            && self
+                .truth
+                .in_the_air
+                .iter()
+                .any(|(what, at)| matches!(what, InTheAir::Mint(_)) && *at > self.now)
         {
             self.truth.worst = Some("I06: a mint begins while an earlier one can still land");
         }
@@ -290,7 +303,8 @@ impl State {
 
     /// What a step does to the truth, and what it reports.
     fn perform(&mut self, step: Step) -> Report {
-        let everyone = |holds: bool| Count { holds: u32::from(holds), other: u32::from(!holds), unknown: 0 };
+        let everyone =
+            |holds: bool| Count { holds: u32::from(holds), other: u32::from(!holds), unknown: 0 };
         let report = match step {
             Step::Mint { attempt } => {
                 self.truth.minted.push(attempt);
@@ -346,7 +360,9 @@ impl State {
                 Report::Plain
             }
             Step::VerifyDead(_) => Report::Dead(Death::Refused),
-            Step::Sweep => Report::Swept { strays: self.truth.minted.iter().map(|attempt| name(*attempt)).collect() },
+            Step::Sweep => Report::Swept {
+                strays: self.truth.minted.iter().map(|attempt| name(*attempt)).collect(),
+            },
             _ => Report::Plain,
         };
         self.judge();
@@ -386,8 +402,16 @@ impl Key {
         let phase = state.rotation.phase();
         let walk = state.rotation.walk();
         let until = state.rotation.unsettled_until().map(|until| until.since(state.now));
-        let air: Vec<_> = state.truth.in_the_air.iter().map(|(what, at)| (*what, at.since(state.now))).collect();
-        let truth = (&state.truth.previous, &state.truth.minted, state.truth.held, state.truth.store, state.truth.replica, state.truth.worst);
+        let air: Vec<_> =
+            state.truth.in_the_air.iter().map(|(what, at)| (*what, at.since(state.now))).collect();
+        let truth = (
+            &state.truth.previous,
+            &state.truth.minted,
+            state.truth.held,
+            state.truth.store,
+            state.truth.replica,
+            state.truth.worst,
+        );
         let next = match next {
             Next::Wait { until, why } => format!("{why:?} for {}", until.since(state.now)),
             next => format!("{next:?}"),
@@ -431,6 +455,9 @@ mod tests {
 
     #[test]
     fn the_model_finds_a_planted_bug() {
-        assert!(check_with(Some("moves_are_leaps")).is_err(), "an undo that leaps from S2 to S0 is not seen");
+        assert!(
+            check_with(Some("moves_are_leaps")).is_err(),
+            "an undo that leaps from S2 to S0 is not seen"
+        );
     }
 }

@@ -108,7 +108,8 @@ mod tests {
 
     #[test]
     fn every_planted_bug_is_caught() {
-        let survivors: Vec<&str> = BUGS.iter().filter(|bug| hunt(bug, 6_000).is_none()).map(|bug| bug.name).collect();
+        let survivors: Vec<&str> =
+            BUGS.iter().filter(|bug| hunt(bug, 6_000).is_none()).map(|bug| bug.name).collect();
         assert!(survivors.is_empty(), "nothing shows {survivors:?}");
     }
 

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use keywheel_core::facts::{
-    Authority, IssuerFacts, LastUsedFacts, Observe, Pickup, ReadBack, Revert, StoreFacts, ValueOrigin, WorkloadFacts,
+    Authority, IssuerFacts, LastUsedFacts, Observe, Pickup, ReadBack, Revert, StoreFacts,
+    ValueOrigin, WorkloadFacts,
 };
 use keywheel_core::fingerprint::Fingerprinter;
 use keywheel_core::plan::{
-    Bound, CannotTell, FORMAT, IssuerPlan, Keep, Mode, Part, Plan, Policy, ProbePlan, Reason, Role, Slot, StorePlan, VersionRef,
-    WorkloadPlan,
+    Bound, CannotTell, FORMAT, IssuerPlan, Keep, Mode, Part, Plan, Policy, ProbePlan, Reason, Role,
+    Slot, StorePlan, VersionRef, WorkloadPlan,
 };
 use keywheel_core::secret::{Field, SecretName};
 use keywheel_core::strategy::Strategy;
@@ -18,7 +19,9 @@ use smallvec::SmallVec;
 
 use crate::faults::{Fault, StepKind};
 use crate::random::Random;
-use crate::world::{self, Book, Credential, Held, Kind, Millis, Replica, STORE_SETTLES, Secret, Up, Workload, World};
+use crate::world::{
+    self, Book, Credential, Held, Kind, Millis, Replica, STORE_SETTLES, Secret, Up, Workload, World,
+};
 
 /// What is rotated, by the shape of its issuer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,12 +72,25 @@ impl Shape {
     pub(crate) fn draw(random: &mut Random, focus: Option<(StepKind, Fault)>) -> Self {
         if let Some((step, _)) = focus {
             match step {
-                StepKind::Suspend | StepKind::Resume => return random.pick(&[Self::Keys, Self::Logins]),
+                StepKind::Suspend | StepKind::Resume => {
+                    return random.pick(&[Self::Keys, Self::Logins]);
+                }
                 StepKind::RevokeStray => return Self::Keys,
-                StepKind::FindMint => return random.pick(&[Self::Keys, Self::Rereadable, Self::OurKeys, Self::Lease]),
-                StepKind::Sweep | StepKind::Revoke => return random.pick(&[Self::Keys, Self::Rereadable, Self::Lease]),
+                StepKind::FindMint => {
+                    return random.pick(&[
+                        Self::Keys,
+                        Self::Rereadable,
+                        Self::OurKeys,
+                        Self::Lease,
+                    ]);
+                }
+                StepKind::Sweep | StepKind::Revoke => {
+                    return random.pick(&[Self::Keys, Self::Rereadable, Self::Lease]);
+                }
                 StepKind::Extend => return Self::Extension,
-                StepKind::VerifyDead => return random.pick(&[Self::Keys, Self::Keyring, Self::Logins]),
+                StepKind::VerifyDead => {
+                    return random.pick(&[Self::Keys, Self::Keyring, Self::Logins]);
+                }
                 _ => {}
             }
         }
@@ -96,8 +112,15 @@ impl Shape {
 
     pub(crate) fn strategy(self) -> Strategy {
         match self {
-            Self::Keys | Self::Rereadable | Self::OurKeys | Self::Unlabelled | Self::Blind | Self::Unchecked => Strategy::Overlap,
-            Self::Keyring => Strategy::Keyring { longest_token: Span::minutes(15), skew: Span::minutes(2) },
+            Self::Keys
+            | Self::Rereadable
+            | Self::OurKeys
+            | Self::Unlabelled
+            | Self::Blind
+            | Self::Unchecked => Strategy::Overlap,
+            Self::Keyring => {
+                Strategy::Keyring { longest_token: Span::minutes(15), skew: Span::minutes(2) }
+            }
             Self::Logins => Strategy::Alternate,
             Self::Reset => Strategy::Cutover,
             Self::Lease | Self::Extension => Strategy::Lease,
@@ -116,7 +139,9 @@ impl Shape {
 
     fn value(self) -> ValueOrigin {
         match self {
-            Self::Keys | Self::Unlabelled | Self::Blind | Self::Lease | Self::Extension => ValueOrigin::Theirs,
+            Self::Keys | Self::Unlabelled | Self::Blind | Self::Lease | Self::Extension => {
+                ValueOrigin::Theirs
+            }
             Self::Rereadable => ValueOrigin::TheirsRereadable,
             _ => ValueOrigin::Ours,
         }
@@ -145,28 +170,42 @@ pub(crate) struct Scenario {
     pub(crate) world: World,
     pub(crate) groups: Vec<Vec<Arc<Plan>>>,
     pub(crate) shapes: SmallVec<[Shape; 3]>,
-    /// Values of versions in use, by secret.
-    pub(crate) initial: SmallVec<[u16; 3]>,
     pub(crate) bad: bool,
     pub(crate) unidentified: bool,
 }
 
 /// Draws a scenario.
-pub(crate) fn draw(seed: u64, fingerprinter: Arc<Fingerprinter>, focus: Option<(StepKind, Fault)>, shape: Option<Shape>) -> Scenario {
+pub(crate) fn draw(
+    seed: u64,
+    fingerprinter: Arc<Fingerprinter>,
+    focus: Option<(StepKind, Fault)>,
+    shape: Option<Shape>,
+) -> Scenario {
     let mut world = World::new(seed, fingerprinter);
     let mut random = world.random.clone();
     world.outside_clock = random.chance(30);
-    let fixed = focus.is_some_and(|(step, _)| matches!(step, StepKind::Extend | StepKind::FindMint | StepKind::Sweep | StepKind::Revoke));
+    let fixed = focus.is_some_and(|(step, _)| {
+        matches!(step, StepKind::Extend | StepKind::FindMint | StepKind::Sweep | StepKind::Revoke)
+    });
     let alone = shape.is_some() || fixed || random.chance(85);
     let secrets = if alone { 1 } else { 2 + random.below(2) as usize };
     let shapes: SmallVec<[Shape; 3]> = (0..secrets)
-        .map(|_| shape.unwrap_or_else(|| loop {
-            let shape = Shape::draw(&mut random, focus);
-            // Members of a batch move together; what goes forward only never joins one.
-            if alone || matches!(shape.strategy(), Strategy::Overlap | Strategy::Keyring { .. } | Strategy::Alternate) {
-                break shape;
-            }
-        }))
+        .map(|_| {
+            shape.unwrap_or_else(|| {
+                loop {
+                    let shape = Shape::draw(&mut random, focus);
+                    // Members of a batch move together; what goes forward only never joins one.
+                    if alone
+                        || matches!(
+                            shape.strategy(),
+                            Strategy::Overlap | Strategy::Keyring { .. } | Strategy::Alternate
+                        )
+                    {
+                        break shape;
+                    }
+                }
+            })
+        })
         .collect();
     let wants = focus.map(|(step, _)| step);
     let bad = matches!(wants, Some(StepKind::Resume)) || random.chance(4);
@@ -187,17 +226,33 @@ pub(crate) fn draw(seed: u64, fingerprinter: Arc<Fingerprinter>, focus: Option<(
     }
     let mut plans = Vec::new();
     for secret in 0..secrets {
-        plans.push(add_secret(&mut world, &mut random, secret, shapes[secret], &policy, bad, unidentified));
+        plans.push(add_secret(
+            &mut world,
+            &mut random,
+            secret,
+            shapes[secret],
+            &policy,
+            bad,
+            unidentified,
+        ));
     }
     let replicas = 1 + random.below(3) as usize;
     for workload in 0..world.workloads.len() {
         for _ in 0..replicas {
-            let held = world.workloads[workload].slots.iter().map(|slot| world.slots[*slot].held).collect();
+            let held = world.workloads[workload]
+                .slots
+                .iter()
+                .map(|slot| world.slots[*slot].held)
+                .collect();
             let started_wall = world::EPOCH - 86_400_000;
-            world.workloads[workload].replicas.push(Replica { up: Up::Serving, started_wall, held, generation: 0 });
+            world.workloads[workload].replicas.push(Replica {
+                up: Up::Serving,
+                started_wall,
+                held,
+                generation: 0,
+            });
         }
     }
-    let initial = (0..secrets as u16).collect();
     let batched = random.chance(60);
     let groups = if batched || secrets == 1 {
         let names: Vec<SecretName> = plans.iter().map(|plan| plan.secret.clone()).collect();
@@ -209,12 +264,21 @@ pub(crate) fn draw(seed: u64, fingerprinter: Arc<Fingerprinter>, focus: Option<(
         plans.into_iter().map(|plan| vec![Arc::new(plan)]).collect()
     };
     world.random = random;
-    Scenario { world, groups, shapes, initial, bad, unidentified }
+    Scenario { world, groups, shapes, bad, unidentified }
 }
 
 fn policy(random: &mut Random, wants: Option<StepKind>) -> Policy {
-    let retirement = matches!(wants, Some(StepKind::Visit | StepKind::Suspend | StepKind::Resume | StepKind::Revoke));
-    let soak = random.pick(&[Span::ZERO, Span::seconds(30), Span::minutes(10), Span::hours(24), Span::hours(24)]);
+    let retirement = matches!(
+        wants,
+        Some(StepKind::Visit | StepKind::Suspend | StepKind::Resume | StepKind::Revoke)
+    );
+    let soak = random.pick(&[
+        Span::ZERO,
+        Span::seconds(30),
+        Span::minutes(10),
+        Span::hours(24),
+        Span::hours(24),
+    ]);
     Policy {
         soak: if retirement { Span::hours(4) } else { soak },
         rollback: random.pick(&[Span::ZERO, Span::minutes(30), Span::days(2)]),
@@ -239,7 +303,8 @@ fn add_secret(
     let value = world.new_value(Some(secret));
     let keyring = matches!(shape, Shape::Keyring | Shape::Append);
     let stores = 1 + random.below(3) as usize;
-    let token_life = if shape == Shape::Keyring { Span::minutes(17).as_millis() as Millis } else { 0 };
+    let token_life =
+        if shape == Shape::Keyring { Span::minutes(17).as_millis() as Millis } else { 0 };
     let lifetime = matches!(shape, Shape::Lease | Shape::Extension).then_some(40 * 86_400_000);
     let mut known = Secret {
         kind: shape.kind(),
@@ -276,15 +341,27 @@ fn add_secret(
     for store in 0..stores {
         let container = if random.chance(50) { store } else { 10 * (secret + 1) + store };
         let mut slots = Vec::new();
-        for (role, held) in [(Role::Current, Held::Value(value)), (Role::AlsoAccepted, Held::Empty)] {
+        for (role, held) in [(Role::Current, Held::Value(value)), (Role::AlsoAccepted, Held::Empty)]
+        {
             if role == Role::AlsoAccepted && !keyring {
                 continue;
             }
             let index = world.slots.len();
             let is_current = role == Role::Current;
-            world.slots.push(world::Slot { secret, container, is_current, held, before: held, written: held });
+            world.slots.push(world::Slot {
+                secret,
+                container,
+                is_current,
+                held,
+                before: held,
+                written: held,
+            });
             known.slots.push(index);
-            slots.push(Slot { address: format!("SLOT{index}"), role, part: Part::Plain(Field::value()) });
+            slots.push(Slot {
+                address: format!("SLOT{index}"),
+                role,
+                part: Part::Plain(Field::value()),
+            });
         }
         let facts = StoreFacts {
             read_back: if random.chance(90) { ReadBack::Value } else { ReadBack::None },
@@ -300,7 +377,8 @@ fn add_secret(
     let mut workload_plans = Vec::new();
     for workload in 0..world.workloads.len() {
         // Every workload reads every store of the first secret, so that each has something to hold.
-        let reads: Vec<u8> = (0..stores as u8).filter(|store| *store == 0 || random.chance(70)).collect();
+        let reads: Vec<u8> =
+            (0..stores as u8).filter(|store| *store == 0 || random.chance(70)).collect();
         for store in &reads {
             for slot in &store_plans[usize::from(*store)].slots {
                 world.workloads[workload].slots.push(crate::drivers::index(&slot.address));
@@ -312,7 +390,11 @@ fn add_secret(
             start_granularity: Span::millis(world.workloads[workload].granularity as u64),
             answers_tokens: shape == Shape::Keyring,
         };
-        workload_plans.push(WorkloadPlan { bound: bound(format!("workload{workload}")), facts, reads });
+        workload_plans.push(WorkloadPlan {
+            bound: bound(format!("workload{workload}")),
+            facts,
+            reads,
+        });
     }
     let held = world.fingerprint(value);
     let fingerprint = world.fingerprinter.digest([("value", Some(&held))]);
@@ -341,7 +423,8 @@ fn add_secret(
         mode: Mode::Normal,
         previous: Some(VersionRef {
             version: VersionId(7),
-            issued: issued.filter(|_| !unidentified || matches!(shape, Shape::Extension | Shape::Logins)),
+            issued: issued
+                .filter(|_| !unidentified || matches!(shape, Shape::Extension | Shape::Logins)),
             state: State::Active,
             fingerprint: Some(fingerprint),
         }),
@@ -354,7 +437,11 @@ fn add_secret(
         issuer: IssuerPlan { bound: bound("issuer0".into()), facts },
         stores: store_plans,
         workloads: workload_plans,
-        probes: if random.chance(50) { vec![ProbePlan { bound: bound("probe0".into()) }] } else { Vec::new() },
+        probes: if random.chance(50) {
+            vec![ProbePlan { bound: bound("probe0".into()) }]
+        } else {
+            Vec::new()
+        },
         policy: policy.clone(),
     }
 }
@@ -377,12 +464,21 @@ fn facts(random: &mut Random, shape: Shape, lag: Millis) -> IssuerFacts {
         expiry_settable: false,
         reset_repeatable: shape == Shape::Reset,
         last_used: (issuer && shape != Shape::Reset && random.chance(50)).then_some(last_used),
-        propagation: if issuer { random.pick(&[Span::ZERO, Span::seconds(30)]) } else { Span::ZERO },
+        propagation: if issuer {
+            random.pick(&[Span::ZERO, Span::seconds(30)])
+        } else {
+            Span::ZERO
+        },
         settle_for: Span::millis(60_000 + lag as u64),
     }
 }
 
-fn credential(issued: &IssuedId, value: u16, lifetime: Option<Millis>, bystander: bool) -> Credential {
+fn credential(
+    issued: &IssuedId,
+    value: u16,
+    lifetime: Option<Millis>,
+    bystander: bool,
+) -> Credential {
     Credential {
         name: issued.id.clone(),
         generation: issued.generation,

@@ -259,19 +259,65 @@ pub(crate) enum How {
 /// What a driver asks of the world.
 pub(crate) enum Request {
     Check,
-    Mint { secret: usize, label: String, value: Option<u16>, previous: Option<(String, Option<u64>)> },
-    Verify { secret: usize, value: u16 },
-    List { secret: usize, prefix: String },
-    Reread { secret: usize, name: String },
-    End { secret: usize, name: String, generation: Option<u64>, to: State },
-    LastUsed { secret: usize, name: String, generation: Option<u64> },
-    Extend { secret: usize, name: String },
-    Read { slots: SmallVec<[usize; 2]>, stale: bool },
-    Write { secret: usize, edits: SmallVec<[Edit; 2]> },
-    Observe { workload: usize, slots: SmallVec<[usize; 4]>, hidden: bool },
-    Roll { workload: usize, expected: Expected, skips: bool },
-    Present { workload: usize, value: u16, secret: usize },
-    Ask { workloads: SmallVec<[usize; 2]> },
+    Mint {
+        secret: usize,
+        label: String,
+        value: Option<u16>,
+        previous: Option<(String, Option<u64>)>,
+    },
+    Verify {
+        secret: usize,
+        value: u16,
+    },
+    List {
+        secret: usize,
+        prefix: String,
+    },
+    Reread {
+        secret: usize,
+        name: String,
+    },
+    End {
+        secret: usize,
+        name: String,
+        generation: Option<u64>,
+        to: State,
+    },
+    LastUsed {
+        secret: usize,
+        name: String,
+        generation: Option<u64>,
+    },
+    Extend {
+        secret: usize,
+        name: String,
+    },
+    Read {
+        slots: SmallVec<[usize; 2]>,
+        stale: bool,
+    },
+    Write {
+        secret: usize,
+        edits: SmallVec<[Edit; 2]>,
+    },
+    Observe {
+        workload: usize,
+        slots: SmallVec<[usize; 4]>,
+        hidden: bool,
+    },
+    Roll {
+        workload: usize,
+        expected: Expected,
+        skips: bool,
+    },
+    Present {
+        workload: usize,
+        value: u16,
+        secret: usize,
+    },
+    Ask {
+        workloads: SmallVec<[usize; 2]>,
+    },
 }
 
 pub(crate) struct Edit {
@@ -402,7 +448,9 @@ impl World {
         self.now = self.now.max(time);
         match act {
             Act::Land(call) => self.land(call),
-            Act::Start { workload, replica, generation } => self.start(workload, replica, generation),
+            Act::Start { workload, replica, generation } => {
+                self.start(workload, replica, generation)
+            }
             Act::RollOn(workload) => self.roll_on(workload),
         }
     }
@@ -414,7 +462,13 @@ impl World {
     }
 
     pub(crate) fn new_value(&mut self, secret: Option<usize>) -> u16 {
-        self.values.push(Value { secret, fingerprint: None, bad: false, suspect: false, ended: false });
+        self.values.push(Value {
+            secret,
+            fingerprint: None,
+            bad: false,
+            suspect: false,
+            ended: false,
+        });
         (self.values.len() - 1) as u16
     }
 
@@ -445,7 +499,14 @@ impl World {
         let fault = step.and_then(|step| self.fault_at(step, kind));
         let (first, second) = (self.random.between(1, 40), self.random.between(1, 40));
         let mut land_at = Some(self.now + first);
-        let mut call = Call { request: None, answer: None, ready_at: Millis::MAX, task: self.task, after: second, how: How::Answered };
+        let mut call = Call {
+            request: None,
+            answer: None,
+            ready_at: Millis::MAX,
+            task: self.task,
+            after: second,
+            how: How::Answered,
+        };
         if let Some(fault) = fault {
             self.disturb(fault, secret, &mut request, &mut call, &mut land_at);
         }
@@ -529,7 +590,11 @@ impl World {
         let point = self.points;
         self.points += 1;
         if self.tracing {
-            self.trace.push((step, if kind == RequestKind::Commit { Hits::Commit } else { Hits::Call }, kind));
+            self.trace.push((
+                step,
+                if kind == RequestKind::Commit { Hits::Commit } else { Hits::Call },
+                kind,
+            ));
         }
         if self.agenda.is_empty() {
             return None;
@@ -559,7 +624,14 @@ impl World {
         Some(fault)
     }
 
-    fn disturb(&mut self, fault: Fault, secret: usize, request: &mut Request, call: &mut Call, land_at: &mut Option<Millis>) {
+    fn disturb(
+        &mut self,
+        fault: Fault,
+        secret: usize,
+        request: &mut Request,
+        call: &mut Call,
+        land_at: &mut Option<Millis>,
+    ) {
         let kind = request.kind();
         let late = self.now + self.longest_life(secret, kind);
         let mut refuse = |refusal: Refusal| {
@@ -607,9 +679,13 @@ impl World {
                 let after = Some(keywheel_core::time::Span::seconds(5));
                 refuse(Refusal::retry(RefusalKind::RateLimited, after, "too many calls"));
             }
-            Fault::Unavailable => refuse(Refusal::retry(RefusalKind::Unavailable, None, "not there for now")),
+            Fault::Unavailable => {
+                refuse(Refusal::retry(RefusalKind::Unavailable, None, "not there for now"))
+            }
             Fault::Forbidden => refuse(Refusal::operator(RefusalKind::Permission, "not allowed")),
-            Fault::ValueRejected => refuse(Refusal::retry(RefusalKind::ValueRejected, None, "value not taken")),
+            Fault::ValueRejected => {
+                refuse(Refusal::retry(RefusalKind::ValueRejected, None, "value not taken"))
+            }
             Fault::QuotaFull => refuse(Refusal::operator(RefusalKind::Quota, "cap is reached")),
             Fault::Slow => call.after = self.secrets[secret].call_for - 1_000,
             Fault::StaleRead => {
@@ -639,16 +715,22 @@ impl World {
                 let (label, value, previous) = (label.clone(), *value, previous.clone());
                 Some(Request::Mint { secret: *secret, label, value, previous })
             }
-            Request::End { secret, name, generation, to } => {
-                Some(Request::End { secret: *secret, name: name.clone(), generation: *generation, to: *to })
-            }
+            Request::End { secret, name, generation, to } => Some(Request::End {
+                secret: *secret,
+                name: name.clone(),
+                generation: *generation,
+                to: *to,
+            }),
             _ => None,
         };
         self.secrets[secret].duplicated = true;
         if let Some(again) = again {
             drop(self.perform(again));
             // A sweep after an answered mint takes the list at its word.
-            self.secrets[secret].credentials.iter_mut().for_each(|known| known.listed_from = known.listed_from.min(self.now));
+            self.secrets[secret]
+                .credentials
+                .iter_mut()
+                .for_each(|known| known.listed_from = known.listed_from.min(self.now));
         }
     }
 
@@ -672,9 +754,15 @@ impl World {
             }
             Fault::WallForward => {
                 // Only soak is counted by three clocks; other waits take the wall clock at its word (see the crate's documentation).
-                let soaking = self.book[secret].intent.is_some_and(|intent| intent.step == StepKind::Visit);
-                let waits_by_wall = self.secrets.iter().any(|known| known.token_life > 0) || self.secrets.len() > 1;
-                let leaps: &[Millis] = if soaking && !waits_by_wall { &[2_000, 7_200_000, 40 * 86_400_000] } else { &[2_000] };
+                let soaking =
+                    self.book[secret].intent.is_some_and(|intent| intent.step == StepKind::Visit);
+                let waits_by_wall =
+                    self.secrets.iter().any(|known| known.token_life > 0) || self.secrets.len() > 1;
+                let leaps: &[Millis] = if soaking && !waits_by_wall {
+                    &[2_000, 7_200_000, 40 * 86_400_000]
+                } else {
+                    &[2_000]
+                };
                 let leap = self.random.pick(leaps);
                 self.set_wall(leap);
             }
@@ -706,7 +794,12 @@ impl World {
             Fault::ScaleUp => {
                 let workload = self.secrets[secret].workloads[0];
                 let generation = 0;
-                let fresh = Replica { up: Up::Starting, started_wall: 0, held: SmallVec::new(), generation };
+                let fresh = Replica {
+                    up: Up::Starting,
+                    started_wall: 0,
+                    held: SmallVec::new(),
+                    generation,
+                };
                 self.workloads[workload].replicas.push(fresh);
                 let replica = self.workloads[workload].replicas.len() - 1;
                 self.read_stores(workload, replica);
@@ -716,8 +809,12 @@ impl World {
     }
 
     fn a_slot(&mut self, secret: usize) -> usize {
-        let current: SmallVec<[usize; 4]> =
-            self.secrets[secret].slots.iter().copied().filter(|slot| self.slots[*slot].is_current).collect();
+        let current: SmallVec<[usize; 4]> = self.secrets[secret]
+            .slots
+            .iter()
+            .copied()
+            .filter(|slot| self.slots[*slot].is_current)
+            .collect();
         self.random.pick(&current)
     }
 
@@ -747,7 +844,10 @@ impl World {
         }
         for workload in 0..self.workloads.len() {
             for replica in 0..self.workloads[workload].replicas.len() {
-                let (slots, held) = (&self.workloads[workload].slots, &self.workloads[workload].replicas[replica].held);
+                let (slots, held) = (
+                    &self.workloads[workload].slots,
+                    &self.workloads[workload].replicas[replica].held,
+                );
                 let foreign = slots.iter().zip(held).any(|(_, held)| matches!(held, Held::Value(value) if self.values[usize::from(*value)].secret.is_none()));
                 if foreign {
                     self.read_stores(workload, replica);
@@ -759,7 +859,10 @@ impl World {
 
 /// Returns whether a fault can be done at a point.
 pub(crate) fn fits(fault: Fault, step: StepKind, kind: RequestKind) -> bool {
-    let writes = matches!(kind, RequestKind::Mint | RequestKind::Write | RequestKind::Roll | RequestKind::OtherWrite);
+    let writes = matches!(
+        kind,
+        RequestKind::Mint | RequestKind::Write | RequestKind::Roll | RequestKind::OtherWrite
+    );
     if crate::faults::impossible(step, fault).is_some() {
         return false;
     }
@@ -783,26 +886,46 @@ impl World {
     fn perform(&mut self, request: Request) -> Result<Answer, CallError> {
         match request {
             Request::Check => Ok(Answer::Plain),
-            Request::Mint { secret, label, value, previous } => self.mint(secret, label, value, previous),
-            Request::Verify { secret, value } => Ok(Answer::Verdict(self.answers_to(secret, value))),
+            Request::Mint { secret, label, value, previous } => {
+                self.mint(secret, label, value, previous)
+            }
+            Request::Verify { secret, value } => {
+                Ok(Answer::Verdict(self.answers_to(secret, value)))
+            }
             Request::List { secret, prefix } => Ok(Answer::Listed(self.list(secret, &prefix))),
             Request::Reread { secret, name } => {
-                let rereads = self.secrets[secret].facts.value == keywheel_core::facts::ValueOrigin::TheirsRereadable;
+                let rereads = self.secrets[secret].facts.value
+                    == keywheel_core::facts::ValueOrigin::TheirsRereadable;
                 let found = self.find(secret, &name, None).filter(|_| rereads);
                 Ok(Answer::Value(found.map(|index| self.secrets[secret].credentials[index].value)))
             }
-            Request::End { secret, name, generation, to } => self.end(secret, &name, generation, to),
-            Request::LastUsed { secret, name, generation } => Ok(Answer::Used(self.last_used(secret, &name, generation))),
+            Request::End { secret, name, generation, to } => {
+                self.end(secret, &name, generation, to)
+            }
+            Request::LastUsed { secret, name, generation } => {
+                Ok(Answer::Used(self.last_used(secret, &name, generation)))
+            }
             Request::Extend { secret, name } => self.extend(secret, &name),
             Request::Read { slots, stale } => {
                 let slots = slots.iter().map(|slot| &self.slots[*slot]);
-                Ok(Answer::Slots(slots.map(|slot| if stale { slot.before } else { slot.held }).collect()))
+                Ok(Answer::Slots(
+                    slots.map(|slot| if stale { slot.before } else { slot.held }).collect(),
+                ))
             }
             Request::Write { secret, edits } => self.write(secret, &edits),
-            Request::Observe { workload, slots, hidden } => Ok(Answer::Replicas(self.observe(workload, &slots, hidden))),
-            Request::Present { workload, value, secret } => Ok(Answer::Answers(self.present(workload, secret, value))),
+            Request::Observe { workload, slots, hidden } => {
+                Ok(Answer::Replicas(self.observe(workload, &slots, hidden)))
+            }
+            Request::Present { workload, value, secret } => {
+                Ok(Answer::Answers(self.present(workload, secret, value)))
+            }
             Request::Ask { workloads } => {
-                let up = |workload: &usize| self.workloads[*workload].replicas.iter().all(|replica| replica.up != Up::Crashed);
+                let up = |workload: &usize| {
+                    self.workloads[*workload]
+                        .replicas
+                        .iter()
+                        .all(|replica| replica.up != Up::Crashed)
+                };
                 Ok(Answer::Health(self.now >= self.probes_red_until && workloads.iter().all(up)))
             }
             Request::Roll { .. } => Ok(Answer::Plain),
@@ -832,23 +955,37 @@ impl World {
         let already = known.credentials.iter().position(|known| known.value == value);
         let shown = |known: &Credential| Some((known.name.clone(), known.generation));
         let (name, generation) = match known.kind {
-            Kind::Nothing => return Ok(Answer::Minted { name: None, value: None, expires_at: None }),
+            Kind::Nothing => {
+                return Ok(Answer::Minted { name: None, value: None, expires_at: None });
+            }
             Kind::Keys | Kind::Reset => (format!("k{}", known.credentials.len()), None),
             Kind::Logins => {
                 let other = match previous {
                     Some((name, _)) if name == "login_a" => "login_b",
                     _ => "login_a",
                 };
-                let generations = known.credentials.iter().filter(|known| known.name == other).count() as u64;
+                let generations =
+                    known.credentials.iter().filter(|known| known.name == other).count() as u64;
                 (other.to_owned(), Some(generations + 1))
             }
         };
         if let Some(already) = already {
-            return Ok(Answer::Minted { name: shown(&known.credentials[already]), value: None, expires_at });
+            return Ok(Answer::Minted {
+                name: shown(&known.credentials[already]),
+                value: None,
+                expires_at,
+            });
         }
-        let ends_former = |former: &Credential| known.kind == Kind::Reset || (known.kind == Kind::Logins && former.name == name);
-        let ended: SmallVec<[usize; 2]> =
-            known.credentials.iter().enumerate().filter(|(_, former)| ends_former(former)).map(|(index, _)| index).collect();
+        let ends_former = |former: &Credential| {
+            known.kind == Kind::Reset || (known.kind == Kind::Logins && former.name == name)
+        };
+        let ended: SmallVec<[usize; 2]> = known
+            .credentials
+            .iter()
+            .enumerate()
+            .filter(|(_, former)| ends_former(former))
+            .map(|(index, _)| index)
+            .collect();
         for index in ended {
             self.end_credential(secret, index, State::Revoked);
         }
@@ -870,15 +1007,23 @@ impl World {
         });
         self.check_minted(secret);
         self.check_never_zero();
-        Ok(Answer::Minted { name: Some((name, generation)), value: theirs.then_some(value), expires_at })
+        Ok(Answer::Minted {
+            name: Some((name, generation)),
+            value: theirs.then_some(value),
+            expires_at,
+        })
     }
 
     /// What the issuer answers to a credential now; an end shows late.
     pub(crate) fn answers_to(&self, secret: usize, value: u16) -> bool {
         let known = &self.secrets[secret];
         known.credentials.iter().any(|credential| {
-            let shows_live = credential.state == State::Live || self.now < credential.ended_at + known.end_lag;
-            credential.value == value && shows_live && self.now >= credential.accepted_from && !self.expired(credential)
+            let shows_live =
+                credential.state == State::Live || self.now < credential.ended_at + known.end_lag;
+            credential.value == value
+                && shows_live
+                && self.now >= credential.accepted_from
+                && !self.expired(credential)
         })
     }
 
@@ -912,10 +1057,18 @@ impl World {
 
     pub(crate) fn find(&self, secret: usize, name: &str, generation: Option<u64>) -> Option<usize> {
         let credentials = &self.secrets[secret].credentials;
-        credentials.iter().position(|known| known.name == name && (generation.is_none() || known.generation == generation))
+        credentials.iter().position(|known| {
+            known.name == name && (generation.is_none() || known.generation == generation)
+        })
     }
 
-    fn end(&mut self, secret: usize, name: &str, generation: Option<u64>, to: State) -> Result<Answer, CallError> {
+    fn end(
+        &mut self,
+        secret: usize,
+        name: &str,
+        generation: Option<u64>,
+        to: State,
+    ) -> Result<Answer, CallError> {
         let Some(index) = self.find(secret, name, generation) else { return Ok(Answer::Plain) };
         if self.secrets[secret].credentials[index].state == State::Revoked {
             return Ok(Answer::Plain);
@@ -946,7 +1099,9 @@ impl World {
         let in_use = self.serving().any(|(workload, replica)| {
             let held = &self.workloads[workload].replicas[replica].held;
             let slots = &self.workloads[workload].slots;
-            slots.iter().zip(held).any(|(slot, held)| *held == Held::Value(credential.value) && self.slots[*slot].is_current)
+            slots.iter().zip(held).any(|(slot, held)| {
+                *held == Held::Value(credential.value) && self.slots[*slot].is_current
+            })
         });
         let used_at = if in_use { Some(self.now) } else { credential.used_at };
         let known = used_at.map(|used| used.min(self.now - facts.lag.as_millis() as Millis))?;
@@ -966,9 +1121,16 @@ impl World {
     fn write(&mut self, secret: usize, edits: &[Edit]) -> Result<Answer, CallError> {
         for edit in edits {
             let held = self.slots[edit.slot].held;
-            let accepted = edit.accept.as_ref().is_none_or(|accept| held == edit.value || accept.contains(&held));
+            let accepted = edit
+                .accept
+                .as_ref()
+                .is_none_or(|accept| held == edit.value || accept.contains(&held));
             if !accepted {
-                return Err(Refusal::operator(RefusalKind::Conflict, "the slot holds something else").into());
+                return Err(Refusal::operator(
+                    RefusalKind::Conflict,
+                    "the slot holds something else",
+                )
+                .into());
             }
         }
         let mut changed = false;
@@ -987,7 +1149,12 @@ impl World {
         Ok(Answer::Written(changed))
     }
 
-    fn observe(&self, workload: usize, slots: &[usize], hidden: bool) -> SmallVec<[(Millis, SmallVec<[Held; 4]>); 4]> {
+    fn observe(
+        &self,
+        workload: usize,
+        slots: &[usize],
+        hidden: bool,
+    ) -> SmallVec<[(Millis, SmallVec<[Held; 4]>); 4]> {
         if hidden {
             return SmallVec::new();
         }
@@ -1006,14 +1173,17 @@ impl World {
     fn present(&self, workload: usize, secret: usize, value: u16) -> SmallVec<[bool; 4]> {
         let known = &self.workloads[workload];
         let takes = |replica: &Replica| {
-            known.slots.iter().zip(&replica.held).any(|(slot, held)| self.slots[*slot].secret == secret && *held == Held::Value(value))
+            known.slots.iter().zip(&replica.held).any(|(slot, held)| {
+                self.slots[*slot].secret == secret && *held == Held::Value(value)
+            })
         };
         known.replicas.iter().filter(|replica| replica.up == Up::Serving).map(takes).collect()
     }
 
     pub(crate) fn serving(&self) -> impl Iterator<Item = (usize, usize)> + '_ {
         self.workloads.iter().enumerate().flat_map(|(workload, known)| {
-            let up = known.replicas.iter().enumerate().filter(|(_, replica)| replica.up == Up::Serving);
+            let up =
+                known.replicas.iter().enumerate().filter(|(_, replica)| replica.up == Up::Serving);
             up.map(move |(replica, _)| (workload, replica))
         })
     }
@@ -1022,8 +1192,9 @@ impl World {
 /// Replicas.
 impl World {
     fn begin_roll(&mut self, call: usize, workload: usize, expected: &Expected, skips: bool) {
-        let mut left: SmallVec<[usize; 4]> =
-            (0..self.workloads[workload].replicas.len()).filter(|replica| !self.proves(workload, *replica, expected)).collect();
+        let mut left: SmallVec<[usize; 4]> = (0..self.workloads[workload].replicas.len())
+            .filter(|replica| !self.proves(workload, *replica, expected))
+            .collect();
         if skips {
             left.truncate(left.len() / 2);
         }
@@ -1036,14 +1207,20 @@ impl World {
         let known = &self.workloads[workload];
         if !known.shows_slots {
             let started = known.replicas[replica].started_wall;
-            return known.replicas[replica].up == Up::Serving && started > expected.held_since + known.granularity;
+            return known.replicas[replica].up == Up::Serving
+                && started > expected.held_since + known.granularity;
         }
         let held: SmallVec<[(Held, Option<Fingerprint>); 4]> = expected
             .slots
             .iter()
             .map(|(slot, wanted)| {
                 let index = known.slots.iter().position(|known| known == slot);
-                (index.and_then(|index| known.replicas[replica].held.get(index).copied()).unwrap_or(Held::Absent), *wanted)
+                (
+                    index
+                        .and_then(|index| known.replicas[replica].held.get(index).copied())
+                        .unwrap_or(Held::Absent),
+                    *wanted,
+                )
             })
             .collect();
         let up = self.workloads[workload].replicas[replica].up == Up::Serving;
@@ -1063,12 +1240,17 @@ impl World {
         let mut index = 0;
         while index < self.workloads[workload].rolls.len() {
             let roll = &self.workloads[workload].rolls[index];
-            let up = roll.waits_for.map_or(Up::Serving, |replica| self.workloads[workload].replicas[replica].up);
+            let up = roll
+                .waits_for
+                .map_or(Up::Serving, |replica| self.workloads[workload].replicas[replica].up);
             match up {
                 Up::Starting => index += 1,
                 Up::Crashed => {
                     let roll = self.workloads[workload].rolls.remove(index);
-                    let failed = Refusal::operator(RefusalKind::WorkloadFailed, "a replica does not come up");
+                    let failed = Refusal::operator(
+                        RefusalKind::WorkloadFailed,
+                        "a replica does not come up",
+                    );
                     self.answer(roll.call, Err(failed.into()));
                 }
                 Up::Serving => match self.workloads[workload].rolls[index].left.pop() {
@@ -1114,7 +1296,9 @@ impl World {
             .iter()
             .zip(&known.replicas[replica].held)
             .filter_map(|(slot, held)| match held {
-                Held::Value(value) if self.slots[*slot].is_current => Some((self.slots[*slot].secret, *value)),
+                Held::Value(value) if self.slots[*slot].is_current => {
+                    Some((self.slots[*slot].secret, *value))
+                }
                 _ => None,
             })
             .collect();
@@ -1134,9 +1318,16 @@ impl World {
     pub(crate) fn read_stores(&mut self, workload: usize, replica: usize) {
         self.stop(workload, replica);
         let wall = self.wall().millis();
-        let held: SmallVec<[Held; 4]> = self.workloads[workload].slots.iter().map(|slot| self.slots[*slot].held).collect();
-        let current = self.workloads[workload].slots.iter().zip(&held).filter(|(slot, _)| self.slots[**slot].is_current);
-        let bad = current.into_iter().any(|(_, held)| matches!(held, Held::Value(value) if self.values[usize::from(*value)].bad));
+        let held: SmallVec<[Held; 4]> =
+            self.workloads[workload].slots.iter().map(|slot| self.slots[*slot].held).collect();
+        let current = self.workloads[workload]
+            .slots
+            .iter()
+            .zip(&held)
+            .filter(|(slot, _)| self.slots[**slot].is_current);
+        let bad = current.into_iter().any(
+            |(_, held)| matches!(held, Held::Value(value) if self.values[usize::from(*value)].bad),
+        );
         let known = &mut self.workloads[workload].replicas[replica];
         known.held = held;
         known.started_wall = wall;
@@ -1157,9 +1348,12 @@ impl Request {
             Self::Observe { .. } => RequestKind::Observe,
             Self::Ask { .. } => RequestKind::Ask,
             Self::End { .. } | Self::Extend { .. } => RequestKind::OtherWrite,
-            Self::Check | Self::Verify { .. } | Self::List { .. } | Self::Reread { .. } | Self::LastUsed { .. } | Self::Present { .. } => {
-                RequestKind::OtherRead
-            }
+            Self::Check
+            | Self::Verify { .. }
+            | Self::List { .. }
+            | Self::Reread { .. }
+            | Self::LastUsed { .. }
+            | Self::Present { .. } => RequestKind::OtherRead,
         }
     }
 }
