@@ -490,7 +490,8 @@ impl World {
             workload.slots.iter().any(|slot| self.slots[*slot].secret == secret)
                 && workload.replicas.iter().any(|replica| replica.up == Up::Starting)
         });
-        if !(stores && replicas) && !strangers {
+        let holds = stores && replicas;
+        if !holds && !strangers {
             self.violate("I08", || format!("secret {secret} is said to have arrived at {position}: stores {stores}, replicas {replicas}"));
         }
     }

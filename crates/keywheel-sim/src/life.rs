@@ -173,16 +173,17 @@ fn log(world: &world::World, process: usize, secret: usize, event: &Event) {
 impl Life {
     fn new(seed: u64, options: &Options) -> Self {
         let journal = MemoryJournal::new("simulation", Zeroizing::new([7; 32]))
-            .with_audit(seed % 64 == 0)
-            .with_undo(2);
+            .with_audit(seed.is_multiple_of(64));
         let fingerprinter: Arc<Fingerprinter> = Arc::clone(&journal.installation().fingerprinter);
-        let Scenario { mut world, groups, shapes, bad, unidentified, .. } =
+        let Scenario { mut world, groups, shapes, bad, unidentified } =
             scenario::draw(seed, fingerprinter, options.focus, options.shape);
         world.tracing = options.trace;
         world.agenda = match &options.faults {
             Some(faults) => faults.clone(),
             None => faults(&mut world, options.focus),
         };
+        let loses = world.agenda.iter().any(|planned| planned.fault == Fault::TailLost);
+        let journal = if loses { journal.with_undo(2) } else { journal };
         let groups = groups
             .into_iter()
             .map(|plans| Duty {
@@ -911,7 +912,8 @@ impl Life {
             .map(|known| known.name.clone())
             .collect();
         let orphan_may_be = matches!(shape, Shape::Blind | Shape::Unlabelled | Shape::OurKeys);
-        if live.len() != 1 && !(orphan_may_be && !live.is_empty()) {
+        let accounted_for = live.len() == 1 || (orphan_may_be && !live.is_empty());
+        if !accounted_for {
             return world.violate("L04", || {
                 format!("secret {secret} ({shape:?}) is {outcome}, and these are live: {live:?}")
             });

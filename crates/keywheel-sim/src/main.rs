@@ -76,10 +76,19 @@ struct Counted {
 
 fn simulate(options: &Options) -> ExitCode {
     let begun = Instant::now();
-    let caught = planted::BUGS.iter().filter(|bug| planted::hunt(bug, 20_000).is_some()).count();
-    let model = model::check();
-    let mut walked = walk::singles();
-    let reached = reach_all(&mut walked.hit);
+    // What is not seeded comes first, on two threads; the rest of the time belongs to the seeds.
+    let (hunted, (mut walked, reached)) = thread::scope(|scope| {
+        let hunted = scope.spawn(|| {
+            let caught =
+                planted::BUGS.iter().filter(|bug| planted::hunt(bug, 20_000).is_some()).count();
+            (caught, model::check().err(), walk::singles(1, 2))
+        });
+        let mut walked = walk::singles(0, 2);
+        let reached = reach_all(&mut walked.hit);
+        (hunted.join().expect("a hunt catches its panics"), (walked, reached))
+    });
+    let (caught, model, half) = hunted;
+    walked.merge(half);
     let led = Instant::now();
     let end = begun + Duration::from_secs(options.seconds);
     let failed = AtomicBool::new(false);
@@ -98,7 +107,7 @@ fn simulate(options: &Options) -> ExitCode {
             .collect()
     });
     let spent = led.elapsed();
-    report(options, &counted, &walked, reached, model.err(), caught, spent)
+    report(options, &counted, &walked, reached, model, caught, spent)
 }
 
 /// Leads the lives of every n-th seed until the time is over or one of them failed.
@@ -202,7 +211,7 @@ fn report(
 fn again(arguments: Vec<String>) -> ExitCode {
     let (shape, faults) =
         arguments.split_first().map_or(("", &[][..]), |(shape, faults)| (shape.as_str(), faults));
-    match walk::again(shape, faults) {
+    match walk::again(shape, faults, true) {
         Ok(verdict) => show(verdict),
         Err(error) => {
             eprintln!("{error}");
@@ -230,7 +239,7 @@ fn show(verdict: keywheel_sim::Verdict) -> ExitCode {
 }
 
 fn walk_all() -> ExitCode {
-    let mut walked = walk::singles();
+    let mut walked = walk::singles(0, 1);
     let singles = walked.lives;
     let pairs = thread::scope(|scope| {
         let threads = [0, 1].map(|part| scope.spawn(move || walk::pairs(part, 2)));

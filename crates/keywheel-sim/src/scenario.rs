@@ -170,8 +170,6 @@ pub(crate) struct Scenario {
     pub(crate) world: World,
     pub(crate) groups: Vec<Vec<Arc<Plan>>>,
     pub(crate) shapes: SmallVec<[Shape; 3]>,
-    /// Values of versions in use, by secret.
-    pub(crate) initial: SmallVec<[u16; 3]>,
     pub(crate) bad: bool,
     pub(crate) unidentified: bool,
 }
@@ -255,7 +253,6 @@ pub(crate) fn draw(
             });
         }
     }
-    let initial = (0..secrets as u16).collect();
     let batched = random.chance(60);
     let groups = if batched || secrets == 1 {
         let names: Vec<SecretName> = plans.iter().map(|plan| plan.secret.clone()).collect();
@@ -267,7 +264,7 @@ pub(crate) fn draw(
         plans.into_iter().map(|plan| vec![Arc::new(plan)]).collect()
     };
     world.random = random;
-    Scenario { world, groups, shapes, initial, bad, unidentified }
+    Scenario { world, groups, shapes, bad, unidentified }
 }
 
 fn policy(random: &mut Random, wants: Option<StepKind>) -> Policy {
