@@ -95,11 +95,9 @@ fn shared_roll(
     let mut rolls = SmallVec::new();
     for (other, (member, next)) in members.iter().zip(owed).enumerate() {
         match next {
-            Next::Do(step @ Step::Roll { workload, .. }) => {
-                let same = member.plan().workloads[usize::from(*workload)].bound == *bound;
-                if same && moves_left(member) == Some(mine) {
-                    rolls.push((other, *step));
-                }
+            Next::Do(step @ Step::Roll { workload, .. }) if moves_left(member) == Some(mine) => {
+                let shared = member.plan().workloads[usize::from(*workload)].bound == *bound;
+                rolls.extend(shared.then_some((other, *step)));
             }
             _ if other != index && moves_left(member) == Some(mine) && !has_rolled(next) => {
                 return None;

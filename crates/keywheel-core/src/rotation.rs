@@ -29,7 +29,7 @@ use crate::version::{IssuedId, State, VersionId};
 use crate::walk::Walk;
 
 /// How often a value that the issuer rejects is made anew before the rotation turns round (H06).
-const VALUES: u16 = 3;
+const VALUES: u32 = 3;
 
 /// The one thing owed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -353,9 +353,7 @@ impl Rotation {
             _ => self.plan.policy.patience,
         };
         match &tries.last {
-            Some(Refusal { kind: RefusalKind::ValueRejected, .. }) => {
-                self.minting.attempts >= VALUES
-            }
+            Some(Refusal { kind: RefusalKind::ValueRejected, .. }) => tries.count >= VALUES,
             Some(Refusal { remedy: Remedy::Operator, .. }) => true,
             _ => tries.count >= 3 && tries.last_at >= tries.first_at + patience,
         }
@@ -541,8 +539,8 @@ impl Rotation {
             (Step::Resume(_), _) => self.ending.resumed(),
             (Step::Revoke(version), _) => self.ending.revoked(version, at),
             (Step::VerifyDead(version), Report::Dead(death)) => {
-                let is_settled = self.ending.died(version, *death);
-                if !is_settled {
+                let settled = self.ending.died(version, *death);
+                if !settled {
                     return self.tried(step, None, at);
                 }
             }

@@ -648,3 +648,19 @@ fn a_write_that_landed_late_is_written_over_before_replicas_are_rolled_again() {
     world.apply(Event::Done { step: evidence, report: other });
     assert_eq!(world.begin(), Ok(Step::Write { store: 0, to: 0 }));
 }
+
+#[test]
+fn h06_lost_attempts_do_not_count_as_rejected_values() {
+    let mut world = World::new(plan(Strategy::Overlap));
+    for _ in 0..2 {
+        let mint = world.until(|step| matches!(step, Step::Mint { .. }));
+        world.apply(Event::Unknown { step: mint });
+    }
+    let reject = || Refusal::retry(RefusalKind::ValueRejected, None, "not taken");
+    for _ in 0..3 {
+        assert_eq!(world.rotation.toward(), Side::Pending);
+        let mint = world.until(|step| matches!(step, Step::Mint { .. }));
+        world.apply(Event::Refused { step: mint, refusal: reject() });
+    }
+    assert!(matches!(world.rotation.next(world.now), Next::Record(Event::TurnedBack { .. })), "three values were rejected");
+}

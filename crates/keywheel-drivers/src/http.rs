@@ -38,9 +38,7 @@ pub(crate) fn call_error(target: &str, error: &reqwest::Error) -> CallError {
     let message = if planted!("error_shows_all") { format!("{error:?}") } else { message };
     if error.is_builder() {
         Refusal::operator(RefusalKind::Unsupported, message).into()
-    } else if error.is_connect() {
-        Refusal::retry(RefusalKind::Unavailable, None, message).into()
-    } else if planted!("lost_answer_is_a_refusal") {
+    } else if error.is_connect() || planted!("lost_answer_is_a_refusal") {
         Refusal::retry(RefusalKind::Unavailable, None, message).into()
     } else {
         CallError::Unknown(message)
