@@ -100,7 +100,7 @@ fn rows(table: &str) -> Vec<Row> {
             .map(str::trim)
             .collect();
         let [number, _, state, rest @ ..] = &cells[..] else { return None };
-        let digits = number.strip_prefix(['H', 'I'])?;
+        let digits = number.strip_prefix(['H', 'I', 'L'])?;
         digits.chars().all(|digit| digit.is_ascii_digit()).then(|| Row {
             number: (*number).to_owned(),
             state: (*state).to_owned(),

@@ -79,7 +79,7 @@ pub(crate) fn check(seconds: u32, seed: Option<u64>) -> anyhow::Result<(Verdict,
     let mut sim = std::process::Command::new(program);
     sim.current_dir(cargo::root()).args(["--seconds", &seconds.to_string(), "--output", "json"]);
     if let Some(seed) = seed {
-        sim.args(["--seed", &seed.to_string()]);
+        sim.args(["--from", &seed.to_string()]);
     }
     let output = sim
         .stdin(Stdio::null())
