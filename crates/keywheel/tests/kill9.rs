@@ -5,6 +5,8 @@
 //! The world is real but for the issuer, which is the twin of OpenAI: real files, a real journal, real processes that are
 //! replaced one after another by supervisors of their own. `KEYWHEEL_TEST_KEEP` names a folder in which everything is left.
 
+#![expect(clippy::unwrap_used, reason = "a test may end where it stands")]
+
 use std::collections::{BTreeMap, VecDeque};
 use std::fs;
 use std::io::{Read, Write};
