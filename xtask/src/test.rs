@@ -18,6 +18,9 @@ pub(crate) struct Args {
     /// How long the simulator runs.
     #[arg(long, default_value_t = 30)]
     sim_seconds: u32,
+    /// Also removes every protection one by one, runs the demonstration, and searches what the run left for secrets.
+    #[arg(long)]
+    everything: bool,
     /// Keeps the folder of the run even if nothing failed.
     #[arg(long)]
     keep: bool,
@@ -37,7 +40,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     report.stage("tests", || tests(&folder, &mut skipped));
     report.stage("examples in the documentation", || doc_tests(&folder));
     report.explain(skipped);
-    report.stage("hazards", || hazards::check(None));
+    if args.everything {
+        report.stage("hazards", || hazards::check(None));
+    }
     report.stage("kill -9", || kill9(&folder));
     report.stage("simulator", || simulator(args.sim_seconds));
     let mut program = None;
@@ -46,16 +51,25 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         program = Some(built);
         Ok(counts)
     });
-    report.stage("demonstration", || {
-        demo(&folder, program.as_deref().context("there is no binary")?)
-    });
+    if args.everything {
+        report.stage("demonstration", || {
+            demo(&folder, program.as_deref().context("there is no binary")?)
+        });
+    }
     match deny::check() {
         Ok(None) => {
             report.skip("licences and advisories of dependencies", "cargo-deny is not installed")
         }
         checked => report.stage("dependencies", || checked.map(Option::unwrap_or_default)),
     }
-    report.stage("leaks", || leaks::check(folder.path()));
+    if args.everything {
+        report.stage("leaks", || leaks::check(folder.path()));
+    } else {
+        report.skip(
+            "protections removed one by one, demonstration, search for leaks",
+            "`--everything` runs them",
+        );
+    }
     match report.failed() || args.keep {
         true => println!("what it left is in {}", folder.path().display()),
         false => folder.remove()?,
