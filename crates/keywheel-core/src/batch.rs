@@ -32,9 +32,15 @@ pub enum Turn {
 /// Returns what a group does at `now`.
 pub fn turn(members: &[&Rotation], now: Timestamp) -> Turn {
     let owed: SmallVec<[Next; 2]> = members.iter().map(|member| member.next(now)).collect();
-    for (index, next) in owed.iter().enumerate() {
+    // Those on their way to promotion go first: a retirement of one member must not keep the others half delivered.
+    let (moving, retiring): (SmallVec<[usize; 2]>, SmallVec<[usize; 2]>) =
+        (0..members.len()).partition(|index| moves_left(members[*index]).is_some());
+    for index in moving.into_iter().chain(retiring) {
+        let next = &owed[index];
         match next {
-            Next::Record(event @ Event::MoveBegun { .. }) if held_at_barrier(members, &owed, index) => {
+            Next::Record(event @ Event::MoveBegun { .. })
+                if held_at_barrier(members, &owed, index) =>
+            {
                 debug_assert!(members.len() > 1, "{event:?} held in a group of one");
             }
             Next::Record(event) => return Turn::Record(index, event.clone()),
@@ -51,7 +57,9 @@ pub fn turn(members: &[&Rotation], now: Timestamp) -> Turn {
         Next::Wait { until, why } => Some((*until, *why)),
         _ => None,
     });
-    earliest.min_by_key(|(until, _)| *until).map_or(Turn::Rest, |(until, why)| Turn::Wait { until, why })
+    earliest
+        .min_by_key(|(until, _)| *until)
+        .map_or(Turn::Rest, |(until, why)| Turn::Wait { until, why })
 }
 
 /// How many moves a member still has before its promotion; none once it is promoted, turned round, ended or parked.
@@ -60,19 +68,26 @@ fn moves_left(member: &Rotation) -> Option<u8> {
         && !member.was_ever_promoted()
         && member.outcome().is_none()
         && member.parked().is_none();
-    moving.then(|| member.line().promotes(Side::Pending, member.walk().position()) - member.walk().position())
+    moving.then(|| {
+        member.line().promotes(Side::Pending, member.walk().position()) - member.walk().position()
+    })
 }
 
 fn held_at_barrier(members: &[&Rotation], owed: &[Next], index: usize) -> bool {
     let Some(mine) = moves_left(members[index]) else { return false };
     members.iter().zip(owed).enumerate().any(|(other, (member, next))| {
-        let ready = member.walk().moving_to().is_some() || matches!(next, Next::Record(Event::MoveBegun { .. }));
+        let ready = member.walk().moving_to().is_some()
+            || matches!(next, Next::Record(Event::MoveBegun { .. }));
         other != index && moves_left(member).is_some_and(|left| left > mine || (!ready && left > 0))
     })
 }
 
 /// The roll of one member with that of all others at the same distance, once each of them has come to it.
-fn shared_roll(members: &[&Rotation], owed: &[Next], index: usize) -> Option<SmallVec<[(usize, Step); 2]>> {
+fn shared_roll(
+    members: &[&Rotation],
+    owed: &[Next],
+    index: usize,
+) -> Option<SmallVec<[(usize, Step); 2]>> {
     let Next::Do(step @ Step::Roll { workload, .. }) = &owed[index] else { return None };
     let alone = || Some(SmallVec::from_iter([(index, *step)]));
     let Some(mine) = moves_left(members[index]) else { return alone() };
@@ -84,7 +99,9 @@ fn shared_roll(members: &[&Rotation], owed: &[Next], index: usize) -> Option<Sma
                 let shared = member.plan().workloads[usize::from(*workload)].bound == *bound;
                 rolls.extend(shared.then_some((other, *step)));
             }
-            _ if other != index && moves_left(member) == Some(mine) && !has_rolled(next) => return None,
+            _ if other != index && moves_left(member) == Some(mine) && !has_rolled(next) => {
+                return None;
+            }
             _ => {}
         }
     }
@@ -93,6 +110,11 @@ fn shared_roll(members: &[&Rotation], owed: &[Next], index: usize) -> Option<Sma
 
 /// Whether a member at the same distance is past its rolls, so that nobody needs to wait for it.
 fn has_rolled(next: &Next) -> bool {
-    matches!(next, Next::Do(Step::Evidence { .. } | Step::Probe { .. }) | Next::Record(Event::Arrived { .. }))
-        || matches!(next, Next::Wait { why: Why::Settle | Why::Retry(Step::Roll { .. } | Step::Evidence { .. }), .. })
+    matches!(
+        next,
+        Next::Do(Step::Evidence { .. } | Step::Probe { .. }) | Next::Record(Event::Arrived { .. })
+    ) || matches!(
+        next,
+        Next::Wait { why: Why::Settle | Why::Retry(Step::Roll { .. } | Step::Evidence { .. }), .. }
+    )
 }

@@ -72,9 +72,13 @@ impl Rotation {
     pub fn retiring(&self) -> SmallVec<[VersionId; 2]> {
         match self.toward.other() {
             Side::Pending => self.minting.done.then_some(self.plan.pending).into_iter().collect(),
-            Side::Previous => {
-                self.plan.previous.iter().chain(&self.plan.suspects).map(|version| version.version).collect()
-            }
+            Side::Previous => self
+                .plan
+                .previous
+                .iter()
+                .chain(&self.plan.suspects)
+                .map(|version| version.version)
+                .collect(),
         }
     }
 
@@ -88,8 +92,13 @@ impl Rotation {
 
     /// Where soak must hear of the version's last use, its id is asked for now, and not when a gate has stayed closed for days.
     fn identify(&self) -> Option<Next> {
-        let asks = self.plan.issuer.facts.last_used.is_some() && self.plan.policy.cannot_tell == CannotTell::Wait;
-        if asks && self.has_windows() { self.unless_identified(*self.retiring().first()?) } else { None }
+        let asks = self.plan.issuer.facts.last_used.is_some()
+            && self.plan.policy.cannot_tell == CannotTell::Wait;
+        if asks && self.has_windows() {
+            self.unless_identified(*self.retiring().first()?)
+        } else {
+            None
+        }
     }
 
     fn soak(&self, now: Timestamp) -> Option<Next> {
@@ -106,7 +115,9 @@ impl Rotation {
         if self.walk.position() == end && self.walk.moving_to().is_none() {
             return None;
         }
-        if self.plan.strategy == Strategy::Append && (self.was_promoted || self.walk.was_used(self.toward.other())) {
+        if self.plan.strategy == Strategy::Append
+            && (self.was_promoted || self.walk.was_used(self.toward.other()))
+        {
             return Some(Next::Record(Event::Parked { reason: ParkReason::ProofNeeded }));
         }
         let owed = self.walk_to(end, now)?;
@@ -117,7 +128,8 @@ impl Rotation {
     }
 
     fn suspend(&self, now: Timestamp) -> Option<Next> {
-        if !self.has_windows() || !self.plan.issuer.facts.suspend || self.ending.suspended.is_some() {
+        if !self.has_windows() || !self.plan.issuer.facts.suspend || self.ending.suspended.is_some()
+        {
             return None;
         }
         let version = *self.retiring().first()?;
@@ -145,10 +157,13 @@ impl Rotation {
     /// Ends each version at the issuer, by the id that the journal names (H92).
     pub(crate) fn revoke(&self, now: Timestamp) -> Option<Next> {
         let facts = &self.plan.issuer.facts;
-        if !facts.destroy || (self.plan.strategy == Strategy::Cutover && self.toward == Side::Pending) {
+        if !facts.destroy
+            || (self.plan.strategy == Strategy::Cutover && self.toward == Side::Pending)
+        {
             return None;
         }
-        let version = self.retiring().into_iter().find(|version| !self.ending.is_revoked(*version))?;
+        let version =
+            self.retiring().into_iter().find(|version| !self.ending.is_revoked(*version))?;
         self.unless_identified(version)
             .or_else(|| self.unless_green(now))
             .or(Some(Next::Do(Step::Revoke(version))))
@@ -165,7 +180,8 @@ impl Rotation {
         if never_accepted {
             return None;
         }
-        let version = self.retiring().into_iter().find(|version| self.ending.death(*version).is_none())?;
+        let version =
+            self.retiring().into_iter().find(|version| self.ending.death(*version).is_none())?;
         Some(Next::Do(Step::VerifyDead(version)))
     }
 
@@ -180,7 +196,8 @@ impl Rotation {
         let end = self.line().end(self.toward);
         let before = self.line().neighbour(end, self.line().end(self.toward.other()));
         let back = if self.line().at(before).current == self.toward { before } else { end };
-        self.walk_to(back, now).or(Some(Next::Record(Event::Parked { reason: ParkReason::RedAfterSuspend })))
+        self.walk_to(back, now)
+            .or(Some(Next::Record(Event::Parked { reason: ParkReason::RedAfterSuspend })))
     }
 
     /// A look at the gates, when one is due; an operator, when they stayed closed for too long.
@@ -194,7 +211,11 @@ impl Rotation {
             Some(visited) => {
                 // The longer a gate stays closed, the more seldom it is looked at: a short soak must not become a busy loop.
                 let closed_for = closed_since.map_or(Span::ZERO, |since| visited.at.since(since));
-                let floor = if visited.light == Light::Green { Span::ZERO } else { self.plan.policy.retry.max(closed_for.part(1, 8)) };
+                let floor = if visited.light == Light::Green {
+                    Span::ZERO
+                } else {
+                    self.plan.policy.retry.max(closed_for.part(1, 8))
+                };
                 let due = visited.at + pause.max(floor);
                 if now < due { wait(due, why) } else { Next::Do(Step::Visit) }
             }
@@ -230,7 +251,11 @@ impl Rotation {
     pub fn rollback(&self) -> Span {
         let facts = &self.plan.issuer.facts;
         let reversible = facts.suspend || matches!(self.plan.strategy, Strategy::Keyring { .. });
-        if reversible || self.plan.policy.keep == Keep::Rollback { self.plan.policy.rollback } else { Span::ZERO }
+        if reversible || self.plan.policy.keep == Keep::Rollback {
+            self.plan.policy.rollback
+        } else {
+            Span::ZERO
+        }
     }
 
     /// Until when red probes undo the suspend by themselves.
@@ -238,7 +263,8 @@ impl Rotation {
         let suspended = self.ending.suspended.map(|suspended| suspended.at);
         let withdrawn = || {
             let end = self.line().end(self.toward);
-            let moved = self.line().promotes(self.toward, self.line().end(self.toward.other())) != end;
+            let moved =
+                self.line().promotes(self.toward, self.line().end(self.toward.other())) != end;
             (moved && self.walk.position() == end).then_some(self.walk.arrived_at())
         };
         Some(suspended.or_else(withdrawn)? + self.plan.policy.watch)
@@ -256,7 +282,11 @@ impl Rotation {
                 ending.soaked_at = Some(since);
             }
         } else if ending.window_over_at.is_none() {
-            ending.window.visit(visit.clocks, if light == Light::Red { Light::Amber } else { Light::Green }, rollback);
+            ending.window.visit(
+                visit.clocks,
+                if light == Light::Red { Light::Amber } else { Light::Green },
+                rollback,
+            );
             if ending.window.counted >= rollback {
                 ending.window_over_at = Some(since);
             }
@@ -329,7 +359,8 @@ impl Ending {
     }
 
     pub(crate) fn is_or_may_be_suspended(&self, version: VersionId) -> bool {
-        self.suspended.is_some_and(|suspended| suspended.version == version) || self.late_suspend.is_some()
+        self.suspended.is_some_and(|suspended| suspended.version == version)
+            || self.late_suspend.is_some()
     }
 
     /// Until when a resume would be undone by a suspend that lands late.
@@ -366,7 +397,10 @@ impl Ending {
     }
 
     pub(crate) fn issued(&self, version: VersionId) -> Option<&IssuedId> {
-        self.identified.as_ref().filter(|(identified, _)| *identified == version).map(|(_, issued)| issued)
+        self.identified
+            .as_ref()
+            .filter(|(identified, _)| *identified == version)
+            .map(|(_, issued)| issued)
     }
 
     pub(crate) fn harmed(&self, version: Option<VersionId>) -> bool {
@@ -399,7 +433,9 @@ impl Ending {
 
     /// Returns when a version was suspended at its issuer.
     pub fn suspended_at(&self, version: VersionId) -> Option<Timestamp> {
-        self.suspended.filter(|suspended| suspended.version == version).map(|suspended| suspended.at)
+        self.suspended
+            .filter(|suspended| suspended.version == version)
+            .map(|suspended| suspended.at)
     }
 
     /// Returns how much soak was counted.

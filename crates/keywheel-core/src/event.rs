@@ -350,7 +350,9 @@ impl fmt::Display for Step {
             Self::Verify(version) => write!(f, "verify {version}"),
             Self::Write { store, to } => write!(f, "write store {store} (arrangement {to})"),
             Self::Roll { workload, to } => write!(f, "roll workload {workload} (arrangement {to})"),
-            Self::Evidence { workload, to } => write!(f, "evidence of workload {workload} (arrangement {to})"),
+            Self::Evidence { workload, to } => {
+                write!(f, "evidence of workload {workload} (arrangement {to})")
+            }
             Self::Probe { to } => write!(f, "probe (arrangement {to})"),
             Self::Visit => f.write_str("look at the gates"),
             Self::Suspend(version) => write!(f, "suspend {version}"),
@@ -375,14 +377,22 @@ impl fmt::Display for Side {
 impl fmt::Display for ParkReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Refused { step, refusal } if refusal.kind == RefusalKind::Conflict => write!(f, "drift: {step}: {refusal}"),
+            Self::Refused { step, refusal } if refusal.kind == RefusalKind::Conflict => {
+                write!(f, "drift: {step}: {refusal}")
+            }
             Self::Refused { step, refusal } => write!(f, "{step}: {refusal}"),
             Self::OutOfPatience { step } => write!(f, "{step}: not done in time"),
-            Self::MintUnobservable => f.write_str("a mint's answer was lost, and the issuer cannot be asked what became of it"),
+            Self::MintUnobservable => f.write_str(
+                "a mint's answer was lost, and the issuer cannot be asked what became of it",
+            ),
             Self::IdUnknown { version } => write!(f, "the issuer's id of {version} is not known"),
             Self::GateClosed => f.write_str("a gate stayed closed for too long"),
-            Self::RedAfterSuspend => f.write_str("probes turned red after the suspend; the version was resumed"),
-            Self::ProofNeeded => f.write_str("proof is needed that nothing is sealed under the previous key"),
+            Self::RedAfterSuspend => {
+                f.write_str("probes turned red after the suspend; the version was resumed")
+            }
+            Self::ProofNeeded => {
+                f.write_str("proof is needed that nothing is sealed under the previous key")
+            }
             Self::DeathUnproven => f.write_str("the ended version could not be proven dead"),
         }
     }

@@ -95,10 +95,14 @@ pub fn count(replicas: &[Replica], expected: &Expected<'_>) -> Count {
     })
 }
 
-fn judge_slots(shown: &[(String, Fingerprint)], expected: &[(String, Option<Fingerprint>)]) -> Proof {
+fn judge_slots(
+    shown: &[(String, Fingerprint)],
+    expected: &[(String, Option<Fingerprint>)],
+) -> Proof {
     let mut proof = Proof::Holds;
     for (address, wanted) in expected {
-        let held = shown.iter().find(|(shown, _)| shown == address).map(|(_, fingerprint)| fingerprint);
+        let held =
+            shown.iter().find(|(shown, _)| shown == address).map(|(_, fingerprint)| fingerprint);
         match (held, wanted) {
             (None, None) => {}
             (Some(held), Some(wanted)) => match held.compare(wanted) {
@@ -116,7 +120,11 @@ fn judge_slots(shown: &[(String, Fingerprint)], expected: &[(String, Option<Fing
 /// nothing, since the stores may have been half written then.
 fn judge_start(started_at: Option<Timestamp>, expected: &Expected<'_>) -> Proof {
     match (started_at, expected.held_since) {
-        (Some(started), Some(since)) if started > since + expected.granularity => Proof::Holds,
+        (Some(started), Some(since))
+            if started > since + expected.granularity || crate::planted!("early_start_counts") =>
+        {
+            Proof::Holds
+        }
         _ => Proof::Unknown,
     }
 }
@@ -136,11 +144,15 @@ mod tests {
 
     #[test]
     fn h45_a_replica_that_started_before_the_write_was_certain_proves_nothing() {
-        let expected = Expected { slots: &[], held_since: Some(at(1_000)), granularity: Span::millis(10) };
+        let expected =
+            Expected { slots: &[], held_since: Some(at(1_000)), granularity: Span::millis(10) };
         assert_eq!(judge(&fixed(900), &expected), Proof::Unknown);
         assert_eq!(judge(&fixed(1_010), &expected), Proof::Unknown);
         assert_eq!(judge(&fixed(1_011), &expected), Proof::Holds);
-        assert_eq!(judge(&fixed(1_011), &Expected { held_since: None, ..expected }), Proof::Unknown);
+        assert_eq!(
+            judge(&fixed(1_011), &Expected { held_since: None, ..expected }),
+            Proof::Unknown
+        );
     }
 
     #[test]
@@ -154,13 +166,17 @@ mod tests {
     fn shown_slots_are_compared_one_by_one() {
         let key = |id| Fingerprinter::new(FingerprintKeyId(id), zeroize::Zeroizing::new([1; 32]));
         let (f, g) = (key(1), key(2));
-        let replica = |slots| Replica { id: "1".into(), started_at: None, shows: Shows::Slots(slots) };
+        let replica =
+            |slots| Replica { id: "1".into(), started_at: None, shows: Shows::Slots(slots) };
         let wanted = [("A".to_owned(), Some(f.of(b"a"))), ("B".to_owned(), None)];
         let expected = Expected { slots: &wanted, held_since: None, granularity: Span::ZERO };
         assert_eq!(judge(&replica(vec![("A".into(), f.of(b"a"))]), &expected), Proof::Holds);
         assert_eq!(judge(&replica(vec![("A".into(), f.of(b"x"))]), &expected), Proof::Other);
         assert_eq!(judge(&replica(vec![]), &expected), Proof::Other);
-        assert_eq!(judge(&replica(vec![("A".into(), f.of(b"a")), ("B".into(), f.of(b"b"))]), &expected), Proof::Other);
+        assert_eq!(
+            judge(&replica(vec![("A".into(), f.of(b"a")), ("B".into(), f.of(b"b"))]), &expected),
+            Proof::Other
+        );
         assert_eq!(judge(&replica(vec![("A".into(), g.of(b"a"))]), &expected), Proof::Unknown);
     }
 }

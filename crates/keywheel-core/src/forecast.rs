@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
+use crate::batch::{self, Turn};
 use crate::event::{Death, Event, Report, Step};
 use crate::evidence::Count;
 use crate::gate::{Clocks, UsageSample, Visit};
 use crate::plan::Plan;
-use crate::rotation::{Next, Rotation};
+use crate::rotation::Rotation;
 use crate::time::{Span, Timestamp};
 use crate::version::IssuedId;
 
@@ -15,46 +16,68 @@ use crate::version::IssuedId;
 pub struct Coming {
     /// When.
     pub at: Timestamp,
-    /// What.
+    /// To which members of the group: more than one for a shared roll.
+    pub members: Vec<usize>,
+    /// What: a step as it begins, or a record. For a shared roll, the step of the first member.
     pub event: Event,
 }
 
-/// Returns what `plan` will do from `now` on: its steps as they begin, and its records. Looks at the gates are left out.
-pub fn forecast(plan: &Arc<Plan>, now: Timestamp) -> Vec<Coming> {
-    let planned = Event::Planned(Arc::clone(plan));
-    let rotation = Rotation::begin(now, &planned).expect("a plan begins a rotation");
-    continue_forecast(rotation, now)
+/// Returns what these plans will do together from `now` on. Looks at the gates are left out.
+pub fn forecast(plans: &[Arc<Plan>], now: Timestamp) -> Vec<Coming> {
+    let begin = |plan: &Arc<Plan>| Rotation::begin(now, &Event::Planned(Arc::clone(plan)));
+    let rotations =
+        plans.iter().map(|plan| begin(plan).expect("a plan begins a rotation")).collect();
+    continue_forecast(rotations, now)
 }
 
-/// Returns what is still to come of a rotation, from `now` on.
-pub fn continue_forecast(mut rotation: Rotation, mut now: Timestamp) -> Vec<Coming> {
+/// Returns what is still to come of a group of rotations, from `now` on.
+pub fn continue_forecast(mut group: Vec<Rotation>, mut now: Timestamp) -> Vec<Coming> {
     let began_at = now;
     let mut coming = Vec::new();
     // A plan has a few dozen steps; the bound only guards against a state machine that stands still.
     for _ in 0..10_000 {
-        let event = match rotation.next(now) {
-            Next::Do(step) => Event::Intended { step, until: now + rotation.plan().policy.call },
-            Next::Record(event) => event,
-            Next::Wait { until, .. } => {
-                now = until;
-                continue;
+        let members: Vec<&Rotation> = group.iter().collect();
+        match batch::turn(&members, now) {
+            Turn::Record(member, event) => {
+                group[member].apply(now, &event).expect("turn() records what apply() takes");
+                coming.push(Coming { at: now, members: vec![member], event });
             }
-            Next::Await(step) => Event::Done { step, report: ideal(&rotation, step, began_at, now) },
-            Next::Operator(_) | Next::Rest(_) => break,
-        };
-        rotation.apply(now, &event).expect("next() owes what apply() takes");
-        let is_news = !matches!(event, Event::Done { .. } | Event::Intended { step: Step::Visit, .. });
-        if is_news {
-            coming.push(Coming { at: now, event });
+            Turn::Do(steps) => {
+                for (member, step) in &steps {
+                    take(&mut group[*member], *step, began_at, now);
+                }
+                let (_, step) = steps[0];
+                if step != Step::Visit {
+                    let members = steps.iter().map(|(member, _)| *member).collect();
+                    coming.push(Coming {
+                        at: now,
+                        members,
+                        event: Event::Intended { step, until: now },
+                    });
+                }
+            }
+            Turn::Wait { until, .. } => now = until,
+            Turn::Rest => break,
         }
     }
     coming
 }
 
+fn take(rotation: &mut Rotation, step: Step, began_at: Timestamp, now: Timestamp) {
+    let intended = Event::Intended { step, until: now };
+    rotation.apply(now, &intended).expect("turn() does what apply() takes");
+    let done = Event::Done { step, report: ideal(rotation, step, began_at, now) };
+    rotation.apply(now, &done).expect("the step was just intended");
+}
+
 fn ideal(rotation: &Rotation, step: Step, began_at: Timestamp, now: Timestamp) -> Report {
     let everyone = Count { holds: 1, other: 0, unknown: 0 };
     match step {
-        Step::Mint { .. } => Report::Minted { issued: Some(IssuedId::new("forecast")), fingerprint: None, expires_at: None },
+        Step::Mint { .. } => Report::Minted {
+            issued: Some(IssuedId::new("forecast")),
+            fingerprint: None,
+            expires_at: None,
+        },
         Step::Write { .. } => Report::Written { changed: true },
         Step::Evidence { .. } => Report::Seen(everyone),
         Step::Sweep => Report::Swept { strays: Vec::new() },

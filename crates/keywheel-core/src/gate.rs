@@ -53,7 +53,8 @@ impl Clocks {
         if crate::planted!("soak_on_wall_clock") {
             return self.wall.since(earlier.wall);
         }
-        let boot = if self.boot_id == earlier.boot_id { self.boot.less(earlier.boot) } else { self.boot };
+        let boot =
+            if self.boot_id == earlier.boot_id { self.boot.less(earlier.boot) } else { self.boot };
         let mut least = self.wall.since(earlier.wall).min(boot);
         if let (Some(now), Some(then)) = (self.outside, earlier.outside) {
             least = least.min(now.since(then));
@@ -132,7 +133,8 @@ impl Gates {
             return Light::Red;
         }
         // Evidence and drift that cannot be told block harm whatever policy says: unknown is never green (I08).
-        let unproven = [self.drift, self.evidence].contains(&Gate::CannotTell) || self.quiet == Gate::NotYet;
+        let unproven =
+            [self.drift, self.evidence].contains(&Gate::CannotTell) || self.quiet == Gate::NotYet;
         let untold = all.contains(&Gate::CannotTell) && cannot_tell == CannotTell::Wait;
         if unproven || untold { Light::Amber } else { Light::Green }
     }
@@ -156,7 +158,8 @@ fn evidence(counts: &[Count]) -> Gate {
 fn quiet(sample: Option<UsageSample>, terms: &Terms) -> Gate {
     let Some(facts) = terms.last_used else { return Gate::NotApplicable };
     let Some(sample) = sample else { return Gate::CannotTell };
-    let used_since = sample.last_used_at.is_some_and(|at| at > terms.evidence_at + facts.granularity);
+    let used_since =
+        sample.last_used_at.is_some_and(|at| at > terms.evidence_at + facts.granularity);
     let fresh = sample.asked_at >= terms.evidence_at + facts.lag + facts.granularity;
     match (used_since, fresh || crate::planted!("stale_quiet_sample")) {
         (true, _) => Gate::Closed,
@@ -179,13 +182,15 @@ pub struct Soak {
 impl Soak {
     /// Counts one visit of a soak of length `whole`.
     pub fn visit(&mut self, clocks: Clocks, light: Light, whole: Span) {
-        let step = self.last.map_or(Span::ZERO, |last| clocks.least_since(&last)).min(whole.part(1, 4));
+        let most = if crate::planted!("one_visit_counts_all") { whole } else { whole.part(1, 4) };
+        let step = self.last.map_or(Span::ZERO, |last| clocks.least_since(&last)).min(most);
         match light {
             Light::Green => self.counted = self.counted + step,
             Light::Amber => {}
             Light::Red => self.counted = Span::ZERO,
         }
-        self.closed_since = if light == Light::Green { None } else { self.closed_since.or(Some(clocks.wall)) };
+        self.closed_since =
+            if light == Light::Green { None } else { self.closed_since.or(Some(clocks.wall)) };
         self.last = Some(clocks);
     }
 }
@@ -195,7 +200,12 @@ mod tests {
     use super::*;
 
     fn clocks(wall: i64, boot: u64) -> Clocks {
-        Clocks { wall: Timestamp::from_millis(wall), boot: Span::millis(boot), boot_id: 1, outside: None }
+        Clocks {
+            wall: Timestamp::from_millis(wall),
+            boot: Span::millis(boot),
+            boot_id: 1,
+            outside: None,
+        }
     }
 
     #[test]
@@ -228,7 +238,11 @@ mod tests {
 
     fn terms() -> Terms {
         let last_used = LastUsedFacts { lag: Span::seconds(60), granularity: Span::seconds(10) };
-        Terms { evidence_at: Timestamp::from_millis(0), last_used: Some(last_used), cannot_tell: CannotTell::Allow }
+        Terms {
+            evidence_at: Timestamp::from_millis(0),
+            last_used: Some(last_used),
+            cannot_tell: CannotTell::Allow,
+        }
     }
 
     fn sample(asked: i64, used: Option<i64>) -> Option<UsageSample> {

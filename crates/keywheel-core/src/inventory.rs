@@ -97,16 +97,22 @@ impl Inventory {
                 self.next = self.next.max(plan.pending.successor());
                 self.versions.retain(|known| known.version != plan.pending);
                 let suspects = plan.previous.iter().chain(&plan.suspects);
-                suspects.for_each(|suspect| self.set(suspect.version, |known| known.state = suspect.state));
+                suspects.for_each(|suspect| {
+                    self.set(suspect.version, |known| known.state = suspect.state)
+                });
                 self.versions.push(Version::pending(plan.pending));
             }
             Event::Done { step, report } => self.done(rotation, *step, report, at),
             Event::Promoted { side } => self.promoted(rotation, *side, at),
-            Event::Identified { version, issued } => self.set(*version, |known| known.issued = Some(issued.clone())),
+            Event::Identified { version, issued } => {
+                self.set(*version, |known| known.issued = Some(issued.clone()))
+            }
             Event::Purged => {
                 let ended = rotation.retiring();
                 let unminted = (!rotation.is_minted()).then_some(rotation.plan().pending);
-                self.versions.retain(|known| !ended.contains(&known.version) && Some(known.version) != unminted);
+                self.versions.retain(|known| {
+                    !ended.contains(&known.version) && Some(known.version) != unminted
+                });
             }
             Event::Ended { outcome } | Event::Resolved { outcome, .. } => {
                 self.last_outcome = Some(*outcome);
@@ -114,7 +120,8 @@ impl Inventory {
                     self.versions.retain(|known| known.version != rotation.plan().pending);
                 }
                 if *outcome == Outcome::Undone && rotation.was_ever_promoted() {
-                    self.held_because = Some("the last rotation was reversed after its promotion".into());
+                    self.held_because =
+                        Some("the last rotation was reversed after its promotion".into());
                 }
             }
             _ => {}
@@ -127,29 +134,36 @@ impl Inventory {
         match (step, report) {
             (Step::Capture, Report::Captured { fingerprint }) => {
                 if let Some(previous) = rotation.version(Side::Previous) {
-                    self.set(previous, |known| known.fingerprint = known.fingerprint.or(*fingerprint));
+                    self.set(previous, |known| {
+                        known.fingerprint = known.fingerprint.or(*fingerprint)
+                    });
                 }
             }
-            (Step::Mint { attempt }, Report::Minted { issued, expires_at, fingerprint }) => self.set(pending, |known| {
-                known.issued = issued.clone();
-                known.label = Some(rotation.id().label(attempt));
-                known.created_at = Some(at);
-                known.expires_at = *expires_at;
-                known.fingerprint = *fingerprint;
-                known.state = State::Active;
-            }),
-            (Step::FindMint { attempt }, Report::Found { held: true, .. }) => self.set(pending, |known| {
-                known.issued = rotation.issued(pending).cloned();
-                known.label = Some(rotation.id().label(attempt));
-                known.created_at = Some(at);
-                known.state = State::Active;
-            }),
+            (Step::Mint { attempt }, Report::Minted { issued, expires_at, fingerprint }) => self
+                .set(pending, |known| {
+                    known.issued = issued.clone();
+                    known.label = Some(rotation.id().label(attempt));
+                    known.created_at = Some(at);
+                    known.expires_at = *expires_at;
+                    known.fingerprint = *fingerprint;
+                    known.state = State::Active;
+                }),
+            (Step::FindMint { attempt }, Report::Found { held: true, .. }) => {
+                self.set(pending, |known| {
+                    known.issued = rotation.issued(pending).cloned();
+                    known.label = Some(rotation.id().label(attempt));
+                    known.created_at = Some(at);
+                    known.state = State::Active;
+                })
+            }
             (Step::Extend, Report::Extended { expires_at }) => {
                 if let Some(current) = rotation.version(Side::Previous) {
                     self.set(current, |known| known.expires_at = Some(*expires_at));
                 }
             }
-            (Step::Suspend(version), _) => self.set(version, |known| known.state = State::Suspended),
+            (Step::Suspend(version), _) => {
+                self.set(version, |known| known.state = State::Suspended)
+            }
             (Step::Resume(version), _) => self.set(version, |known| known.state = State::Active),
             (Step::Revoke(version), _) => self.set(version, |known| {
                 if known.state != State::Compromised {
@@ -194,6 +208,23 @@ impl Version {
         }
     }
 
+    /// Takes over a version that was made by hand.
+    pub fn adopted(
+        version: VersionId,
+        issued: Option<IssuedId>,
+        created_at: Option<Timestamp>,
+        fingerprint: Option<Fingerprint>,
+    ) -> Self {
+        Self {
+            stage: Some(Stage::Current),
+            state: State::Active,
+            issued,
+            created_at,
+            fingerprint,
+            ..Self::pending(version)
+        }
+    }
+
     /// Returns the version as a plan names it.
     pub fn reference(&self) -> VersionRef {
         VersionRef {
@@ -217,7 +248,8 @@ impl OpenRotation {
             phase: rotation.phase().to_string(),
             owed_at,
             parked: rotation.parked().cloned(),
-            retirement: rotation.promoted_side() == rotation.toward() && rotation.was_ever_promoted(),
+            retirement: rotation.promoted_side() == rotation.toward()
+                && rotation.was_ever_promoted(),
         }
     }
 }

@@ -5,6 +5,7 @@
 
 pub mod batch;
 pub mod call;
+pub mod due;
 pub mod ending;
 pub mod event;
 pub mod evidence;

@@ -8,7 +8,10 @@ use crate::strategy::Side;
 
 /// Where a rotation stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[expect(missing_docs, reason = "the words are the documentation; `design.md` 2 and ARCHITECTURE.md say what each holds")]
+#[expect(
+    missing_docs,
+    reason = "the words are the documentation; `design.md` 2 and ARCHITECTURE.md say what each holds"
+)]
 pub enum Phase {
     Planned,
     Preflight,
@@ -94,7 +97,9 @@ impl Phase {
         match step {
             Step::Preflight => Self::Preflight,
             Step::Capture => Self::Capturing,
-            Step::Mint { .. } | Step::FindMint { .. } | Step::RevokeStray { .. } | Step::Extend => Self::Minting,
+            Step::Mint { .. } | Step::FindMint { .. } | Step::RevokeStray { .. } | Step::Extend => {
+                Self::Minting
+            }
             Step::Verify(_) => Self::Verifying,
             Step::Write { .. } => Self::Writing,
             Step::Roll { .. } => Self::Rolling,

@@ -55,6 +55,9 @@ pub struct Plan {
     /// The other secrets that share this rotation's rolls, in order; empty for a rotation alone.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub batch: Vec<SecretName>,
+    /// The folder of the configuration file: relative names in the drivers' configuration begin here, and their programs
+    /// run in it, wherever the rotation is finished.
+    pub folder: String,
     /// What mints and ends the versions.
     pub issuer: IssuerPlan,
     /// Where readers get the value, in the order in which they are written.

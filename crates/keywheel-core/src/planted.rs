@@ -24,10 +24,15 @@ macro_rules! planted {
 #[cfg(feature = "planted-bugs")]
 mod switch {
     use std::cell::Cell;
+    use std::sync::LazyLock;
 
     thread_local! {
         static ON: Cell<Option<&'static str>> = const { Cell::new(None) };
     }
+
+    /// The bug that `KEYWHEEL_PLANTED` names, for the whole process: how `cargo xtask hazards` removes a protection.
+    static EVERYWHERE: LazyLock<Option<String>> =
+        LazyLock::new(|| std::env::var("KEYWHEEL_PLANTED").ok());
 
     /// Switches one bug on for this thread, or all of them off.
     pub fn switch(name: Option<&'static str>) {
@@ -37,6 +42,7 @@ mod switch {
     /// Returns whether the named bug is switched on for this thread.
     pub fn is_on(name: &str) -> bool {
         ON.with(|on| on.get().is_some_and(|planted| planted == name))
+            || EVERYWHERE.as_deref() == Some(name)
     }
 }
 

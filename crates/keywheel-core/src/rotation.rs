@@ -19,7 +19,7 @@ use smallvec::SmallVec;
 
 use crate::call::{Refusal, RefusalKind, Remedy};
 use crate::ending::Ending;
-use crate::event::{Because, Event, Outcome, OutOfOrder, ParkReason, Report, Step};
+use crate::event::{Because, Event, OutOfOrder, Outcome, ParkReason, Report, Step};
 use crate::facts::{Authority, Observe};
 use crate::phase::Phase;
 use crate::plan::{Mode, Plan, RotationId};
@@ -78,6 +78,8 @@ pub struct Rotation {
     latest: Timestamp,
     /// The version that the rotation walks towards.
     pub(crate) toward: Side,
+    /// Why it turned round, where it did.
+    turned_back: Option<Because>,
     /// The version that readers are told to use, by record.
     pub(crate) promoted: Side,
     pub(crate) promoted_at: Timestamp,
@@ -159,6 +161,7 @@ impl Rotation {
             began_at: at,
             latest: at,
             toward: Side::Pending,
+            turned_back: None,
             promoted: Side::Previous,
             promoted_at: at,
             was_promoted: false,
@@ -214,7 +217,11 @@ impl Rotation {
             return None;
         }
         let owes = !self.minting.done && self.toward == Side::Pending;
-        Some(if owes { Next::Do(Step::Extend) } else { Next::Record(Event::Ended { outcome: self.destination() }) })
+        Some(if owes {
+            Next::Do(Step::Extend)
+        } else {
+            Next::Record(Event::Ended { outcome: self.destination() })
+        })
     }
 
     /// Everything that can be known before anything is changed (H19).
@@ -237,7 +244,9 @@ impl Rotation {
             }
             Side::Previous if self.ending.is_or_may_be_suspended(version) => {
                 let step = Next::Do(Step::Resume(version));
-                return Some(self.ending.settled_suspend(now).map_or(step, |until| wait(until, Why::Settle)));
+                return Some(
+                    self.ending.settled_suspend(now).map_or(step, |until| wait(until, Why::Settle)),
+                );
             }
             _ => {}
         }
@@ -274,7 +283,8 @@ impl Rotation {
     }
 
     fn promote(&self) -> Option<Next> {
-        (self.promoted != self.toward).then_some(Next::Record(Event::Promoted { side: self.toward }))
+        (self.promoted != self.toward)
+            .then_some(Next::Record(Event::Promoted { side: self.toward }))
     }
 
     /// No live credential that nobody owns, and no sealed value that nobody needs.
@@ -283,7 +293,8 @@ impl Rotation {
             if let Some(owed) = self.settle_mint(now) {
                 return Some(owed);
             }
-            if let Some(until) = self.minting.settles_at.filter(|until| now < *until && !self.swept) {
+            if let Some(until) = self.minting.settles_at.filter(|until| now < *until && !self.swept)
+            {
                 return Some(wait(until, Why::Settle));
             }
             if self.plan.issuer.facts.label && !self.swept && !crate::planted!("no_last_sweep") {
@@ -306,16 +317,21 @@ impl Rotation {
     }
 
     fn stage_over(&self, now: Timestamp) -> Option<Next> {
-        let Mode::Emergency { revoke_first: false, stage_for } = self.plan.mode else { return None };
+        let Mode::Emergency { revoke_first: false, stage_for } = self.plan.mode else {
+            return None;
+        };
         let delivering = self.minting.done && self.promoted != self.toward && !self.stage_closed;
-        (delivering && now >= self.minting.minted_at + stage_for).then_some(Next::Record(Event::StageClosed))
+        (delivering && now >= self.minting.minted_at + stage_for)
+            .then_some(Next::Record(Event::StageClosed))
     }
 
     /// What a refusal for good, or for too long, leads to: the way back where there is one, else an operator.
     fn verdict(&self) -> Option<Next> {
         let tries = self.tries.as_ref()?;
         if crate::planted!("parks_on_any_unknown") && tries.last.is_none() && tries.step.mutates() {
-            return Some(Next::Record(Event::Parked { reason: ParkReason::OutOfPatience { step: tries.step } }));
+            return Some(Next::Record(Event::Parked {
+                reason: ParkReason::OutOfPatience { step: tries.step },
+            }));
         }
         if !self.is_exhausted(tries) {
             return None;
@@ -331,12 +347,18 @@ impl Rotation {
     fn is_exhausted(&self, tries: &Tries) -> bool {
         let patience = match tries.step {
             Step::Visit => self.plan.policy.gate_limit,
-            Step::Verify(_) | Step::VerifyDead(_) => self.plan.policy.patience + self.plan.issuer.facts.propagation,
+            Step::Verify(_) | Step::VerifyDead(_) => {
+                self.plan.policy.patience + self.plan.issuer.facts.propagation
+            }
             _ => self.plan.policy.patience,
         };
         match &tries.last {
             Some(Refusal { kind: RefusalKind::ValueRejected, .. }) => tries.count >= VALUES,
-            Some(Refusal { remedy: Remedy::Operator, .. }) => true,
+            Some(Refusal { remedy: Remedy::Operator, .. })
+                if !crate::planted!("asks_again_after_a_no") =>
+            {
+                true
+            }
             _ => tries.count >= 3 && tries.last_at >= tries.first_at + patience,
         }
     }
@@ -344,7 +366,9 @@ impl Rotation {
     /// Puts a retry off until its time has come.
     fn not_before(&self, owed: Next, now: Timestamp) -> Next {
         match (&owed, &self.tries) {
-            (Next::Do(step), Some(tries)) if now < tries.not_before && same_try(*step, tries.step) => {
+            (Next::Do(step), Some(tries))
+                if now < tries.not_before && same_try(*step, tries.step) =>
+            {
                 wait(tries.not_before, Why::Retry(*step))
             }
             _ => owed,
@@ -362,13 +386,18 @@ impl Rotation {
             Err(NoWayBack::Over)
         } else if self.toward == Side::Previous {
             Err(NoWayBack::Already)
-        } else if self.plan.is_emergency() || previous.is_some_and(|previous| previous.state == State::Compromised) {
+        } else if self.plan.is_emergency()
+            || previous.is_some_and(|previous| previous.state == State::Compromised)
+        {
             Err(NoWayBack::Compromised)
-        } else if matches!(self.plan.strategy, Strategy::Lease) || (self.plan.strategy == Strategy::Cutover && minted) {
+        } else if matches!(self.plan.strategy, Strategy::Lease)
+            || (self.plan.strategy == Strategy::Cutover && minted)
+        {
             Err(NoWayBack::ForwardOnly)
         } else if self.promoted == Side::Pending && previous.is_none() {
             Err(NoWayBack::First)
-        } else if self.promoted == Side::Pending && self.ending.harmed(self.version(Side::Previous)) {
+        } else if self.promoted == Side::Pending && self.ending.harmed(self.version(Side::Previous))
+        {
             Err(NoWayBack::Revoked)
         } else if self.purged {
             Err(NoWayBack::Purged)
@@ -412,7 +441,10 @@ impl Rotation {
     /// [`OutOfOrder`] where the record does not fit; the rotation is unchanged then.
     pub fn apply(&mut self, at: Timestamp, event: &Event) -> Result<(), OutOfOrder> {
         if !self.fits(event) {
-            return Err(OutOfOrder { event: format!("{event:?}"), phase: self.phase().to_string() });
+            return Err(OutOfOrder {
+                event: format!("{event:?}"),
+                phase: self.phase().to_string(),
+            });
         }
         self.latest = self.latest.max(at);
         match event {
@@ -428,13 +460,17 @@ impl Rotation {
             }
             Event::Promoted { side } => self.promoted(*side, at),
             Event::StageClosed => self.stage_closed = true,
-            Event::TurnedBack { .. } => self.turned_back(),
+            Event::TurnedBack { because } => self.turn_back(because),
             Event::Parked { reason } => self.parked = Some(reason.clone()),
             Event::Resumed => self.resumed(),
-            Event::Identified { version, issued } => self.ending.identified(*version, issued.clone()),
+            Event::Identified { version, issued } => {
+                self.ending.identified(*version, issued.clone())
+            }
             Event::Overridden { .. } => self.ending.overridden = true,
             Event::WindowClosed { .. } => self.ending.window_closed = true,
-            Event::Resolved { outcome, .. } | Event::Ended { outcome } => self.outcome = Some(*outcome),
+            Event::Resolved { outcome, .. } | Event::Ended { outcome } => {
+                self.outcome = Some(*outcome)
+            }
             Event::Superseded { .. } => self.outcome = Some(Outcome::Superseded),
             Event::Purged => self.purged = true,
         }
@@ -446,10 +482,14 @@ impl Rotation {
         match event {
             _ if self.outcome.is_some() => false,
             Event::Planned(_) => false,
-            Event::Done { step, .. } | Event::Refused { step, .. } | Event::Unknown { step } => answers_open(step),
+            Event::Done { step, .. } | Event::Refused { step, .. } | Event::Unknown { step } => {
+                answers_open(step)
+            }
             Event::Superseded { .. } => true,
             Event::Resumed | Event::Resolved { .. } => self.parked.is_some(),
-            Event::Identified { .. } | Event::Overridden { .. } | Event::WindowClosed { .. } => self.open.is_none(),
+            Event::Identified { .. } | Event::Overridden { .. } | Event::WindowClosed { .. } => {
+                self.open.is_none()
+            }
             Event::TurnedBack { .. } => self.open.is_none() && self.way_back().is_ok(),
             _ => self.open.is_none() && self.parked.is_none(),
         }
@@ -474,14 +514,21 @@ impl Rotation {
                 self.captured = true;
                 self.walk.captured(at);
             }
-            (Step::Mint { .. }, Report::Minted { issued, expires_at, .. }) => self.minted(issued.clone(), *expires_at, at),
-            (Step::FindMint { .. }, Report::Found { issued, held }) => self.found(issued.clone(), *held, open.since, at),
+            (Step::Mint { .. }, Report::Minted { issued, expires_at, .. }) => {
+                self.minted(issued.clone(), *expires_at, at)
+            }
+            (Step::FindMint { .. }, Report::Found { issued, held }) => {
+                self.found(issued.clone(), *held, open.since, at)
+            }
             (Step::RevokeStray { .. }, _) => drop(self.minting.strays.pop()),
-            (Step::Extend, Report::Extended { expires_at }) => self.minted(None, Some(*expires_at), at),
+            (Step::Extend, Report::Extended { expires_at }) => {
+                self.minted(None, Some(*expires_at), at)
+            }
             (Step::Verify(_), _) => self.verified[self.toward.index()] = true,
             (Step::Write { store, to }, Report::Written { changed }) => {
                 // Where the wall clock was set back, replicas that started before the write seem to have started after it.
-                let since = if crate::planted!("evidence_on_a_clock_set_back") { at } else { self.latest };
+                let since =
+                    if crate::planted!("evidence_on_a_clock_set_back") { at } else { self.latest };
                 self.walk.written(store, to, *changed, since, &self.plan.workloads);
             }
             (Step::Roll { workload, .. }, _) => return self.walk.rolled(workload),
@@ -534,7 +581,9 @@ impl Rotation {
 
     /// Patience is with a step that is tried, not with a time in which nobody ran: after such a gap it begins anew.
     fn forgive(&mut self, expected: Option<Timestamp>, at: Timestamp) {
-        if expected.is_some_and(|expected| at.since(expected) > self.plan.policy.patience.part(1, 4)) {
+        if expected
+            .is_some_and(|expected| at.since(expected) > self.plan.policy.patience.part(1, 4))
+        {
             self.tries = None;
         }
     }
@@ -545,7 +594,9 @@ impl Rotation {
         }
         match step {
             Step::Write { store, .. } => self.plan.stores[usize::from(store)].facts.settle_for,
-            Step::Roll { workload, .. } => self.plan.workloads[usize::from(workload)].facts.settle_for,
+            Step::Roll { workload, .. } => {
+                self.plan.workloads[usize::from(workload)].facts.settle_for
+            }
             _ => self.plan.issuer.facts.settle_for,
         }
     }
@@ -569,8 +620,12 @@ impl Rotation {
         let Some(lost) = &mut self.minting.lost else { return };
         match issued {
             // Without labels, an id that nobody knows may be somebody else's: it is neither taken nor ended (I23).
-            Some(_) if self.plan.issuer.facts.observe == Observe::IdSetDifference => lost.ambiguous = true,
-            Some(issued) if held => self.minted(Some(issued).filter(|issued| !issued.id.is_empty()), None, at),
+            Some(_) if self.plan.issuer.facts.observe == Observe::IdSetDifference => {
+                lost.ambiguous = true
+            }
+            Some(issued) if held => {
+                self.minted(Some(issued).filter(|issued| !issued.id.is_empty()), None, at)
+            }
             Some(issued) => {
                 self.minting.strays.push(issued);
                 self.minting.lost = None;
@@ -581,9 +636,15 @@ impl Rotation {
     }
 
     fn swept(&mut self, strays: &[IssuedId]) {
-        let owned = self.plan.previous.iter().chain(&self.plan.suspects).filter_map(|version| version.issued.as_ref());
+        let owned = self
+            .plan
+            .previous
+            .iter()
+            .chain(&self.plan.suspects)
+            .filter_map(|version| version.issued.as_ref());
         let owned: SmallVec<[&IssuedId; 2]> = owned.chain(&self.minting.issued).collect();
-        let strays: SmallVec<[IssuedId; 1]> = strays.iter().filter(|id| !owned.contains(id)).cloned().collect();
+        let strays: SmallVec<[IssuedId; 1]> =
+            strays.iter().filter(|id| !owned.contains(id)).cloned().collect();
         self.swept = strays.is_empty();
         self.minting.strays = strays;
     }
@@ -596,10 +657,11 @@ impl Rotation {
         self.ending.begin();
     }
 
-    fn turned_back(&mut self) {
+    fn turn_back(&mut self, because: &Because) {
         self.toward = Side::Previous;
-        self.verified[Side::Previous.index()] =
-            self.promoted == Side::Previous || self.plan.issuer.facts.authority != Authority::Issuer;
+        self.turned_back = Some(because.clone());
+        self.verified[Side::Previous.index()] = self.promoted == Side::Previous
+            || self.plan.issuer.facts.authority != Authority::Issuer;
         self.walk.turned_back(self.plan.workloads.len());
         self.ending.begin();
         self.tries = None;
@@ -630,15 +692,27 @@ impl Rotation {
             _ => Span::ZERO,
         };
         let pause = self.pause(count).max(asked);
-        self.tries = Some(Tries { step, first_at, last_at: at, not_before: at + pause, count, last: refusal.cloned() });
+        self.tries = Some(Tries {
+            step,
+            first_at,
+            last_at: at,
+            not_before: at + pause,
+            count,
+            last: refusal.cloned(),
+        });
     }
 
     /// The pause before the next try: doubling, capped, and spread by up to a quarter that is the same in every replay.
     fn pause(&self, count: u32) -> Span {
         let policy = &self.plan.policy;
-        let doubled = Span::millis(policy.retry.as_millis().saturating_mul(1 << (count - 1).min(20)));
+        let doubled =
+            Span::millis(policy.retry.as_millis().saturating_mul(1 << (count - 1).min(20)));
         let capped = doubled.min(policy.patience.part(1, 4));
-        let spread = self.id.0.bytes().fold(u64::from(count), |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()));
+        let spread = self
+            .id
+            .0
+            .bytes()
+            .fold(u64::from(count), |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()));
         capped + capped.part(spread % 256, 1024)
     }
 }
@@ -668,6 +742,11 @@ impl Rotation {
     /// Returns the version that it walks towards.
     pub fn toward(&self) -> Side {
         self.toward
+    }
+
+    /// Returns why it turned round, where it did.
+    pub fn turned_back_because(&self) -> Option<&Because> {
+        self.turned_back.as_ref()
     }
 
     /// Returns the version that readers are told to use.
@@ -778,7 +857,10 @@ pub(crate) fn wait(until: Timestamp, why: Why) -> Next {
 /// Roll and evidence of one workload are one endeavour: evidence that is not complete leads to another roll.
 fn same_try(a: Step, b: Step) -> bool {
     match (a, b) {
-        (Step::Roll { workload: a, .. } | Step::Evidence { workload: a, .. }, Step::Roll { workload: b, .. }) => a == b,
+        (
+            Step::Roll { workload: a, .. } | Step::Evidence { workload: a, .. },
+            Step::Roll { workload: b, .. },
+        ) => a == b,
         (Step::Mint { .. }, Step::Mint { .. }) => true,
         _ => a == b,
     }

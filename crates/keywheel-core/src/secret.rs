@@ -142,7 +142,8 @@ impl SecretName {
 /// # Errors
 /// [`BadName`] where it is anything else.
 pub fn check_name(name: &str) -> Result<(), BadName> {
-    let fits = (1..=64).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+    let fits = (1..=64).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
     if fits { Ok(()) } else { Err(BadName(name.into())) }
 }
 

@@ -105,8 +105,11 @@ const TWO: &[Arrangement] = &[
     Arrangement::both(Side::Pending),
     Arrangement::only(Side::Pending),
 ];
-const TWO_IN_EMERGENCY: &[Arrangement] =
-    &[Arrangement::only(Side::Previous), Arrangement::both(Side::Previous), Arrangement::only(Side::Pending)];
+const TWO_IN_EMERGENCY: &[Arrangement] = &[
+    Arrangement::only(Side::Previous),
+    Arrangement::both(Side::Previous),
+    Arrangement::only(Side::Pending),
+];
 
 impl Strategy {
     /// Returns the line that this strategy walks.
@@ -168,14 +171,19 @@ impl Line {
 mod tests {
     use super::*;
 
-    const KEYRING: Strategy = Strategy::Keyring { longest_token: Span::minutes(15), skew: Span::minutes(2) };
+    const KEYRING: Strategy =
+        Strategy::Keyring { longest_token: Span::minutes(15), skew: Span::minutes(2) };
 
     #[test]
     fn i19_neighbours_on_a_keyring_line_always_accept_what_the_other_signs() {
         let line = KEYRING.line(false);
         for p in 0..line.end(Side::Pending) {
             let (here, next) = (line.at(p), line.at(p + 1));
-            assert!(next.accepts(here.current) && here.accepts(next.current), "between {p} and {}", p + 1);
+            assert!(
+                next.accepts(here.current) && here.accepts(next.current),
+                "between {p} and {}",
+                p + 1
+            );
         }
     }
 

@@ -6,7 +6,9 @@ use std::ops::{Add, Sub};
 use serde::{Deserialize, Serialize};
 
 /// An instant of the wall clock: milliseconds since the Unix epoch, UTC.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 #[serde(transparent)]
 pub struct Timestamp(i64);
 
@@ -45,7 +47,9 @@ impl Sub<Span> for Timestamp {
 }
 
 /// A length of time in milliseconds. A day is 86,400 seconds, whatever a calendar says (H34).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 #[serde(transparent)]
 pub struct Span(u64);
 
@@ -116,14 +120,17 @@ impl From<Span> for std::time::Duration {
 /// As people write it: the two largest units, as in `1 d 6 h`, `4 min`, `250 ms`.
 impl fmt::Display for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const UNITS: [(u64, &str); 5] = [(86_400_000, "d"), (3_600_000, "h"), (60_000, "min"), (1_000, "s"), (1, "ms")];
+        const UNITS: [(u64, &str); 5] =
+            [(86_400_000, "d"), (3_600_000, "h"), (60_000, "min"), (1_000, "s"), (1, "ms")];
         let Some(first) = UNITS.iter().position(|(size, _)| self.0 >= *size) else {
             return f.write_str("0 s");
         };
         let (size, unit) = UNITS[first];
         write!(f, "{} {unit}", self.0 / size)?;
         match UNITS.get(first + 1) {
-            Some((next, unit)) if self.0 % size / next > 0 => write!(f, " {} {unit}", self.0 % size / next),
+            Some((next, unit)) if self.0 % size / next > 0 => {
+                write!(f, " {} {unit}", self.0 % size / next)
+            }
             _ => Ok(()),
         }
     }

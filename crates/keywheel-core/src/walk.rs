@@ -56,7 +56,8 @@ impl Walk {
     pub(crate) fn new(plan: &Plan, at: Timestamp) -> Self {
         // An emergency takes over from wherever the stores are; calls of the rotation before it can still land.
         let late = plan.inherits_until.map(|until| (Position::MAX, until)).into_iter().collect();
-        let store = Store { at: (!plan.is_emergency()).then_some(0), before: None, since: at, late };
+        let store =
+            Store { at: (!plan.is_emergency()).then_some(0), before: None, since: at, late };
         Self {
             position: 0,
             arrived_at: at,
@@ -112,20 +113,32 @@ impl Walk {
     }
 
     /// Returns what the walk owes on its way to `goal`.
-    pub(crate) fn owed(&self, line: Line, token_wait: Span, goal: Position, now: Timestamp) -> Option<Next> {
+    pub(crate) fn owed(
+        &self,
+        line: Line,
+        token_wait: Span,
+        goal: Position,
+        now: Timestamp,
+    ) -> Option<Next> {
         let Some(moving) = &self.moving else {
             if self.position == goal {
                 return None;
             }
             let to = line.neighbour(self.position, goal);
             let free_at = self.free_at(line, to, token_wait);
-            return Some(if now < free_at { wait(free_at, Why::Tokens) } else { Next::Record(Event::MoveBegun { to }) });
+            return Some(if now < free_at {
+                wait(free_at, Why::Tokens)
+            } else {
+                Next::Record(Event::MoveBegun { to })
+            });
         };
         let owed = self
             .write(moving)
             .or_else(|| self.settle(moving, now).filter(|owed| matches!(owed, Next::Do(_))))
             .or_else(|| moving.take_up())
-            .or_else(|| (self.probes && !moving.probed).then_some(Next::Do(Step::Probe { to: moving.to })))
+            .or_else(|| {
+                (self.probes && !moving.probed).then_some(Next::Do(Step::Probe { to: moving.to }))
+            })
             .or_else(|| self.settle(moving, now));
         Some(owed.unwrap_or(Next::Record(Event::Arrived { at: moving.to })))
     }
@@ -134,9 +147,14 @@ impl Walk {
     /// expired, counted from the evidence that nobody signs with it any more (H80).
     fn free_at(&self, line: Line, to: Position, token_wait: Span) -> Timestamp {
         let (here, there) = (line.at(self.position), line.at(to));
-        let dropped = |side: Side| here.accepts(side) && !there.accepts(side) && self.used[side.index()];
+        let dropped =
+            |side: Side| here.accepts(side) && !there.accepts(side) && self.used[side.index()];
         let drops = dropped(Side::Previous) || dropped(Side::Pending);
-        if drops && !crate::planted!("drop_without_token_wait") { self.arrived_at + token_wait } else { self.arrived_at }
+        if drops && !crate::planted!("drop_without_token_wait") {
+            self.arrived_at + token_wait
+        } else {
+            self.arrived_at
+        }
     }
 
     fn write(&self, moving: &Move) -> Option<Next> {
@@ -150,7 +168,11 @@ impl Walk {
         if crate::planted!("trusts_read_back_of_unknown_write") {
             return None;
         }
-        let mut late = self.stores.iter().enumerate().filter_map(|(i, store)| Some((i, store.unsure(moving.to)?)));
+        let mut late = self
+            .stores
+            .iter()
+            .enumerate()
+            .filter_map(|(i, store)| Some((i, store.unsure(moving.to)?)));
         let (store, until) = late.next()?;
         let step = Step::Write { store: store as u8, to: moving.to };
         Some(if now < until { wait(until, Why::Settle) } else { Next::Do(step) })
@@ -177,7 +199,14 @@ impl Walk {
         store.before = store.at.take().or(store.before);
     }
 
-    pub(crate) fn written(&mut self, store: u8, to: Position, changed: bool, at: Timestamp, workloads: &[WorkloadPlan]) {
+    pub(crate) fn written(
+        &mut self,
+        store: u8,
+        to: Position,
+        changed: bool,
+        at: Timestamp,
+        workloads: &[WorkloadPlan],
+    ) {
         let written = &mut self.stores[usize::from(store)];
         // A write that changed nothing leaves the store as it was before, and as old as it was.
         let anew = changed || written.before != Some(to);
@@ -234,7 +263,11 @@ impl Walk {
 
     /// A move that may have changed something is taken back to where it began; one that changed nothing is forgotten.
     pub(crate) fn turned_back(&mut self, workloads: usize) {
-        self.moving = self.moving.take().filter(|moving| moving.dirty).map(|_| Move::back(self.position, workloads));
+        self.moving = self
+            .moving
+            .take()
+            .filter(|moving| moving.dirty)
+            .map(|_| Move::back(self.position, workloads));
     }
 
     pub(crate) fn observe_anew(&mut self, workloads: usize) {
@@ -244,7 +277,9 @@ impl Walk {
     }
 
     fn taken(&mut self, workload: u8, change: impl FnOnce(&mut Taken)) {
-        if let Some(taken) = self.moving.as_mut().and_then(|moving| moving.workloads.get_mut(usize::from(workload))) {
+        if let Some(taken) =
+            self.moving.as_mut().and_then(|moving| moving.workloads.get_mut(usize::from(workload)))
+        {
             change(taken);
         }
     }
@@ -253,13 +288,22 @@ impl Walk {
 impl Store {
     /// Until when a write of another arrangement than `to` can land on what the store holds now.
     fn unsure(&self, to: Position) -> Option<Timestamp> {
-        self.late.iter().filter(|(position, until)| *position != to && *until > self.since).map(|(_, until)| *until).max()
+        self.late
+            .iter()
+            .filter(|(position, until)| *position != to && *until > self.since)
+            .map(|(_, until)| *until)
+            .max()
     }
 }
 
 impl Move {
     fn new(to: Position, workloads: usize) -> Self {
-        Self { to, dirty: false, workloads: std::iter::repeat_n(Taken::default(), workloads).collect(), probed: false }
+        Self {
+            to,
+            dirty: false,
+            workloads: std::iter::repeat_n(Taken::default(), workloads).collect(),
+            probed: false,
+        }
     }
 
     fn back(to: Position, workloads: usize) -> Self {
@@ -270,6 +314,10 @@ impl Move {
         let workload = self.workloads.iter().position(|taken| !taken.proven)?;
         let (workload, to) = (workload as u8, self.to);
         let rolled = self.workloads[usize::from(workload)].rolled;
-        Some(Next::Do(if rolled { Step::Evidence { workload, to } } else { Step::Roll { workload, to } }))
+        Some(Next::Do(if rolled {
+            Step::Evidence { workload, to }
+        } else {
+            Step::Roll { workload, to }
+        }))
     }
 }

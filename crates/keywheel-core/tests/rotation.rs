@@ -1,17 +1,21 @@
 //! The state machine, asked step by step.
 
+#![expect(clippy::unwrap_used, reason = "a test may end where it stands")]
+
 use std::sync::Arc;
 
 use keywheel_core::call::{Refusal, RefusalKind};
 use keywheel_core::event::{Because, Death, Event, Outcome, ParkReason, Report, Step};
 use keywheel_core::evidence::Count;
 use keywheel_core::facts::{
-    Authority, IssuerFacts, LastUsedFacts, Observe, Pickup, ReadBack, Revert, StoreFacts, ValueOrigin, WorkloadFacts,
+    Authority, IssuerFacts, LastUsedFacts, Observe, Pickup, ReadBack, Revert, StoreFacts,
+    ValueOrigin, WorkloadFacts,
 };
 use keywheel_core::forecast::forecast;
 use keywheel_core::gate::{Clocks, UsageSample, Visit};
 use keywheel_core::plan::{
-    Bound, FORMAT, IssuerPlan, Mode, Part, Plan, Policy, Reason, Role, Slot, StorePlan, VersionRef, WorkloadPlan,
+    Bound, FORMAT, IssuerPlan, Mode, Part, Plan, Policy, Reason, Role, Slot, StorePlan, VersionRef,
+    WorkloadPlan,
 };
 use keywheel_core::rotation::{Next, NoWayBack, Rotation, Why};
 use keywheel_core::secret::Field;
@@ -20,7 +24,8 @@ use keywheel_core::time::{Span, Timestamp};
 use keywheel_core::version::{IssuedId, State, VersionId};
 
 const START: Timestamp = Timestamp::from_millis(1_000_000);
-const KEYRING: Strategy = Strategy::Keyring { longest_token: Span::minutes(15), skew: Span::minutes(2) };
+const KEYRING: Strategy =
+    Strategy::Keyring { longest_token: Span::minutes(15), skew: Span::minutes(2) };
 
 fn bound(name: &str) -> Bound {
     Bound { name: name.into(), driver: serde_json::json!({}) }
@@ -49,6 +54,7 @@ fn plan(strategy: Strategy) -> Plan {
         inherits_until: None,
         extend: false,
         batch: vec![],
+        folder: "/srv".into(),
         issuer: IssuerPlan {
             bound: bound("issuer"),
             facts: IssuerFacts {
@@ -62,8 +68,10 @@ fn plan(strategy: Strategy) -> Plan {
                 destroy: !own,
                 expiry_settable: false,
                 reset_repeatable: false,
-                last_used: (!own)
-                    .then_some(LastUsedFacts { lag: Span::minutes(5), granularity: Span::minutes(1) }),
+                last_used: (!own).then_some(LastUsedFacts {
+                    lag: Span::minutes(5),
+                    granularity: Span::minutes(1),
+                }),
                 propagation: Span::seconds(30),
                 settle_for: Span::seconds(60),
             },
@@ -79,7 +87,11 @@ fn plan(strategy: Strategy) -> Plan {
                 pickup: Pickup::Roll,
                 settle_for: Span::seconds(5),
             },
-            slots: vec![Slot { address: "KEY".into(), role: Role::Current, part: Part::Plain(Field::value()) }],
+            slots: vec![Slot {
+                address: "KEY".into(),
+                role: Role::Current,
+                part: Part::Plain(Field::value()),
+            }],
         }],
         workloads: vec![WorkloadPlan {
             bound: bound("backend"),
@@ -137,7 +149,11 @@ impl World {
     fn report(&self, step: Step) -> Report {
         let wall = self.now;
         match step {
-            Step::Mint { .. } => Report::Minted { issued: Some(IssuedId::new("new")), fingerprint: None, expires_at: None },
+            Step::Mint { .. } => Report::Minted {
+                issued: Some(IssuedId::new("new")),
+                fingerprint: None,
+                expires_at: None,
+            },
             Step::FindMint { .. } => Report::Found { issued: None, held: false },
             Step::Write { .. } => Report::Written { changed: true },
             Step::Evidence { .. } => Report::Seen(Count { holds: 3, other: 0, unknown: 0 }),
@@ -170,7 +186,8 @@ impl World {
 
     fn until(&mut self, wanted: impl Fn(Step) -> bool) -> Step {
         loop {
-            let step = self.begin().unwrap_or_else(|next| panic!("{next:?} after {:?}", self.steps));
+            let step =
+                self.begin().unwrap_or_else(|next| panic!("{next:?} after {:?}", self.steps));
             if wanted(step) {
                 return step;
             }
@@ -179,7 +196,7 @@ impl World {
         }
     }
 
-    fn to_rest(&mut self) -> Next {
+    fn run_to_rest(&mut self) -> Next {
         loop {
             if let Err(end) = self.step() {
                 return end;
@@ -199,8 +216,9 @@ fn is_write(to: u8) -> impl Fn(Step) -> bool {
 #[test]
 fn an_overlap_goes_from_end_to_end() {
     let mut world = World::new(plan(Strategy::Overlap));
-    assert_eq!(world.to_rest(), Next::Rest(Outcome::Completed));
-    let steps: Vec<Step> = world.steps.iter().copied().filter(|step| *step != Step::Visit).collect();
+    assert_eq!(world.run_to_rest(), Next::Rest(Outcome::Completed));
+    let steps: Vec<Step> =
+        world.steps.iter().copied().filter(|step| *step != Step::Visit).collect();
     let (old, new) = (VersionId(7), VersionId(8));
     assert_eq!(
         steps,
@@ -223,8 +241,9 @@ fn an_overlap_goes_from_end_to_end() {
 #[test]
 fn a_keyring_waits_for_tokens_and_never_calls_an_issuer() {
     let mut world = World::new(plan(KEYRING));
-    assert_eq!(world.to_rest(), Next::Rest(Outcome::Completed));
-    let writes: Vec<Step> = world.steps.iter().copied().filter(|step| matches!(step, Step::Write { .. })).collect();
+    assert_eq!(world.run_to_rest(), Next::Rest(Outcome::Completed));
+    let writes: Vec<Step> =
+        world.steps.iter().copied().filter(|step| matches!(step, Step::Write { .. })).collect();
     assert_eq!(writes, [1, 2, 3].map(|to| Step::Write { store: 0, to }));
     assert!(!world.steps.iter().any(|step| matches!(step, Step::Revoke(_) | Step::Sweep)));
     assert!(world.now.since(START) >= Span::days(8), "soak and rollback window");
@@ -232,9 +251,9 @@ fn a_keyring_waits_for_tokens_and_never_calls_an_issuer() {
 
 #[test]
 fn a_forecast_is_what_the_state_machine_does() {
-    let coming = forecast(&Arc::new(plan(Strategy::Overlap)), START);
+    let coming = forecast(&[Arc::new(plan(Strategy::Overlap))], START);
     let mut world = World::new(plan(Strategy::Overlap));
-    world.to_rest();
+    world.run_to_rest();
     let forecast: Vec<Step> = coming
         .iter()
         .filter_map(|coming| match coming.event {
@@ -247,12 +266,40 @@ fn a_forecast_is_what_the_state_machine_does() {
 }
 
 #[test]
+fn a_batch_shares_its_rolls_and_a_short_walk_joins_the_last_one() {
+    let mut jwt = plan(KEYRING);
+    jwt.secret = "jwt@production".parse().unwrap();
+    let coming = forecast(&[Arc::new(jwt), Arc::new(plan(Strategy::Overlap))], START);
+    let rolls: Vec<(Vec<usize>, Step)> = coming
+        .iter()
+        .filter_map(|coming| match coming.event {
+            Event::Intended { step: step @ Step::Roll { .. }, .. } => {
+                Some((coming.members.clone(), step))
+            }
+            _ => None,
+        })
+        .collect();
+    let roll = |to| Step::Roll { workload: 0, to };
+    assert_eq!(rolls, [(vec![0], roll(1)), (vec![0, 1], roll(2)), (vec![0], roll(3))]);
+    let first_roll = coming
+        .iter()
+        .position(|coming| matches!(coming.event, Event::Intended { step: Step::Roll { .. }, .. }));
+    let verified = coming
+        .iter()
+        .position(|coming| matches!(coming.event, Event::Intended { step: Step::Verify(_), .. }));
+    assert!(verified < first_roll, "every version is verified before the first roll");
+}
+
+#[test]
 fn h04_a_lost_mint_is_looked_for_and_its_stray_is_revoked_before_the_next_attempt() {
     let mut world = World::new(plan(Strategy::Overlap));
     let mint = world.until(|step| matches!(step, Step::Mint { .. }));
     world.apply(Event::Unknown { step: mint });
     let find = world.until(|step| matches!(step, Step::FindMint { .. }));
-    world.apply(Event::Done { step: find, report: Report::Found { issued: Some(IssuedId::new("stray")), held: false } });
+    world.apply(Event::Done {
+        step: find,
+        report: Report::Found { issued: Some(IssuedId::new("stray")), held: false },
+    });
     assert_eq!(world.begin(), Ok(Step::RevokeStray { attempt: 1 }));
     assert_eq!(world.rotation.stray(), Some(&IssuedId::new("stray")));
     world.finish(Step::RevokeStray { attempt: 1 });
@@ -267,8 +314,15 @@ fn h04_absence_is_concluded_only_when_a_mint_can_no_longer_land() {
     world.apply(Event::Unknown { step: mint });
     let find = world.until(|step| matches!(step, Step::FindMint { .. }));
     world.finish(find);
-    assert_eq!(world.begin(), Ok(Step::FindMint { attempt: 1 }), "not concluded from the first look");
-    assert!(world.now >= called_at + Span::seconds(30) + Span::seconds(60), "deadline of the call and settle_for");
+    assert_eq!(
+        world.begin(),
+        Ok(Step::FindMint { attempt: 1 }),
+        "not concluded from the first look"
+    );
+    assert!(
+        world.now >= called_at + Span::seconds(30) + Span::seconds(60),
+        "deadline of the call and settle_for"
+    );
     world.finish(find);
     assert_eq!(world.begin(), Ok(Step::Mint { attempt: 2 }));
 }
@@ -278,7 +332,7 @@ fn h19_a_refused_preflight_ends_undone_with_nothing_changed() {
     let mut world = World::new(plan(Strategy::Overlap));
     let step = world.begin().unwrap();
     world.refuse(step, RefusalKind::Permission);
-    assert_eq!(world.to_rest(), Next::Rest(Outcome::Undone));
+    assert_eq!(world.run_to_rest(), Next::Rest(Outcome::Undone));
     assert!(!world.steps.iter().any(|step| step.mutates()));
 }
 
@@ -287,8 +341,9 @@ fn a_version_that_workloads_refuse_is_undone_and_revoked() {
     let mut world = World::new(plan(Strategy::Overlap));
     let roll = world.until(|step| matches!(step, Step::Roll { .. }));
     world.refuse(roll, RefusalKind::WorkloadFailed);
-    assert_eq!(world.to_rest(), Next::Rest(Outcome::Undone));
-    let after: Vec<Step> = world.steps.iter().copied().skip_while(|step| *step != roll).skip(1).collect();
+    assert_eq!(world.run_to_rest(), Next::Rest(Outcome::Undone));
+    let after: Vec<Step> =
+        world.steps.iter().copied().skip_while(|step| *step != roll).skip(1).collect();
     assert_eq!(
         after,
         [
@@ -337,7 +392,7 @@ fn an_undo_during_soak_is_a_reversal_with_its_own_soak() {
     let turned_at = world.now;
     assert_eq!(world.begin(), Ok(Step::Verify(VersionId(7))));
     world.finish(Step::Verify(VersionId(7)));
-    assert_eq!(world.to_rest(), Next::Rest(Outcome::Undone));
+    assert_eq!(world.run_to_rest(), Next::Rest(Outcome::Undone));
     assert!(world.steps.contains(&Step::Revoke(VersionId(8))));
     assert!(!world.steps.contains(&Step::Revoke(VersionId(7))));
     assert!(world.now.since(turned_at) >= Span::hours(24), "the rejected version soaks too");
@@ -357,7 +412,7 @@ fn h56_a_version_in_use_is_not_revoked_and_parks_at_the_gate_limit() {
     world.until(|step| step == Step::Visit);
     world.last_used_at = Some(world.now + Span::hours(1));
     world.finish(Step::Visit);
-    assert_eq!(world.to_rest(), Next::Operator(ParkReason::GateClosed));
+    assert_eq!(world.run_to_rest(), Next::Operator(ParkReason::GateClosed));
     assert!(!world.steps.iter().any(|step| matches!(step, Step::Revoke(_))));
 }
 
@@ -380,8 +435,15 @@ fn evidence_that_is_not_complete_rolls_again() {
     let mut world = World::new(plan(Strategy::Overlap));
     let step = world.until(|step| matches!(step, Step::Evidence { .. }));
     world.apply(Event::Done { step, report: Report::Seen(Count::default()) });
-    assert!(matches!(world.rotation.next(world.now), Next::Wait { why: Why::Retry(Step::Roll { .. }), .. }));
-    assert_eq!(world.begin(), Ok(Step::Roll { workload: 0, to: 1 }), "no replica at all is not green");
+    assert!(matches!(
+        world.rotation.next(world.now),
+        Next::Wait { why: Why::Retry(Step::Roll { .. }), .. }
+    ));
+    assert_eq!(
+        world.begin(),
+        Ok(Step::Roll { workload: 0, to: 1 }),
+        "no replica at all is not green"
+    );
 }
 
 #[test]
@@ -394,7 +456,10 @@ fn an_unknown_write_is_written_back_again_once_it_can_no_longer_land() {
     assert_eq!(world.begin(), Ok(Step::Write { store: 0, to: 0 }));
     world.finish(Step::Write { store: 0, to: 0 });
     world.until(is_write(0));
-    assert!(world.now >= deadline + Span::seconds(5), "written back again after the write can no longer land");
+    assert!(
+        world.now >= deadline + Span::seconds(5),
+        "written back again after the write can no longer land"
+    );
     assert_eq!(world.rotation.toward(), Side::Previous);
 }
 
@@ -405,7 +470,7 @@ fn an_emergency_revokes_without_soak_and_never_turns_back() {
     emergency.reason = Reason::Compromised;
     let mut world = World::new(emergency);
     assert_eq!(world.rotation.way_back(), Err(NoWayBack::Compromised));
-    assert_eq!(world.to_rest(), Next::Rest(Outcome::Completed));
+    assert_eq!(world.run_to_rest(), Next::Rest(Outcome::Completed));
     assert!(world.now.since(START) < Span::minutes(1));
 }
 
@@ -414,7 +479,7 @@ fn h123_revoke_first_revokes_before_anything_is_delivered() {
     let mut emergency = plan(Strategy::Overlap);
     emergency.mode = Mode::Emergency { revoke_first: true, stage_for: Span::minutes(10) };
     let mut world = World::new(emergency);
-    world.to_rest();
+    world.run_to_rest();
     let revoke = world.steps.iter().position(|step| matches!(step, Step::Revoke(_)));
     let write = world.steps.iter().position(|step| matches!(step, Step::Write { .. }));
     assert!(revoke < write);
@@ -437,7 +502,10 @@ fn a_stuck_emergency_revokes_when_its_stage_is_over() {
             _ => world.finish(step),
         }
     }
-    assert!(world.now.since(began_at) >= Span::minutes(5) && world.now.since(began_at) < Span::minutes(9));
+    assert!(
+        world.now.since(began_at) >= Span::minutes(5)
+            && world.now.since(began_at) < Span::minutes(9)
+    );
 }
 
 #[test]
@@ -457,7 +525,7 @@ fn an_extension_writes_nothing_and_ends_nothing() {
     let step = world.begin().unwrap();
     assert_eq!(step, Step::Extend);
     world.apply(Event::Done { step, report: Report::Extended { expires_at: START } });
-    assert_eq!(world.to_rest(), Next::Rest(Outcome::Completed));
+    assert_eq!(world.run_to_rest(), Next::Rest(Outcome::Completed));
     assert_eq!(world.steps, [Step::Extend]);
 }
 
@@ -469,7 +537,7 @@ fn l03_a_gate_that_stays_closed_is_looked_at_more_and_more_seldom() {
     world.until(|step| step == Step::Visit);
     world.last_used_at = Some(world.now + Span::hours(1));
     world.finish(Step::Visit);
-    assert_eq!(world.to_rest(), Next::Operator(ParkReason::GateClosed));
+    assert_eq!(world.run_to_rest(), Next::Operator(ParkReason::GateClosed));
     let visits = world.steps.iter().filter(|step| **step == Step::Visit).count();
     assert!(visits < 300, "{visits} visits in a week");
 }
@@ -533,7 +601,10 @@ fn an_unknown_id_is_asked_for_before_soak_where_soak_needs_it() {
     adopted.previous.as_mut().unwrap().issued = None;
     adopted.policy.cannot_tell = keywheel_core::plan::CannotTell::Wait;
     let mut world = World::new(adopted);
-    assert_eq!(world.to_rest(), Next::Operator(ParkReason::IdUnknown { version: VersionId(7) }));
+    assert_eq!(
+        world.run_to_rest(),
+        Next::Operator(ParkReason::IdUnknown { version: VersionId(7) })
+    );
     assert!(!world.steps.contains(&Step::Visit));
 }
 
@@ -544,10 +615,14 @@ fn h45_a_store_written_anew_has_its_readers_looked_at_anew() {
     world.finish(write);
     world.until(|step| matches!(step, Step::Probe { .. } | Step::Evidence { .. }));
     world.finish(Step::Evidence { workload: 0, to: 1 });
-    let since = |world: &World| world.rotation.walk().held_since(&world.rotation.plan().workloads[0], 1);
+    let since =
+        |world: &World| world.rotation.walk().held_since(&world.rotation.plan().workloads[0], 1);
     let held_since = since(&world);
     world.until(|step| step == Step::Visit);
-    world.apply(Event::Refused { step: Step::Visit, refusal: Refusal::operator(RefusalKind::Local, "no") });
+    world.apply(Event::Refused {
+        step: Step::Visit,
+        refusal: Refusal::operator(RefusalKind::Local, "no"),
+    });
     assert!(matches!(world.begin(), Err(Next::Operator(_))));
     world.apply(Event::Resumed);
     for _ in 0..2 {

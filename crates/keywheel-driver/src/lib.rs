@@ -10,6 +10,7 @@
 //! - Never put a value, a URL, or the body of an answer into a message: issuers echo keys (H115).
 //! - Do not retry. The engine does, after it has journaled what came of the call.
 
+pub mod duration;
 pub mod issuer;
 pub mod probe;
 pub mod reference;
@@ -20,6 +21,7 @@ pub mod workload;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 
+pub use duration::Duration;
 pub use issuer::Issuer;
 pub use keywheel_core::call::{CallError, Refusal, RefusalKind, Remedy};
 pub use probe::Probe;

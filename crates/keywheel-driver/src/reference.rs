@@ -27,13 +27,16 @@ impl SecretReference {
             Self::Env(name) => std::env::var_os(name)
                 .map(std::os::unix::ffi::OsStringExt::into_vec)
                 .ok_or_else(|| refused(format!("environment variable `{name}` is not set")))?,
-            Self::File(path) => {
-                std::fs::read(path).map_err(|e| refused(format!("file `{}`: {}", path.display(), e.kind())))?
-            }
+            Self::File(path) => std::fs::read(path)
+                .map_err(|e| refused(format!("file `{}`: {}", path.display(), e.kind())))?,
             Self::Command(argv) => run(argv)?,
         };
         let value = without_newline(bytes);
-        if value.is_empty() { Err(refused(format!("{self} is empty"))) } else { Ok(SecretValue::new(value)) }
+        if value.is_empty() {
+            Err(refused(format!("{self} is empty")))
+        } else {
+            Ok(SecretValue::new(value))
+        }
     }
 }
 
@@ -42,13 +45,16 @@ impl std::fmt::Display for SecretReference {
         match self {
             Self::Env(name) => write!(f, "environment variable `{name}`"),
             Self::File(path) => write!(f, "file `{}`", path.display()),
-            Self::Command(argv) => write!(f, "command `{}`", argv.first().map_or("", String::as_str)),
+            Self::Command(argv) => {
+                write!(f, "command `{}`", argv.first().map_or("", String::as_str))
+            }
         }
     }
 }
 
 fn run(argv: &[String]) -> Result<Vec<u8>, Refusal> {
-    let (program, arguments) = argv.split_first().ok_or_else(|| refused("a command needs a program".into()))?;
+    let (program, arguments) =
+        argv.split_first().ok_or_else(|| refused("a command needs a program".into()))?;
     let output = std::process::Command::new(program)
         .args(arguments)
         .stdin(std::process::Stdio::null())

@@ -2,6 +2,7 @@
 
 use keywheel_core::call::{Refusal, RefusalKind};
 use keywheel_core::plan::{Part, UrlPart};
+use keywheel_core::planted;
 use keywheel_core::secret::{Credential, Field, SecretValue};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode, utf8_percent_encode};
 
@@ -12,16 +13,27 @@ const USERINFO: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b
 ///
 /// # Errors
 /// A [`Refusal`] where the credential lacks a field, or the slot holds no URL to put a part into.
-pub fn compose(part: &Part, credential: &Credential, present: Option<&SecretValue>) -> Result<SecretValue, Refusal> {
+pub fn compose(
+    part: &Part,
+    credential: &Credential,
+    present: Option<&SecretValue>,
+) -> Result<SecretValue, Refusal> {
     match part {
         Part::Plain(field) => Ok(need(credential, field.as_str())?.duplicate()),
         Part::Url(url_part) => {
-            let present = present.ok_or_else(|| unsupported("the slot is empty; it must hold a URL"))?;
+            let present =
+                present.ok_or_else(|| unsupported("the slot is empty; it must hold a URL"))?;
             let url = split(present.expose())?;
             let part = |name: &str| {
                 let value = need(credential, name)?;
-                let text = std::str::from_utf8(value.expose()).map_err(|_| unsupported("a URL part must be UTF-8"))?;
-                Ok::<_, Refusal>(utf8_percent_encode(text, USERINFO).to_string())
+                let text = std::str::from_utf8(value.expose())
+                    .map_err(|_| unsupported("a URL part must be UTF-8"))?;
+                let encoded = utf8_percent_encode(text, USERINFO).to_string();
+                Ok::<_, Refusal>(if planted!("url_not_encoded") {
+                    text.to_owned()
+                } else {
+                    encoded
+                })
             };
             let (username, password) = match url_part {
                 UrlPart::Userinfo => (part("username")?, Some(part("password")?)),
@@ -50,7 +62,9 @@ pub fn extract(part: &Part, bytes: &SecretValue) -> Result<Credential, Refusal> 
                 credential = credential.with(Field::new("username"), decoded(url.username));
             }
             if matches!(url_part, UrlPart::Userinfo | UrlPart::Password) {
-                let password = url.password.ok_or_else(|| unsupported("the URL in the slot holds no password"))?;
+                let password = url
+                    .password
+                    .ok_or_else(|| unsupported("the URL in the slot holds no password"))?;
                 credential = credential.with(Field::new("password"), decoded(password));
             }
             Ok(credential)
@@ -81,7 +95,9 @@ fn split(bytes: &[u8]) -> Result<Split<'_>, Refusal> {
 }
 
 fn need<'a>(credential: &'a Credential, field: &str) -> Result<&'a SecretValue, Refusal> {
-    credential.field(&Field::new(field)).ok_or_else(|| unsupported(&format!("the credential has no field `{field}`")))
+    credential
+        .field(&Field::new(field))
+        .ok_or_else(|| unsupported(&format!("the credential has no field `{field}`")))
 }
 
 fn unsupported(message: &str) -> Refusal {
@@ -116,7 +132,9 @@ mod tests {
     #[test]
     fn only_the_owned_part_changes() {
         let url = SecretValue::new(b"redis://app:p%40ss@cache/0#x@y".to_vec());
-        let made = compose(&Part::Url(UrlPart::Password), &login("ignored", "n/w"), Some(&url)).ok().unwrap();
+        let made = compose(&Part::Url(UrlPart::Password), &login("ignored", "n/w"), Some(&url))
+            .ok()
+            .unwrap();
         assert_eq!(made.expose(), b"redis://app:n%2Fw@cache/0#x@y");
     }
 }

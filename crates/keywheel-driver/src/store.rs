@@ -3,6 +3,7 @@
 use async_trait::async_trait;
 use keywheel_core::call::CallError;
 use keywheel_core::facts::StoreFacts;
+use keywheel_core::planted;
 use keywheel_core::secret::SecretValue;
 
 use crate::Finding;
@@ -56,8 +57,11 @@ impl Edit<'_> {
             _ => false,
         };
         match &self.accept {
+            Accept::OneOf(_) if planted!("condition_ignored") => true,
             Accept::Anything => true,
-            Accept::OneOf(accepted) => same(present, self.value) || accepted.iter().any(|a| same(present, *a)),
+            Accept::OneOf(accepted) => {
+                same(present, self.value) || accepted.iter().any(|a| same(present, *a))
+            }
         }
     }
 }

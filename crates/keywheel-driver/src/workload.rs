@@ -23,7 +23,11 @@ pub trait Workload: Send + Sync {
     async fn preflight(&self) -> Result<Vec<Finding>, CallError>;
 
     /// Lists every replica that is not finally gone, ready or not, stopped ones too, with what it shows of `addresses`.
-    async fn observe(&self, addresses: &[String], fingerprinter: &Fingerprinter) -> Result<Vec<Replica>, CallError>;
+    async fn observe(
+        &self,
+        addresses: &[String],
+        fingerprinter: &Fingerprinter,
+    ) -> Result<Vec<Replica>, CallError>;
 
     /// Makes every replica hold the expected arrangement: replaces, one after another, those that do not prove it, and waits
     /// until each is ready. Replicas that prove it are left alone. A replica that does not come up with the new values ends
@@ -51,8 +55,11 @@ pub struct Ensure<'a> {
 impl Ensure<'_> {
     /// Judges one replica as the core will.
     pub fn judge(&self, replica: &Replica, facts: WorkloadFacts) -> Proof {
-        let expected =
-            Expected { slots: self.slots, held_since: Some(self.held_since), granularity: facts.start_granularity };
+        let expected = Expected {
+            slots: self.slots,
+            held_since: Some(self.held_since),
+            granularity: facts.start_granularity,
+        };
         evidence::judge(replica, &expected)
     }
 }

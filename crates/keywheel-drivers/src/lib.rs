@@ -5,6 +5,7 @@
 
 mod http;
 mod list;
+mod program;
 
 pub mod issuer;
 pub mod probe;

@@ -31,7 +31,11 @@ pub trait Clock: Send + Sync {
 ///
 /// The clock is read before every poll: a process that stood still past the deadline sends nothing more when it wakes up, not
 /// even the rest of a call that it had begun (I05).
-pub(crate) async fn within<T>(clock: &dyn Clock, until: Timestamp, call: impl Future<Output = T>) -> Option<T> {
+pub(crate) async fn within<T>(
+    clock: &dyn Clock,
+    until: Timestamp,
+    call: impl Future<Output = T>,
+) -> Option<T> {
     let mut call = pin!(call);
     let mut over = clock.sleep_until(until);
     poll_fn(|context| {
@@ -55,7 +59,9 @@ impl SystemClock {
     /// Reads which boot this is.
     pub fn new() -> Self {
         let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-        let boot_id = id.bytes().fold(0_u64, |hash, byte| hash.wrapping_mul(1_099_511_628_211) ^ u64::from(byte));
+        let boot_id = id
+            .bytes()
+            .fold(0_u64, |hash, byte| hash.wrapping_mul(1_099_511_628_211) ^ u64::from(byte));
         Self { boot_id }
     }
 }
@@ -69,14 +75,21 @@ impl Default for SystemClock {
 #[async_trait]
 impl Clock for SystemClock {
     fn now(&self) -> Timestamp {
-        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        let since =
+            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         Timestamp::from_millis(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
     }
 
     fn clocks(&self) -> Clocks {
         let boot = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-        let millis = u64::try_from(boot.tv_sec).unwrap_or(0) * 1_000 + u64::try_from(boot.tv_nsec).unwrap_or(0) / 1_000_000;
-        Clocks { wall: self.now(), boot: Span::millis(millis), boot_id: self.boot_id, outside: None }
+        let millis = u64::try_from(boot.tv_sec).unwrap_or(0) * 1_000
+            + u64::try_from(boot.tv_nsec).unwrap_or(0) / 1_000_000;
+        Clocks {
+            wall: self.now(),
+            boot: Span::millis(millis),
+            boot_id: self.boot_id,
+            outside: None,
+        }
     }
 
     async fn sleep_until(&self, until: Timestamp) {

@@ -50,7 +50,9 @@ pub(crate) async fn perform(engine: &Engine, member: &Member, step: Step) -> Out
         Step::Verify(version) => work.verify(version).await,
         Step::Write { store, to } => work.write(usize::from(store), to).await,
         Step::Roll { .. } => roll(engine, &[(member, step)]).await,
-        Step::Evidence { workload, to } => Ok(Report::Seen(work.evidence(usize::from(workload), to).await?).into()),
+        Step::Evidence { workload, to } => {
+            Ok(Report::Seen(work.evidence(usize::from(workload), to).await?).into())
+        }
         Step::Probe { .. } => work.probe().await,
         Step::Visit => work.visit().await,
         Step::Suspend(version) => work.suspend(version).await,
@@ -70,7 +72,9 @@ pub(crate) fn called(member: &Member, step: Step) -> String {
         Step::Roll { workload, .. } | Step::Evidence { workload, .. } => {
             member.drivers.workloads[usize::from(workload)].resource()
         }
-        Step::Preflight | Step::Capture | Step::Probe { .. } | Step::Visit => format!("rotation {}", member.rotation.id()),
+        Step::Preflight | Step::Capture | Step::Probe { .. } | Step::Visit => {
+            format!("rotation {}", member.rotation.id())
+        }
         _ => format!("issuer {}@{}", plan.issuer.bound.name, plan.secret.environment()),
     }
 }
@@ -83,7 +87,10 @@ pub fn credential_key(plan: &Plan, version: VersionId) -> ValueKey {
 /// Names the sealed bytes of every slot as they were captured under a version.
 pub fn slot_keys(plan: &Plan, version: VersionId) -> impl Iterator<Item = ValueKey> {
     plan.stores.iter().flat_map(move |store| {
-        store.slots.iter().map(move |slot| slot_key(plan, version, &store.bound.name, &slot.address))
+        store
+            .slots
+            .iter()
+            .map(move |slot| slot_key(plan, version, &store.bound.name, &slot.address))
     })
 }
 
@@ -106,8 +113,10 @@ pub(crate) async fn roll(engine: &Engine, members: &[(&Member, Step)]) -> Outcom
     if planted!("stamp_ignores_also_accepted") && stamp_is_the_same(engine, members).await? {
         return Ok(Report::Plain.into());
     }
-    let digest = fingerprinter.digest(slots.iter().map(|(address, held)| (address.as_str(), held.as_ref())));
-    let ensure = Ensure { slots: &slots, held_since: held_since.unwrap_or_default(), digest, fingerprinter };
+    let digest =
+        fingerprinter.digest(slots.iter().map(|(address, held)| (address.as_str(), held.as_ref())));
+    let ensure =
+        Ensure { slots: &slots, held_since: held_since.unwrap_or_default(), digest, fingerprinter };
     let (first, Step::Roll { workload, .. }) = members[0] else { return Ok(Report::Plain.into()) };
     first.drivers.workloads[usize::from(workload)].roll(&ensure).await?;
     Ok(Report::Plain.into())
@@ -119,7 +128,10 @@ async fn stamp_is_the_same(engine: &Engine, members: &[(&Member, Step)]) -> Outc
         let Step::Roll { workload, to } = *step else { continue };
         let work = Work { engine, member, plan: member.rotation.plan() };
         let (before, after) = (member.rotation.walk().position(), to);
-        let (before, after) = (work.expected(usize::from(workload), before).await?, work.expected(usize::from(workload), after).await?);
+        let (before, after) = (
+            work.expected(usize::from(workload), before).await?,
+            work.expected(usize::from(workload), after).await?,
+        );
         if before.first() != after.first() {
             return Ok(false);
         }
@@ -146,14 +158,17 @@ impl Work<'_> {
             findings.extend(workload.preflight().await?);
         }
         match findings.into_iter().find(|finding| finding.severity == Severity::Blocks) {
-            Some(finding) => Err(Refusal::operator(RefusalKind::Unsupported, finding.message).into()),
+            Some(finding) => {
+                Err(Refusal::operator(RefusalKind::Unsupported, finding.message).into())
+            }
             None => Ok(Report::Plain.into()),
         }
     }
 
     /// Reads every slot. Stores must agree on the version in use, unless an emergency takes them as they are.
     async fn capture(&self) -> Outcome {
-        let version = self.plan.previous.as_ref().map_or(self.plan.pending, |previous| previous.version);
+        let version =
+            self.plan.previous.as_ref().map_or(self.plan.pending, |previous| previous.version);
         let mut found: Vec<(&str, Credential)> = Vec::new();
         let mut seal = Vec::new();
         for (store, planned) in self.member.drivers.stores.iter().zip(&self.plan.stores) {
@@ -161,9 +176,13 @@ impl Work<'_> {
             let held = store.read(&addresses(&planned.slots)).await?;
             for (slot, bytes) in planned.slots.iter().zip(&held) {
                 self.check_slot(name, slot, bytes.as_ref())?;
-                seal.push(Sealed { key: slot_key(self.plan, version, name, &slot.address), value: as_credential(bytes) });
+                seal.push(Sealed {
+                    key: slot_key(self.plan, version, name, &slot.address),
+                    value: as_credential(bytes),
+                });
             }
-            found.extend(credential_of(&planned.slots, &held)?.map(|credential| (name, credential)));
+            found
+                .extend(credential_of(&planned.slots, &held)?.map(|credential| (name, credential)));
         }
         let agreed = if self.plan.is_emergency() { None } else { self.agree(&found)? };
         let fingerprint = agreed.map(|credential| self.fingerprint(credential));
@@ -171,31 +190,53 @@ impl Work<'_> {
         if let (Some(known), Some(seen)) = (known, fingerprint)
             && known.compare(&seen) == Compared::Different
         {
-            let message = format!("stores hold a value that is not version {} as keywheel knows it", version.0);
+            let message = format!(
+                "stores hold a value that is not version {} as keywheel knows it",
+                version.0
+            );
             return Err(Refusal::operator(RefusalKind::Conflict, message).into());
         }
         // Stores of a rotation that was taken over may be half written; what it captured is the version, what they hold may not be.
         let taken_over = match &self.plan.previous {
-            Some(previous) if self.plan.takes_over.is_some() => self.sealed(previous.version).await?.is_some(),
+            Some(previous) if self.plan.takes_over.is_some() => {
+                self.sealed(previous.version).await?.is_some()
+            }
             _ => false,
         };
-        if let (Some(previous), Some((_, credential)), false) = (&self.plan.previous, found.into_iter().next(), taken_over) {
-            seal.push(Sealed { key: credential_key(self.plan, previous.version), value: credential });
+        if let (Some(previous), Some((_, credential)), false) =
+            (&self.plan.previous, found.into_iter().next(), taken_over)
+        {
+            seal.push(Sealed {
+                key: credential_key(self.plan, previous.version),
+                value: credential,
+            });
         }
         Ok(Performed { report: Report::Captured { fingerprint }, seal })
     }
 
     /// A slot for a second accepted version must be free: what stands there may be alive.
-    fn check_slot(&self, store: &str, slot: &Slot, held: Option<&SecretValue>) -> Result<(), Refusal> {
-        let occupied = slot.role == Role::AlsoAccepted && held.is_some_and(|bytes| !bytes.expose().is_empty());
+    fn check_slot(
+        &self,
+        store: &str,
+        slot: &Slot,
+        held: Option<&SecretValue>,
+    ) -> Result<(), Refusal> {
+        let occupied =
+            slot.role == Role::AlsoAccepted && held.is_some_and(|bytes| !bytes.expose().is_empty());
         if occupied && !self.plan.is_emergency() {
-            let message = format!("slot `{}` of store `{store}` still holds a version that may be accepted", slot.address);
+            let message = format!(
+                "slot `{}` of store `{store}` still holds a version that may be accepted",
+                slot.address
+            );
             return Err(Refusal::operator(RefusalKind::Conflict, message));
         }
         Ok(())
     }
 
-    fn agree<'c>(&self, found: &'c [(&str, Credential)]) -> Result<Option<&'c Credential>, Refusal> {
+    fn agree<'c>(
+        &self,
+        found: &'c [(&str, Credential)],
+    ) -> Result<Option<&'c Credential>, Refusal> {
         let Some((first, credential)) = found.first() else {
             return if self.plan.previous.is_none() {
                 Ok(None)
@@ -220,8 +261,10 @@ impl Work<'_> {
 /// Fingerprints a whole credential: its fields in order.
 pub(crate) fn fingerprint(engine: &Engine, credential: &Credential) -> Fingerprint {
     let fingerprinter = &engine.journal.installation().fingerprinter;
-    let fields: SmallVec<[(&str, Fingerprint); 2]> =
-        credential.fields().map(|(field, value)| (field.as_str(), fingerprinter.of(value.expose()))).collect();
+    let fields: SmallVec<[(&str, Fingerprint); 2]> = credential
+        .fields()
+        .map(|(field, value)| (field.as_str(), fingerprinter.of(value.expose())))
+        .collect();
     fingerprinter.digest(fields.iter().map(|(field, held)| (*field, Some(held))))
 }
 
@@ -235,7 +278,8 @@ impl Work<'_> {
         let minted = self.member.drivers.issuer.mint(&request).await?;
         let credential = minted.credential.as_ref().or(ours.as_ref());
         let fingerprint = credential.map(|credential| self.fingerprint(credential));
-        let report = Report::Minted { issued: minted.issued, fingerprint, expires_at: minted.expires_at };
+        let report =
+            Report::Minted { issued: minted.issued, fingerprint, expires_at: minted.expires_at };
         Ok(Performed { report, seal: self.seal_pending(minted.credential) })
     }
 
@@ -252,7 +296,9 @@ impl Work<'_> {
             return Ok(held.into());
         }
         if facts.observe == Observe::Probe {
-            let Some(value) = self.sealed(self.plan.pending).await? else { return Ok(absent().into()) };
+            let Some(value) = self.sealed(self.plan.pending).await? else {
+                return Ok(absent().into());
+            };
             return match self.member.drivers.issuer.verify(&value).await? {
                 Verdict::Accepted => Ok(held.into()),
                 Verdict::Refused => Ok(absent().into()),
@@ -261,8 +307,13 @@ impl Work<'_> {
         }
         let label = self.member.rotation.id().label(attempt);
         let live = self.member.drivers.issuer.list(if facts.label { &label.0 } else { "" }).await?;
-        let known: SmallVec<[&IssuedId; 2]> =
-            self.plan.previous.iter().chain(&self.plan.suspects).filter_map(|version| version.issued.as_ref()).collect();
+        let known: SmallVec<[&IssuedId; 2]> = self
+            .plan
+            .previous
+            .iter()
+            .chain(&self.plan.suspects)
+            .filter_map(|version| version.issued.as_ref())
+            .collect();
         let ours = live.into_iter().find(|live| match facts.observe {
             Observe::Label => live.label.as_ref() == Some(&label),
             _ => !known.contains(&&live.issued),
@@ -286,7 +337,8 @@ impl Work<'_> {
             match self.member.drivers.issuer.verify(&credential).await? {
                 Verdict::Accepted => {}
                 Verdict::Refused => {
-                    let message = format!("issuer `{}` refuses {version}", self.plan.issuer.bound.name);
+                    let message =
+                        format!("issuer `{}` refuses {version}", self.plan.issuer.bound.name);
                     return Err(Refusal::retry(RefusalKind::Invalid, None, message).into());
                 }
                 Verdict::CannotTell(reason) => return Err(cannot_tell(reason)),
@@ -313,13 +365,19 @@ impl Work<'_> {
     }
 
     fn issued(&self, version: VersionId) -> Result<&IssuedId, Refusal> {
-        let unknown = || Refusal::operator(RefusalKind::NotFound, format!("the issuer's id of {version} is not known"));
+        let unknown = || {
+            Refusal::operator(
+                RefusalKind::NotFound,
+                format!("the issuer's id of {version} is not known"),
+            )
+        };
         self.member.rotation.issued(version).ok_or_else(unknown)
     }
 
     async fn extend(&self) -> Outcome {
         let extend = self.member.drivers.issuer.extend().ok_or_else(|| unsupported("extend"))?;
-        let current = self.plan.previous.as_ref().map_or(self.plan.pending, |previous| previous.version);
+        let current =
+            self.plan.previous.as_ref().map_or(self.plan.pending, |previous| previous.version);
         let expires_at = extend.extend(self.issued(current)?).await?;
         Ok(Report::Extended { expires_at }.into())
     }
@@ -352,7 +410,8 @@ impl Work<'_> {
         {
             return Ok(Death::StillAccepted);
         }
-        let (Some(dead), Some(control)) = (self.sealed(version).await?, self.control().await?) else {
+        let (Some(dead), Some(control)) = (self.sealed(version).await?, self.control().await?)
+        else {
             return Ok(Death::NoOneToAsk);
         };
         for _ in 0..self.plan.policy.refusals.max(1) {
@@ -370,12 +429,17 @@ impl Work<'_> {
 
     /// Every replica, at its own address, refuses a token of the version and takes one of the current version.
     async fn workloads_refuse(&self, version: VersionId) -> Outcome<Death> {
-        let Some(tokens) = self.member.drivers.issuer.tokens() else { return Ok(Death::NoOneToAsk) };
-        let (Some(dead), Some(control)) = (self.sealed(version).await?, self.control().await?) else {
+        let Some(tokens) = self.member.drivers.issuer.tokens() else {
+            return Ok(Death::NoOneToAsk);
+        };
+        let (Some(dead), Some(control)) = (self.sealed(version).await?, self.control().await?)
+        else {
             return Ok(Death::NoOneToAsk);
         };
         let now = self.engine.clock.now();
-        let (Some(dead), Some(control)) = (tokens.harmless(&dead, now), tokens.harmless(&control, now)) else {
+        let (Some(dead), Some(control)) =
+            (tokens.harmless(&dead, now), tokens.harmless(&control, now))
+        else {
             return Ok(Death::NoOneToAsk);
         };
         let asked = self.member.drivers.workloads.iter().zip(&self.plan.workloads);
@@ -418,7 +482,12 @@ impl Work<'_> {
     }
 
     async fn needed(&self, version: VersionId) -> Outcome<Credential> {
-        let lost = || Refusal::operator(RefusalKind::NotFound, format!("{version} is not sealed in the journal"));
+        let lost = || {
+            Refusal::operator(
+                RefusalKind::NotFound,
+                format!("{version} is not sealed in the journal"),
+            )
+        };
         Ok(self.sealed(version).await?.ok_or_else(lost)?)
     }
 }
@@ -454,9 +523,13 @@ impl Work<'_> {
             })
             .collect();
         let written = store.write(&edits).await?;
-        if planned.facts.read_back == ReadBack::Value && !planted!("refused_read_back_is_a_refused_write") {
+        if planned.facts.read_back == ReadBack::Value
+            && !planted!("refused_read_back_is_a_refused_write")
+        {
             // The write was made: whatever becomes of reading it back, it was not refused.
-            self.read_back(index, &edits).await.map_err(|error| CallError::Unknown(error.to_string()))?;
+            self.read_back(index, &edits)
+                .await
+                .map_err(|error| CallError::Unknown(error.to_string()))?;
         } else if planned.facts.read_back == ReadBack::Value {
             self.read_back(index, &edits).await?;
         }
@@ -466,7 +539,9 @@ impl Work<'_> {
     /// A slot that would be given a suspect version is left as it is: a suspect is never written again.
     fn is_suspect(&self, slot: &Slot, arrangement: Arrangement) -> bool {
         let side = in_role(slot.role, arrangement);
-        self.plan.is_emergency() && side == Some(Side::Previous) && !planted!("suspect_written_again")
+        self.plan.is_emergency()
+            && side == Some(Side::Previous)
+            && !planted!("suspect_written_again")
     }
 
     async fn read_back(&self, index: usize, edits: &[Edit<'_>]) -> Outcome<()> {
@@ -478,11 +553,20 @@ impl Work<'_> {
             _ => false,
         });
         let name = &self.plan.stores[index].bound.name;
-        if same { Ok(()) } else { Err(CallError::Unknown(format!("store `{name}` reads back something else"))) }
+        if same {
+            Ok(())
+        } else {
+            Err(CallError::Unknown(format!("store `{name}` reads back something else")))
+        }
     }
 
     /// The bytes of a slot under an arrangement: what was captured, at the beginning of the line; composed, elsewhere.
-    async fn content(&self, index: usize, slot: &Slot, position: Position) -> Outcome<Option<SecretValue>> {
+    async fn content(
+        &self,
+        index: usize,
+        slot: &Slot,
+        position: Position,
+    ) -> Outcome<Option<SecretValue>> {
         let captured = self.captured(index, slot).await?;
         if position == 0 || self.is_suspect(slot, self.member.rotation.line().at(position)) {
             return Ok(captured);
@@ -490,7 +574,8 @@ impl Work<'_> {
         match in_role(slot.role, self.member.rotation.line().at(position)) {
             None => Ok(Some(SecretValue::new(Vec::new()))),
             Some(side) => {
-                let version = self.member.rotation.version(side).expect("a side on the line has a version");
+                let version =
+                    self.member.rotation.version(side).expect("a side on the line has a version");
                 let Some(credential) = self.sealed(version).await? else { return Ok(None) };
                 Ok(Some(slot::compose(&slot.part, &credential, captured.as_ref())?))
             }
@@ -498,19 +583,30 @@ impl Work<'_> {
     }
 
     async fn captured(&self, index: usize, slot: &Slot) -> Outcome<Option<SecretValue>> {
-        let version = self.plan.previous.as_ref().map_or(self.plan.pending, |previous| previous.version);
+        let version =
+            self.plan.previous.as_ref().map_or(self.plan.pending, |previous| previous.version);
         let key = slot_key(self.plan, version, &self.plan.stores[index].bound.name, &slot.address);
-        Ok(self.unseal(&key).await?.and_then(|credential| credential.value().map(SecretValue::duplicate)))
+        Ok(self
+            .unseal(&key)
+            .await?
+            .and_then(|credential| credential.value().map(SecretValue::duplicate)))
     }
 
     /// What a workload should hold under an arrangement: every slot of every store that it reads.
-    async fn expected(&self, workload: usize, to: Position) -> Outcome<Vec<(String, Option<Fingerprint>)>> {
+    async fn expected(
+        &self,
+        workload: usize,
+        to: Position,
+    ) -> Outcome<Vec<(String, Option<Fingerprint>)>> {
         let fingerprinter = &self.engine.journal.installation().fingerprinter;
         let mut slots = Vec::new();
         for store in &self.plan.workloads[workload].reads {
             for slot in &self.plan.stores[usize::from(*store)].slots {
                 let content = self.content(usize::from(*store), slot, to).await?;
-                slots.push((slot.address.clone(), content.map(|bytes| fingerprinter.of(bytes.expose()))));
+                slots.push((
+                    slot.address.clone(),
+                    content.map(|bytes| fingerprinter.of(bytes.expose())),
+                ));
             }
         }
         Ok(slots)
@@ -520,7 +616,8 @@ impl Work<'_> {
         let slots = self.expected(workload, to).await?;
         let addresses: Vec<String> = slots.iter().map(|(address, _)| address.clone()).collect();
         let fingerprinter = &self.engine.journal.installation().fingerprinter;
-        let replicas = self.member.drivers.workloads[workload].observe(&addresses, fingerprinter).await?;
+        let replicas =
+            self.member.drivers.workloads[workload].observe(&addresses, fingerprinter).await?;
         let planned = &self.plan.workloads[workload];
         let expected = Expected {
             slots: &slots,
@@ -552,7 +649,10 @@ impl Work<'_> {
         for workload in 0..self.plan.workloads.len() {
             let seen = self.evidence(workload, at).await;
             counts.push(seen.unwrap_or_else(|error| {
-                notes.push(format!("workload `{}`: {error}", self.plan.workloads[workload].bound.name));
+                notes.push(format!(
+                    "workload `{}`: {error}",
+                    self.plan.workloads[workload].bound.name
+                ));
                 Count { unknown: 1, ..Count::default() }
             }));
         }
@@ -576,7 +676,10 @@ impl Work<'_> {
             match self.store_holds(index, at).await {
                 Ok(true) => {}
                 Ok(false) => {
-                    notes.push(format!("store `{}` was changed by somebody else", planned.bound.name));
+                    notes.push(format!(
+                        "store `{}` was changed by somebody else",
+                        planned.bound.name
+                    ));
                     all = Some(false);
                 }
                 Err(error) => {
@@ -660,7 +763,10 @@ fn as_credential(bytes: &Option<SecretValue>) -> Credential {
 ///
 /// # Errors
 /// A refusal where two slots hold different values of one field, or a URL slot holds no URL.
-pub(crate) fn credential_of(slots: &[Slot], held: &[Option<SecretValue>]) -> Result<Option<Credential>, Refusal> {
+pub(crate) fn credential_of(
+    slots: &[Slot],
+    held: &[Option<SecretValue>],
+) -> Result<Option<Credential>, Refusal> {
     let mut whole: Option<Credential> = None;
     let current = slots.iter().zip(held).filter(|(slot, _)| slot.role == Role::Current);
     for (slot, bytes) in current.filter_map(|(slot, bytes)| Some((slot, bytes.as_ref()?))) {
@@ -668,7 +774,11 @@ pub(crate) fn credential_of(slots: &[Slot], held: &[Option<SecretValue>]) -> Res
         let mut sum = whole.unwrap_or_default();
         for (field, value) in part.fields() {
             if sum.field(field).is_some_and(|known| !known.same_as(value)) {
-                let message = format!("slot `{}` holds another `{}` than its neighbours", slot.address, field.as_str());
+                let message = format!(
+                    "slot `{}` holds another `{}` than its neighbours",
+                    slot.address,
+                    field.as_str()
+                );
                 return Err(Refusal::operator(RefusalKind::Disagree, message));
             }
             sum = sum.with(field.clone(), value.duplicate());

@@ -14,7 +14,7 @@ use keywheel_core::secret::SecretName;
 use keywheel_core::time::Span;
 use keywheel_journal::{Journal, JournalError, Record};
 
-use crate::run::{Group, Member, resources};
+use crate::run::{Group, Member, group_name, resources};
 use crate::{Engine, EngineError};
 
 /// How long recovery claims a secret at first; the loop renews it.
@@ -57,14 +57,18 @@ impl Engine {
     /// a move that is under way is this group.
     async fn name(&self, members: &[Member]) -> Result<RotationId, EngineError> {
         let first = members.first().ok_or_else(|| EngineError::NotOpen("no secret".into()))?;
-        if let Some(moving) = members.iter().find(|member| member.rotation.walk().moving_to().is_some()) {
+        if let Some(moving) =
+            members.iter().find(|member| member.rotation.walk().moving_to().is_some())
+        {
             let resources = resources(&moving.drivers);
             let leases = self.journal.leases().await?;
-            if let Some((_, holder)) = leases.into_iter().find(|(resource, _)| resources.contains(resource)) {
+            if let Some((_, holder)) =
+                leases.into_iter().find(|(resource, _)| resources.contains(resource))
+            {
                 return Ok(holder);
             }
         }
-        Ok(first.rotation.id().clone())
+        Ok(group_name(first.rotation.id(), members.len()))
     }
 
     async fn close_open_intents(&self, group: &mut Group) -> Result<(), EngineError> {
@@ -74,7 +78,10 @@ impl Engine {
                 Event::Done { step, report: keywheel_core::event::Report::Plain }
             } else if planted!("recovery_assumes_undone") && step.mutates() {
                 let kind = keywheel_core::call::RefusalKind::Unavailable;
-                Event::Refused { step, refusal: keywheel_core::call::Refusal::retry(kind, None, "crashed") }
+                Event::Refused {
+                    step,
+                    refusal: keywheel_core::call::Refusal::retry(kind, None, "crashed"),
+                }
             } else {
                 Event::Unknown { step }
             };
@@ -130,9 +137,13 @@ pub fn replay(records: &[Record]) -> Result<Rotation, JournalError> {
         detail: error.to_string(),
     };
     let Some((first, rest)) = records.split_first() else {
-        return Err(JournalError::Corrupt { place: "record 0".into(), detail: "a rotation without records".into() });
+        return Err(JournalError::Corrupt {
+            place: "record 0".into(),
+            detail: "a rotation without records".into(),
+        });
     };
-    let mut rotation = Rotation::begin(first.at, &first.event).map_err(|error| corrupt(first, &error))?;
+    let mut rotation =
+        Rotation::begin(first.at, &first.event).map_err(|error| corrupt(first, &error))?;
     for record in rest {
         rotation.apply(record.at, &record.event).map_err(|error| corrupt(record, &error))?;
     }

@@ -14,7 +14,7 @@ use keywheel_core::time::Span;
 use keywheel_driver::store::Store;
 use keywheel_journal::{Append, Entry, JournalError};
 
-use crate::run::{Group, Member};
+use crate::run::{Group, Member, group_name};
 use crate::{Engine, EngineError, perform};
 
 const CLAIM: Span = Span::minutes(30);
@@ -25,7 +25,11 @@ impl Engine {
     /// # Errors
     /// [`JournalError::Held`] or [`JournalError::OpenAlready`] where a secret is being rotated; nothing was begun then.
     pub async fn begin(&self, plans: &[Arc<Plan>]) -> Result<Group, EngineError> {
-        let name = plans.first().map(|plan| plan.rotation()).ok_or_else(|| EngineError::NotOpen("no plan".into()))?;
+        let first = plans
+            .first()
+            .map(|plan| plan.rotation())
+            .ok_or_else(|| EngineError::NotOpen("no plan".into()))?;
+        let name = group_name(&first, plans.len());
         let mut group = Group { name, members: Vec::new(), pending: Vec::new() };
         let now = self.clock.now();
         for plan in plans {
@@ -41,7 +45,14 @@ impl Engine {
             }
             inventory.follow(&rotation, &event, now);
             self.watch.recorded(&rotation, &event, now);
-            let mut member = Member { rotation, drivers, inventory, epoch, claimed_until: now + CLAIM, sequence: 0 };
+            let mut member = Member {
+                rotation,
+                drivers,
+                inventory,
+                epoch,
+                claimed_until: now + CLAIM,
+                sequence: 0,
+            };
             let entry = member.next_entry(group.name.clone(), event, now);
             let entry = Entry { inventory: Some(member.inventory.clone()), ..entry };
             member.sequence = 1;
@@ -72,9 +83,14 @@ impl Engine {
         let records = self.journal.records(taken_over).await?;
         let rotation = crate::recover::replay(&records)?;
         let minted = rotation.is_minted().then_some(rotation.plan().pending);
-        let named = |version| plan.previous.iter().chain(&plan.suspects).any(|known| known.version == version);
-        if minted.is_some_and(|version| !named(version)) || rotation.unsettled_until() > plan.inherits_until {
-            let message = format!("rotation {taken_over} went on since this plan was made; plan again");
+        let named = |version| {
+            plan.previous.iter().chain(&plan.suspects).any(|known| known.version == version)
+        };
+        if minted.is_some_and(|version| !named(version))
+            || rotation.unsettled_until() > plan.inherits_until
+        {
+            let message =
+                format!("rotation {taken_over} went on since this plan was made; plan again");
             return Err(Refusal::operator(RefusalKind::Conflict, message).into());
         }
         Ok(Entry {
@@ -125,7 +141,12 @@ impl Engine {
     ///
     /// # Errors
     /// [`EngineError::OutOfOrder`] where one is not parked.
-    pub async fn resolve(&self, group: &mut Group, outcome: Outcome, because: &str) -> Result<(), EngineError> {
+    pub async fn resolve(
+        &self,
+        group: &mut Group,
+        outcome: Outcome,
+        because: &str,
+    ) -> Result<(), EngineError> {
         self.say(group, &Event::Resolved { outcome, because: because.into() }).await
     }
 

@@ -23,7 +23,7 @@ use crate::{Drivers, Engine, EngineError, fail_point};
 
 /// Rotations that run together: one, or the members of a batch.
 pub struct Group {
-    /// The name under which the group holds wave leases: the id of its first rotation, even after that one has ended.
+    /// The name under which the group holds wave leases: see [`group_name`].
     pub(crate) name: RotationId,
     pub(crate) members: Vec<Member>,
     /// Entries that the next commit takes with it.
@@ -47,11 +47,18 @@ impl Group {
     }
 }
 
+/// Names a group: a rotation alone by its id, a batch by that of its first member, told apart so that no member's end gives
+/// the leases of the others back.
+pub(crate) fn group_name(first: &RotationId, members: usize) -> RotationId {
+    if members > 1 { RotationId(format!("batch-{first}")) } else { first.clone() }
+}
+
 /// How far a run goes.
 pub struct Until<'a> {
-    /// Whether it waits until nothing is owed any more; otherwise it returns at the first wait longer than `patience`.
+    /// Whether it waits until nothing is owed any more; otherwise it returns at the first wait of a retirement, or for tokens
+    /// or an answer that may still land, that is longer than `patience`.
     pub rest: bool,
-    /// The longest wait that it sits out all the same.
+    /// The longest such wait that it sits out all the same.
     pub patience: Span,
     /// Ends the run after the step that is under way.
     pub stop: &'a AtomicBool,
@@ -99,7 +106,8 @@ impl Engine {
                 batch::Turn::Do(steps) => self.step(group, &steps).await?,
                 batch::Turn::Wait { until: at, why } => {
                     self.flush(group).await?;
-                    if !until.rest && at.since(now) > until.patience {
+                    let retries = matches!(why, Why::Retry(_));
+                    if !until.rest && !retries && at.since(now) > until.patience {
                         return Ok(Ran::Owes { at, why });
                     }
                     self.watch.waiting(at, why);
@@ -127,7 +135,10 @@ impl Engine {
     /// Takes one step, or one roll that several members share.
     async fn step(&self, group: &mut Group, steps: &[(usize, Step)]) -> Result<(), EngineError> {
         let now = self.clock.now();
-        let allowed = steps.iter().map(|(member, step)| self.allowed(&group.members[*member].rotation, *step)).max();
+        let allowed = steps
+            .iter()
+            .map(|(member, step)| self.allowed(&group.members[*member].rotation, *step))
+            .max();
         let until = now + allowed.unwrap_or_default();
         for (member, _) in steps {
             self.renew(&mut group.members[*member], now, until).await?;
@@ -140,7 +151,12 @@ impl Engine {
         fail_point::pass("after_intent", name(first.1));
         let performed = if self.clock.now() >= until {
             // The process was held up between its commit and its call; the call was certainly not made.
-            Err(Refusal::retry(RefusalKind::Unavailable, None, "the deadline passed before the call began").into())
+            Err(Refusal::retry(
+                RefusalKind::Unavailable,
+                None,
+                "the deadline passed before the call began",
+            )
+            .into())
         } else {
             self.call(group, steps, until).await
         };
@@ -180,13 +196,24 @@ impl Engine {
     }
 
     /// Makes the calls of a step, under its deadline and the limits of what it calls.
-    async fn call(&self, group: &Group, steps: &[(usize, Step)], until: Timestamp) -> Result<Performed, CallError> {
+    async fn call(
+        &self,
+        group: &Group,
+        steps: &[(usize, Step)],
+        until: Timestamp,
+    ) -> Result<Performed, CallError> {
         let members: SmallVec<[(&Member, Step); 2]> =
             steps.iter().map(|(member, step)| (&group.members[*member], *step)).collect();
         let (member, step) = members[0];
         let called = perform::called(member, step);
-        let Some(_place) = within(self.clock.as_ref(), until, self.limits.enter(&called)).await else {
-            return Err(Refusal::retry(RefusalKind::Unavailable, None, "the deadline passed while other calls had the place").into());
+        let Some(_place) = within(self.clock.as_ref(), until, self.limits.enter(&called)).await
+        else {
+            return Err(Refusal::retry(
+                RefusalKind::Unavailable,
+                None,
+                "the deadline passed while other calls had the place",
+            )
+            .into());
         };
         let calls = async {
             match step {
@@ -206,18 +233,39 @@ impl Engine {
     ) -> Result<(), EngineError> {
         let now = self.clock.now();
         let (events, seal) = match performed {
-            Ok(Performed { report, seal }) => {
-                (steps.iter().map(|(_, step)| Event::Done { step: *step, report: report.clone() }).collect(), seal)
-            }
-            Err(CallError::Refused(refusal)) => {
-                (steps.iter().map(|(_, step)| Event::Refused { step: *step, refusal: refusal.clone() }).collect(), vec![])
-            }
+            Ok(Performed { report, seal }) => (
+                steps
+                    .iter()
+                    .map(|(_, step)| Event::Done { step: *step, report: report.clone() })
+                    .collect(),
+                seal,
+            ),
+            Err(CallError::Refused(refusal)) => (
+                steps
+                    .iter()
+                    .map(|(_, step)| Event::Refused { step: *step, refusal: refusal.clone() })
+                    .collect(),
+                vec![],
+            ),
             Err(CallError::Unknown(reason)) => {
                 tracing::debug!(step = name(steps[0].1), reason, "unknown outcome");
                 let guessed = planted!("unknown_is_done") && steps[0].1.mutates();
-                let report = if matches!(steps[0].1, Step::Write { .. }) { Report::Written { changed: true } } else { Report::Plain };
-                let event = |step| if guessed { Event::Done { step, report: report.clone() } } else { Event::Unknown { step } };
-                (steps.iter().map(|(_, step)| event(*step)).collect::<SmallVec<[Event; 2]>>(), vec![])
+                let report = if matches!(steps[0].1, Step::Write { .. }) {
+                    Report::Written { changed: true }
+                } else {
+                    Report::Plain
+                };
+                let event = |step| {
+                    if guessed {
+                        Event::Done { step, report: report.clone() }
+                    } else {
+                        Event::Unknown { step }
+                    }
+                };
+                (
+                    steps.iter().map(|(_, step)| event(*step)).collect::<SmallVec<[Event; 2]>>(),
+                    vec![],
+                )
             }
         };
         let mut seal = seal;
@@ -227,7 +275,13 @@ impl Engine {
         Ok(())
     }
 
-    fn record(&self, group: &mut Group, member: usize, event: Event, now: Timestamp) -> Result<(), EngineError> {
+    fn record(
+        &self,
+        group: &mut Group,
+        member: usize,
+        event: Event,
+        now: Timestamp,
+    ) -> Result<(), EngineError> {
         self.enter(group, member, event, now, Vec::new())
     }
 
@@ -245,8 +299,10 @@ impl Engine {
         member.rotation.apply(at, &event)?;
         member.inventory.follow(&member.rotation, &event, at);
         self.watch.recorded(&member.rotation, &event, at);
-        let destroy = if matches!(event, Event::Purged) { purge(&member.rotation) } else { Vec::new() };
-        let ends_move = matches!(event, Event::Arrived { .. }) || member.rotation.outcome().is_some();
+        let destroy =
+            if matches!(event, Event::Purged) { purge(&member.rotation) } else { Vec::new() };
+        let ends_move =
+            matches!(event, Event::Arrived { .. }) || member.rotation.outcome().is_some();
         let mut entry = member.entry(holder, event, at, seal, destroy);
         // The leases are the group's: they are given back when its last move has arrived.
         entry.give_back = ends_move && group.members.iter().all(|member| !member.is_moving());
@@ -280,9 +336,13 @@ impl Engine {
         let (mut rotation, mut inventory) = (member.rotation.clone(), member.inventory.clone());
         rotation.apply(now, &event)?;
         inventory.follow(&rotation, &event, now);
-        let mut entry = Entry { inventory: Some(inventory.clone()), ..member.next_entry(holder, event.clone(), now) };
+        let mut entry = Entry {
+            inventory: Some(inventory.clone()),
+            ..member.next_entry(holder, event.clone(), now)
+        };
         entry.take = take;
-        match self.journal.append(Append { actor: self.actor.clone(), entries: vec![entry] }).await {
+        match self.journal.append(Append { actor: self.actor.clone(), entries: vec![entry] }).await
+        {
             Ok(()) => {}
             Err(JournalError::Busy { resource, rotation }) => {
                 tracing::debug!(?resource, ?rotation, "waiting for a wave lease");
@@ -312,14 +372,22 @@ impl Engine {
     }
 
     /// Renews the claim before a call that would outlast it (H25).
-    async fn renew(&self, member: &mut Member, now: Timestamp, until: Timestamp) -> Result<(), EngineError> {
+    async fn renew(
+        &self,
+        member: &mut Member,
+        now: Timestamp,
+        until: Timestamp,
+    ) -> Result<(), EngineError> {
         if until < member.claimed_until {
             return Ok(());
         }
         let lease = CLAIM.max(until.since(now) + Span::minutes(1));
-        let epoch = self.journal.claim(&member.rotation.plan().secret, &self.holder, now, lease).await?;
+        let epoch =
+            self.journal.claim(&member.rotation.plan().secret, &self.holder, now, lease).await?;
         if epoch != member.epoch {
-            return Err(JournalError::Stale { secret: member.rotation.plan().secret.clone() }.into());
+            return Err(
+                JournalError::Stale { secret: member.rotation.plan().secret.clone() }.into()
+            );
         }
         member.claimed_until = now + lease;
         Ok(())
@@ -329,14 +397,23 @@ impl Engine {
         let policy = &rotation.plan().policy;
         match step {
             Step::Roll { .. } => policy.roll,
-            Step::Verify(_) | Step::VerifyDead(_) => Span::millis(policy.call.as_millis() * u64::from(policy.refusals)),
+            Step::Verify(_) | Step::VerifyDead(_) => {
+                Span::millis(policy.call.as_millis() * u64::from(policy.refusals))
+            }
             _ => policy.call,
         }
     }
 }
 
 impl Member {
-    fn entry(&mut self, holder: RotationId, event: Event, at: Timestamp, seal: Vec<Sealed>, destroy: Vec<ValueKey>) -> Entry {
+    fn entry(
+        &mut self,
+        holder: RotationId,
+        event: Event,
+        at: Timestamp,
+        seal: Vec<Sealed>,
+        destroy: Vec<ValueKey>,
+    ) -> Entry {
         let inventory = Some(self.inventory.clone());
         let entry = Entry { inventory, seal, destroy, ..self.next_entry(holder, event, at) };
         self.sequence += 1;
@@ -380,11 +457,19 @@ pub(crate) fn resources(drivers: &Drivers) -> Vec<Resource> {
 fn purge(rotation: &Rotation) -> Vec<ValueKey> {
     let plan = rotation.plan();
     let staying = rotation.version(rotation.toward());
-    let readable = |store: &keywheel_core::plan::StorePlan| store.facts.read_back == keywheel_core::facts::ReadBack::Value;
+    let readable = |store: &keywheel_core::plan::StorePlan| {
+        store.facts.read_back == keywheel_core::facts::ReadBack::Value
+    };
     let keeps = !plan.stores.iter().all(readable);
-    let known = plan.previous.iter().chain(&plan.suspects).map(|known| known.version.0).chain([plan.pending.0]);
+    let known = plan
+        .previous
+        .iter()
+        .chain(&plan.suspects)
+        .map(|known| known.version.0)
+        .chain([plan.pending.0]);
     // A rotation that was taken over may have sealed a version between them that nobody knows to be minted.
-    let versions: SmallVec<[_; 3]> = (known.min().unwrap_or_default()..=plan.pending.0).map(VersionId).collect();
+    let versions: SmallVec<[_; 3]> =
+        (known.min().unwrap_or_default()..=plan.pending.0).map(VersionId).collect();
     let credentials = versions.iter().filter(|version| !keeps || Some(**version) != staying);
     let credentials = credentials.map(|version| perform::credential_key(plan, *version));
     let slots = versions.iter().flat_map(|version| perform::slot_keys(plan, *version));

@@ -5,12 +5,19 @@
 //! the secret and the sequence of the rotation that it continues; a stale one is refused (I05).
 
 pub mod audit;
+#[cfg(test)]
+mod golden;
 pub mod memory;
+mod place;
 mod rules;
+pub mod seal;
 pub mod sqlite;
 
-#[cfg(feature = "conformance")]
+#[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
+
+#[cfg(feature = "planted-bugs")]
+pub use rules::PLANTED;
 
 use std::sync::Arc;
 
@@ -135,7 +142,7 @@ pub struct Append {
 
 /// One event and all that stands or falls with it.
 pub struct Entry {
-    /// The first rotation of the batch, or the rotation itself: wave leases are held in its name.
+    /// The name in which wave leases are held: the batch's, or that of the rotation itself where it is alone.
     pub group: RotationId,
     /// The rotation.
     pub rotation: RotationId,
@@ -291,8 +298,16 @@ pub enum JournalError {
     /// The append contradicts itself; nothing was written.
     #[error("append makes no sense: {0}")]
     Malformed(String),
-    /// A sealed value cannot be opened: a wrong key-encryption key, or a damaged record.
-    #[error("sealed value of `{0}` cannot be opened: wrong key or damaged record")]
+    /// The disk is nearly full, and no rotation begins on it; nothing was written.
+    #[error("{free} bytes are free where the journal is, and no rotation begins below {floor}")]
+    LowSpace {
+        /// The free space in bytes.
+        free: u64,
+        /// The least for a rotation to begin.
+        floor: u64,
+    },
+    /// A sealed value cannot be opened: a wrong or missing key-encryption key, or a damaged record.
+    #[error("{0}")]
     Sealing(String),
     /// A record is damaged.
     #[error("journal is damaged at {place}: {detail}")]

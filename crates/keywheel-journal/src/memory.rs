@@ -211,6 +211,8 @@ impl Journal for MemoryJournal {
     }
 }
 
+const CLAIMS_PER_APPEND: usize = 8;
+
 #[derive(Clone, Default)]
 struct State {
     claims: BTreeMap<SecretName, Claim>,
@@ -445,11 +447,16 @@ impl State {
     fn remember(&mut self, undo: UndoLog) {
         let Some(undo) = undo.0 else { return };
         self.undo.push_back(undo);
-        let appends =
-            self.undo.iter().filter(|undo| matches!(undo.last(), Some(Undo::Append))).count();
-        if appends > self.undo_depth {
+        // Claims between the appends are kept as well, and bounded in case nothing else happens.
+        while self.undo.len() > CLAIMS_PER_APPEND * self.undo_depth
+            || self.undo_appends() > self.undo_depth
+        {
             self.undo.pop_front();
         }
+    }
+
+    fn undo_appends(&self) -> usize {
+        self.undo.iter().filter(|undo| matches!(undo.last(), Some(Undo::Append))).count()
     }
 
     fn lose_tail(&mut self, commits: usize) -> usize {
@@ -587,4 +594,160 @@ fn event_hash(entry: &Entry, actor: &Actor) -> String {
 
 fn json(data: &impl serde::Serialize) -> Vec<u8> {
     serde_json::to_vec(data).expect("events and inventory rows are plain data")
+}
+
+#[cfg(test)]
+mod tests {
+    use keywheel_core::event::Outcome;
+
+    use super::*;
+    use crate::conformance::{self, Begun};
+
+    fn journal() -> MemoryJournal {
+        MemoryJournal::new("here", Zeroizing::new([7; 32]))
+    }
+
+    #[tokio::test]
+    async fn it_passes_the_suite_of_every_journal() {
+        conformance::all(|| Box::new(journal())).await;
+    }
+
+    #[tokio::test]
+    async fn it_passes_the_suite_while_it_remembers_how_to_go_back() {
+        conformance::all(|| Box::new(journal().with_undo(3))).await;
+    }
+
+    #[tokio::test]
+    async fn an_append_fails_before_or_after_it_is_written() {
+        let journal = journal();
+        let begun = Begun::of(&journal, "a@test").await;
+        journal.fail_next(Fault::RefuseBefore);
+        assert!(matches!(
+            begun.append(&journal, 1, Event::Resumed).await,
+            Err(JournalError::Storage(_))
+        ));
+        assert_eq!(journal.records(&begun.rotation).await.unwrap().len(), 1);
+        journal.fail_nth(1, Fault::FailAfter);
+        begun.append(&journal, 1, Event::Resumed).await.unwrap();
+        assert!(matches!(
+            begun.append(&journal, 2, Event::Resumed).await,
+            Err(JournalError::Storage(_))
+        ));
+        assert_eq!(journal.records(&begun.rotation).await.unwrap().len(), 3);
+        begun.append(&journal, 3, Event::Resumed).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn h18_a_lost_tail_leaves_the_journal_as_it_was_before() {
+        let journal = journal().with_undo(8);
+        let begun = Begun::of(&journal, "a@test").await;
+        begun.append(&journal, 1, Event::Resumed).await.unwrap();
+        let before = journal.state().describe();
+        let resource = Resource("x".into());
+        let key = ValueKey {
+            secret: begun.secret.clone(),
+            version: VersionId(1),
+            part: "credential".into(),
+        };
+        let sealed = vec![crate::Sealed { key: key.clone(), value: Credential::default() }];
+        let row = Some(Inventory::new(begun.secret.clone()));
+        let full = Entry {
+            take: vec![resource],
+            seal: sealed,
+            inventory: row,
+            ..begun.entry(2, Event::Resumed)
+        };
+        conformance::append(&journal, vec![full]).await.unwrap();
+        let destroyed =
+            Entry { destroy: vec![key], give_back: true, ..begun.entry(3, Event::Resumed) };
+        conformance::append(&journal, vec![destroyed]).await.unwrap();
+        let later = Holder { id: "other".into(), name: "other".into() };
+        journal
+            .claim(&begun.secret, &later, Timestamp::from_millis(20_000), Span::seconds(1))
+            .await
+            .unwrap();
+        let after = Begun { epoch: Epoch(2), ..begun.clone() };
+        journal.fail_next(Fault::LoseTail(3));
+        let ended = Event::Ended { outcome: Outcome::Undone };
+        assert!(matches!(after.append(&journal, 4, ended).await, Err(JournalError::Storage(_))));
+        assert_eq!(journal.state().describe(), before);
+        begun.append(&journal, 2, Event::Resumed).await.unwrap();
+        assert_eq!(journal.verify_audit().await.unwrap().faults, Vec::<String>::new());
+        assert_eq!(journal.lose_tail(100), 3);
+        assert_eq!(journal.rotations(None).await.unwrap(), Vec::new());
+    }
+
+    #[tokio::test]
+    async fn h17_a_restored_snapshot_is_the_past() {
+        let journal = journal();
+        let begun = Begun::of(&journal, "a@test").await;
+        let snapshot = journal.snapshot();
+        let exported = {
+            begun.append(&journal, 1, Event::Resumed).await.unwrap();
+            journal.verify_audit().await.unwrap()
+        };
+        journal.restore(&snapshot);
+        assert_eq!(journal.records(&begun.rotation).await.unwrap().len(), 1);
+        assert_eq!(journal.verify_audit().await.unwrap().faults, Vec::<String>::new());
+        assert!(audit::contradiction(&journal, &exported).await.unwrap().is_some());
+    }
+
+    #[tokio::test]
+    async fn a_dead_holder_is_taken_over_at_once() {
+        let journal = journal();
+        let begun = Begun::of(&journal, "a@test").await;
+        let [first, second] =
+            ["first", "second"].map(|id| Holder { id: id.into(), name: id.into() });
+        let claim =
+            || journal.claim(&begun.secret, &second, Timestamp::from_millis(5), Span::seconds(1));
+        assert!(matches!(claim().await, Err(JournalError::Held { .. })));
+        journal.declare_dead(&first);
+        assert_eq!(claim().await.unwrap(), Epoch(2));
+    }
+
+    #[tokio::test]
+    async fn without_an_audit_chain_links_are_only_counted() {
+        let journal = journal().with_audit(false);
+        Begun::of(&journal, "a@test").await;
+        assert_eq!(journal.audit(0).await.unwrap(), Vec::new());
+        assert_eq!(journal.verify_audit().await.unwrap().links, 1);
+    }
+
+    #[tokio::test]
+    async fn h132_a_changed_record_breaks_the_chain() {
+        let journal = journal();
+        let begun = Begun::of(&journal, "a@test").await;
+        begun.append(&journal, 1, Event::Resumed).await.unwrap();
+        journal.state().rotations.get_mut(&begun.rotation).unwrap().records[1].event =
+            Event::StageClosed;
+        assert_eq!(journal.verify_audit().await.unwrap().faults.len(), 1);
+    }
+
+    #[cfg(feature = "planted-bugs")]
+    #[test]
+    fn every_planted_bug_of_the_rules_fails_the_suite() {
+        use keywheel_core::planted::switch;
+
+        for bug in crate::rules::PLANTED {
+            let suite = std::panic::catch_unwind(|| {
+                switch(Some(bug));
+                let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+                runtime.block_on(conformance::all(|| Box::new(journal())));
+            });
+            switch(None);
+            assert!(suite.is_err(), "{bug} passes");
+        }
+    }
+
+    impl State {
+        fn describe(&self) -> String {
+            let records: usize = self.rotations.values().map(|row| row.records.len()).sum();
+            let rows: Vec<_> = self.rotations.values().map(Rotation::row).collect();
+            let values: Vec<_> = self.values.keys().collect();
+            format!(
+                "{:?} {:?} {:?} {rows:?} {records} {values:?} {:?} {:?}",
+                self.claims, self.open, self.inventory, self.leases, self.head
+            )
+        }
+    }
 }

@@ -11,6 +11,18 @@ use keywheel_core::time::{Span, Timestamp};
 
 use crate::{Append, Entry, Epoch, Holder, JournalError, Resource, Sealed, ValueKey};
 
+/// The bugs that can be planted in the rules.
+#[cfg(feature = "planted-bugs")]
+pub const PLANTED: [&str; 7] = [
+    "ignore_epoch",
+    "ignore_sequence",
+    "open_twice",
+    "no_wave_leases",
+    "lost_seal",
+    "destroy_ignored",
+    "claim_of_the_living",
+];
+
 /// What a journal shows of itself to the rules.
 pub(crate) trait Known {
     /// Returns the epoch under which a secret is held now.
@@ -101,9 +113,10 @@ pub(crate) fn closes(event: &Event) -> bool {
     matches!(event, Event::Ended { .. } | Event::Resolved { .. } | Event::Superseded { .. })
 }
 
-/// Returns whether the wave leases of the entry's group are given back.
+/// Returns whether the wave leases of the entry's group are given back: on demand, and when a rotation alone is over.
 pub(crate) fn gives_back(entry: &Entry) -> bool {
-    entry.give_back && !planted!("nothing_is_given_back")
+    let is_over = entry.group == entry.rotation && entry.event.as_ref().is_some_and(closes);
+    (entry.give_back || is_over) && !planted!("nothing_is_given_back")
 }
 
 /// Returns the values that an entry seals.

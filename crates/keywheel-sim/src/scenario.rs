@@ -412,6 +412,7 @@ fn add_secret(
         planned: 0,
         promoted_at: 0,
         sampled_at: None,
+        refused: None,
     });
     Plan {
         format: FORMAT,
@@ -434,6 +435,7 @@ fn add_secret(
         inherits_until: None,
         extend: shape == Shape::Extension,
         batch: Vec::new(),
+        folder: "/srv".into(),
         issuer: IssuerPlan { bound: bound("issuer0".into()), facts },
         stores: store_plans,
         workloads: workload_plans,

@@ -1,3 +1,24 @@
 //! The keywheel program.
 
-fn main() {}
+mod cli;
+mod code;
+mod commands;
+mod compile;
+mod config;
+mod confirm;
+#[cfg(feature = "demo")]
+mod demo;
+mod drive;
+mod exit;
+mod output;
+mod prepare;
+mod progress;
+mod select;
+mod session;
+mod words;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cli::main()
+}

@@ -35,7 +35,10 @@ impl Build for Config {
 
     fn build(&self, _context: &Context) -> Result<Arc<dyn Issuer>, Refusal> {
         if self.length < 22 {
-            return Err(Refusal::operator(RefusalKind::Unsupported, "`length` must be at least 22 (128 bits)"));
+            return Err(Refusal::operator(
+                RefusalKind::Unsupported,
+                "`length` must be at least 22 (128 bits)",
+            ));
         }
         Ok(Arc::new(Random { length: self.length }))
     }
@@ -90,5 +93,38 @@ impl Issuer for Random {
 
     async fn revoke(&self, _id: &IssuedId) -> Result<(), CallError> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use keywheel_driver::conformance::issuer::{Subject, run};
+
+    use super::*;
+
+    fn build(length: u16) -> Result<Arc<dyn Issuer>, Refusal> {
+        Config { length }.build(&Context { root: "/".into() })
+    }
+
+    #[tokio::test]
+    async fn the_issuer_keeps_its_contract() {
+        for length in [22, 43] {
+            let issuer = build(length).unwrap_or_else(|e| panic!("{e}"));
+            let of = |value: &str| Credential::of_value(SecretValue::new(value.into()));
+            run(&Subject {
+                issuer: &*issuer,
+                prefix: "kw-suite-",
+                garbage: &of("garbage"),
+                lose_next_answer: None,
+                broken: &[&*issuer],
+                canaries: &[&of("canary-5e1f-canary-5e1f")],
+            })
+            .await;
+        }
+    }
+
+    #[test]
+    fn a_short_value_is_refused() {
+        assert!(build(21).is_err());
     }
 }

@@ -1,5 +1,14 @@
 //! Probes. To add one: write its file beside this one, with a `Config` that implements [`Build`](crate::Build), and name it
 //! in the list below. Nothing else in the program changes.
 
-/// The configuration of a probe: `{ http: {…} }`.
-pub enum ProbeConfig {}
+use keywheel_driver::Probe;
+
+use crate::list::drivers;
+
+drivers! {
+    /// The configuration of a probe: `{ http: {…} }`.
+    ProbeConfig for dyn Probe {
+        http => Http,
+        command => Command,
+    }
+}

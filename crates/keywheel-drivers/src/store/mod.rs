@@ -1,5 +1,18 @@
 //! Stores. To add one: write its file beside this one, with a `Config` that implements [`Build`](crate::Build), and name it
 //! in the list below. Nothing else in the program changes.
 
-/// The configuration of a store: `{ env_file: {…} }`.
-pub enum StoreConfig {}
+use keywheel_driver::Store;
+
+use crate::list::drivers;
+
+mod dotenv;
+mod local;
+mod replace;
+
+drivers! {
+    /// The configuration of a store: `{ env_file: {…} }`.
+    StoreConfig for dyn Store {
+        env_file => EnvFile,
+        file => File,
+    }
+}

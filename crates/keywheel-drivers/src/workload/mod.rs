@@ -1,5 +1,13 @@
 //! Workloads. To add one: write its file beside this one, with a `Config` that implements [`Build`](crate::Build), and name it
 //! in the list below. Nothing else in the program changes.
 
-/// The configuration of a workload: `{ process: {…} }`.
-pub enum WorkloadConfig {}
+use keywheel_driver::Workload;
+
+use crate::list::drivers;
+
+drivers! {
+    /// The configuration of a workload: `{ process: {…} }`.
+    WorkloadConfig for dyn Workload {
+        process => Process,
+    }
+}

@@ -1,0 +1,187 @@
+//! Why a secret is due: a list of small questions in order. The first to say yes gives the reason, and the sentence that
+//! people and the audit log both see.
+
+use crate::inventory::{Inventory, Version};
+use crate::plan::{Policy, Reason};
+use crate::time::{Span, Timestamp};
+use crate::version::{Stage, State};
+
+/// Why a secret is due, and since when.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Due {
+    /// The reason.
+    pub reason: Reason,
+    /// Since when; in the future where it is not due yet.
+    pub since: Timestamp,
+    /// The sentence.
+    pub because: String,
+}
+
+type Question = fn(&Inventory, &Version, &Policy) -> Option<Due>;
+
+/// The questions, most urgent first.
+const QUESTIONS: [Question; 3] = [compromised, expiring, past_its_cryptoperiod];
+
+/// Returns why a secret is due at `now`; none where it is not, where nothing is known of it, or while its schedule is held.
+pub fn due(inventory: &Inventory, policy: &Policy, now: Timestamp) -> Option<Due> {
+    next(inventory, policy).filter(|due| due.since <= now)
+}
+
+/// Returns when a secret is due next, and why.
+pub fn next(inventory: &Inventory, policy: &Policy) -> Option<Due> {
+    let current = inventory.at(Stage::Current)?;
+    let is_held = inventory.held_because.is_some() && current.state != State::Compromised;
+    let mut answers = QUESTIONS.iter().filter_map(|question| question(inventory, current, policy));
+    if is_held { None } else { answers.next() }
+}
+
+/// NIST SP 800-57 pt 1, 8.3.4: a compromised key is replaced at once.
+fn compromised(_: &Inventory, current: &Version, _: &Policy) -> Option<Due> {
+    let because = format!("{} is compromised", current.version);
+    let since = Timestamp::from_millis(i64::MIN);
+    (current.state == State::Compromised).then_some(Due {
+        reason: Reason::Compromised,
+        since,
+        because,
+    })
+}
+
+/// The issuer ends it by itself: time for the longest move and a retry is left, whatever the cryptoperiod says.
+fn expiring(_: &Inventory, current: &Version, policy: &Policy) -> Option<Due> {
+    let expires_at = current.expires_at?;
+    let lead = policy.soak + policy.patience + policy.patience;
+    let third = current.created_at.map_or(lead, |created| expires_at.since(created).part(1, 3));
+    let since = expires_at - third.min(lead.max(Span::days(1)));
+    Some(Due {
+        reason: Reason::Expiring,
+        since,
+        because: format!("its issuer ends {} by itself", current.version),
+    })
+}
+
+fn past_its_cryptoperiod(inventory: &Inventory, current: &Version, policy: &Policy) -> Option<Due> {
+    let began_at = inventory.rotated_at.or(current.created_at)?;
+    let day = match crate::planted!("days_are_counted_inclusively") {
+        true => Span::days(1),
+        false => Span::ZERO,
+    };
+    let since = began_at + policy.cryptoperiod + day;
+    Some(Due {
+        reason: Reason::Scheduled,
+        since,
+        because: format!("its cryptoperiod of {} ends", policy.cryptoperiod),
+    })
+}
+
+/// What a lease needs (`Strategy::Lease`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LeaseNeed {
+    /// Nothing yet; ask again then.
+    Nothing(Timestamp),
+    /// More time, with the same value.
+    Extend,
+    /// Another value.
+    Replace,
+}
+
+/// Returns what a lease needs at `now`: a replacement early enough for three moves and a visit, else an extension at half of
+/// what is left of it, as long as its longest life allows one.
+pub fn lease(
+    created_at: Timestamp,
+    expires_at: Timestamp,
+    longest_life: Span,
+    longest_move: Span,
+    visit: Span,
+    now: Timestamp,
+) -> LeaseNeed {
+    let dies_at = created_at + longest_life;
+    let by_share = created_at + longest_life.part(2, 3);
+    let by_moves = dies_at - (longest_move + longest_move + longest_move + visit);
+    let replace_at = by_share.min(by_moves);
+    let extend_at = created_at + expires_at.since(created_at).part(1, 2);
+    if now >= replace_at {
+        LeaseNeed::Replace
+    } else if now >= extend_at && expires_at < dies_at {
+        LeaseNeed::Extend
+    } else {
+        LeaseNeed::Nothing(if expires_at < dies_at {
+            replace_at.min(extend_at)
+        } else {
+            replace_at
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::version::VersionId;
+
+    fn inventory(change: impl FnOnce(&mut Inventory, &mut Version)) -> Inventory {
+        let mut inventory = Inventory::new("jwt@production".parse().unwrap());
+        let mut version =
+            Version::adopted(VersionId(1), None, Some(Timestamp::from_millis(0)), None);
+        inventory.rotated_at = Some(Timestamp::from_millis(0));
+        change(&mut inventory, &mut version);
+        inventory.versions.push(version);
+        inventory
+    }
+
+    fn after(span: Span) -> Timestamp {
+        Timestamp::from_millis(0) + span
+    }
+
+    #[test]
+    fn h34_a_cryptoperiod_of_90_days_ends_after_90_times_86400_seconds() {
+        let (row, policy) = (inventory(|_, _| {}), Policy::default());
+        assert_eq!(due(&row, &policy, after(Span::millis(90 * 86_400_000 - 1))), None);
+        assert_eq!(
+            due(&row, &policy, after(Span::days(90))).map(|due| due.reason),
+            Some(Reason::Scheduled)
+        );
+    }
+
+    #[test]
+    fn a_compromised_version_is_due_at_once_even_while_the_schedule_is_held() {
+        let row = inventory(|row, version| {
+            version.state = State::Compromised;
+            row.held_because = Some("reversed".into());
+        });
+        assert_eq!(
+            due(&row, &Policy::default(), after(Span::ZERO)).map(|due| due.reason),
+            Some(Reason::Compromised)
+        );
+    }
+
+    #[test]
+    fn a_held_schedule_is_never_due_by_age() {
+        let row = inventory(|row, _| row.held_because = Some("reversed".into()));
+        assert_eq!(due(&row, &Policy::default(), after(Span::days(400))), None);
+    }
+
+    #[test]
+    fn an_expiry_comes_before_the_cryptoperiod() {
+        let row = inventory(|_, version| version.expires_at = Some(after(Span::days(30))));
+        let due = next(&row, &Policy::default()).unwrap();
+        assert_eq!(due.reason, Reason::Expiring);
+        assert!(due.since < after(Span::days(30)) && due.since >= after(Span::days(20)));
+    }
+
+    #[test]
+    fn a_lease_is_extended_at_half_and_replaced_in_time_for_three_moves() {
+        let (created, hour) = (after(Span::ZERO), Span::hours(1));
+        let need = |now| {
+            lease(
+                created,
+                after(hour),
+                Span::hours(24),
+                Span::minutes(10),
+                Span::minutes(1),
+                after(now),
+            )
+        };
+        assert_eq!(need(Span::minutes(29)), LeaseNeed::Nothing(after(Span::minutes(30))));
+        assert_eq!(need(Span::minutes(30)), LeaseNeed::Extend);
+        assert_eq!(need(Span::hours(16)), LeaseNeed::Replace);
+    }
+}

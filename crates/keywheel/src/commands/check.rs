@@ -1,0 +1,104 @@
+//! `keywheel check`: could these secrets be rotated? Changes nothing.
+
+use clap::Args;
+use keywheel_core::call::CallError;
+use keywheel_driver::{Finding, Severity};
+use serde_json::json;
+
+use crate::cli::Globals;
+use crate::compile::{Built, drivers_of};
+use crate::config::{Config, Secret};
+use crate::exit::Exit;
+use crate::output::{Failure, Format};
+use crate::select::Selection;
+use crate::session::Session;
+use crate::{prepare, words};
+
+/// Check whether secrets could be rotated: configuration, permissions, quotas, stores, workloads; changes nothing
+#[derive(Debug, Args)]
+pub(crate) struct CheckArgs {
+    #[command(flatten)]
+    selection: Selection,
+}
+
+struct Found {
+    secret: String,
+    place: String,
+    blocks: bool,
+    message: String,
+}
+
+pub(crate) async fn run(args: &CheckArgs, globals: &Globals) -> Result<Exit, Failure> {
+    let config = globals.load()?;
+    let environment = args.selection.environment(&config)?;
+    let selection = Selection {
+        all: args.selection.all || args.selection.is_empty(),
+        ..args.selection.clone()
+    };
+    let secrets = selection.secrets(globals, &config).await?;
+    let session = Session::look(globals, &config, &environment.name)?;
+    let mut found = Vec::new();
+    for secret in &secrets {
+        found.extend(one(&session, &config, secret).await?);
+    }
+    let output = globals.output();
+    let blocked = found.iter().any(|one| one.blocks);
+    match output.format {
+        Format::Text => {
+            let rows: Vec<Vec<String>> = found
+                .iter()
+                .map(|one| {
+                    let mark = if one.blocks { "blocks" } else { "note" };
+                    vec![mark.into(), one.secret.clone(), one.place.clone(), one.message.clone()]
+                })
+                .collect();
+            let verdict = if blocked { "not ready" } else { "ready" };
+            output.text(&format!("{}{}: {}, {verdict}\n", words::table(&rows, "  "), environment.name, words::counted(secrets.len(), "secret")))?;
+        }
+        Format::Json => output.json(&json!({
+            "environment": environment.name,
+            "secrets": secrets.len(),
+            "ready": !blocked,
+            "findings": found.iter().map(|one| json!({
+                "secret": one.secret, "place": one.place, "blocks": one.blocks, "message": one.message,
+            })).collect::<Vec<_>>(),
+        }))?,
+    }
+    Ok(if blocked { Exit::Refused } else { Exit::Done })
+}
+
+async fn one(session: &Session, config: &Config, secret: &Secret) -> Result<Vec<Found>, Failure> {
+    let plan = prepare::draft(session, config, secret)?;
+    let built = drivers_of(&plan)?;
+    let mut found = Vec::new();
+    let mut add = |place: String, findings: Result<Vec<Finding>, CallError>| {
+        let findings = findings.unwrap_or_else(|error| vec![Finding::blocks(error.to_string())]);
+        found.extend(findings.into_iter().map(|finding| Found {
+            secret: secret.name.name().into(),
+            place: place.clone(),
+            blocks: finding.severity == Severity::Blocks,
+            message: finding.message,
+        }));
+    };
+    add(format!("issuer {}", plan.issuer.bound.name), built.issuer.preflight().await);
+    for (store, planned) in built.stores.iter().zip(&plan.stores) {
+        let addresses: Vec<String> =
+            planned.slots.iter().map(|slot| slot.address.clone()).collect();
+        add(format!("store {}", planned.bound.name), store.preflight(&addresses).await);
+    }
+    for (workload, planned) in built.workloads.iter().zip(&plan.workloads) {
+        add(format!("workload {}", planned.bound.name), workload.preflight().await);
+    }
+    add("stores".into(), held(&plan, &built).await);
+    Ok(found)
+}
+
+async fn held(plan: &keywheel_core::plan::Plan, built: &Built) -> Result<Vec<Finding>, CallError> {
+    match prepare::agreed(plan, built).await {
+        Ok(Some(_)) => Ok(Vec::new()),
+        Ok(None) => {
+            Ok(vec![Finding::note("no store holds a value yet; the first rotation makes one")])
+        }
+        Err(failure) => Ok(vec![Finding::blocks(failure.message)]),
+    }
+}

@@ -1,0 +1,208 @@
+//! `keywheel doctor`: does the world agree with the journal? Changes nothing.
+
+use clap::Args;
+use keywheel_core::evidence::{Expected, Proof, judge};
+use keywheel_core::fingerprint::Compared;
+use keywheel_core::inventory::Inventory;
+use keywheel_core::plan::{Plan, RotationId};
+use keywheel_core::version::Stage;
+use keywheel_engine::request::held_by;
+use serde_json::json;
+
+use crate::cli::Globals;
+use crate::compile::{Built, drivers_of};
+use crate::config::{Config, Secret};
+use crate::exit::Exit;
+use crate::output::{Failure, Format};
+use crate::select::Selection;
+use crate::session::{Session, journal_failure};
+use crate::{prepare, words};
+
+/// Compare journal and world: drift in stores, stale replicas, live credentials that nobody owns; changes nothing
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
+    #[command(flatten)]
+    selection: Selection,
+}
+
+struct Finding {
+    secret: String,
+    what: String,
+    then: String,
+}
+
+pub(crate) async fn run(args: &DoctorArgs, globals: &Globals) -> Result<Exit, Failure> {
+    let config = globals.load()?;
+    let environment = args.selection.environment(&config)?;
+    let selection = Selection {
+        all: args.selection.all || args.selection.is_empty(),
+        ..args.selection.clone()
+    };
+    let secrets = selection.secrets(globals, &config).await?;
+    let session = Session::look(globals, &config, &environment.name)?;
+    let mut found = Vec::new();
+    for secret in &secrets {
+        if let Some(row) = session.inventory(&secret.name).await? {
+            found.extend(Check { session: &session, config: &config, secret, row }.all().await?);
+        }
+    }
+    let verdict = session.journal.verify_audit().await.map_err(journal_failure)?;
+    found.extend(verdict.faults.into_iter().map(|fault| Finding {
+        secret: "-".into(),
+        what: format!("audit chain: {fault}"),
+        then: "keywheel audit verify".into(),
+    }));
+    let output = globals.output();
+    match output.format {
+        Format::Text => {
+            let rows: Vec<Vec<String>> =
+                found.iter().map(|one| vec![one.secret.clone(), one.what.clone(), one.then.clone()]).collect();
+            let verdict = if found.is_empty() { "world and journal agree".into() } else { words::counted(found.len(), "finding") };
+            output.text(&format!("{}{}: {}, {verdict}\n", words::table(&rows, "  "), environment.name, words::counted(secrets.len(), "secret")))?;
+        }
+        Format::Json => output.json(&json!({
+            "environment": environment.name,
+            "findings": found.iter().map(|one| json!({ "secret": one.secret, "what": one.what, "then": one.then })).collect::<Vec<_>>(),
+        }))?,
+    }
+    Ok(if found.is_empty() { Exit::Done } else { Exit::NeedsOperator })
+}
+
+struct Check<'a> {
+    session: &'a Session,
+    config: &'a Config,
+    secret: &'a Secret,
+    row: Inventory,
+}
+
+impl Check<'_> {
+    async fn all(&self) -> Result<Vec<Finding>, Failure> {
+        let plan = prepare::draft(self.session, self.config, self.secret)?;
+        let built = drivers_of(&plan)?;
+        let mut found = Vec::new();
+        if self.row.open.is_none() {
+            self.stores(&plan, &built, &mut found).await;
+            self.replicas(&plan, &built, &mut found).await;
+        } else if let Some(reason) = self.row.open.as_ref().and_then(|open| open.parked.as_ref()) {
+            found.push(self.finding(format!("parked: {reason}"), "resume"));
+        }
+        self.unended(&mut found);
+        self.orphans(&built, &mut found).await?;
+        Ok(found)
+    }
+
+    fn finding(&self, what: String, command: &str) -> Finding {
+        Finding {
+            secret: self.secret.name.name().into(),
+            what,
+            then: format!("keywheel {command} {}", self.secret.name),
+        }
+    }
+
+    async fn stores(&self, plan: &Plan, built: &Built, found: &mut Vec<Finding>) {
+        let known = self.row.at(Stage::Current).and_then(|current| current.fingerprint);
+        for (store, planned) in built.stores.iter().zip(&plan.stores) {
+            let name = &planned.bound.name;
+            match held_by(store.as_ref(), planned).await {
+                Err(error) => found
+                    .push(self.finding(format!("store `{name}` cannot be read: {error}"), "check")),
+                Ok(None) if known.is_some() => {
+                    found.push(self.finding(format!("store `{name}` holds no value"), "reconcile"))
+                }
+                Ok(None) => {}
+                Ok(Some(held)) => {
+                    let seen = self.session.engine.fingerprint(&held);
+                    if known.is_some_and(|known| known.compare(&seen) == Compared::Different) {
+                        found.push(self.finding(
+                            format!("store `{name}` was changed by somebody else"),
+                            "reconcile",
+                        ));
+                    }
+                }
+            }
+        }
+    }
+
+    /// A replica that holds another value than its stores do is stale.
+    async fn replicas(&self, plan: &Plan, built: &Built, found: &mut Vec<Finding>) {
+        let fingerprinter = &self.session.journal.installation().fingerprinter;
+        for (workload, planned) in built.workloads.iter().zip(&plan.workloads) {
+            let Ok(slots) = prepare::slots_now(plan, built, planned, fingerprinter).await else {
+                continue;
+            };
+            let addresses: Vec<String> = slots.iter().map(|(address, _)| address.clone()).collect();
+            let granularity = planned.facts.start_granularity;
+            let expected = Expected { slots: &slots, held_since: self.row.rotated_at, granularity };
+            let name = &planned.bound.name;
+            match workload.observe(&addresses, fingerprinter).await {
+                Err(error) => found.push(
+                    self.finding(format!("workload `{name}` cannot be observed: {error}"), "check"),
+                ),
+                Ok(replicas) => {
+                    let stale = replicas
+                        .iter()
+                        .filter(|replica| judge(replica, &expected) == Proof::Other)
+                        .count();
+                    if stale > 0 {
+                        let all = replicas.len();
+                        found.push(self.finding(
+                            format!("{stale} of {all} replicas of `{name}` hold another value"),
+                            "reconcile",
+                        ));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Versions that readers no longer have, and that nobody ended: an edit by hand took their place.
+    fn unended(&self, found: &mut Vec<Finding>) {
+        for version in self.row.versions.iter().filter(|version| version.stage.is_none()) {
+            let id = version
+                .issued
+                .as_ref()
+                .map_or("of unknown id".into(), |issued| format!("called {issued} by its issuer"));
+            found.push(self.finding(
+                format!("{}, {id}, was replaced by hand and never ended", version.version),
+                "rotate",
+            ));
+        }
+    }
+
+    /// Live credentials that carry our label, and that no version and no open rotation of this journal owns (L04).
+    async fn orphans(&self, built: &Built, found: &mut Vec<Finding>) -> Result<(), Failure> {
+        let live = match built.issuer.list("kw-").await {
+            Ok(live) => live,
+            Err(error) => {
+                found.push(self.finding(format!("its issuer cannot be asked: {error}"), "check"));
+                return Ok(());
+            }
+        };
+        let rotations = self
+            .session
+            .journal
+            .rotations(Some(&self.secret.name))
+            .await
+            .map_err(journal_failure)?;
+        let is_ours = |label: &str| {
+            rotations.iter().any(|row| label.starts_with(&row.rotation.label_prefix()))
+        };
+        let open: Option<&RotationId> = self.row.open.as_ref().map(|open| &open.rotation);
+        for one in live {
+            let owned = self
+                .row
+                .versions
+                .iter()
+                .any(|version| version.issued.as_ref() == Some(&one.issued));
+            let label = one.label.map(|label| label.0).unwrap_or_default();
+            let in_work = open.is_some_and(|open| label.starts_with(&open.label_prefix()));
+            if is_ours(&label) && !owned && !in_work {
+                found.push(self.finding(
+                    format!("a live credential that nobody owns carries our label `{label}`"),
+                    "where",
+                ));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,161 @@
+//! `keywheel plan`: what a rotation would do, step by step, and how each step is undone.
+
+use std::sync::Arc;
+
+use clap::Args;
+use keywheel_core::event::{Event, Step};
+use keywheel_core::forecast::{Coming, forecast};
+use keywheel_core::plan::{Accept, Mode, Plan, Reason};
+use keywheel_core::time::{Span, Timestamp};
+use keywheel_engine::NoWatch;
+use serde_json::json;
+
+use crate::cli::Globals;
+use crate::exit::Exit;
+use crate::output::{Failure, Format};
+use crate::prepare::{self, Prepared, Request};
+use crate::select::Selection;
+use crate::session::Session;
+use crate::words;
+
+/// Show what a rotation would do; changes nothing
+#[derive(Debug, Args)]
+pub(crate) struct PlanArgs {
+    #[command(flatten)]
+    selection: Selection,
+    /// Why, in your words
+    #[arg(long, value_name = "TEXT")]
+    because: Option<String>,
+}
+
+pub(crate) async fn run(args: &PlanArgs, globals: &Globals) -> Result<Exit, Failure> {
+    let config = globals.load()?;
+    let environment = args.selection.environment(&config)?;
+    let secrets = args.selection.secrets(globals, &config).await?;
+    let session = Session::act(globals, &config, &environment.name, Arc::new(NoWatch))?;
+    let request =
+        Request { reason: Reason::Requested, because: args.because.clone(), mode: Mode::Normal };
+    let prepared = prepare::plans(&session, &config, &secrets, &request).await?;
+    let output = globals.output();
+    match output.format {
+        Format::Text => {
+            let names: Vec<&str> = secrets.iter().map(|secret| secret.name.name()).collect();
+            let run = format!("keywheel rotate {} -e {}", names.join(" "), environment.name);
+            output.text(&text(&prepared, session.now(), &run))?;
+        }
+        Format::Json => output.json(&json!({
+            "plan": prepare::hash(&prepared),
+            "environment": environment.name,
+            "rotations": prepared.iter().map(|one| one.plan.as_ref()).collect::<Vec<_>>(),
+            "steps": steps(&prepared, session.now()),
+        }))?,
+    }
+    Ok(Exit::Done)
+}
+
+fn arcs(prepared: &[Prepared]) -> Vec<Arc<Plan>> {
+    prepared.iter().map(|one| Arc::clone(&one.plan)).collect()
+}
+
+fn steps(prepared: &[Prepared], now: Timestamp) -> Vec<serde_json::Value> {
+    let coming = forecast(&arcs(prepared), now);
+    let told = coming.iter().filter_map(|coming| Some((coming, line(prepared, coming)?)));
+    told.map(|(coming, line)| {
+        let members: Vec<_> = coming.members.iter().map(|member| prepared[*member].plan.secret.to_string()).collect();
+        json!({ "at": words::rfc3339(coming.at), "step": line.step, "what": line.what, "secrets": members })
+    })
+    .collect()
+}
+
+/// Puts plans into the table that people confirm.
+pub(crate) fn text(prepared: &[Prepared], now: Timestamp, run: &str) -> String {
+    let hash = prepare::hash(prepared);
+    let first = &prepared[0].plan;
+    let coming = forecast(&arcs(prepared), now);
+    let rolls = |members: usize| {
+        let is_roll =
+            |one: &&Coming| matches!(one.event, Event::Intended { step: Step::Roll { .. }, .. });
+        coming.iter().filter(is_roll).filter(|one| one.members.len() >= members).count()
+    };
+    let shared = match (rolls(1), rolls(2)) {
+        (all, 0) => words::counted(all, "roll"),
+        (all, shared) => format!("{}, {shared} of them shared", words::counted(all, "roll")),
+    };
+    let count = words::counted(prepared.len(), "secret");
+    let mut text = format!(
+        "plan {} · {} · {count} · {shared} · disruption: {}\n",
+        hash.short(),
+        first.secret.environment(),
+        disruption(prepared)
+    );
+    let heads: Vec<Vec<String>> = prepared.iter().map(|one| head(&one.plan)).collect();
+    text.push_str(&words::table(&heads, "  "));
+    text.push_str(&words::table(&rows(prepared, &coming, now), "  "));
+    if prepared.iter().any(|one| one.adopted.is_some()) {
+        text.push_str(
+            "  values that are in use now are adopted as v1 first; they are not changed by that\n",
+        );
+    }
+    if !run.is_empty() {
+        text.push_str(&format!("  run it: {run} --plan {}\n", hash.short()));
+    }
+    text
+}
+
+fn disruption(prepared: &[Prepared]) -> &'static str {
+    let accepts = |what: Accept| prepared.iter().any(|one| one.plan.policy.accept.contains(&what));
+    if accepts(Accept::Outage) {
+        "an outage, which you accepted"
+    } else if accepts(Accept::SessionsEnd) {
+        "sessions end, which you accepted"
+    } else {
+        "none"
+    }
+}
+
+fn head(plan: &Plan) -> Vec<String> {
+    let previous =
+        plan.previous.as_ref().map_or("nothing".into(), |previous| previous.version.to_string());
+    let reason = match plan.reason {
+        Reason::Scheduled => "due",
+        Reason::Requested => "requested",
+        Reason::Expiring => "expiring",
+        Reason::Compromised => "compromised",
+    };
+    vec![
+        plan.secret.name().into(),
+        words::strategy(plan.strategy).into(),
+        format!("{previous} → {}", plan.pending),
+        reason.into(),
+    ]
+}
+
+/// One row a step. Checks that change nothing are folded away, except the first ones.
+fn rows(prepared: &[Prepared], coming: &[Coming], now: Timestamp) -> Vec<Vec<String>> {
+    let mut rows = vec![["when", "", "step", "what", "undo"].map(str::to_owned).to_vec()];
+    let mut last_when = String::new();
+    let mut number = 0;
+    for one in coming {
+        let Some(line) = line(prepared, one) else { continue };
+        number += 1;
+        let when =
+            if one.at.since(now) < Span::minutes(1) { "now".into() } else { words::when(one.at) };
+        let shown = if when == last_when { String::new() } else { when.clone() };
+        last_when = when;
+        rows.push(vec![shown, number.to_string(), line.step.into(), line.what, line.undo.into()]);
+    }
+    rows
+}
+
+fn line(prepared: &[Prepared], coming: &Coming) -> Option<words::Line> {
+    let plan = &prepared[coming.members[0]].plan;
+    match &coming.event {
+        Event::Intended {
+            step: Step::Preflight | Step::Capture | Step::Evidence { .. } | Step::Sweep,
+            ..
+        } => None,
+        Event::Intended { step, .. } => Some(words::step(plan, *step)),
+        Event::Promoted { .. } => words::record(plan, &coming.event),
+        _ => None,
+    }
+}

@@ -1,0 +1,260 @@
+//! `keywheel resume`, `undo`, `cancel` and `resolve`: what is asked of rotations that are open.
+
+use std::sync::Arc;
+
+use clap::{Args, ValueEnum};
+use keywheel_core::event::{Event, Outcome};
+use keywheel_core::secret::SecretName;
+use keywheel_core::version::IssuedId;
+use keywheel_engine::run::Group;
+use serde_json::json;
+
+use crate::cli::Globals;
+use crate::config::{Config, Environment};
+use crate::exit::Exit;
+use crate::output::{Failure, Format, Output};
+use crate::progress::Progress;
+use crate::session::{Session, engine_failure};
+use crate::{code, confirm, drive, session};
+
+/// Which open rotations.
+#[derive(Debug, Args)]
+struct Open {
+    /// Secrets, by name
+    #[arg(value_name = "SECRET", required_unless_present = "all")]
+    names: Vec<String>,
+    /// Every secret with an open rotation
+    #[arg(long, conflicts_with = "names")]
+    all: bool,
+    /// The environment
+    #[arg(long, short, value_name = "ENV")]
+    environment: Option<String>,
+    /// Do not ask
+    #[arg(long, short)]
+    yes: bool,
+}
+
+/// Let open rotations go on: after a crash, after a wait, or after you mended what one was parked for
+#[derive(Debug, Args)]
+pub(crate) struct ResumeArgs {
+    #[command(flatten)]
+    open: Open,
+    /// Stay until nothing is owed any more
+    #[arg(long)]
+    soak: bool,
+    /// End the rollback window now, for this reason
+    #[arg(long, value_name = "BECAUSE")]
+    close_window: Option<String>,
+    /// Override a closed gate, and name the use that was seen
+    #[arg(long, value_name = "BECAUSE")]
+    override_gates: Option<String>,
+    /// Name the issuer's id of the version that is to be ended
+    #[arg(long, value_name = "ID", conflicts_with = "all")]
+    previous_id: Option<String>,
+}
+
+/// Turn rotations round: the previous version becomes, or stays, the current one
+#[derive(Debug, Args)]
+pub(crate) struct UndoArgs {
+    #[command(flatten)]
+    open: Open,
+    /// Why, in your words
+    #[arg(long, value_name = "TEXT", default_value = "an operator asked")]
+    because: String,
+    /// Stay until nothing is owed any more
+    #[arg(long)]
+    soak: bool,
+}
+
+/// Take back rotations that have changed nothing yet
+#[derive(Debug, Args)]
+pub(crate) struct CancelArgs {
+    #[command(flatten)]
+    open: Open,
+}
+
+/// Close parked rotations on your word
+#[derive(Debug, Args)]
+pub(crate) struct ResolveArgs {
+    #[command(flatten)]
+    open: Open,
+    /// Record it as
+    #[arg(long = "as", value_enum)]
+    outcome: Resolved,
+    /// What you did, and how you know
+    #[arg(long, value_name = "TEXT")]
+    because: String,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Resolved {
+    /// The new version is current and the former one is ended
+    Completed,
+    /// The former version is current and the new one is ended
+    Undone,
+}
+
+pub(crate) async fn resume(args: &ResumeArgs, globals: &Globals) -> Result<Exit, Failure> {
+    let config = globals.load()?;
+    let environment = args.open.chosen(&config)?;
+    let output = globals.output();
+    if args.open.all && Session::read(globals, &config, &environment.name)?.is_none() {
+        return nothing(output);
+    }
+    let session =
+        Session::act(globals, &config, &environment.name, Arc::new(Progress::new(output)))?;
+    let mut groups = Vec::new();
+    for secrets in args.open.groups(&session, environment).await? {
+        let mut group = session.engine.recover(&secrets).await.map_err(engine_failure)?;
+        if !args.open.all {
+            session.engine.let_go_on(&mut group).await.map_err(engine_failure)?;
+        }
+        args.say(&session, &mut group).await?;
+        groups.push(group);
+    }
+    if groups.is_empty() {
+        return nothing(output);
+    }
+    drive::run(&session, groups, args.soak, output).await
+}
+
+impl ResumeArgs {
+    async fn say(&self, session: &Session, group: &mut Group) -> Result<(), Failure> {
+        let mut events = Vec::new();
+        if let Some(because) = &self.close_window {
+            events.push(Event::WindowClosed { because: because.clone() });
+        }
+        if let Some(because) = &self.override_gates {
+            events.push(Event::Overridden { because: because.clone() });
+        }
+        if let Some(id) = &self.previous_id {
+            let version =
+                group.rotations().find_map(|rotation| rotation.retiring().first().copied());
+            if let Some(version) = version {
+                events.push(Event::Identified { version, issued: IssuedId::new(id) });
+            }
+        }
+        for event in events {
+            session.engine.say(group, &event).await.map_err(engine_failure)?;
+        }
+        Ok(())
+    }
+}
+
+fn nothing(output: Output) -> Result<Exit, Failure> {
+    match output.format {
+        Format::Json => output.json(&json!({ "rotations": [] }))?,
+        Format::Text if !output.quiet => output.text("nothing is owed\n")?,
+        Format::Text => {}
+    }
+    Ok(Exit::Done)
+}
+
+pub(crate) async fn undo(args: &UndoArgs, globals: &Globals) -> Result<Exit, Failure> {
+    let config = globals.load()?;
+    let environment = args.open.chosen(&config)?;
+    confirm::go_on(environment, "Turn these rotations round?", args.open.yes)?;
+    let output = globals.output();
+    let session =
+        Session::act(globals, &config, &environment.name, Arc::new(Progress::new(output)))?;
+    let mut groups = Vec::new();
+    for secrets in args.open.groups(&session, environment).await? {
+        let mut group = session.engine.recover(&secrets).await.map_err(engine_failure)?;
+        session.engine.undo(&mut group, &args.because).await.map_err(engine_failure)?;
+        groups.push(group);
+    }
+    drive::run(&session, groups, args.soak, output).await
+}
+
+pub(crate) async fn cancel(args: &CancelArgs, globals: &Globals) -> Result<Exit, Failure> {
+    let config = globals.load()?;
+    let environment = args.open.chosen(&config)?;
+    let output = globals.output();
+    let session =
+        Session::act(globals, &config, &environment.name, Arc::new(Progress::new(output)))?;
+    let mut groups = Vec::new();
+    for secrets in args.open.groups(&session, environment).await? {
+        let mut group = session.engine.recover(&secrets).await.map_err(engine_failure)?;
+        if let Some(begun) = group.rotations().find(|rotation| rotation.mint_attempts() > 0) {
+            let secret = &begun.plan().secret;
+            let failure =
+                Failure::new(format!("`{secret}` cannot be cancelled: its mint was begun"));
+            let failure = failure
+                .code(code::NOT_NOW)
+                .exit(Exit::Refused)
+                .now("nothing changed by this command");
+            return Err(failure.hint(format!("`keywheel undo {secret}` turns it round")));
+        }
+        session
+            .engine
+            .undo(&mut group, "cancelled before anything was changed")
+            .await
+            .map_err(engine_failure)?;
+        groups.push(group);
+    }
+    match drive::run(&session, groups, false, output).await? {
+        Exit::Undone | Exit::Refused => Ok(Exit::Done),
+        other => Ok(other),
+    }
+}
+
+pub(crate) async fn resolve(args: &ResolveArgs, globals: &Globals) -> Result<Exit, Failure> {
+    let config = globals.load()?;
+    let environment = args.open.chosen(&config)?;
+    confirm::go_on(environment, "Close these rotations on your word?", args.open.yes)?;
+    let output = globals.output();
+    let session =
+        Session::act(globals, &config, &environment.name, Arc::new(Progress::new(output)))?;
+    let outcome = match args.outcome {
+        Resolved::Completed => Outcome::Completed,
+        Resolved::Undone => Outcome::Undone,
+    };
+    let mut groups = Vec::new();
+    for secrets in args.open.groups(&session, environment).await? {
+        let mut group = session.engine.recover(&secrets).await.map_err(engine_failure)?;
+        session.engine.resolve(&mut group, outcome, &args.because).await.map_err(engine_failure)?;
+        groups.push(group);
+    }
+    match drive::run(&session, groups, false, output).await? {
+        Exit::Undone | Exit::Refused => Ok(Exit::Done),
+        other => Ok(other),
+    }
+}
+
+impl Open {
+    fn chosen<'a>(&self, config: &'a Config) -> Result<&'a Environment, Failure> {
+        let named = self
+            .names
+            .iter()
+            .find_map(|name| name.split_once('@'))
+            .map(|(_, environment)| environment);
+        session::environment(config, self.environment.as_deref().or(named))
+    }
+
+    /// Returns the groups that the named secrets are open in; members of a batch stay together.
+    async fn groups(
+        &self,
+        session: &Session,
+        environment: &Environment,
+    ) -> Result<Vec<Vec<SecretName>>, Failure> {
+        let open = session.engine.open_groups().await.map_err(engine_failure)?;
+        if self.all {
+            return Ok(open);
+        }
+        let mut chosen: Vec<Vec<SecretName>> = Vec::new();
+        for name in &self.names {
+            let name = name.split_once('@').map_or(name.as_str(), |(name, _)| name);
+            let secret = SecretName::new(name, &environment.name)
+                .map_err(|error| Failure::new(error.to_string()).code(code::USAGE))?;
+            let Some(group) = open.iter().find(|group| group.contains(&secret)) else {
+                return Err(engine_failure(keywheel_engine::EngineError::NotOpen(
+                    secret.to_string(),
+                )));
+            };
+            if !chosen.contains(group) {
+                chosen.push(group.clone());
+            }
+        }
+        Ok(chosen)
+    }
+}

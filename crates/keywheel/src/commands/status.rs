@@ -1,0 +1,290 @@
+//! `keywheel status`: what the journal says, attention first. No network.
+
+use clap::{Args, ValueEnum};
+use keywheel_core::due;
+use keywheel_core::inventory::Inventory;
+use keywheel_core::time::{Span, Timestamp};
+use keywheel_core::version::Stage;
+use serde_json::{Value, json};
+
+use crate::cli::Globals;
+use crate::config::{Config, Environment, Secret};
+use crate::exit::Exit;
+use crate::output::{Failure, Format};
+use crate::session::{Session, journal_failure, now};
+use crate::{session, words};
+
+/// Show what the journal knows: what needs you, what is under way, what is due
+#[derive(Debug, Args)]
+pub(crate) struct StatusArgs {
+    /// One environment only
+    #[arg(long, short, value_name = "ENV")]
+    environment: Option<String>,
+    /// Healthy secrets too
+    #[arg(long)]
+    all: bool,
+    /// End with 6 where any of these is found
+    #[arg(long, value_name = "WHAT", value_delimiter = ',')]
+    fail_on: Vec<FailOn>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum FailOn {
+    /// A rotation waits for an operator
+    NeedsOperator,
+    /// A secret is past its cryptoperiod
+    Due,
+    /// A retirement is owed and late
+    Late,
+    /// A secret was never adopted
+    Unmanaged,
+}
+
+/// Where one secret stands, in the order in which people want to know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Standing {
+    NeedsYou,
+    Late,
+    UnderWay,
+    Due,
+    DueSoon,
+    Unmanaged,
+    Fine,
+}
+
+struct Row {
+    standing: Standing,
+    name: String,
+    state: String,
+    detail: String,
+    next: String,
+    json: Value,
+}
+
+/// A retirement that has been owed for this long is forgotten by whoever should resume it.
+const LATE: Span = Span::hours(6);
+
+pub(crate) async fn run(args: &StatusArgs, globals: &Globals) -> Result<Exit, Failure> {
+    let config = globals.load()?;
+    let chosen: Vec<&Environment> = match &args.environment {
+        Some(_) => vec![session::environment(&config, args.environment.as_deref())?],
+        None => config.environments.iter().collect(),
+    };
+    let mut found = Vec::new();
+    let mut text = String::new();
+    let mut list = Vec::new();
+    for environment in chosen {
+        let rows = rows(globals, &config, environment).await?;
+        found.extend(rows.iter().map(|row| row.standing));
+        text.push_str(&page(environment, &rows, args.all));
+        list.push(json!({
+            "environment": environment.name,
+            "secrets": rows.into_iter().map(|row| row.json).collect::<Vec<_>>(),
+        }));
+    }
+    let output = globals.output();
+    match output.format {
+        Format::Text => output.text(&text)?,
+        Format::Json => output.json(&json!({ "environments": list }))?,
+    }
+    Ok(if args.fail_on.iter().any(|what| found.contains(&standing_of(*what))) {
+        Exit::FailOn
+    } else {
+        Exit::Done
+    })
+}
+
+fn standing_of(what: FailOn) -> Standing {
+    match what {
+        FailOn::NeedsOperator => Standing::NeedsYou,
+        FailOn::Due => Standing::Due,
+        FailOn::Late => Standing::Late,
+        FailOn::Unmanaged => Standing::Unmanaged,
+    }
+}
+
+async fn rows(
+    globals: &Globals,
+    config: &Config,
+    environment: &Environment,
+) -> Result<Vec<Row>, Failure> {
+    let known = match Session::read(globals, config, &environment.name)? {
+        Some(session) => session.journal.inventories().await.map_err(journal_failure)?,
+        None => Vec::new(),
+    };
+    let now = now();
+    let mut rows: Vec<Row> = environment
+        .secrets
+        .iter()
+        .map(|secret| match known.binary_search_by(|row| row.secret.cmp(&secret.name)) {
+            Ok(index) => row(secret, &known[index], now),
+            Err(_) => unmanaged(secret),
+        })
+        .collect();
+    let gone = known
+        .iter()
+        .filter(|row| !environment.secrets.iter().any(|secret| secret.name == row.secret));
+    rows.extend(gone.filter(|row| row.open.is_some()).map(|row| retired(row, now)));
+    rows.sort_by_key(|row| row.standing);
+    Ok(rows)
+}
+
+fn unmanaged(secret: &Secret) -> Row {
+    let name = secret.name.name().to_owned();
+    Row {
+        standing: Standing::Unmanaged,
+        state: "unmanaged".into(),
+        detail: "never adopted".into(),
+        next: format!("keywheel adopt {name}"),
+        json: json!({ "secret": secret.name, "standing": "unmanaged" }),
+        name,
+    }
+}
+
+/// An open rotation of a secret that is no longer in the file still has to end.
+fn retired(row: &Inventory, now: Timestamp) -> Row {
+    let (standing, state, detail, next) =
+        open(row, now).unwrap_or((Standing::Fine, "ok".into(), String::new(), String::new()));
+    Row {
+        standing,
+        name: row.secret.name().to_owned(),
+        state,
+        detail,
+        next,
+        json: fields(row, standing, None),
+    }
+}
+
+fn row(secret: &Secret, row: &Inventory, now: Timestamp) -> Row {
+    let name = secret.name.name().to_owned();
+    let upcoming = due::next(row, &secret.policy);
+    let (standing, state, detail, next) =
+        open(row, now).unwrap_or_else(|| scheduled(secret, row, upcoming.as_ref(), now));
+    Row { standing, name, state, detail, next, json: fields(row, standing, upcoming.as_ref()) }
+}
+
+type Told = (Standing, String, String, String);
+
+fn open(row: &Inventory, now: Timestamp) -> Option<Told> {
+    let open = row.open.as_ref()?;
+    let secret = &row.secret;
+    if let Some(reason) = &open.parked {
+        return Some((
+            Standing::NeedsYou,
+            "parked".into(),
+            reason.to_string(),
+            format!("keywheel resume {secret}"),
+        ));
+    }
+    let owed_at = open.owed_at.unwrap_or(now);
+    let detail = format!("{}; owes its next step {}", versions(row), words::distance(owed_at, now));
+    let late = owed_at + LATE < now;
+    let standing = if late { Standing::Late } else { Standing::UnderWay };
+    let next = if owed_at <= now {
+        format!("keywheel resume {secret}")
+    } else {
+        format!("keywheel undo {secret}")
+    };
+    Some((standing, open.phase.clone(), detail, next))
+}
+
+fn scheduled(
+    secret: &Secret,
+    row: &Inventory,
+    upcoming: Option<&due::Due>,
+    now: Timestamp,
+) -> Told {
+    let name = secret.name.name();
+    if let Some(held) = &row.held_because {
+        return (Standing::Due, "held".into(), held.clone(), format!("keywheel rotate {name}"));
+    }
+    match upcoming {
+        Some(due) if due.since <= now => (
+            Standing::Due,
+            "due".into(),
+            format!("{}; {}", versions(row), due.because),
+            format!("keywheel rotate {name}"),
+        ),
+        Some(due) if due.since.since(now) <= secret.rules.remind => (
+            Standing::DueSoon,
+            words::distance(due.since, now),
+            format!("{}; {}", versions(row), due.because),
+            format!("keywheel rotate {name}"),
+        ),
+        Some(due) => (
+            Standing::Fine,
+            "ok".into(),
+            format!("{}; due {}", versions(row), words::when(due.since)),
+            String::new(),
+        ),
+        None => {
+            (Standing::Fine, "ok".into(), format!("{}; age unknown", versions(row)), String::new())
+        }
+    }
+}
+
+fn versions(row: &Inventory) -> String {
+    let at = |stage| row.at(stage).map(|version| version.version.to_string());
+    match (at(Stage::Current), at(Stage::Previous), at(Stage::Pending)) {
+        (Some(current), Some(previous), _) => format!("{current}; {previous} is being ended"),
+        (Some(current), None, Some(pending)) => format!("{current}; {pending} is on its way"),
+        (Some(current), None, None) => current,
+        (None, _, _) => "no version yet".into(),
+    }
+}
+
+fn fields(row: &Inventory, standing: Standing, upcoming: Option<&due::Due>) -> Value {
+    let standing = match standing {
+        Standing::NeedsYou => "needs_operator",
+        Standing::Late => "late",
+        Standing::UnderWay => "under_way",
+        Standing::Due => "due",
+        Standing::DueSoon => "due_soon",
+        Standing::Unmanaged => "unmanaged",
+        Standing::Fine => "ok",
+    };
+    json!({
+        "secret": row.secret,
+        "standing": standing,
+        "current": row.at(Stage::Current).map(|version| version.version),
+        "previous": row.at(Stage::Previous).map(|version| version.version),
+        "pending": row.at(Stage::Pending).map(|version| version.version),
+        "rotation": row.open.as_ref().map(|open| &open.rotation),
+        "phase": row.open.as_ref().map(|open| &open.phase),
+        "parked": row.open.as_ref().and_then(|open| open.parked.as_ref()).map(ToString::to_string),
+        "owed_at": row.open.as_ref().and_then(|open| open.owed_at).map(words::rfc3339),
+        "rotated_at": row.rotated_at.map(words::rfc3339),
+        "due_at": upcoming.map(|due| words::rfc3339(due.since)),
+        "held_because": row.held_because,
+    })
+}
+
+fn page(environment: &Environment, rows: &[Row], all: bool) -> String {
+    let mut text = format!("{} · {}\n", environment.name, words::counted(rows.len(), "secret"));
+    let sections: [(&str, &[Standing]); 4] = [
+        ("needs you", &[Standing::NeedsYou, Standing::Late]),
+        ("under way", &[Standing::UnderWay]),
+        ("due", &[Standing::Due, Standing::DueSoon]),
+        ("unmanaged", &[Standing::Unmanaged]),
+    ];
+    for (title, standings) in sections {
+        let cells: Vec<Vec<String>> =
+            rows.iter().filter(|row| standings.contains(&row.standing)).map(cells).collect();
+        if !cells.is_empty() {
+            text.push_str(&format!("{title} ({})\n", cells.len()));
+            text.push_str(&words::table(&cells, "  "));
+        }
+    }
+    let fine: Vec<Vec<String>> =
+        rows.iter().filter(|row| row.standing == Standing::Fine).map(cells).collect();
+    if all {
+        text.push_str(&format!("ok ({})\n{}", fine.len(), words::table(&fine, "  ")));
+    } else if !fine.is_empty() {
+        text.push_str(&format!("ok ({})  keywheel status --all\n", fine.len()));
+    }
+    text
+}
+
+fn cells(row: &Row) -> Vec<String> {
+    vec![row.name.clone(), row.state.clone(), row.detail.clone(), row.next.clone()]
+}

@@ -1,0 +1,390 @@
+//! The rules that a secret keeps: its names are declared, its slots fit its strategy, its limits fit each other, and someone
+//! reads it.
+
+use keywheel_core::planted;
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+
+use keywheel_core::facts::{Authority, IssuerFacts};
+use keywheel_core::plan::{Accept, Part, Policy, Role, Slot, UrlPart};
+use keywheel_core::secret::SecretName;
+use keywheel_core::strategy::Strategy;
+use keywheel_core::time::Span;
+use keywheel_driver::duration::Duration;
+use keywheel_drivers::{Build, Context};
+
+use super::file::{Named, Next, PolicyEntry, ReadBy, Requirement, SecretEntry};
+use super::problem::{Place, Problem};
+use super::resolve::{DEFAULT_POLICY, Delivery, Environment, Rules, Secret, Store, Workload};
+use super::scope::{Found, Scope};
+use super::suggest::shown;
+use crate::code::{self, Code};
+
+/// What one secret is checked against.
+pub(super) struct SecretScope<'a> {
+    /// The environment as it is checked.
+    pub(super) scope: &'a Scope<'a>,
+    /// The environment as far as it is resolved.
+    pub(super) environment: &'a Environment,
+    /// The secret's name.
+    pub(super) name: &'a str,
+}
+
+impl SecretScope<'_> {
+    /// Resolves and checks the secret.
+    pub(super) fn secret(
+        &self,
+        entry: &SecretEntry,
+        policies: &Named<PolicyEntry>,
+        found: &mut Found,
+    ) -> Option<Secret> {
+        let name = SecretName::new(self.name, self.scope.name).expect("both were read as names");
+        let before = found.count();
+        let facts = found.keep(self.scope.issuer(&entry.issuer, &self.path(&["issuer"])));
+        self.names(entry, found);
+        let (policy_name, rules_of) = found.keep(self.policy(entry, policies))?;
+        let (policy, rules) = merge(&rules_of, entry);
+        let secret = Secret {
+            name,
+            owner: entry.owner.clone().filter(|owner| !owner.trim().is_empty()),
+            policy_name,
+            policy,
+            rules,
+            issuer: entry.issuer.clone(),
+            strategy: entry.strategy.into(),
+            deliveries: deliveries(entry),
+            readers: match &entry.read_by {
+                ReadBy::Workloads(names) => names.clone(),
+                ReadBy::Nobody => Vec::new(),
+            },
+            because: entry.because.clone().filter(|because| !because.trim().is_empty()),
+            after: entry.after.clone(),
+        };
+        found.keep(self.named_as_required(&secret, &rules_of));
+        found.keep(self.arranged(&secret));
+        if let Some(facts) = &facts {
+            found.keep(self.suits(&secret, facts));
+        }
+        found.keep(self.cryptoperiod(&secret));
+        if found.count() == before {
+            self.read_by_someone(&secret, &entry.read_by, found);
+        }
+        Some(secret)
+    }
+
+    fn path<'b>(&'b self, rest: &[&'b str]) -> Vec<&'b str> {
+        ["secrets", self.name].iter().chain(rest).copied().collect()
+    }
+
+    fn problem(&self, code: Code, rest: &[&str], message: impl Into<String>) -> Problem {
+        Problem::new(code, message).at(self.scope.tree.place_of(&self.path(rest)))
+    }
+
+    fn shown(&self) -> &str {
+        shown(self.name)
+    }
+
+    fn names(&self, entry: &SecretEntry, found: &mut Found) {
+        let scope = self.scope;
+        let stores = self.environment.stores.iter().map(|store| store.name.as_str());
+        for store in entry.stores.names() {
+            let path = self.path(&["stores", store]);
+            found.keep(scope.known("store", store, stores.clone(), &path));
+        }
+        if let ReadBy::Workloads(names) = &entry.read_by {
+            let workloads =
+                self.environment.workloads.iter().map(|workload| workload.name.as_str());
+            for name in names {
+                found.keep(scope.known(
+                    "workload",
+                    name,
+                    workloads.clone(),
+                    &self.path(&["read_by"]),
+                ));
+            }
+        }
+        for name in entry.environments.iter().flatten() {
+            let declared = scope.declared.iter().copied();
+            found.keep(scope.known("environment", name, declared, &self.path(&["environments"])));
+        }
+        if entry.environments.as_ref().is_some_and(Vec::is_empty) {
+            let message = format!("`secrets.{}.environments` is empty", self.shown());
+            found.add(self.problem(code::WRONG_VALUE, &["environments"], message));
+        }
+        if let Some(after) = &entry.after
+            && after.environment != scope.name
+        {
+            found.keep(scope.goes_first(after, &self.path(&["after"])));
+        }
+    }
+
+    fn policy(
+        &self,
+        entry: &SecretEntry,
+        policies: &Named<PolicyEntry>,
+    ) -> Result<(Option<String>, PolicyEntry), Problem> {
+        match &entry.policy {
+            Some(name) => {
+                self.scope.known("policy", name, policies.names(), &self.path(&["policy"]))?;
+                Ok((Some(name.clone()), policies.get(name).cloned().unwrap_or_default()))
+            }
+            None => {
+                let named = policies.get(DEFAULT_POLICY).cloned();
+                Ok((named.is_some().then(|| DEFAULT_POLICY.into()), named.unwrap_or_default()))
+            }
+        }
+    }
+
+    fn named_as_required(&self, secret: &Secret, policy: &PolicyEntry) -> Result<(), Problem> {
+        if policy.require.contains(&Requirement::Owner) && secret.owner.is_none() {
+            let message =
+                format!("`secrets.{}` names no `owner`, and its policy requires one", self.shown());
+            return Err(self.problem(code::POLICY_REQUIRES, &[], message));
+        }
+        Ok(())
+    }
+
+    /// Checks that the slots fit the strategy (H83).
+    fn arranged(&self, secret: &Secret) -> Result<(), Problem> {
+        let count = |delivery: &Delivery, role| {
+            delivery.slots.iter().filter(|slot| slot.role == role).count()
+        };
+        for delivery in &secret.deliveries {
+            let problem = |message: &str| {
+                let message = format!(
+                    "`secrets.{}.stores.{}` {message}",
+                    self.shown(),
+                    shown(&delivery.store)
+                );
+                self.problem(code::NO_OVERLAP, &["stores", &delivery.store], message)
+            };
+            let (current, also) =
+                (count(delivery, Role::Current), count(delivery, Role::AlsoAccepted));
+            let two_values = matches!(secret.strategy, Strategy::Keyring { .. } | Strategy::Append);
+            match (two_values, current, also) {
+                (true, 1, 1) => {}
+                (true, _, 0) => {
+                    return Err(problem("has no `also_accepted` slot, so readers cannot accept two values").hint(
+                        "let the readers accept a second value from a second slot, or choose `strategy: cutover` with \
+                         `accept: [sessions_end]`",
+                    ));
+                }
+                (true, ..) => {
+                    return Err(problem(
+                        "must have exactly one `current` and one `also_accepted` slot",
+                    ));
+                }
+                (false, _, 1..) => {
+                    return Err(problem(
+                        "has an `also_accepted` slot, which only `strategy: keyring` fills",
+                    ));
+                }
+                (false, ..) => self.fields(delivery)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks that the strategy suits what the issuer can do (H83, H90).
+    fn suits(&self, secret: &Secret, facts: &IssuerFacts) -> Result<(), Problem> {
+        let accepts = |loss| secret.policy.accept.contains(&loss);
+        let signs = facts.authority == Authority::Workload;
+        let problem = |code: Code, message: &str| {
+            self.problem(code, &["strategy"], format!("`secrets.{}` {message}", self.shown()))
+        };
+        match secret.strategy {
+            Strategy::Cutover if signs && !accepts(Accept::SessionsEnd) => Err(problem(
+                code::NO_OVERLAP,
+                "signs sessions, and a cutover ends those of its previous version",
+            )
+            .hint("use `strategy: { keyring: … }`, or add `accept: [sessions_end]` if that loss is right")),
+            Strategy::Cutover if !signs && !accepts(Accept::Outage) => {
+                Err(problem(code::NO_OVERLAP, "is cut over, and requests may fail meanwhile")
+                    .hint("add `accept: [outage]` if that loss is right"))
+            }
+            Strategy::Keyring { .. } | Strategy::Append | Strategy::Cutover => Ok(()),
+            _ if signs && !planted!("sessions_end_unasked") => Err(problem(
+                code::NO_OVERLAP,
+                "signs sessions, and this strategy would end those of its previous version",
+            )
+            .hint("use `strategy: { keyring: … }`, or `strategy: cutover` with `accept: [sessions_end]`")),
+            _ if facts.max_live == Some(1) => Err(problem(
+                code::UNSUITABLE,
+                "has an issuer that holds one live credential, so two versions cannot overlap",
+            )
+            .hint("use `strategy: cutover` with `accept: [outage]`")),
+            _ => Ok(()),
+        }
+    }
+
+    /// Checks that a store does not get a user name alone: the password that goes with it must reach the readers too.
+    fn fields(&self, delivery: &Delivery) -> Result<(), Problem> {
+        let username = |slot: &Slot| matches!(slot.part, Part::Url(UrlPart::Username));
+        if delivery.slots.iter().all(username) {
+            let message = format!(
+                "`secrets.{}.stores.{}` delivers a user name and no password",
+                self.shown(),
+                shown(&delivery.store)
+            );
+            return Err(self.problem(code::UNSUITABLE, &["stores", &delivery.store], message));
+        }
+        Ok(())
+    }
+
+    fn cryptoperiod(&self, secret: &Secret) -> Result<(), Problem> {
+        let policy = &secret.policy;
+        let needed = policy.soak + policy.rollback + secret.longest_move();
+        if policy.cryptoperiod >= needed || secret.rules.close_window {
+            return Ok(());
+        }
+        let message = format!(
+            "`secrets.{}`: a cryptoperiod of {} is shorter than soak, rollback window and the longest move together ({needed})",
+            self.shown(),
+            policy.cryptoperiod
+        );
+        let path: Vec<&str> = match &secret.policy_name {
+            Some(name) => vec!["policies", name, "cryptoperiod"],
+            None => self.path(&["policy"]),
+        };
+        let problem = Problem::new(code::CRYPTOPERIOD, message).at(self.scope.tree.place_of(&path));
+        Err(problem.hint("lengthen it, shorten `soak` or `rollback`, or let the next rotation end the window: `next: close_window`"))
+    }
+
+    fn read_by_someone(&self, secret: &Secret, read_by: &ReadBy, found: &mut Found) {
+        if *read_by == ReadBy::Nobody && secret.because.is_none() {
+            let message =
+                format!("`secrets.{}.read_by` is `nobody`, and nothing says why", self.shown());
+            found.add(
+                self.problem(code::NOBODY_READS, &["read_by"], message).hint("add `because: …`"),
+            );
+        }
+        let readers: Vec<&Workload> =
+            secret.readers.iter().filter_map(|name| self.environment.workload(name)).collect();
+        for reader in &readers {
+            if !secret.deliveries.iter().any(|delivery| reader.reads(&delivery.store)) {
+                let message = format!(
+                    "`secrets.{}` is read by workload `{}`, which reads none of its stores",
+                    self.shown(),
+                    shown(&reader.name)
+                );
+                found.add(self.problem(code::NOBODY_READS, &["read_by"], message).hint(format!(
+                    "add a store to `workloads.{}.reads`, or take the workload out of `read_by`",
+                    shown(&reader.name)
+                )));
+            }
+        }
+        for delivery in &secret.deliveries {
+            if !readers.is_empty() && !readers.iter().any(|reader| reader.reads(&delivery.store)) {
+                let message = format!(
+                    "`secrets.{}.stores.{}` is read by none of the workloads in `read_by`",
+                    self.shown(),
+                    shown(&delivery.store)
+                );
+                found.add(self.problem(code::NOBODY_READS, &["stores", &delivery.store], message));
+            }
+        }
+    }
+}
+
+fn deliveries(entry: &SecretEntry) -> Vec<Delivery> {
+    let sorted = |slots: &[Slot]| {
+        let mut slots = slots.to_vec();
+        slots.sort_by(|a, b| a.address.cmp(&b.address));
+        slots
+    };
+    entry
+        .stores
+        .0
+        .iter()
+        .map(|(store, slots)| Delivery { store: store.clone(), slots: sorted(&slots.0) })
+        .collect()
+}
+
+/// Lays a policy of the file over the built-in one.
+fn merge(entry: &PolicyEntry, secret: &SecretEntry) -> (Policy, Rules) {
+    let built_in = Policy::default();
+    let span = |given: Option<Duration>, otherwise: Span| given.map_or(otherwise, |d| d.span());
+    let policy = Policy {
+        cryptoperiod: span(entry.cryptoperiod, built_in.cryptoperiod),
+        soak: span(entry.soak, built_in.soak),
+        rollback: span(entry.rollback, built_in.rollback),
+        keep: entry.keep.map_or(built_in.keep, Into::into),
+        cannot_tell: entry.cannot_tell.map_or(built_in.cannot_tell, Into::into),
+        watch: span(entry.watch, built_in.watch),
+        gate_limit: span(entry.gate_limit, built_in.gate_limit),
+        fresh_for: span(entry.fresh_for, built_in.fresh_for),
+        call: span(entry.call, built_in.call),
+        roll: span(entry.roll, built_in.roll),
+        patience: span(entry.patience, built_in.patience),
+        retry: span(entry.retry, built_in.retry),
+        refusals: entry.refusals.unwrap_or(built_in.refusals).max(1),
+        accept: secret.accept.iter().map(|accept| (*accept).into()).collect(),
+    };
+    let rules = Rules {
+        remind: span(entry.remind, Span::days(30)),
+        needs_reason: entry.require.contains(&Requirement::Reason),
+        close_window: entry.next == Some(Next::CloseWindow),
+    };
+    (policy, rules)
+}
+
+/// One claim to a slot.
+#[derive(Clone, Copy)]
+struct Claim<'a> {
+    environment: &'a Environment,
+    secret: &'a Secret,
+    store: &'a str,
+    address: &'a str,
+}
+
+impl Claim<'_> {
+    fn place(&self) -> Place {
+        let path = ["secrets", self.secret.name.name(), "stores", self.store, self.address];
+        self.environment.tree.place_of(&path)
+    }
+
+    fn owner(&self) -> String {
+        format!("{}@{}", shown(self.secret.name.name()), shown(self.secret.name.environment()))
+    }
+}
+
+/// Refuses a slot that has two owners, in this environment or across environments (H61).
+pub(super) fn claims<'e>(environments: &'e [Environment], context: &Context, found: &mut Found) {
+    let mut first: BTreeMap<(String, &str), Claim<'e>> = BTreeMap::new();
+    for environment in environments {
+        let container = |store: &'e Store| {
+            Some((store.name.as_str(), store.config.build(context).ok()?.container()))
+        };
+        let containers: BTreeMap<&str, String> =
+            environment.stores.iter().filter_map(container).collect();
+        for secret in &environment.secrets {
+            for delivery in &secret.deliveries {
+                let Some(container) = containers.get(delivery.store.as_str()) else { continue };
+                for slot in &delivery.slots {
+                    let claim = Claim {
+                        environment,
+                        secret,
+                        store: &delivery.store,
+                        address: &slot.address,
+                    };
+                    match first.entry((container.clone(), &slot.address)) {
+                        Entry::Vacant(free) => drop(free.insert(claim)),
+                        Entry::Occupied(_) if planted!("slot_owned_twice") => {}
+                        Entry::Occupied(taken) => found.add(claimed(&claim, taken.get())),
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn claimed(claim: &Claim<'_>, first: &Claim<'_>) -> Problem {
+    let message = if claim.secret.name == first.secret.name {
+        format!("`{}` claims one slot twice", claim.owner())
+    } else {
+        format!("`{}` claims a slot that `{}` owns", claim.owner(), first.owner())
+    };
+    let problem = Problem::new(code::SLOT_CLAIMED, message).at(claim.place());
+    problem
+        .hint(format!("the first claim is at line {}; each slot has one owner", first.place().line))
+}

@@ -1,0 +1,241 @@
+//! Running rotations from a command: stop signals, what is printed at the end, and the exit code.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use futures_util::future::join_all;
+use keywheel_core::event::{Death, Outcome};
+use keywheel_core::rotation::{Next, Rotation};
+use keywheel_core::strategy::Side;
+use keywheel_core::time::Span;
+use keywheel_engine::run::{Group, Ran, Until};
+use serde_json::{Value, json};
+
+use crate::exit::Exit;
+use crate::output::{Failure, Format, Output};
+use crate::session::{Session, engine_failure};
+use crate::words;
+
+/// The longest wait of a retirement that a command without `--soak` sits out.
+const PATIENCE: Span = Span::seconds(2);
+
+/// Runs groups side by side, so that one that hangs delays nobody else, and says how they ended.
+pub(crate) async fn run(
+    session: &Session,
+    groups: Vec<Group>,
+    rest: bool,
+    output: Output,
+) -> Result<Exit, Failure> {
+    let stop = stop_on_signals(output);
+    let until = Until { rest, patience: PATIENCE, stop: &stop };
+    let runs = groups.into_iter().map(|mut group| async {
+        let ran = session.engine.run(&mut group, &until).await;
+        (group, ran)
+    });
+    let mut rotations = Vec::new();
+    let mut failures = Vec::new();
+    let mut stopped = false;
+    for (group, ran) in join_all(runs).await {
+        stopped |= matches!(ran, Ok(Ran::Stopped));
+        failures.extend(ran.err().map(engine_failure));
+        rotations.extend(group.rotations().cloned());
+    }
+    match Failure::of_all(failures) {
+        Some(failure) => Err(failure),
+        None => tell(session, &rotations, stopped, output),
+    }
+}
+
+/// The first signal asks to stop after the step under way; the second one leaves at once, which is safe because the intent
+/// of every step is journaled before it begins.
+fn stop_on_signals(output: Output) -> Arc<AtomicBool> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let asked = Arc::clone(&stop);
+    tokio::spawn(async move {
+        let Ok(mut terminate) =
+            tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
+        else {
+            return;
+        };
+        loop {
+            tokio::select! {
+                _ = tokio::signal::ctrl_c() => {}
+                _ = terminate.recv() => {}
+            }
+            if asked.swap(true, Ordering::SeqCst) {
+                output.note("left at once; `keywheel resume` goes on from the last intent");
+                std::process::exit(i32::from(Exit::NeedsOperator.number()));
+            }
+            output.note("stopping after this step; once more leaves at once");
+        }
+    });
+    stop
+}
+
+/// Says what is true of rotations now, and which exit code that is.
+fn tell(
+    session: &Session,
+    rotations: &[Rotation],
+    stopped: bool,
+    output: Output,
+) -> Result<Exit, Failure> {
+    match output.format {
+        Format::Json => {
+            let list: Vec<Value> =
+                rotations.iter().map(|rotation| summary(session, rotation)).collect();
+            output.json(&json!({ "rotations": list }))?;
+        }
+        Format::Text => {
+            let lines: String =
+                rotations.iter().map(|rotation| ending(session, rotation)).collect();
+            output.text(&lines)?;
+        }
+    }
+    if stopped && rotations.iter().any(|rotation| rotation.outcome().is_none()) {
+        output.note("stopped; `keywheel resume` goes on");
+    }
+    Ok(rotations.iter().map(exit).max_by_key(|exit| weight(*exit)).unwrap_or(Exit::Done))
+}
+
+/// Returns what programs are told of a rotation.
+pub(crate) fn summary(session: &Session, rotation: &Rotation) -> Value {
+    let plan = rotation.plan();
+    json!({
+        "secret": plan.secret,
+        "rotation": rotation.id(),
+        "plan": plan.hash(),
+        "strategy": words::strategy(plan.strategy),
+        "version": plan.pending,
+        "outcome": outcome(rotation),
+        "phase": rotation.phase().to_string(),
+        "because": rotation.turned_back_because().map(|because| words::turned_back(plan, because)),
+        "parked": rotation.parked().map(ToString::to_string),
+        "owed_at": owed_at(session, rotation),
+        "old_refused": old_refused(rotation),
+        "old_refused_reason": reason_unasked(rotation),
+    })
+}
+
+fn outcome(rotation: &Rotation) -> &'static str {
+    match rotation.outcome() {
+        Some(Outcome::Completed) => "completed",
+        Some(Outcome::Undone) => "undone",
+        Some(Outcome::Superseded) => "superseded",
+        None if rotation.parked().is_some() => "needs_operator",
+        None if rotation.promoted_side() == Side::Pending && rotation.toward() == Side::Pending => {
+            "promoted"
+        }
+        None => "open",
+    }
+}
+
+fn owed_at(session: &Session, rotation: &Rotation) -> Option<String> {
+    match rotation.next(session.now()) {
+        Next::Wait { until, .. } => Some(words::rfc3339(until)),
+        Next::Operator(_) | Next::Rest(_) => None,
+        _ => Some(words::rfc3339(session.now())),
+    }
+}
+
+/// Whether the version that was ended is refused: true only where somebody who can know said so.
+pub(crate) fn old_refused(rotation: &Rotation) -> Option<bool> {
+    let deaths: Vec<Option<Death>> =
+        rotation.retiring().into_iter().map(|version| rotation.ending().death(version)).collect();
+    (!deaths.is_empty() && deaths.iter().all(|death| *death == Some(Death::Refused)))
+        .then_some(true)
+}
+
+fn reason_unasked(rotation: &Rotation) -> Option<&'static str> {
+    let mut deaths =
+        rotation.retiring().into_iter().map(|version| rotation.ending().death(version));
+    if deaths.any(|death| death == Some(Death::NoOneToAsk)) { Some("no one to ask") } else { None }
+}
+
+fn ending(session: &Session, rotation: &Rotation) -> String {
+    let plan = rotation.plan();
+    let (secret, new) = (&plan.secret, plan.pending);
+    let old =
+        plan.previous.as_ref().map_or("nothing".into(), |previous| previous.version.to_string());
+    match (rotation.outcome(), rotation.parked()) {
+        (Some(Outcome::Completed), _) => {
+            let dead = if old_refused(rotation) == Some(true) {
+                "refused everywhere"
+            } else {
+                "ended; there was no one to ask"
+            };
+            format!("{secret}: completed; {new} is current, {old} is {dead}\n")
+        }
+        (Some(Outcome::Undone), _) => {
+            let because =
+                rotation.turned_back_because().map(|because| words::turned_back(plan, because));
+            let because =
+                because.map(|because| format!("  because: {because}\n")).unwrap_or_default();
+            if rotation.mint_attempts() == 0 {
+                format!("{secret}: refused; nothing was changed, {old} is current\n{because}")
+            } else {
+                format!("{secret}: undone; {old} is current, {new} is ended\n{because}")
+            }
+        }
+        (Some(Outcome::Superseded), _) => format!("{secret}: taken over by an emergency\n"),
+        (None, Some(reason)) => format!(
+            "{secret}: needs you: {reason}\n  then: keywheel resume {secret}, keywheel undo {secret}, or keywheel resolve {secret}\n"
+        ),
+        (None, None) => owed(session, rotation),
+    }
+}
+
+fn owed(session: &Session, rotation: &Rotation) -> String {
+    let plan = rotation.plan();
+    let (secret, new) = (&plan.secret, plan.pending);
+    let old =
+        plan.previous.as_ref().map_or("nothing".into(), |previous| previous.version.to_string());
+    let next = match rotation.next(session.now()) {
+        Next::Wait { until, .. } => {
+            format!("{} ({})", words::when(until), words::distance(until, session.now()))
+        }
+        _ => "now".into(),
+    };
+    if has_promoted(rotation) && rotation.toward() == Side::Pending {
+        format!(
+            "{secret}: promoted; {new} is current, {old} still works and is ended later: next look {next}\n  \
+             for cron: keywheel resume --all --quiet -e {}\n  back: keywheel undo {secret}\n",
+            secret.environment()
+        )
+    } else if has_promoted(rotation) {
+        format!(
+            "{secret}: turned round; {old} is current again, {new} still works and is ended later: next look {next}\n  \
+             for cron: keywheel resume --all --quiet -e {}\n",
+            secret.environment()
+        )
+    } else {
+        format!(
+            "{secret}: {}; next step {next}\n  goes on with: keywheel resume {secret}\n",
+            rotation.phase()
+        )
+    }
+}
+
+fn exit(rotation: &Rotation) -> Exit {
+    match rotation.outcome() {
+        Some(Outcome::Undone) if rotation.mint_attempts() == 0 => Exit::Refused,
+        Some(Outcome::Undone) => Exit::Undone,
+        Some(_) => Exit::Done,
+        None if rotation.parked().is_some() => Exit::NeedsOperator,
+        None if has_promoted(rotation) => Exit::Done,
+        None => Exit::NeedsOperator,
+    }
+}
+
+/// Whether readers have what the rotation walks towards: what is left is the retirement of the other version.
+fn has_promoted(rotation: &Rotation) -> bool {
+    rotation.was_ever_promoted() && rotation.promoted_side() == rotation.toward()
+}
+
+fn weight(exit: Exit) -> u8 {
+    match exit {
+        Exit::Done => 0,
+        Exit::Refused => 1,
+        Exit::Undone => 2,
+        _ => 3,
+    }
+}

@@ -1,0 +1,296 @@
+//! From a request to plans: what is known of each secret, what is adopted on the way, and which plan follows.
+
+use std::sync::Arc;
+
+use keywheel_core::call::CallError;
+use keywheel_core::event::Outcome;
+use keywheel_core::inventory::{Inventory, Version};
+use keywheel_core::plan::{Mode, Plan, PlanHash, Reason, VersionRef};
+use keywheel_core::secret::SecretName;
+use keywheel_core::strategy::Strategy;
+use keywheel_core::version::{Stage, State, VersionId};
+use keywheel_driver::issuer::Identity;
+use keywheel_engine::request::held_by;
+
+use crate::cli::Globals;
+use crate::code;
+use crate::compile::{Built, Inputs, compile, drivers_of};
+use crate::config::{Config, Secret};
+use crate::exit::Exit;
+use crate::output::Failure;
+use crate::session::{Session, engine_failure};
+use crate::words;
+
+/// What is asked of a rotation.
+#[derive(Clone, Debug)]
+pub(crate) struct Request {
+    /// Why.
+    pub(crate) reason: Reason,
+    /// The words.
+    pub(crate) because: Option<String>,
+    /// At a steady pace, or an emergency.
+    pub(crate) mode: Mode,
+}
+
+/// One secret, ready to be rotated.
+pub(crate) struct Prepared {
+    /// Its plan.
+    pub(crate) plan: Arc<Plan>,
+    /// Its row, where it is new and must be noted first.
+    pub(crate) adopted: Option<Inventory>,
+}
+
+/// Compiles the plans of a request. Nothing is changed: what would be adopted is only read.
+pub(crate) async fn plans(
+    session: &Session,
+    config: &Config,
+    secrets: &[&Secret],
+    request: &Request,
+) -> Result<Vec<Prepared>, Failure> {
+    let joins = |secret: &Secret| !matches!(secret.strategy, Strategy::Cutover | Strategy::Lease);
+    let is_batch = secrets.len() > 1
+        && secrets.iter().all(|secret| joins(secret))
+        && request.mode == Mode::Normal;
+    let batch: Vec<SecretName> = if is_batch {
+        secrets.iter().map(|secret| secret.name.clone()).collect()
+    } else {
+        Vec::new()
+    };
+    let mut prepared = Vec::new();
+    for secret in secrets {
+        prepared.push(one(session, config, secret, request, batch.clone()).await?);
+    }
+    Ok(prepared)
+}
+
+/// Returns the hash that names these plans together.
+pub(crate) fn hash(prepared: &[Prepared]) -> PlanHash {
+    match prepared {
+        [one] => one.plan.hash(),
+        many => PlanHash::of_batch(many.iter().map(|one| one.plan.as_ref())),
+    }
+}
+
+async fn one(
+    session: &Session,
+    config: &Config,
+    secret: &Secret,
+    request: &Request,
+    batch: Vec<SecretName>,
+) -> Result<Prepared, Failure> {
+    let (row, adopted) = match session.inventory(&secret.name).await? {
+        Some(row) => (row, None),
+        None => {
+            let row = adoption(session, config, secret, None).await?;
+            (row.clone(), Some(row))
+        }
+    };
+    let emergency = request.mode != Mode::Normal;
+    let mut inputs = Inputs {
+        installation: session.journal.installation().id.clone(),
+        previous: row.at(Stage::Current).map(Version::reference),
+        pending: row.next,
+        reason: request.reason,
+        because: request.because.clone(),
+        mode: request.mode,
+        suspects: Vec::new(),
+        takes_over: None,
+        inherits_until: None,
+        batch,
+    };
+    if emergency {
+        take_over(session, &secret.name, &row, &mut inputs).await?;
+    }
+    let plan = Arc::new(compile(config, &secret.name, inputs)?);
+    Ok(Prepared { plan, adopted })
+}
+
+/// A secret that follows another environment waits until the same rotation has completed there.
+pub(crate) async fn check_order(
+    globals: &Globals,
+    config: &Config,
+    secret: &Secret,
+) -> Result<(), Failure> {
+    let Some(after) = &secret.after else { return Ok(()) };
+    let refused = |cause: String| {
+        let failure = Failure::new(format!(
+            "`{}` goes after environment `{}`",
+            secret.name, after.environment
+        ));
+        let hint = format!(
+            "rotate it there first: `keywheel rotate {} -e {}`",
+            secret.name.name(),
+            after.environment
+        );
+        failure
+            .code(code::ORDER)
+            .exit(Exit::Refused)
+            .caused_by(cause)
+            .now("nothing changed")
+            .hint(hint)
+    };
+    let never = || refused("it was never rotated there".into());
+    let session = Session::read(globals, config, &after.environment)?.ok_or_else(never)?;
+    let first = SecretName::new(secret.name.name(), &after.environment).map_err(|_| never())?;
+    let row = session.inventory(&first).await?.ok_or_else(never)?;
+    if row.last_outcome != Some(Outcome::Completed) || row.open.is_some() {
+        return Err(refused("its rotation there has not completed".into()));
+    }
+    let rotated_at = row.rotated_at.ok_or_else(never)?;
+    match after.within {
+        Some(within) if rotated_at + within.span() < session.now() => Err(refused(format!(
+            "it completed there {}",
+            words::distance(rotated_at, session.now())
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// Every live version is suspect, and a running rotation is taken over with what it owes (H125).
+async fn take_over(
+    session: &Session,
+    secret: &SecretName,
+    row: &Inventory,
+    inputs: &mut Inputs,
+) -> Result<(), Failure> {
+    let compromised =
+        |version: &Version| VersionRef { state: State::Compromised, ..version.reference() };
+    let is_live = |version: &&Version| {
+        matches!(version.state, State::Active | State::Suspended | State::Compromised)
+    };
+    let current = inputs.previous.as_ref().map(|previous| previous.version);
+    inputs.previous = row.at(Stage::Current).map(compromised);
+    inputs.suspects = row
+        .versions
+        .iter()
+        .filter(is_live)
+        .filter(|version| Some(version.version) != current)
+        .map(compromised)
+        .collect();
+    if let Some(rotation) = session.open_rotation(secret).await? {
+        inputs.takes_over = Some(rotation.id().clone());
+        inputs.inherits_until = rotation.unsettled_until();
+    }
+    Ok(())
+}
+
+/// Returns the row that `adopt` would note: the value that every store holds now becomes version 1.
+pub(crate) async fn adoption(
+    session: &Session,
+    config: &Config,
+    secret: &Secret,
+    last_rotated: Option<keywheel_core::time::Timestamp>,
+) -> Result<Inventory, Failure> {
+    let mut row = Inventory::new(secret.name.clone());
+    let plan = draft(session, config, secret)?;
+    let built = drivers_of(&plan)?;
+    let Some(held) = agreed(&plan, &built).await? else { return Ok(row) };
+    let identity =
+        built.issuer.identify(&held).await.map_err(|error| unreachable(secret, &error))?;
+    let (issued, created_at) = match identity {
+        Identity::Known { issued, created_at, .. } => (Some(issued), created_at),
+        Identity::Candidates(_) | Identity::Unknown => (None, None),
+    };
+    let fingerprint = session.engine.fingerprint(&held);
+    row.versions.push(Version::adopted(VersionId(1), issued, created_at, Some(fingerprint)));
+    row.next = VersionId(2);
+    row.rotated_at = last_rotated.or(created_at);
+    Ok(row)
+}
+
+/// A plan that is only read: which drivers and slots a secret has.
+pub(crate) fn draft(session: &Session, config: &Config, secret: &Secret) -> Result<Plan, Failure> {
+    let inputs = Inputs {
+        installation: session.journal.installation().id.clone(),
+        previous: None,
+        pending: VersionId(1),
+        reason: Reason::Requested,
+        because: Some("draft".into()),
+        mode: Mode::Normal,
+        suspects: Vec::new(),
+        takes_over: None,
+        inherits_until: None,
+        batch: Vec::new(),
+    };
+    compile(config, &secret.name, inputs)
+}
+
+/// Returns the credential that all stores of a plan hold; none where none holds one.
+pub(crate) async fn agreed(
+    plan: &Plan,
+    built: &Built,
+) -> Result<Option<keywheel_core::secret::Credential>, Failure> {
+    let mut found: Option<(String, keywheel_core::secret::Credential)> = None;
+    for (store, planned) in built.stores.iter().zip(&plan.stores) {
+        let held = held_by(store.as_ref(), planned).await.map_err(|error| {
+            let failure = Failure::new(format!("store `{}` cannot be read", planned.bound.name));
+            failure
+                .code(code::STORE)
+                .exit(Exit::Refused)
+                .caused_by(error.to_string())
+                .now("nothing changed")
+        })?;
+        match (&found, held) {
+            (None, Some(held)) => found = Some((planned.bound.name.clone(), held)),
+            (Some((first, known)), Some(held)) if !known.same_as(&held) => {
+                let message = format!(
+                    "stores `{first}` and `{}` hold different values of `{}`",
+                    planned.bound.name, plan.secret
+                );
+                let failure = Failure::new(message).code(code::DISAGREE).exit(Exit::Refused);
+                return Err(failure.now("nothing changed; both values are as they were").hint(
+                    "find out which one is in use, and write it to the other store; keywheel does not guess",
+                ));
+            }
+            _ => {}
+        }
+    }
+    Ok(found.map(|(_, credential)| credential))
+}
+
+fn unreachable(secret: &Secret, error: &CallError) -> Failure {
+    let failure = Failure::new(format!("the issuer of `{}` cannot be asked", secret.name));
+    failure
+        .code(code::ISSUER)
+        .exit(Exit::Refused)
+        .caused_by(error.to_string())
+        .now("nothing changed")
+}
+
+/// Notes what was adopted on the way to a plan.
+pub(crate) async fn note_adopted(session: &Session, prepared: &[Prepared]) -> Result<(), Failure> {
+    for one in prepared {
+        if let Some(row) = &one.adopted {
+            session.engine.note(row.clone(), "adopted").await.map_err(engine_failure)?;
+        }
+    }
+    Ok(())
+}
+
+/// Returns what a workload reads now: the slots of its stores with their fingerprints.
+pub(crate) async fn slots_now(
+    plan: &Plan,
+    built: &Built,
+    workload: &keywheel_core::plan::WorkloadPlan,
+    fingerprinter: &keywheel_core::fingerprint::Fingerprinter,
+) -> Result<Vec<(String, Option<keywheel_core::fingerprint::Fingerprint>)>, Failure> {
+    let mut slots = Vec::new();
+    for store in &workload.reads {
+        let (store, planned) =
+            (&built.stores[usize::from(*store)], &plan.stores[usize::from(*store)]);
+        let addresses: Vec<String> =
+            planned.slots.iter().map(|slot| slot.address.clone()).collect();
+        let held = store.read(&addresses).await.map_err(|error| {
+            let failure = Failure::new(format!("store `{}` cannot be read", planned.bound.name));
+            failure
+                .code(code::STORE)
+                .exit(Exit::Refused)
+                .caused_by(error.to_string())
+                .now("nothing changed")
+        })?;
+        let held =
+            held.iter().map(|held| held.as_ref().map(|bytes| fingerprinter.of(bytes.expose())));
+        slots.extend(addresses.into_iter().zip(held));
+    }
+    Ok(slots)
+}

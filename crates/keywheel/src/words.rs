@@ -1,0 +1,252 @@
+//! Steps and times in words for people: the same ones in `plan`, in progress lines and in `rotation show`.
+
+use jiff::Timestamp as Instant;
+use jiff::tz::TimeZone;
+use keywheel_core::event::{Because, Event, Outcome, Step};
+use keywheel_core::facts::Authority;
+use keywheel_core::plan::{Plan, Role, Slot};
+use keywheel_core::rotation::Why;
+use keywheel_core::strategy::{Arrangement, Position, Side, Strategy};
+use keywheel_core::time::{Span, Timestamp};
+use keywheel_core::version::VersionId;
+
+/// Returns the name of a strategy.
+pub(crate) fn strategy(strategy: Strategy) -> &'static str {
+    match strategy {
+        Strategy::Overlap => "overlap",
+        Strategy::Keyring { .. } => "keyring",
+        Strategy::Alternate => "alternate",
+        Strategy::Cutover => "cutover",
+        Strategy::Lease => "lease",
+        Strategy::Append => "append",
+    }
+}
+
+/// One line of a plan or of progress.
+pub(crate) struct Line {
+    /// The kind of step.
+    pub(crate) step: &'static str,
+    /// What it does.
+    pub(crate) what: String,
+    /// How it is undone.
+    pub(crate) undo: &'static str,
+}
+
+/// Puts a step into words.
+pub(crate) fn step(plan: &Plan, step: Step) -> Line {
+    let name = plan.secret.name();
+    let issuer = &plan.issuer.bound.name;
+    let line = |step, what: String, undo| Line { step, what, undo };
+    let workload = |index: u8| plan.workloads[usize::from(index)].bound.name.as_str();
+    match step {
+        Step::Preflight => {
+            line("preflight", format!("{name}: permissions, quotas, stores, workloads"), "-")
+        }
+        Step::Capture => {
+            line("capture", format!("{name}: what every store holds now, sealed"), "-")
+        }
+        Step::Mint { attempt } => {
+            let label = plan.rotation().label(attempt);
+            let what = if plan.issuer.facts.label {
+                format!("{issuer}: {label}")
+            } else {
+                format!("{name} {}", plan.pending)
+            };
+            line("mint", what, if plan.issuer.facts.destroy { "revoke it" } else { "forget it" })
+        }
+        Step::FindMint { attempt } => {
+            line("find", format!("{issuer}: what became of attempt {attempt}"), "-")
+        }
+        Step::RevokeStray { .. } => {
+            line("revoke", format!("{issuer}: a stray that a lost answer left"), "none")
+        }
+        Step::Verify(version) => line(
+            "verify",
+            format!("{name} {version} is accepted {} times in a row", plan.policy.refusals),
+            "-",
+        ),
+        Step::Write { store, to } => {
+            line("write", write(plan, usize::from(store), to), "write back")
+        }
+        Step::Roll { workload: index, .. } => {
+            line("roll", format!("{}: one replica at a time", workload(index)), "write back, roll")
+        }
+        Step::Evidence { workload: index, .. } => {
+            line("evidence", format!("{}: every replica holds it", workload(index)), "-")
+        }
+        Step::Probe { .. } => {
+            let names: Vec<&str> =
+                plan.probes.iter().map(|probe| probe.bound.name.as_str()).collect();
+            line("probe", names.join(", "), "-")
+        }
+        Step::Visit => line("gates", format!("{name}: probes, drift, evidence, quiet"), "-"),
+        Step::Suspend(version) => {
+            line("suspend", format!("{name} {version}, reversibly"), "resume it")
+        }
+        Step::Resume(version) => line("resume", format!("{name} {version}"), "suspend it"),
+        Step::Revoke(version) => line("revoke", format!("{name} {version}, for good"), "none"),
+        Step::VerifyDead(version) => line("dead", death(plan, version), "-"),
+        Step::Sweep => {
+            line("sweep", format!("{issuer}: nothing else carries this rotation's label"), "-")
+        }
+        Step::Extend => line("extend", format!("{name}: its lease"), "-"),
+    }
+}
+
+fn death(plan: &Plan, version: VersionId) -> String {
+    let name = plan.secret.name();
+    match plan.issuer.facts.authority {
+        Authority::Issuer => {
+            format!("{name} {version}: its issuer refuses it, and accepts the other")
+        }
+        Authority::Workload => {
+            format!("{name} {version}: every replica refuses it, and accepts the other")
+        }
+        Authority::None => format!("{name} {version}: there is no one to ask"),
+    }
+}
+
+fn write(plan: &Plan, store: usize, to: Position) -> String {
+    let arrangement = plan.strategy.line(plan.is_emergency()).at(to);
+    let store = &plan.stores[store];
+    let slots = store
+        .slots
+        .iter()
+        .map(|slot| format!("{} ← {}", slot.address, content(plan, slot, arrangement)));
+    format!("{}: {}", store.bound.name, slots.collect::<Vec<_>>().join(", "))
+}
+
+fn content(plan: &Plan, slot: &Slot, arrangement: Arrangement) -> String {
+    let side = match slot.role {
+        Role::Current => Some(arrangement.current),
+        Role::AlsoAccepted => arrangement.also,
+    };
+    match side {
+        Some(Side::Pending) => plan.pending.to_string(),
+        Some(Side::Previous) => {
+            plan.previous.as_ref().map_or("empty".into(), |previous| previous.version.to_string())
+        }
+        None => "empty".into(),
+    }
+}
+
+/// Puts a record into words; none for records that need none.
+pub(crate) fn record(plan: &Plan, event: &Event) -> Option<Line> {
+    let line = |step, what: String| Some(Line { step, what, undo: "-" });
+    let name = plan.secret.name();
+    match event {
+        Event::Promoted { side: Side::Pending } => {
+            line("promote", format!("{name} {} is current; forward from here", plan.pending))
+        }
+        Event::Promoted { side: Side::Previous } => {
+            line("promote", format!("{name}: the previous version is current again"))
+        }
+        Event::TurnedBack { because } => {
+            line("undo", format!("{name}: {}", turned_back(plan, because)))
+        }
+        Event::Parked { reason } => line("parked", format!("{name}: {reason}")),
+        Event::Resumed => line("resumed", format!("{name}: everything is observed anew")),
+        Event::StageClosed => line(
+            "stage",
+            format!("{name}: the suspect is ended although not every replica has moved"),
+        ),
+        Event::Resolved { outcome, because } => {
+            line("resolved", format!("{name}: {outcome}, because {because}"))
+        }
+        Event::Superseded { by } => line("superseded", format!("{name}: by {by}")),
+        Event::Ended { outcome: Outcome::Completed } => line("done", format!("{name}: completed")),
+        Event::Ended { outcome } => line("done", format!("{name}: {outcome}")),
+        _ => None,
+    }
+}
+
+/// Says why a rotation turned round.
+pub(crate) fn turned_back(plan: &Plan, because: &Because) -> String {
+    let named = |of: Step| {
+        let line = step(plan, of);
+        format!("{} {}", line.step, line.what)
+    };
+    match because {
+        Because::Operator { because } => format!("asked for: {because}"),
+        Because::Step { step, refusal: Some(refusal) } => format!("{}: {refusal}", named(*step)),
+        Because::Step { step, refusal: None } => format!("{}: not done in time", named(*step)),
+        Because::Batch => "another member of the batch failed at a shared roll".into(),
+    }
+}
+
+/// Says what a wait is for.
+pub(crate) fn why(why: Why) -> String {
+    match why {
+        Why::Retry(step) => format!("{step} is tried again"),
+        Why::Settle => "a call without an answer can no longer land then".into(),
+        Why::Tokens => "tokens of the version that is dropped have expired then".into(),
+        Why::Soak => "soak: the gates are looked at then".into(),
+        Why::Rollback => "rollback window: the gates are looked at then".into(),
+    }
+}
+
+/// Puts an instant into words, in this machine's zone: `Tue 24 Nov 09:14`, with the year where it is another one.
+pub(crate) fn when(at: Timestamp) -> String {
+    let zone = TimeZone::system();
+    let Ok(instant) = Instant::from_millisecond(at.millis()) else { return "never".into() };
+    let then = instant.to_zoned(zone.clone());
+    let same_year = Instant::now().to_zoned(zone).year() == then.year();
+    then.strftime(if same_year { "%a %d %b %H:%M" } else { "%a %d %b %Y %H:%M" }).to_string()
+}
+
+/// Puts an instant into the form that programs read: RFC 3339, UTC.
+pub(crate) fn rfc3339(at: Timestamp) -> String {
+    Instant::from_millisecond(at.millis())
+        .map_or_else(|_| "never".into(), |instant| instant.to_string())
+}
+
+/// Puts an instant into the form of a log, with its zone.
+pub(crate) fn logged(at: Timestamp) -> String {
+    let Ok(instant) = Instant::from_millisecond(at.millis()) else { return "never".into() };
+    instant.to_zoned(TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S %Z").to_string()
+}
+
+/// Says how far off an instant is: `in 4 min`, `2 h ago`.
+pub(crate) fn distance(at: Timestamp, now: Timestamp) -> String {
+    if at >= now {
+        format!("in {}", rounded(at.since(now)))
+    } else {
+        format!("{} ago", rounded(now.since(at)))
+    }
+}
+
+fn rounded(span: Span) -> Span {
+    let unit = if span >= Span::days(1) {
+        Span::hours(1)
+    } else if span >= Span::minutes(2) {
+        Span::minutes(1)
+    } else {
+        Span::seconds(1)
+    };
+    Span::millis(span.as_millis() / unit.as_millis() * unit.as_millis())
+}
+
+/// Counts things: `1 secret`, `3 secrets`.
+pub(crate) fn counted(count: usize, one: &str) -> String {
+    if count == 1 { format!("1 {one}") } else { format!("{count} {one}s") }
+}
+
+/// Lays rows out in columns, each as wide as its widest cell.
+pub(crate) fn table(rows: &[Vec<String>], indent: &str) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| {
+        rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max()
+    };
+    let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
+    let mut text = String::new();
+    for row in rows {
+        let mut line = String::from(indent);
+        for (cell, width) in row.iter().zip(&widths) {
+            line.push_str(cell);
+            line.extend(std::iter::repeat_n(' ', width - cell.chars().count() + 2));
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}

@@ -1,0 +1,319 @@
+//! The program as people and scripts run it, on stores and journals in a folder of its own.
+
+#![expect(clippy::unwrap_used, reason = "a test may end where it stands")]
+
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+
+const CONFIG: &str = "
+project: shop
+policies:
+  fast: { cryptoperiod: 90d, soak: 1s, rollback: 1s, watch: 1s }
+stores:
+  app: { env_file: { path: app.env } }
+  web: { env_file: { path: web.env } }
+secrets:
+  pepper:
+    policy: fast
+    issuer: { random: { length: 32 } }
+    stores: { app: { PEPPER: current }, web: { PEPPER: current } }
+    read_by: nobody
+    because: it is read when the image is built
+";
+
+const OLD: &str = "kwcanary-0123456789abcdefghijkl";
+
+/// A project in a folder of its own.
+struct Project {
+    folder: tempfile::TempDir,
+}
+
+impl Project {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let project = Self { folder };
+        for name in ["project", "state", "keys"] {
+            std::fs::DirBuilder::new()
+                .mode(0o700)
+                .create(project.folder.path().join(name))
+                .unwrap();
+        }
+        project.write("keywheel.yaml", CONFIG);
+        project.write("app.env", &format!("# app\nPEPPER={OLD}\nOTHER=1\n"));
+        project.write("web.env", &format!("PEPPER='{OLD}'\r\n"));
+        project
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join("project").join(name)
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        use std::io::Write;
+        let mut options = std::fs::OpenOptions::new();
+        let mut file = options
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(self.path(name))
+            .unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+    }
+
+    fn read(&self, name: &str) -> String {
+        std::fs::read_to_string(self.path(name)).unwrap()
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_keywheel"));
+        command.args(arguments).stdin(Stdio::null());
+        command.arg("--config").arg(self.path("keywheel.yaml"));
+        command.arg("--journal").arg(self.folder.path().join("state/journal.sqlite"));
+        command.arg("--kek").arg(self.folder.path().join("keys/kek"));
+        command
+    }
+
+    fn run(&self, arguments: &[&str]) -> Ran {
+        Ran::of(&self.command(arguments).output().unwrap())
+    }
+
+    fn json(&self, arguments: &[&str]) -> Value {
+        let ran = self.run(&[arguments, &["--output", "json"]].concat());
+        serde_json::from_str(&ran.stdout).unwrap_or_else(|error| panic!("{error}: {ran:?}"))
+    }
+}
+
+#[derive(Debug)]
+struct Ran {
+    code: Option<i32>,
+    stdout: String,
+    stderr: String,
+}
+
+impl Ran {
+    fn of(output: &Output) -> Self {
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+        let ran = Self {
+            code: output.status.code(),
+            stdout: text(&output.stdout),
+            stderr: text(&output.stderr),
+        };
+        assert!(
+            !ran.stdout.contains(OLD) && !ran.stderr.contains(OLD),
+            "a value was printed: {ran:?}"
+        );
+        ran
+    }
+
+    #[track_caller]
+    fn ends(&self, code: i32) -> &Self {
+        assert_eq!(self.code, Some(code), "{self:?}");
+        self
+    }
+
+    #[track_caller]
+    fn says(&self, words: &str) -> &Self {
+        assert!(
+            self.stdout.contains(words) || self.stderr.contains(words),
+            "not said: {words}\n{self:?}"
+        );
+        self
+    }
+}
+
+#[test]
+fn a_rotation_replaces_the_value_everywhere_and_nothing_else() {
+    let project = Project::new();
+    project.run(&["check"]).ends(0).says("ready");
+    assert!(
+        !project.folder.path().join("state/journal.sqlite").exists(),
+        "`check` makes no journal"
+    );
+    project.run(&["rotate", "pepper", "--yes", "--soak"]).ends(0).says("completed; v2 is current");
+    let (app, web) = (project.read("app.env"), project.read("web.env"));
+    assert!(!app.contains(OLD) && !web.contains(OLD));
+    let value = app.lines().find_map(|line| line.strip_prefix("PEPPER=")).unwrap();
+    assert_eq!(app, format!("# app\nPEPPER={value}\nOTHER=1\n"));
+    assert_eq!(web, format!("PEPPER='{value}'\r\n"));
+    project.run(&["status", "--all"]).ends(0).says("v2");
+    project.run(&["doctor"]).ends(0).says("world and journal agree");
+    project.run(&["audit", "verify"]).ends(0).says("holds");
+}
+
+#[test]
+fn i16_a_plan_changes_nothing_and_is_run_exactly_or_not_at_all() {
+    let project = Project::new();
+    let before = project.read("app.env");
+    let plan = project.json(&["plan", "pepper"])["plan"].as_str().unwrap().to_owned();
+    assert_eq!(project.read("app.env"), before);
+    project
+        .run(&["rotate", "pepper", "--plan", "0123456789"])
+        .ends(4)
+        .says("K0205")
+        .says("now: nothing changed");
+    project.run(&["rotate", "pepper", "--soak", "--plan", &plan[..8]]).ends(0).says("completed");
+    project.run(&["rotate", "pepper", "--plan", &plan[..8]]).ends(4).says("K0205");
+}
+
+#[test]
+fn without_a_terminal_and_without_yes_the_answer_is_no() {
+    let project = Project::new();
+    project.run(&["rotate", "pepper"]).ends(4).says("K0206").says("now: nothing changed");
+    assert!(project.read("app.env").contains(OLD));
+}
+
+#[test]
+fn stores_that_disagree_are_refused_with_nothing_changed() {
+    let project = Project::new();
+    project.write("web.env", "PEPPER=somethingelse0123456789abcd\n");
+    project.run(&["rotate", "pepper", "--yes"]).ends(4).says("K0207").says("nothing changed");
+    assert!(project.read("app.env").contains(OLD));
+    project.run(&["check"]).ends(4).says("hold different values");
+}
+
+#[test]
+fn h35_an_edit_by_hand_is_found_and_put_right_or_kept() {
+    let project = Project::new();
+    project.run(&["rotate", "pepper", "--yes", "--soak"]).ends(0);
+    project.write("web.env", "PEPPER=somethingelse0123456789abcd\n");
+    project.run(&["doctor"]).ends(3).says("store `web` was changed by somebody else");
+    project.run(&["rotate", "pepper", "--yes"]).ends(4).says("nothing was changed");
+    project.run(&["reconcile", "pepper", "--yes"]).ends(0).says("wrote store `web`");
+    project.run(&["doctor"]).ends(0);
+    project.write("app.env", "PEPPER=somethingelse0123456789abcd\n");
+    project.write("web.env", "PEPPER=somethingelse0123456789abcd\n");
+    project
+        .run(&["rotate", "pepper", "--yes"])
+        .ends(4)
+        .says("is not version 2 as keywheel knows it");
+    project.run(&["reconcile", "pepper", "--yes"]).ends(4).says("K0210");
+    project.run(&["reconcile", "pepper", "--keep", "--yes"]).ends(0).says("is v5 now");
+    project.run(&["rotate", "pepper", "--yes", "--soak"]).ends(0).says("completed; v6 is current");
+}
+
+#[test]
+fn a_duplicate_name_an_expansion_and_a_missing_file_are_refused() {
+    let cases = [
+        ("PEPPER=a23456789012345678901234\nPEPPER=b23456789012345678901234\n", "twice"),
+        ("PEPPER=$HOME-34567890123456789012\n", "`PEPPER`"),
+    ];
+    for (text, _words) in cases {
+        let project = Project::new();
+        project.write("app.env", text);
+        let ran = project.run(&["rotate", "pepper", "--yes"]);
+        assert_eq!(ran.code, Some(4), "{ran:?}");
+        assert_eq!(project.read("app.env"), text);
+        assert!(project.read("web.env").contains(OLD));
+    }
+    let project = Project::new();
+    std::fs::remove_file(project.path("app.env")).unwrap();
+    project.run(&["rotate", "pepper", "--yes"]).ends(4);
+    assert!(project.read("web.env").contains(OLD));
+}
+
+#[test]
+fn an_unknown_secret_is_named_with_a_suggestion() {
+    Project::new().run(&["rotate", "peper", "--yes"]).ends(1).says("did you mean `pepper@default`");
+}
+
+#[test]
+fn a_wrong_key_is_refused_and_named() {
+    let project = Project::new();
+    project.run(&["rotate", "pepper", "--yes", "--soak"]).ends(0);
+    let other = Project::new();
+    other.run(&["rotate", "pepper", "--yes", "--soak"]).ends(0);
+    let key = |project: &Project| project.folder.path().join("keys/kek");
+    std::fs::copy(key(&other), key(&project)).unwrap();
+    project.run(&["rotate", "pepper", "--yes"]).ends(5).says("K0302").says("now: nothing changed");
+    project.run(&["status"]).ends(5).says("K0302");
+}
+
+#[test]
+fn two_runs_at_once_rotate_once_or_one_after_the_other() {
+    let project = Project::new();
+    project.run(&["adopt", "pepper", "--yes"]).ends(0);
+    let arguments = ["rotate", "pepper", "--yes", "--soak"];
+    let spawn = || {
+        project.command(&arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let both = [spawn(), spawn()].map(|child| Ran::of(&child.wait_with_output().unwrap()));
+    let done = both.iter().filter(|ran| ran.code == Some(0)).count();
+    assert!(done >= 1, "{both:?}");
+    for ran in both.iter().filter(|ran| ran.code != Some(0)) {
+        ran.ends(4).says("now:");
+    }
+    project.run(&["audit", "verify"]).ends(0);
+    assert_eq!(project.json(&["rotation", "list"])["rotations"].as_array().unwrap().len(), done);
+    project.run(&["doctor"]).ends(0);
+}
+
+/// Interrupted whenever: the rotation goes on with `resume`, and ends as an undisturbed one does.
+#[test]
+fn an_interrupted_rotation_stops_after_its_step_and_is_resumed() {
+    for pause in [0, 5, 10, 20, 40, 80, 160, 320] {
+        let project = Project::new();
+        let child = project
+            .command(&["rotate", "pepper", "--yes", "--soak"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_millis(pause));
+        let pid = rustix::process::Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+        let ran = Ran::of(&child.wait_with_output().unwrap());
+        project.run(&["resume", "--all", "--soak", "--yes"]).ends(0);
+        let rotations = project.json(&["rotation", "list"])["rotations"].as_array().unwrap().len();
+        let replaced =
+            !project.read("app.env").contains(OLD) && !project.read("web.env").contains(OLD);
+        let untouched =
+            project.read("app.env").contains(OLD) && project.read("web.env").contains(OLD);
+        assert!(if rotations == 0 { untouched } else { replaced }, "after {pause} ms: {ran:?}");
+        project.run(&["audit", "verify"]).ends(0);
+    }
+}
+
+#[test]
+fn an_undo_before_promotion_puts_back_the_exact_bytes() {
+    let project = Project::new();
+    project.write("keywheel.yaml", &CONFIG.replace("soak: 1s", "soak: 1h"));
+    let (app, web) = (project.read("app.env"), project.read("web.env"));
+    let ran = project.run(&["rotate", "pepper", "--yes"]);
+    ran.ends(0).says("promoted; v2 is current").says("keywheel resume --all --quiet");
+    project.run(&["resume", "--all", "--quiet"]).ends(0);
+    project
+        .run(&["undo", "pepper", "--yes", "--because", "a test"])
+        .says("turned round; v1 is current again")
+        .ends(0);
+    assert_eq!(project.read("app.env"), app);
+    assert_eq!(project.read("web.env"), web);
+    project.run(&["rotate", "pepper", "--yes"]).ends(4).says("K0202");
+}
+
+#[test]
+fn nothing_owed_is_no_fault() {
+    let project = Project::new();
+    let ran = project.run(&["resume", "--all", "--quiet"]);
+    ran.ends(0);
+    assert_eq!((ran.stdout.as_str(), ran.stderr.as_str()), ("", ""));
+    project.run(&["undo", "pepper", "--yes"]).ends(4).says("has no open rotation");
+}
+
+#[test]
+fn an_emergency_ends_without_soak() {
+    let project = Project::new();
+    project.write("keywheel.yaml", &CONFIG.replace("soak: 1s", "soak: 24h"));
+    project.run(&["rotate", "pepper", "--yes"]).ends(0).says("promoted");
+    let ran = project.run(&["rotate", "pepper", "--emergency", "--because", "it leaked", "--yes"]);
+    ran.ends(0).says("completed; v3 is current");
+    assert!(!project.read("app.env").contains(OLD));
+    let rotations = project.json(&["rotation", "list"]);
+    assert_eq!(rotations["rotations"].as_array().unwrap().len(), 2);
+    project.run(&["status"]).ends(0);
+    project.run(&["doctor"]).ends(0);
+}
