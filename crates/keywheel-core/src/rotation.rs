@@ -734,6 +734,11 @@ impl Rotation {
         self.began_at
     }
 
+    /// Returns the latest time of any of its records; the last one may be earlier, where the wall clock was set back.
+    pub fn latest(&self) -> Timestamp {
+        self.latest
+    }
+
     /// Returns its phase, in the pinned words.
     pub fn phase(&self) -> Phase {
         Phase::of(self)
