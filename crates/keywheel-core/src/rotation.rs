@@ -354,7 +354,11 @@ impl Rotation {
         };
         match &tries.last {
             Some(Refusal { kind: RefusalKind::ValueRejected, .. }) => tries.count >= VALUES,
-            Some(Refusal { remedy: Remedy::Operator, .. }) => true,
+            Some(Refusal { remedy: Remedy::Operator, .. })
+                if !crate::planted!("asks_again_after_a_no") =>
+            {
+                true
+            }
             _ => tries.count >= 3 && tries.last_at >= tries.first_at + patience,
         }
     }
@@ -728,6 +732,11 @@ impl Rotation {
     /// Returns when it began.
     pub fn began_at(&self) -> Timestamp {
         self.began_at
+    }
+
+    /// Returns the latest time of any of its records; the last one may be earlier, where the wall clock was set back.
+    pub fn latest(&self) -> Timestamp {
+        self.latest
     }
 
     /// Returns its phase, in the pinned words.

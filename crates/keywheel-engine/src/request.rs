@@ -10,7 +10,7 @@ use keywheel_core::inventory::Inventory;
 use keywheel_core::plan::Plan;
 use keywheel_core::rotation::Rotation;
 use keywheel_core::secret::{Credential, SecretName};
-use keywheel_core::time::Span;
+use keywheel_core::time::{Span, Timestamp};
 use keywheel_driver::store::Store;
 use keywheel_journal::{Append, Entry, JournalError};
 
@@ -38,13 +38,14 @@ impl Engine {
             let inventory = self.journal.inventory(&plan.secret).await?;
             let mut inventory = inventory.unwrap_or_else(|| Inventory::new(plan.secret.clone()));
             let event = Event::Planned(Arc::clone(plan));
-            let rotation = Rotation::begin(now, &event)?;
+            let at = self.not_before_the_last(plan, now).await?;
+            let rotation = Rotation::begin(at, &event)?;
             self.check_free(plan, &inventory)?;
             if let Some(taken_over) = &plan.takes_over {
                 group.pending.push(self.supersede(plan, taken_over, epoch).await?);
             }
-            inventory.follow(&rotation, &event, now);
-            self.watch.recorded(&rotation, &event, now);
+            inventory.follow(&rotation, &event, at);
+            self.watch.recorded(&rotation, &event, at);
             let mut member = Member {
                 rotation,
                 drivers,
@@ -53,7 +54,7 @@ impl Engine {
                 claimed_until: now + CLAIM,
                 sequence: 0,
             };
-            let entry = member.next_entry(group.name.clone(), event, now);
+            let entry = member.next_entry(group.name.clone(), event, at);
             let entry = Entry { inventory: Some(member.inventory.clone()), ..entry };
             member.sequence = 1;
             group.pending.push(entry);
@@ -61,6 +62,22 @@ impl Engine {
         }
         self.flush(&mut group).await?;
         Ok(group)
+    }
+
+    /// A rotation begins no earlier than any record of the one before it: where the wall clock was set back since, replicas
+    /// of before would seem to have started after its writes.
+    async fn not_before_the_last(
+        &self,
+        plan: &Plan,
+        now: Timestamp,
+    ) -> Result<Timestamp, EngineError> {
+        match self.journal.rotations(Some(&plan.secret)).await?.first() {
+            Some(former) => {
+                let former = crate::recover::read(self.journal.as_ref(), &former.rotation).await?;
+                Ok(now.max(former.latest()))
+            }
+            None => Ok(now),
+        }
     }
 
     fn check_free(&self, plan: &Plan, inventory: &Inventory) -> Result<(), EngineError> {

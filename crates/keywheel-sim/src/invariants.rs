@@ -3,14 +3,20 @@
 //! Each check looks at the truth of the world or at the simulator's own book of what is durable, never at what the engine
 //! says of itself alone. They run after every record and after every effect; the first violation ends the life.
 
+use keywheel_core::call::Remedy;
 use keywheel_core::event::{Event, Outcome, Step};
 use keywheel_core::facts::Authority;
 use keywheel_core::gate::Light;
 use keywheel_core::rotation::Rotation;
+use keywheel_core::secret::SecretName;
 use keywheel_core::strategy::Strategy;
 use keywheel_core::time::Timestamp;
 
+use keywheel_journal::Journal;
+
+use crate::drivers::value_of;
 use crate::faults::StepKind;
+use crate::life::ready;
 use crate::world::{EPOCH, Edit, Held, Kind, Millis, RequestKind, State, Up, World};
 
 /// An invariant that did not hold.
@@ -363,12 +369,55 @@ impl World {
                 });
             }
         }
+        if let Held::Value(value) = edit.value
+            && held != edit.value
+            && self.values[usize::from(value)].secret == Some(secret)
+        {
+            self.check_recoverable(secret, value);
+        }
         if let Held::Value(value) = held
             && self.is_foreign(value)
             && !emergency
             && held != edit.value
         {
             self.violate("I12", || format!("somebody's edit of slot {} is overwritten", edit.slot));
+        }
+    }
+
+    /// I04: a value that is about to be used can be unsealed by a fresh process.
+    pub(crate) fn check_recoverable(&mut self, secret: usize, value: u16) {
+        self.checks += 1;
+        let Some(journal) = self.journal.clone() else { return };
+        let Ok(name) = SecretName::new(&format!("secret{secret}"), "sim") else { return };
+        let keys = ready(journal.sealed(&name)).unwrap_or_default();
+        let held = keys.iter().any(|key| {
+            let opened = ready(journal.unseal(key)).ok().flatten();
+            opened.and_then(|credential| value_of(&credential)) == Some(value)
+        });
+        if !held {
+            self.violate("I04", || {
+                format!("value {value} of secret {secret} is put to use and cannot be unsealed")
+            });
+        }
+    }
+
+    /// L03: what only an operator can change is not asked for again before one was told.
+    fn check_refused(&mut self, secret: usize, event: &Event) {
+        let refused = self.book[secret].refused;
+        match event {
+            Event::Refused { step, refusal } if refusal.remedy == Remedy::Operator => {
+                self.book[secret].refused = Some(*step);
+            }
+            Event::Intended { step, .. } if refused == Some(*step) => {
+                self.violate("L03", || {
+                    format!("{step} of secret {secret} was refused for good, and is tried again")
+                });
+            }
+            Event::Intended { .. }
+            | Event::Refused { .. }
+            | Event::Done { .. }
+            | Event::Unknown { .. } => {}
+            _ => self.book[secret].refused = None,
         }
     }
 
@@ -385,6 +434,7 @@ impl World {
             return;
         }
         self.checks += 1;
+        self.check_refused(secret, event);
         match event {
             Event::Intended { step: step @ (Step::Suspend(_) | Step::Revoke(_)), .. } => {
                 self.check_harm(secret, rotation, *step)

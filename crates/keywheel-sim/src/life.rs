@@ -196,9 +196,11 @@ impl Life {
                 undo_granted: Arc::default(),
             })
             .collect();
+        let journal = Arc::new(journal);
+        world.journal = Some(Arc::clone(&journal));
         Self {
             shared: Shared::new(world),
-            journal: Arc::new(journal),
+            journal,
             processes: Vec::new(),
             tasks: Vec::new(),
             groups,
@@ -683,7 +685,7 @@ fn note_end(now: Millis, process: usize, ended: &Result<Ran, EngineError>) {
 }
 
 /// Takes what a future that never waits has to give.
-fn ready<T>(future: impl Future<Output = T>) -> T {
+pub(crate) fn ready<T>(future: impl Future<Output = T>) -> T {
     let mut future = std::pin::pin!(future);
     match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(value) => value,
@@ -802,10 +804,20 @@ impl Life {
         }
     }
 
+    /// I13, I14: the audit chain verifies, and has a link for every record and every adoption.
     fn check_audit(&self) {
-        let verdict = ready(self.journal.verify_audit());
-        match verdict {
-            Ok(verdict) if verdict.faults.is_empty() => {}
+        let mut links = self.shapes.len() as u64;
+        for row in ready(self.journal.rotations(None)).unwrap_or_default() {
+            links += ready(self.journal.records(&row.rotation))
+                .map_or(0, |records| records.len() as u64);
+        }
+        match ready(self.journal.verify_audit()) {
+            Ok(verdict) if verdict.faults.is_empty() && verdict.links == links => {}
+            Ok(verdict) if verdict.faults.is_empty() => {
+                self.shared.lock().violate("I13", || {
+                    format!("{} audit links for {links} records and adoptions", verdict.links)
+                });
+            }
             other => self
                 .shared
                 .lock()

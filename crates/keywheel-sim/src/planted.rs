@@ -47,7 +47,7 @@ const fn journal(name: &'static str) -> Bug {
 }
 
 /// Every planted bug.
-pub const BUGS: [Bug; 32] = [
+pub const BUGS: [Bug; 33] = [
     core("vacuous_evidence").shown_by(StepKind::Evidence, Fault::ReplicasHidden),
     core("moves_are_leaps"),
     core("drop_without_token_wait"),
@@ -59,6 +59,7 @@ pub const BUGS: [Bug; 32] = [
     core("deadline_survives_undo"),
     core("parks_on_any_unknown"),
     core("unproven_death_is_fine"),
+    core("asks_again_after_a_no"),
     core("no_last_sweep").shown_by(StepKind::Mint, Fault::Duplicate),
     core("evidence_on_a_clock_set_back").shown_by(StepKind::Roll, Fault::WallBack),
     engine("intent_after_effect"),

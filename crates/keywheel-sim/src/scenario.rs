@@ -412,6 +412,7 @@ fn add_secret(
         planned: 0,
         promoted_at: 0,
         sampled_at: None,
+        refused: None,
     });
     Plan {
         format: FORMAT,

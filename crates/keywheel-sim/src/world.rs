@@ -11,6 +11,7 @@ use keywheel_core::call::{CallError, Refusal, RefusalKind};
 use keywheel_core::facts::{Authority, IssuerFacts};
 use keywheel_core::fingerprint::{Fingerprint, Fingerprinter};
 use keywheel_core::time::Timestamp;
+use keywheel_journal::memory::MemoryJournal;
 use smallvec::SmallVec;
 
 use crate::faults::{Fault, Hit, Hits, StepKind};
@@ -56,6 +57,8 @@ pub(crate) struct World {
     pub(crate) fingerprinter: Arc<Fingerprinter>,
     /// The true book of the journal, kept beside it by the simulator's wrapper.
     pub(crate) book: Vec<Book>,
+    /// The journal itself, for checks that read it as a fresh process would.
+    pub(crate) journal: Option<Arc<MemoryJournal>>,
     pub(crate) agenda: Vec<Planned>,
     pub(crate) points: u32,
     pub(crate) trace: Vec<(StepKind, Hits, RequestKind)>,
@@ -377,6 +380,8 @@ pub(crate) struct Book {
     pub(crate) promoted_at: Millis,
     /// When the issuer was last asked for uses, by the wall clock.
     pub(crate) sampled_at: Option<Timestamp>,
+    /// The step that was last refused in a way that only an operator can change.
+    pub(crate) refused: Option<keywheel_core::event::Step>,
 }
 
 #[derive(Clone, Copy)]
@@ -405,6 +410,7 @@ impl World {
             probes_red_until: -1,
             fingerprinter,
             book: Vec::new(),
+            journal: None,
             agenda: Vec::new(),
             points: 0,
             trace: Vec::new(),
@@ -1005,6 +1011,9 @@ impl World {
             used_at: None,
             bystander: false,
         });
+        if !theirs {
+            self.check_recoverable(secret, value);
+        }
         self.check_minted(secret);
         self.check_never_zero();
         Ok(Answer::Minted {
