@@ -191,7 +191,7 @@ mod tests {
 
     use super::*;
 
-    const CANARY: &str = "canary-5e1f";
+    const CANARY: &str = "kwcanary-5e1f";
 
     /// Answers every connection with these bytes and closes it; nothing at all where there are none.
     async fn server(answer: &'static str) -> String {
@@ -236,7 +236,7 @@ mod tests {
         let secure = plain.replace("http:", "https:");
         let cut = server("").await;
         let half = server("HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\ncanary-5e1f").await;
-        let garbage = server("canary-5e1f canary-5e1f\r\n\r\n").await;
+        let garbage = server("kwcanary-5e1f kwcanary-5e1f\r\n\r\n").await;
         let unknown_name = "http://keywheel.invalid".to_owned();
         for base in
             [refused, plain, secure, cut, half, garbage, unknown_name, "ftp://nowhere".into()]

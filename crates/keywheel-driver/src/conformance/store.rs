@@ -330,23 +330,23 @@ pub async fn h106_readers_see_only_whole_values(subject: Subject) {
 
 /// H115: no error, in any of its forms, holds a value that was present, expected or to be written.
 pub async fn errors_hold_no_value(subject: Subject) {
-    const CANARY: &str = "canary-4b1d";
+    let canary = super::canary("store");
     let first = &subject.addresses[0];
-    let named = |what: &str| value(format!("{CANARY}-{what}").as_bytes());
+    let named = |what: &str| value(format!("{canary}-{what}").as_bytes());
     let (present, expected, new) = (named("present"), named("expected"), named("new"));
     must(set(&*subject.store, first, present.expose()).await);
     let mut answers = vec![
         write_one(&*subject.store, first, Accept::OneOf(vec![Some(&expected)]), Some(&new)).await,
     ];
     for bytes in &subject.uncarriable {
-        let bytes = [CANARY.as_bytes(), bytes].concat();
+        let bytes = [canary.as_bytes(), bytes].concat();
         answers.push(set(&*subject.store, first, &bytes).await);
     }
     let unknown = "no such slot'\"\n";
     answers.push(set(&*subject.store, unknown, new.expose()).await);
     for error in answers.into_iter().filter_map(Result::err) {
         let told = format!("{error} {error:?} {error:#?}");
-        assert!(!told.contains(CANARY), "an error holds a value");
+        assert!(!told.contains(&canary), "an error holds a value");
     }
 }
 

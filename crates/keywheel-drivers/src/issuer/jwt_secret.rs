@@ -283,7 +283,7 @@ mod tests {
                 garbage: &credential("garbage"),
                 lose_next_answer: None,
                 broken: &[&*issuer],
-                canaries: &[&credential("canary-5e1f-canary-5e1f")],
+                canaries: &[&credential("kwcanary-5e1f-kwcanary-5e1f")],
             })
             .await;
         }

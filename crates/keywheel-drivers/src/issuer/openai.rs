@@ -1045,7 +1045,7 @@ mod tests {
                 broken.iter().map(|broken| &*broken.issuer).collect();
             let mut canaries: Vec<Credential> =
                 broken.iter().map(|broken| credential(broken.twin.admin_key())).collect();
-            canaries.push(credential("sk-svcacct-canary-5e1f-canary-5e1f"));
+            canaries.push(credential("sk-svcacct-kwcanary-5e1f-kwcanary-5e1f"));
 
             run(&Subject {
                 issuer: &*bench.issuer,
@@ -1612,7 +1612,7 @@ mod tests {
     #[tokio::test]
     async fn a_value_that_no_header_can_hold_is_not_sent() {
         let bench = Bench::new();
-        let refusal = refusal(bench.issuer.verify(&credential("line\nbreak-canary")).await);
+        let refusal = refusal(bench.issuer.verify(&credential("line\nbreak-kwcanary")).await);
         assert_eq!(refusal.message, "the credential holds a character that no header can");
         assert_eq!(bench.twin.requests(), []);
     }

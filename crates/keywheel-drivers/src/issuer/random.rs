@@ -117,7 +117,7 @@ mod tests {
                 garbage: &of("garbage"),
                 lose_next_answer: None,
                 broken: &[&*issuer],
-                canaries: &[&of("canary-5e1f-canary-5e1f")],
+                canaries: &[&of("kwcanary-5e1f-kwcanary-5e1f")],
             })
             .await;
         }

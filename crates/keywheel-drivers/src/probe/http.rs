@@ -140,7 +140,7 @@ mod tests {
 
     use super::*;
 
-    const CANARY: &str = "canary-77ab";
+    const CANARY: &str = "kwcanary-77ab";
 
     /// Answers 200 to a request that holds the canary, 401 with the canary in it to any other, and nothing to `/hang`.
     async fn server() -> String {

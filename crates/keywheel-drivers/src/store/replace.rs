@@ -720,8 +720,8 @@ mod tests {
     use super::faults::Fault;
     use super::*;
 
-    const OLD: &[u8] = b"old-canary-7f3a";
-    const NEW: &[u8] = b"new-canary-91cc";
+    const OLD: &[u8] = b"old-kwcanary-7f3a";
+    const NEW: &[u8] = b"new-kwcanary-91cc";
 
     /// The steps that replacing a file takes, in order.
     const STEPS: [Step; 7] = [
@@ -911,7 +911,7 @@ mod tests {
     fn h104_an_edit_between_read_and_rename_is_not_lost() {
         let edits: [TheirEdit; 5] = [
             ("written in place", |path| fs::write(path, b"theirs").unwrap()),
-            ("same size", |path| fs::write(path, b"OLD-CANARY-7F3A").unwrap()),
+            ("same size", |path| fs::write(path, b"OLD-KWCANARY-7F3A").unwrap()),
             ("replaced", |path| {
                 fs::write(path.with_extension("new"), OLD).unwrap();
                 fs::rename(path.with_extension("new"), path).unwrap();

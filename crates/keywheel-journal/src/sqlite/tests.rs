@@ -15,7 +15,7 @@ use super::*;
 use crate::conformance::{self, Begun};
 use crate::{Entry, Sealed};
 
-const CANARY: &str = "canary-4b1d9e77-value";
+const CANARY: &str = "kwcanary-4b1d9e77-value";
 
 struct Here {
     folder: TempDir,
