@@ -664,3 +664,13 @@ fn h06_lost_attempts_do_not_count_as_rejected_values() {
     }
     assert!(matches!(world.rotation.next(world.now), Next::Record(Event::TurnedBack { .. })), "three values were rejected");
 }
+
+#[test]
+fn h125_an_emergency_waits_for_a_lost_mint_that_would_take_the_place_of_its_own() {
+    let mut emergency = plan(Strategy::Alternate);
+    emergency.mode = Mode::Emergency { revoke_first: false, stage_for: Span::minutes(10) };
+    emergency.inherits_until = Some(START + Span::seconds(90));
+    let mut world = World::new(emergency);
+    world.until(|step| matches!(step, Step::Mint { .. }));
+    assert!(world.now >= START + Span::seconds(90));
+}
