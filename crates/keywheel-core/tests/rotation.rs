@@ -662,7 +662,10 @@ fn h06_lost_attempts_do_not_count_as_rejected_values() {
         let mint = world.until(|step| matches!(step, Step::Mint { .. }));
         world.apply(Event::Refused { step: mint, refusal: reject() });
     }
-    assert!(matches!(world.rotation.next(world.now), Next::Record(Event::TurnedBack { .. })), "three values were rejected");
+    assert!(
+        matches!(world.rotation.next(world.now), Next::Record(Event::TurnedBack { .. })),
+        "three values were rejected"
+    );
 }
 
 #[test]
