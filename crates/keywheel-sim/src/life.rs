@@ -875,8 +875,10 @@ impl Life {
                         Fault::WallBack,
                     ])
             }
+            // Three tries that fail, one of them for as long as a roll may take, are the end of patience by design.
             ParkReason::OutOfPatience { .. } | ParkReason::DeathUnproven => {
-                !healed && fired(&[Fault::RivalEdit, Fault::RivalRevert])
+                !healed
+                    && (world.fired.len() >= 3 || fired(&[Fault::RivalEdit, Fault::RivalRevert]))
             }
         };
         if !legal {
