@@ -711,7 +711,16 @@ impl Life {
                 version,
                 issued: rotation.issued(version).cloned(),
                 state: VersionState::Compromised,
-                fingerprint: None,
+                fingerprint: row.version(version).and_then(|known| known.fingerprint).or_else(
+                    || {
+                        rotation
+                            .plan()
+                            .previous
+                            .as_ref()
+                            .filter(|known| known.version == version)?
+                            .fingerprint
+                    },
+                ),
             })
         };
         let (first, second) = match rotation.promoted_side() {
