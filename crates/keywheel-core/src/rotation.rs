@@ -240,7 +240,10 @@ impl Rotation {
         match self.toward {
             Side::Pending if !self.minting.done => {
                 let attempt = self.minting.attempts + 1;
-                return self.settle_mint(now).or(Some(Next::Do(Step::Mint { attempt })));
+                return self
+                    .settle_mint(now)
+                    .or_else(|| self.settle_inherited(now))
+                    .or(Some(Next::Do(Step::Mint { attempt })));
             }
             Side::Previous if self.ending.is_or_may_be_suspended(version) => {
                 let step = Next::Do(Step::Resume(version));
@@ -251,6 +254,14 @@ impl Rotation {
             _ => {}
         }
         (!self.verified[self.toward.index()]).then_some(Next::Do(Step::Verify(version)))
+    }
+
+    /// Where one mint takes the place of another at the issuer, a lost one of the rotation that was taken over would end the
+    /// version that is made now: it is waited for first.
+    fn settle_inherited(&self, now: Timestamp) -> Option<Next> {
+        let replaces = matches!(self.plan.strategy, Strategy::Alternate | Strategy::Cutover);
+        let until = self.plan.inherits_until.filter(|until| replaces && now < *until)?;
+        Some(wait(until, Why::Settle))
     }
 
     /// What became of a mint whose answer never came: presence is proven at once, absence only when it can no longer land.

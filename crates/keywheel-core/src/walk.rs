@@ -236,7 +236,9 @@ impl Walk {
 
     pub(crate) fn unanswered(&mut self, store: u8, to: Position, settles_at: Timestamp) {
         let written = &mut self.stores[usize::from(store)];
-        written.before = written.before.filter(|before| *before == to);
+        // What another late write may have put there, this one may have replaced without a word: then nothing is certain.
+        let certain = written.unsure(to).is_none();
+        written.before = written.before.filter(|before| *before == to && certain);
         written.late.push((to, settles_at));
         if let Some(moving) = &mut self.moving {
             moving.dirty = true;

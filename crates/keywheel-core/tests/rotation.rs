@@ -667,3 +667,30 @@ fn h06_lost_attempts_do_not_count_as_rejected_values() {
         "three values were rejected"
     );
 }
+
+#[test]
+fn h125_an_emergency_waits_for_a_lost_mint_that_would_take_the_place_of_its_own() {
+    let mut emergency = plan(Strategy::Alternate);
+    emergency.mode = Mode::Emergency { revoke_first: false, stage_for: Span::minutes(10) };
+    emergency.inherits_until = Some(START + Span::seconds(90));
+    let mut world = World::new(emergency);
+    world.until(|step| matches!(step, Step::Mint { .. }));
+    assert!(world.now >= START + Span::seconds(90));
+}
+
+#[test]
+fn h45_a_lost_rewrite_after_a_late_write_proves_nothing_of_before() {
+    let mut world = World::new(plan(Strategy::Overlap));
+    let write = world.until(is_write(1));
+    world.apply(Event::Unknown { step: write });
+    world.apply(Event::TurnedBack { because: Because::Operator { because: "test".into() } });
+    let settles_at = world.rotation.unsettled_until().unwrap();
+    world.until(|step| matches!(step, Step::Evidence { to: 0, .. }));
+    world.finish(Step::Evidence { workload: 0, to: 0 });
+    let rewrite = world.until(is_write(0));
+    assert!(world.now >= settles_at);
+    world.apply(Event::Unknown { step: rewrite });
+    let again = world.until(is_write(0));
+    world.apply(Event::Done { step: again, report: Report::Written { changed: false } });
+    assert_eq!(world.begin(), Ok(Step::Roll { workload: 0, to: 0 }));
+}

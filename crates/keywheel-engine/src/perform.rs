@@ -203,15 +203,30 @@ impl Work<'_> {
             }
             _ => false,
         };
-        if let (Some(previous), Some((_, credential)), false) =
-            (&self.plan.previous, found.into_iter().next(), taken_over)
-        {
+        let in_use = if taken_over { None } else { self.in_use(&found, known) };
+        if let (Some(previous), Some(credential)) = (&self.plan.previous, in_use) {
             seal.push(Sealed {
                 key: credential_key(self.plan, previous.version),
-                value: credential,
+                value: credential.duplicate(),
             });
         }
         Ok(Performed { report: Report::Captured { fingerprint }, seal })
+    }
+
+    /// The credential that is the version in use: the one that is known to be, else the one that every store holds. In an
+    /// emergency neither may be there; then nothing is sealed, and nobody is asked whether it is dead.
+    fn in_use<'c>(
+        &self,
+        found: &'c [(&str, Credential)],
+        known: Option<Fingerprint>,
+    ) -> Option<&'c Credential> {
+        let mut credentials = found.iter().map(|(_, credential)| credential);
+        match known {
+            Some(known) => credentials.find(|credential| {
+                known.compare(&self.fingerprint(credential)) != Compared::Different
+            }),
+            None => self.agree(found).ok().flatten(),
+        }
     }
 
     /// A slot for a second accepted version must be free: what stands there may be alive.

@@ -21,6 +21,7 @@ use keywheel_core::inventory::Inventory;
 use keywheel_core::plan::RotationId;
 use keywheel_core::secret::{Credential, SecretName};
 use keywheel_core::time::{Span, Timestamp};
+use rusqlite::ffi::SQLITE_READONLY_ROLLBACK;
 use rusqlite::{
     Connection, ErrorCode, OpenFlags, OptionalExtension as _, TransactionBehavior, params,
 };
@@ -318,9 +319,23 @@ fn connect_to_write(path: &Path, settings: &Settings) -> Result<Connection, Jour
 }
 
 fn connect_to_read(path: &Path) -> Result<Connection, JournalError> {
-    let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY, Settings::default().busy_for)?;
+    let busy_for = Settings::default().busy_for;
+    let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY, busy_for)?;
+    if is_left_half_made(&connection) {
+        drop(connection);
+        let writing = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE, busy_for)?;
+        format_of(&writing)?;
+        return connect_to_read(path);
+    }
     connection.pragma_update(None, "query_only", true).map_err(sql)?;
     Ok(connection)
+}
+
+/// Whether a process was killed while it made the journal, before the write-ahead log was on. SQLite then has to take back what
+/// was half written before anything can be read, and a connection that only reads may not.
+fn is_left_half_made(connection: &Connection) -> bool {
+    let format = connection.pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0));
+    matches!(format, Err(rusqlite::Error::SqliteFailure(error, _)) if error.extended_code == SQLITE_READONLY_ROLLBACK)
 }
 
 fn connect(path: &Path, flags: OpenFlags, busy_for: Duration) -> Result<Connection, JournalError> {

@@ -7,7 +7,8 @@
 //!
 //! What the world promises, and so what is not tried: a call lands no later than the driver's `settle_for` says; a durable
 //! commit stays durable; a process that is declared dead is dead; a wall clock is set ahead by more than two seconds only
-//! during soak, since only soak is counted by three clocks. A rival's edit that puts back a version that keywheel knows is
+//! during soak, since only soak is counted by three clocks, and set back by more than a millisecond only where one secret is
+//! rotated, since a start time proves nothing of a restart that another rotation caused before the clock was set back. A rival's edit that puts back a version that keywheel knows is
 //! seen at the next visit, not before.
 //!
 //! Where the time goes (a profile of the release build): some 40 % in the allocator, for the boxed futures of the drivers'

@@ -711,7 +711,16 @@ impl Life {
                 version,
                 issued: rotation.issued(version).cloned(),
                 state: VersionState::Compromised,
-                fingerprint: None,
+                fingerprint: row.version(version).and_then(|known| known.fingerprint).or_else(
+                    || {
+                        rotation
+                            .plan()
+                            .previous
+                            .as_ref()
+                            .filter(|known| known.version == version)?
+                            .fingerprint
+                    },
+                ),
             })
         };
         let (first, second) = match rotation.promoted_side() {
@@ -875,8 +884,10 @@ impl Life {
                         Fault::WallBack,
                     ])
             }
+            // Three tries that fail, one of them for as long as a roll may take, are the end of patience by design.
             ParkReason::OutOfPatience { .. } | ParkReason::DeathUnproven => {
-                !healed && fired(&[Fault::RivalEdit, Fault::RivalRevert])
+                !healed
+                    && (world.fired.len() >= 3 || fired(&[Fault::RivalEdit, Fault::RivalRevert]))
             }
         };
         if !legal {

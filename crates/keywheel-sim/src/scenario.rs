@@ -23,6 +23,10 @@ use crate::world::{
     self, Book, Credential, Held, Kind, Millis, Replica, STORE_SETTLES, Secret, Up, Workload, World,
 };
 
+/// How long any replica may take a token after it was signed: the plan's longest life and skew, less what a leap of the wall
+/// clock takes from a wait.
+const TOKENS_LIVE: Millis = 17 * 60_000 - 5_000;
+
 /// What is rotated, by the shape of its issuer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Shape {
@@ -303,8 +307,7 @@ fn add_secret(
     let value = world.new_value(Some(secret));
     let keyring = matches!(shape, Shape::Keyring | Shape::Append);
     let stores = 1 + random.below(3) as usize;
-    let token_life =
-        if shape == Shape::Keyring { Span::minutes(17).as_millis() as Millis } else { 0 };
+    let token_life = if shape == Shape::Keyring { TOKENS_LIVE } else { 0 };
     let lifetime = matches!(shape, Shape::Lease | Shape::Extension).then_some(40 * 86_400_000);
     let mut known = Secret {
         kind: shape.kind(),

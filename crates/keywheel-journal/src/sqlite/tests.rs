@@ -325,6 +325,29 @@ fn h15_a_journal_of_a_newer_version_is_refused() {
     }
 }
 
+/// A copy of a database and its rollback journal in the middle of a transaction is what a killed process leaves.
+#[test]
+fn h15_a_journal_that_was_left_half_made_is_none_yet_and_is_made() {
+    let here = Here::new();
+    let there = tempfile::tempdir().unwrap();
+    let half_made = there.path().join("journal.sqlite");
+    let connection = Connection::open(&half_made).unwrap();
+    connection.execute_batch("PRAGMA cache_size = 1; CREATE TABLE t (x); BEGIN").unwrap();
+    connection.execute_batch("INSERT INTO t VALUES (randomblob(1000000))").unwrap();
+    here.open();
+    let places = here.places();
+    fs::remove_file(&places.journal).unwrap();
+    for suffix in ["", "-journal"] {
+        let from = half_made.with_file_name(format!("journal.sqlite{suffix}"));
+        let to = places.journal.with_file_name(format!("journal.sqlite{suffix}"));
+        fs::copy(&from, &to).unwrap();
+        fs::set_permissions(&to, fs::Permissions::from_mode(0o600)).unwrap();
+    }
+    assert!(!SqliteJournal::is_made(&places).unwrap());
+    here.open();
+    assert!(SqliteJournal::is_made(&places).unwrap());
+}
+
 #[test]
 fn a_missing_journal_is_made_only_where_that_is_wanted() {
     let here = Here::new();
