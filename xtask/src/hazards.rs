@@ -15,9 +15,6 @@ use crate::report::Counts;
 
 const TABLE: &str = "docs/hazards.md";
 
-/// The feature that compiles the switches.
-const FEATURE: &str = "planted-bugs";
-
 /// How many hazards there are.
 const HAZARDS: usize = 132;
 
@@ -35,22 +32,6 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let counts = check(args.only.as_deref())?;
     println!("{counts}");
     Ok(counts.exit())
-}
-
-/// Returns the features, of all crates that have it, that compile the switches.
-pub(crate) fn features() -> anyhow::Result<String> {
-    let mut features = Vec::new();
-    for manifest in
-        cargo::tracked("toml")?.iter().filter(|manifest| manifest.ends_with("Cargo.toml"))
-    {
-        let declares = std::fs::read_to_string(cargo::root().join(manifest))?
-            .lines()
-            .any(|line| line.starts_with(FEATURE) && line.contains('='));
-        if let (true, Some(package)) = (declares, manifest.split('/').rev().nth(1)) {
-            features.push(format!("{package}/{FEATURE}"));
-        }
-    }
-    Ok(features.join(","))
 }
 
 /// Runs the test of each pair with the switch off and on.
@@ -182,7 +163,13 @@ struct Found {
 
 impl Tests {
     fn build() -> anyhow::Result<Self> {
-        let built = cargo::build(&["test", "--workspace", "--no-run", "--features", &features()?])?;
+        let built = cargo::build(&[
+            "test",
+            "--workspace",
+            "--no-run",
+            "--features",
+            &cargo::test_features()?,
+        ])?;
         let programs: Vec<_> = built.into_iter().filter(|built| built.test).collect();
         let mut by_crate = BTreeMap::<_, Vec<_>>::new();
         for (program, built) in programs.iter().enumerate() {

@@ -18,9 +18,6 @@ pub(crate) struct Args {
     /// How long the simulator runs.
     #[arg(long, default_value_t = 30)]
     sim_seconds: u32,
-    /// Also removes every protection one by one, runs the demonstration, and searches what the run left for secrets.
-    #[arg(long)]
-    everything: bool,
     /// Keeps the folder of the run even if nothing failed.
     #[arg(long)]
     keep: bool,
@@ -40,10 +37,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     report.stage("tests", || tests(&folder, &mut skipped));
     report.stage("examples in the documentation", || doc_tests(&folder));
     report.explain(skipped);
-    if args.everything {
-        report.stage("hazards", || hazards::check(None));
-    }
-    report.stage("kill -9", || kill9(&folder));
+    report.stage("hazards", || hazards::check(None));
     report.stage("simulator", || simulator(args.sim_seconds));
     let mut program = None;
     report.stage("shipped binary", || {
@@ -51,25 +45,16 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         program = Some(built);
         Ok(counts)
     });
-    if args.everything {
-        report.stage("demonstration", || {
-            demo(&folder, program.as_deref().context("there is no binary")?)
-        });
-    }
+    report.stage("demonstration", || {
+        demo(&folder, program.as_deref().context("there is no binary")?)
+    });
     match deny::check() {
         Ok(None) => {
             report.skip("licences and advisories of dependencies", "cargo-deny is not installed")
         }
         checked => report.stage("dependencies", || checked.map(Option::unwrap_or_default)),
     }
-    if args.everything {
-        report.stage("leaks", || leaks::check(folder.path()));
-    } else {
-        report.skip(
-            "protections removed one by one, demonstration, search for leaks",
-            "`--everything` runs them",
-        );
-    }
+    report.stage("leaks", || leaks::check(folder.path()));
     match report.failed() || args.keep {
         true => println!("what it left is in {}", folder.path().display()),
         false => folder.remove()?,
@@ -89,7 +74,7 @@ fn lints() -> anyhow::Result<Counts> {
 
 /// Runs the tests of every crate, with nextest where there is one.
 fn tests(folder: &RunFolder, skipped: &mut Vec<String>) -> anyhow::Result<Counts> {
-    let features = hazards::features()?;
+    let features = cargo::test_features()?;
     let nextest = tools::find("cargo-nextest").is_some();
     let mut runner = match nextest {
         true => {
@@ -106,7 +91,9 @@ fn tests(folder: &RunFolder, skipped: &mut Vec<String>) -> anyhow::Result<Counts
             "never",
         ]),
     };
-    runner.args(["--features", &features]);
+    let kept = folder.path().join("kill9");
+    std::fs::create_dir(&kept)?;
+    runner.args(["--features", &features]).env("KEYWHEEL_TEST_KEEP", kept);
     match nextest {
         true => {
             runner.args(["--success-output", "immediate", "--failure-output", "immediate-final"])
@@ -123,25 +110,14 @@ fn tests(folder: &RunFolder, skipped: &mut Vec<String>) -> anyhow::Result<Counts
     counts.passed -= own.len() as u64;
     counts.skipped += own.len() as u64;
     skipped.extend(own);
-    skipped.extend(ignored()?);
     Ok(counts)
 }
 
 fn doc_tests(folder: &RunFolder) -> anyhow::Result<Counts> {
     let mut cargo =
         cargo::cargo(&["test", "--workspace", "--doc", "--no-fail-fast", "--color", "never"]);
-    let told = listen(folder, "doc-tests", cargo.args(["--features", &hazards::features()?]))?;
+    let told = listen(folder, "doc-tests", cargo.args(["--features", &cargo::test_features()?]))?;
     of_cargo(&told)
-}
-
-/// Kills the program at each of its fail points, and looks whether it ends as if it had not been killed.
-fn kill9(folder: &RunFolder) -> anyhow::Result<Counts> {
-    let mut cargo =
-        cargo::cargo(&["test", "-p", "keywheel", "--features", "fail-points", "--test", "kill9"]);
-    cargo.args(["--no-fail-fast", "--color", "never", "--", "--show-output"]);
-    let kept = folder.path().join("kill9");
-    std::fs::create_dir(&kept)?;
-    of_cargo(&listen(folder, "kill9", cargo.env("KEYWHEEL_TEST_KEEP", kept))?)
 }
 
 fn simulator(seconds: u32) -> anyhow::Result<Counts> {
@@ -233,17 +209,6 @@ fn count(numbers: &str, names: &[(&str, usize)]) -> Counts {
         }
     }
     Counts { passed: sums[0], failed: sums[1], skipped: sums[2] }
-}
-
-/// Returns the reason of each test that is always skipped.
-fn ignored() -> anyhow::Result<Vec<String>> {
-    let mut reasons = Vec::new();
-    for file in cargo::tracked("rs")? {
-        let source = std::fs::read_to_string(cargo::root().join(&file))?;
-        let given = source.lines().filter_map(|line| line.trim().strip_prefix("#[ignore = \""));
-        reasons.extend(given.map(|rest| format!("{file}: {}", rest.trim_end_matches("\"]"))));
-    }
-    Ok(reasons)
 }
 
 #[cfg(test)]
