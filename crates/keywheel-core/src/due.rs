@@ -20,7 +20,7 @@ pub struct Due {
 type Question = fn(&Inventory, &Version, &Policy) -> Option<Due>;
 
 /// The questions, most urgent first.
-const QUESTIONS: [Question; 3] = [compromised, expiring, past_its_cryptoperiod];
+const QUESTIONS: [Question; 4] = [compromised, expiring, asked_for, past_its_cryptoperiod];
 
 /// Returns why a secret is due at `now`; none where it is not, where nothing is known of it, or while its schedule is held.
 pub fn due(inventory: &Inventory, policy: &Policy, now: Timestamp) -> Option<Due> {
@@ -56,6 +56,17 @@ fn expiring(_: &Inventory, current: &Version, policy: &Policy) -> Option<Due> {
         reason: Reason::Expiring,
         since,
         because: format!("its issuer ends {} by itself", current.version),
+    })
+}
+
+/// Somebody asked for it while the rotation before it was still retiring a version.
+fn asked_for(inventory: &Inventory, _: &Version, _: &Policy) -> Option<Due> {
+    let queued = inventory.queued.as_ref()?;
+    let because = queued.because.as_deref().unwrap_or("an operator asked");
+    Some(Due {
+        reason: Reason::Requested,
+        since: queued.at,
+        because: format!("it waited in the queue: {because}"),
     })
 }
 

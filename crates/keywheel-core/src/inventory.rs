@@ -26,8 +26,20 @@ pub struct Inventory {
     pub rotated_at: Option<Timestamp>,
     /// How the last rotation ended.
     pub last_outcome: Option<Outcome>,
-    /// Why the schedule is held, where it is: after a reversal, until an operator clears it.
+    /// Why the schedule is held, where it is: after a reversal, until a rotation that an operator asked for has completed.
     pub held_because: Option<String>,
+    /// The rotation that waits for the retirement of the one before it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queued: Option<Queued>,
+}
+
+/// A rotation that was asked for while the one before it still retires a version. Several requests are one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Queued {
+    /// When it was asked for first.
+    pub at: Timestamp,
+    /// Why, in the operator's words.
+    pub because: Option<String>,
 }
 
 /// One version of a secret.
@@ -77,6 +89,7 @@ impl Inventory {
             rotated_at: None,
             last_outcome: None,
             held_because: None,
+            queued: None,
         }
     }
 
@@ -94,6 +107,7 @@ impl Inventory {
     pub fn follow(&mut self, rotation: &Rotation, event: &Event, at: Timestamp) {
         match event {
             Event::Planned(plan) => {
+                self.queued = None;
                 self.next = self.next.max(plan.pending.successor());
                 self.versions.retain(|known| known.version != plan.pending);
                 let suspects = plan.previous.iter().chain(&plan.suspects);
@@ -119,9 +133,13 @@ impl Inventory {
                 if rotation.plan().extend {
                     self.versions.retain(|known| known.version != rotation.plan().pending);
                 }
-                if *outcome == Outcome::Undone && rotation.was_ever_promoted() {
-                    self.held_because =
-                        Some("the last rotation was reversed after its promotion".into());
+                match outcome {
+                    Outcome::Undone if rotation.was_ever_promoted() => {
+                        self.held_because =
+                            Some("the last rotation was reversed after its promotion".into())
+                    }
+                    Outcome::Completed => self.held_because = None,
+                    _ => {}
                 }
             }
             _ => {}

@@ -264,6 +264,10 @@ fn inventory_action(before: Option<&Inventory>, after: &Inventory) -> &'static s
         Some(before) if before.held_because.is_none() && after.held_because.is_some() => {
             "held the schedule"
         }
+        Some(before) if before.queued.is_none() && after.queued.is_some() => "queued a rotation",
+        Some(before) if before.queued.is_some() && after.queued.is_none() => {
+            "took a rotation out of the queue"
+        }
         Some(_) => "changed the inventory",
     }
 }

@@ -13,19 +13,36 @@ use serde_json::{Value, json};
 
 use crate::exit::Exit;
 use crate::output::{Failure, Format, Output};
+use crate::queue::Waiting;
 use crate::session::{Session, engine_failure};
 use crate::words;
 
 /// The longest wait of a retirement that a command without `--soak` sits out.
 const PATIENCE: Span = Span::seconds(2);
 
-/// Runs groups side by side, so that one that hangs delays nobody else, and says how they ended.
+/// Runs groups, and says how they stand then.
 pub(crate) async fn run(
     session: &Session,
     groups: Vec<Group>,
     rest: bool,
     output: Output,
 ) -> Result<Exit, Failure> {
+    go(session, groups, rest, output).await?.tell(session, &[], output)
+}
+
+/// How rotations stand after a run.
+pub(crate) struct Stand {
+    pub(crate) rotations: Vec<Rotation>,
+    stopped: bool,
+}
+
+/// Runs groups side by side, so that one that hangs delays nobody else.
+pub(crate) async fn go(
+    session: &Session,
+    groups: Vec<Group>,
+    rest: bool,
+    output: Output,
+) -> Result<Stand, Failure> {
     let stop = stop_on_signals(output);
     let until = Until { rest, patience: PATIENCE, stop: &stop };
     let runs = groups.into_iter().map(|mut group| async {
@@ -42,7 +59,7 @@ pub(crate) async fn run(
     }
     match Failure::of_all(failures) {
         Some(failure) => Err(failure),
-        None => tell(session, &rotations, stopped, output),
+        None => Ok(Stand { rotations, stopped }),
     }
 }
 
@@ -72,29 +89,32 @@ fn stop_on_signals(output: Output) -> Arc<AtomicBool> {
     stop
 }
 
-/// Says what is true of rotations now, and which exit code that is.
-fn tell(
-    session: &Session,
-    rotations: &[Rotation],
-    stopped: bool,
-    output: Output,
-) -> Result<Exit, Failure> {
-    match output.format {
-        Format::Json => {
-            let list: Vec<Value> =
-                rotations.iter().map(|rotation| summary(session, rotation)).collect();
-            output.json(&json!({ "rotations": list }))?;
+impl Stand {
+    /// Says what is true of these rotations now, and of requests that wait in the queue, and which exit code that is.
+    pub(crate) fn tell(
+        &self,
+        session: &Session,
+        queued: &[Waiting],
+        output: Output,
+    ) -> Result<Exit, Failure> {
+        let rotations = &self.rotations;
+        match output.format {
+            Format::Json => {
+                let ran = rotations.iter().map(|rotation| summary(session, rotation));
+                let list: Vec<Value> = ran.chain(queued.iter().map(Waiting::json)).collect();
+                output.json(&json!({ "rotations": list }))?;
+            }
+            Format::Text => {
+                let ran = rotations.iter().map(|rotation| ending(session, rotation));
+                let lines: String = ran.chain(queued.iter().map(Waiting::text)).collect();
+                output.text(&lines)?;
+            }
         }
-        Format::Text => {
-            let lines: String =
-                rotations.iter().map(|rotation| ending(session, rotation)).collect();
-            output.text(&lines)?;
+        if self.stopped && rotations.iter().any(|rotation| rotation.outcome().is_none()) {
+            output.note("stopped; `keywheel resume` goes on");
         }
+        Ok(rotations.iter().map(exit).max_by_key(|exit| weight(*exit)).unwrap_or(Exit::Done))
     }
-    if stopped && rotations.iter().any(|rotation| rotation.outcome().is_none()) {
-        output.note("stopped; `keywheel resume` goes on");
-    }
-    Ok(rotations.iter().map(exit).max_by_key(|exit| weight(*exit)).unwrap_or(Exit::Done))
 }
 
 /// Returns what programs are told of a rotation.

@@ -13,6 +13,7 @@ mod exit;
 mod output;
 mod prepare;
 mod progress;
+mod queue;
 mod select;
 mod session;
 mod words;

@@ -11,6 +11,7 @@ use keywheel_core::strategy::Strategy;
 use keywheel_core::version::{Stage, State, VersionId};
 use keywheel_driver::issuer::Identity;
 use keywheel_engine::request::held_by;
+use keywheel_engine::run::Group;
 
 use crate::cli::Globals;
 use crate::code;
@@ -30,6 +31,13 @@ pub(crate) struct Request {
     pub(crate) because: Option<String>,
     /// At a steady pace, or an emergency.
     pub(crate) mode: Mode,
+}
+
+impl Request {
+    /// What an operator asks for when nothing is wrong.
+    pub(crate) fn at_a_steady_pace(because: Option<String>) -> Self {
+        Self { reason: Reason::Requested, because, mode: Mode::Normal }
+    }
 }
 
 /// One secret, ready to be rotated.
@@ -257,14 +265,20 @@ fn unreachable(secret: &Secret, error: &CallError) -> Failure {
         .now("nothing changed")
 }
 
-/// Notes what was adopted on the way to a plan.
-pub(crate) async fn note_adopted(session: &Session, prepared: &[Prepared]) -> Result<(), Failure> {
+/// Notes what was adopted on the way to these plans, and begins their rotations: a batch as one group, others by themselves.
+pub(crate) async fn begin(session: &Session, prepared: &[Prepared]) -> Result<Vec<Group>, Failure> {
     for one in prepared {
         if let Some(row) = &one.adopted {
             session.engine.note(row.clone(), "adopted").await.map_err(engine_failure)?;
         }
     }
-    Ok(())
+    let plans: Vec<Arc<Plan>> = prepared.iter().map(|one| Arc::clone(&one.plan)).collect();
+    let is_batch = plans.iter().all(|plan| plan.batch.len() > 1);
+    let mut groups = Vec::new();
+    for together in plans.chunks(if is_batch { plans.len().max(1) } else { 1 }) {
+        groups.push(session.engine.begin(together).await.map_err(engine_failure)?);
+    }
+    Ok(groups)
 }
 
 /// Returns what a workload reads now: the slots of its stores with their fingerprints.

@@ -292,7 +292,54 @@ fn an_undo_before_promotion_puts_back_the_exact_bytes() {
         .ends(0);
     assert_eq!(project.read("app.env"), app);
     assert_eq!(project.read("web.env"), web);
-    project.run(&["rotate", "pepper", "--yes"]).ends(4).says("K0202");
+    project.run(&["rotate", "pepper", "--yes"]).ends(0).says("queued");
+}
+
+/// A project whose retirements wait in a rollback window of an hour.
+fn project_with_window(next: &str) -> Project {
+    let project = Project::new();
+    let policy = format!("rollback: 1h, keep: rollback{next}");
+    project.write("keywheel.yaml", &CONFIG.replace("rollback: 1s", &policy));
+    project.run(&["rotate", "pepper", "--yes"]).ends(0).says("promoted; v2 is current");
+    project
+}
+
+#[test]
+fn a_request_during_a_retirement_waits_and_begins_when_it_is_over() {
+    let project = project_with_window("");
+    let request = ["rotate", "pepper", "--yes", "--because", "audit"];
+    project.run(&request).ends(0).says("queued");
+    assert_eq!(project.json(&request)["rotations"][0]["outcome"], "queued");
+    project.run(&["status"]).ends(0).says("the next rotation waits");
+    project.run(&["resume", "--all", "--quiet"]).ends(0);
+    assert_eq!(project.json(&["status"])["environments"][0]["secrets"][0]["current"], 2);
+    project.run(&["resume", "pepper", "--close-window", "audit", "--soak"]).ends(0);
+    project.run(&["status"]).ends(0).says("it waited in the queue: audit");
+    project.run(&["resume", "--all", "--quiet"]).ends(0).says("promoted; v3 is current");
+    assert_eq!(project.json(&["rotation", "list"])["rotations"].as_array().unwrap().len(), 2);
+}
+
+#[test]
+fn a_queued_request_can_be_taken_back() {
+    let project = project_with_window("");
+    project.run(&["cancel", "pepper"]).ends(4);
+    project.run(&["rotate", "pepper"]).ends(4).says("K0206");
+    project.run(&["rotate", "pepper", "--yes"]).ends(0).says("queued");
+    project.run(&["cancel", "pepper"]).ends(0).says("no longer queued");
+    project.run(&["resume", "pepper", "--close-window", "audit", "--soak"]).ends(0);
+    project.run(&["resume", "--all"]).ends(0).says("nothing is owed");
+    project.run(&["audit", "list"]).ends(0).says("took a rotation out of the queue");
+}
+
+#[test]
+fn a_request_ends_the_rollback_window_where_policy_says_so() {
+    let project = project_with_window(", next: close_window");
+    project.run(&["rotate", "pepper"]).ends(4).says("K0206");
+    project.run(&["rotate", "pepper", "--yes"]).ends(0).says("promoted; v3 is current");
+    let rotations = project.json(&["rotation", "list"]);
+    let rotations = rotations["rotations"].as_array().unwrap();
+    assert_eq!(rotations.len(), 2);
+    assert!(rotations.iter().any(|rotation| rotation["phase"] == "completed"), "{rotations:?}");
 }
 
 #[test]

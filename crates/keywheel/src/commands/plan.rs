@@ -5,7 +5,7 @@ use std::sync::Arc;
 use clap::Args;
 use keywheel_core::event::{Event, Step};
 use keywheel_core::forecast::{Coming, forecast};
-use keywheel_core::plan::{Accept, Mode, Plan, Reason};
+use keywheel_core::plan::{Accept, Plan, Reason};
 use keywheel_core::time::{Span, Timestamp};
 use keywheel_engine::NoWatch;
 use serde_json::json;
@@ -33,8 +33,7 @@ pub(crate) async fn run(args: &PlanArgs, globals: &Globals) -> Result<Exit, Fail
     let environment = args.selection.environment(&config)?;
     let secrets = args.selection.secrets(globals, &config).await?;
     let session = Session::act(globals, &config, &environment.name, Arc::new(NoWatch))?;
-    let request =
-        Request { reason: Reason::Requested, because: args.because.clone(), mode: Mode::Normal };
+    let request = Request::at_a_steady_pace(args.because.clone());
     let prepared = prepare::plans(&session, &config, &secrets, &request).await?;
     let output = globals.output();
     match output.format {

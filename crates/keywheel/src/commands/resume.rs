@@ -15,7 +15,7 @@ use crate::exit::Exit;
 use crate::output::{Failure, Format, Output};
 use crate::progress::Progress;
 use crate::session::{Session, engine_failure};
-use crate::{code, confirm, drive, session};
+use crate::{code, confirm, drive, queue, session};
 
 /// Which open rotations.
 #[derive(Debug, Args)]
@@ -66,7 +66,7 @@ pub(crate) struct UndoArgs {
     soak: bool,
 }
 
-/// Take back rotations that have changed nothing yet
+/// Take back rotations that have changed nothing yet, or requests that wait in the queue
 #[derive(Debug, Args)]
 pub(crate) struct CancelArgs {
     #[command(flatten)]
@@ -112,10 +112,15 @@ pub(crate) async fn resume(args: &ResumeArgs, globals: &Globals) -> Result<Exit,
         args.say(&session, &mut group).await?;
         groups.push(group);
     }
-    if groups.is_empty() {
-        return nothing(output);
-    }
-    drive::run(&session, groups, args.soak, output).await
+    let (begun, failures) =
+        queue::begin(&session, &config, environment, |secret| args.open.takes(secret)).await?;
+    groups.extend(begun);
+    let exit = match groups.is_empty() {
+        true if failures.is_empty() => return nothing(output),
+        true => Exit::Done,
+        false => drive::run(&session, groups, args.soak, output).await?,
+    };
+    Failure::of_all(failures).map_or(Ok(exit), Err)
 }
 
 impl ResumeArgs {
@@ -172,6 +177,10 @@ pub(crate) async fn cancel(args: &CancelArgs, globals: &Globals) -> Result<Exit,
     let output = globals.output();
     let session =
         Session::act(globals, &config, &environment.name, Arc::new(Progress::new(output)))?;
+    let unqueued = args.open.unqueue(&session, environment).await?;
+    if !unqueued.is_empty() {
+        return tell_unqueued(&unqueued, output);
+    }
     let mut groups = Vec::new();
     for secrets in args.open.groups(&session, environment).await? {
         let mut group = session.engine.recover(&secrets).await.map_err(engine_failure)?;
@@ -196,6 +205,16 @@ pub(crate) async fn cancel(args: &CancelArgs, globals: &Globals) -> Result<Exit,
         Exit::Undone | Exit::Refused => Ok(Exit::Done),
         other => Ok(other),
     }
+}
+
+fn tell_unqueued(secrets: &[SecretName], output: Output) -> Result<Exit, Failure> {
+    let told =
+        |secret: &SecretName| format!("{secret}: no longer queued; nothing else was changed\n");
+    match output.format {
+        Format::Json => output.json(&json!({ "unqueued": secrets }))?,
+        Format::Text => output.text(&secrets.iter().map(told).collect::<String>())?,
+    }
+    Ok(Exit::Done)
 }
 
 pub(crate) async fn resolve(args: &ResolveArgs, globals: &Globals) -> Result<Exit, Failure> {
@@ -231,6 +250,27 @@ impl Open {
         session::environment(config, self.environment.as_deref().or(named))
     }
 
+    /// Whether a secret of this environment is meant.
+    fn takes(&self, secret: &SecretName) -> bool {
+        let is_it = |name: &String| name.split('@').next() == Some(secret.name());
+        self.all || self.names.iter().any(is_it)
+    }
+
+    /// Takes the requests for these secrets out of the queue, and returns those that were there.
+    async fn unqueue(
+        &self,
+        session: &Session,
+        environment: &Environment,
+    ) -> Result<Vec<SecretName>, Failure> {
+        let mut unqueued = Vec::new();
+        for secret in environment.secrets.iter().filter(|secret| self.takes(&secret.name)) {
+            if queue::forget(session, &secret.name).await? {
+                unqueued.push(secret.name.clone());
+            }
+        }
+        Ok(unqueued)
+    }
+
     /// Returns the groups that the named secrets are open in; members of a batch stay together.
     async fn groups(
         &self,
@@ -247,6 +287,10 @@ impl Open {
             let secret = SecretName::new(name, &environment.name)
                 .map_err(|error| Failure::new(error.to_string()).code(code::USAGE))?;
             let Some(group) = open.iter().find(|group| group.contains(&secret)) else {
+                let row = session.inventory(&secret).await?;
+                if row.is_some_and(|row| row.queued.is_some()) {
+                    continue;
+                }
                 return Err(engine_failure(keywheel_engine::EngineError::NotOpen(
                     secret.to_string(),
                 )));

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use clap::Args;
-use keywheel_core::plan::{Mode, Plan, Reason};
+use keywheel_core::plan::{Mode, Reason};
 use keywheel_core::time::Span;
 use keywheel_driver::duration::Duration;
 
@@ -12,9 +12,10 @@ use crate::exit::Exit;
 use crate::output::Failure;
 use crate::prepare::{self, Prepared, Request};
 use crate::progress::Progress;
+use crate::queue::Asked;
 use crate::select::Selection;
-use crate::session::{Session, engine_failure};
-use crate::{code, confirm, drive};
+use crate::session::Session;
+use crate::{code, confirm, drive, queue};
 
 /// Rotate secrets: mint, verify, deliver, roll, prove, promote; then soak, end the former version, prove it dead
 #[derive(Debug, Args)]
@@ -54,65 +55,63 @@ pub(crate) async fn run(args: &RotateArgs, globals: &Globals) -> Result<Exit, Fa
     let output = globals.output();
     let session =
         Session::act(globals, &config, &environment.name, Arc::new(Progress::new(output)))?;
-    if !args.emergency {
+    let asked = if args.emergency {
+        Asked { now: secrets, windows: Vec::new(), later: Vec::new() }
+    } else {
         for secret in &secrets {
             prepare::check_order(globals, &config, secret).await?;
         }
+        Asked::of(&session, &secrets).await?
+    };
+    let mut now = asked.now;
+    if !asked.windows.is_empty() {
+        let question = "Close the rollback window first? The former version is revoked then.";
+        confirm::go_on(environment, question, args.yes)?;
+        let closing = queue::close_windows(&session, &asked.windows).await?;
+        let ran = drive::go(&session, closing, true, output).await?;
+        if ran.rotations.iter().any(|rotation| rotation.outcome().is_none()) {
+            return ran.tell(&session, &asked.later, output);
+        }
+        now.extend(asked.windows);
     }
     let mut batches = Vec::new();
     if args.separately {
-        for secret in &secrets {
+        for secret in now {
             batches.push(prepare::plans(&session, &config, &[secret], &request(args)).await?);
         }
-    } else {
-        batches.push(prepare::plans(&session, &config, &secrets, &request(args)).await?);
+    } else if !now.is_empty() {
+        batches.push(prepare::plans(&session, &config, &now, &request(args)).await?);
     }
     for prepared in &batches {
-        check_free(&session, prepared).await?;
         output.note(super::plan::text(prepared, session.now(), "").trim_end());
         check_hash(args.plan.as_deref(), prepared)?;
     }
-    confirm::go_on(environment, "Run this plan?", args.yes || args.plan.is_some())?;
+    let question = if batches.is_empty() { "Queue this?" } else { "Run this plan?" };
+    let shown = args.plan.is_some() && !batches.is_empty();
+    if !args.yes {
+        asked.later.iter().for_each(|waiting| output.note(waiting.text().trim_end()));
+    }
+    confirm::go_on(environment, question, args.yes || shown)?;
+    for waiting in &asked.later {
+        waiting.note(&session, args.because.as_deref()).await?;
+    }
     let mut groups = Vec::new();
     for prepared in &batches {
-        prepare::note_adopted(&session, prepared).await?;
-        let plans: Vec<Arc<Plan>> = prepared.iter().map(|one| Arc::clone(&one.plan)).collect();
-        if plans.iter().all(|plan| plan.batch.len() > 1) {
-            groups.push(session.engine.begin(&plans).await.map_err(engine_failure)?);
-        } else {
-            for plan in plans {
-                groups.push(session.engine.begin(&[plan]).await.map_err(engine_failure)?);
-            }
-        }
+        groups.extend(prepare::begin(&session, prepared).await?);
     }
-    drive::run(&session, groups, args.soak, output).await
+    drive::go(&session, groups, args.soak, output).await?.tell(&session, &asked.later, output)
 }
 
 fn request(args: &RotateArgs) -> Request {
-    let mode = if args.emergency {
-        Mode::Emergency { revoke_first: args.revoke_first, stage_for: Span::from(args.stage_for) }
-    } else {
-        Mode::Normal
-    };
-    let reason = if args.emergency { Reason::Compromised } else { Reason::Requested };
-    Request { reason, because: args.because.clone(), mode }
-}
-
-/// A rotation that is open must be let go on or turned round first; only an emergency takes it over.
-async fn check_free(session: &Session, prepared: &[Prepared]) -> Result<(), Failure> {
-    for one in prepared.iter().filter(|one| one.plan.mode == Mode::Normal) {
-        let secret = &one.plan.secret;
-        if let Some(open) = session.inventory(secret).await?.and_then(|row| row.open) {
-            let failure =
-                Failure::new(format!("`{secret}` has an open rotation, {}", open.rotation));
-            return Err(failure
-                .code(code::OPEN_ALREADY)
-                .exit(Exit::Refused)
-                .now(format!("nothing changed; the open rotation is in phase {}", open.phase))
-                .hint(format!("`keywheel resume {secret}` lets it go on, `keywheel undo {secret}` turns it round")));
-        }
+    if !args.emergency {
+        return Request::at_a_steady_pace(args.because.clone());
     }
-    Ok(())
+    let stage_for = Span::from(args.stage_for);
+    Request {
+        reason: Reason::Compromised,
+        because: args.because.clone(),
+        mode: Mode::Emergency { revoke_first: args.revoke_first, stage_for },
+    }
 }
 
 /// `--plan` runs exactly what was shown before (H127).

@@ -47,49 +47,56 @@ enum RotationCommand {
 pub(crate) async fn run(args: &RotationArgs, globals: &Globals) -> Result<Exit, Failure> {
     let config = globals.load()?;
     let chosen = environment(&config, args.environment.as_deref())?;
-    let session = Session::read(globals, &config, &chosen.name)?;
-    let rows = match &session {
-        Some(session) => session.journal.rotations(None).await.map_err(journal_failure)?,
-        None => Vec::new(),
-    };
-    match (&args.command, session) {
-        (RotationCommand::List { secret }, _) => list(&rows, secret.as_deref(), globals)?,
-        (RotationCommand::Show { id, markdown }, Some(session)) => {
+    let session = Session::look(globals, &config, &chosen.name)?;
+    let rows = session.journal.rotations(None).await.map_err(journal_failure)?;
+    match &args.command {
+        RotationCommand::List { secret } => {
+            list(&session, &rows, secret.as_deref(), globals).await?
+        }
+        RotationCommand::Show { id, markdown } => {
             show(&session, &rows, id, *markdown, globals).await?
         }
-        (RotationCommand::Show { id, .. }, None) => return Err(unknown(id)),
     }
     Ok(Exit::Done)
 }
 
-fn list(rows: &[RotationRow], secret: Option<&str>, globals: &Globals) -> Result<(), Failure> {
+async fn list(
+    session: &Session,
+    rows: &[RotationRow],
+    secret: Option<&str>,
+    globals: &Globals,
+) -> Result<(), Failure> {
     let wanted = |row: &&RotationRow| {
         secret.is_none_or(|name| row.secret.name() == name || row.secret.to_string() == name)
     };
-    let rows: Vec<&RotationRow> = rows.iter().filter(wanted).collect();
+    let mut found = Vec::new();
+    for row in rows.iter().filter(wanted) {
+        let records = session.journal.records(&row.rotation).await.map_err(journal_failure)?;
+        found.push((row, replay(&records).map_err(journal_failure)?));
+    }
     let output = globals.output();
     match output.format {
         Format::Text => {
-            let cells = |row: &&RotationRow| {
-                let state = if row.open { "open" } else { "ended" };
+            let cells = |(row, rotation): &(&RotationRow, Rotation)| {
                 vec![
                     row.rotation.0.clone(),
                     row.secret.to_string(),
-                    state.into(),
+                    rotation.phase().to_string(),
                     words::when(row.began_at),
                     words::when(row.last_at),
                 ]
             };
             let mut table = vec![
-                ["rotation", "secret", "state", "began", "last record"].map(str::to_owned).to_vec(),
+                ["rotation", "secret", "phase", "began", "last record"].map(str::to_owned).to_vec(),
             ];
-            table.extend(rows.iter().map(cells));
+            table.extend(found.iter().map(cells));
             output.text(&words::table(&table, ""))
         }
         Format::Json => {
-            let list = rows.iter().map(|row| {
+            let list = found.iter().map(|(row, rotation)| {
                 json!({
                     "rotation": row.rotation, "secret": row.secret, "open": row.open,
+                    "phase": rotation.phase().to_string(), "version": rotation.plan().pending,
                     "began_at": words::rfc3339(row.began_at), "last_at": words::rfc3339(row.last_at),
                 })
             });

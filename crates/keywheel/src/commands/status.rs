@@ -177,7 +177,9 @@ fn open(row: &Inventory, now: Timestamp) -> Option<Told> {
         ));
     }
     let owed_at = open.owed_at.unwrap_or(now);
-    let detail = format!("{}; owes its next step {}", versions(row), words::distance(owed_at, now));
+    let waits = if row.queued.is_some() { "; the next rotation waits" } else { "" };
+    let detail =
+        format!("{}; owes its next step {}{waits}", versions(row), words::distance(owed_at, now));
     let late = owed_at + LATE < now;
     let standing = if late { Standing::Late } else { Standing::UnderWay };
     let next = if owed_at <= now {
@@ -203,7 +205,10 @@ fn scheduled(
             Standing::Due,
             "due".into(),
             format!("{}; {}", versions(row), due.because),
-            format!("keywheel rotate {name}"),
+            match row.queued {
+                Some(_) => format!("keywheel resume {name}"),
+                None => format!("keywheel rotate {name}"),
+            },
         ),
         Some(due) if due.since.since(now) <= secret.rules.remind => (
             Standing::DueSoon,
@@ -256,6 +261,7 @@ fn fields(row: &Inventory, standing: Standing, upcoming: Option<&due::Due>) -> V
         "rotated_at": row.rotated_at.map(words::rfc3339),
         "due_at": upcoming.map(|due| words::rfc3339(due.since)),
         "held_because": row.held_because,
+        "queued_at": row.queued.as_ref().map(|queued| words::rfc3339(queued.at)),
     })
 }
 
