@@ -263,7 +263,7 @@ struct Kept {
 enum Undo {
     Claim(SecretName, Option<Claim>),
     Open(SecretName, Option<RotationId>),
-    Row(SecretName, Option<Inventory>),
+    Row(SecretName, Option<Box<Inventory>>),
     Value(ValueKey, Option<Arc<Credential>>),
     Lease(Resource, Option<RotationId>),
     Record {
@@ -331,7 +331,7 @@ impl State {
         self.change_values(&entry, undo);
         if let Some(row) = entry.inventory {
             let before = self.put_row(&entry.secret, row);
-            undo.push(|| Undo::Row(entry.secret.clone(), before));
+            undo.push(|| Undo::Row(entry.secret.clone(), before.map(Box::new)));
         }
         if let Some(event) = entry.event {
             self.change_open(&event, &entry.secret, &entry.rotation, undo);
@@ -472,7 +472,7 @@ impl State {
     fn take_back(&mut self, undo: Undo) {
         match undo {
             Undo::Claim(secret, before) => put(&mut self.claims, secret, before),
-            Undo::Row(secret, before) => put(&mut self.inventory, secret, before),
+            Undo::Row(secret, before) => put(&mut self.inventory, secret, before.map(|row| *row)),
             Undo::Value(key, before) => put(&mut self.values, key, before),
             Undo::Lease(resource, before) => put(&mut self.leases, resource, before),
             Undo::Open(secret, Some(before)) => drop(self.open.insert(secret, before)),
