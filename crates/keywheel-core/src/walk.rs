@@ -263,12 +263,14 @@ impl Walk {
         }
     }
 
-    /// A move that may have changed something is taken back to where it began; one that changed nothing is forgotten.
+    /// A move that may have changed something is taken back to where it began; one that changed nothing is forgotten. So is
+    /// one that began where it leads to: it only looks again at what was proven, and where replicas no longer come up with
+    /// that, a way back that waited for it would never begin.
     pub(crate) fn turned_back(&mut self, workloads: usize) {
         self.moving = self
             .moving
             .take()
-            .filter(|moving| moving.dirty)
+            .filter(|moving| moving.dirty && moving.to != self.position)
             .map(|_| Move::back(self.position, workloads));
     }
 

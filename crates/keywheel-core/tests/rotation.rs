@@ -694,3 +694,19 @@ fn h45_a_lost_rewrite_after_a_late_write_proves_nothing_of_before() {
     world.apply(Event::Done { step: again, report: Report::Written { changed: false } });
     assert_eq!(world.begin(), Ok(Step::Roll { workload: 0, to: 0 }));
 }
+
+#[test]
+fn h49_an_undo_leaves_a_version_with_which_replicas_no_longer_come_up() {
+    let mut world = World::new(plan(Strategy::Overlap));
+    world.until(|step| step == Step::Visit);
+    world.finish(Step::Visit);
+    world.apply(Event::Parked { reason: ParkReason::GateClosed });
+    world.apply(Event::Resumed);
+    let roll = world.until(|step| matches!(step, Step::Roll { to: 1, .. }));
+    world.refuse(roll, RefusalKind::WorkloadFailed);
+    assert!(matches!(world.begin(), Err(Next::Operator(ParkReason::Refused { .. }))));
+    world.apply(Event::TurnedBack { because: Because::Operator { because: "test".into() } });
+    assert_eq!(world.step(), Ok(Step::Verify(VersionId(7))));
+    assert_eq!(world.step(), Ok(Step::Write { store: 0, to: 0 }));
+    assert_eq!(world.run_to_rest(), Next::Rest(Outcome::Undone));
+}

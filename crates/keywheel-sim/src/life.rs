@@ -5,12 +5,14 @@
 //! faults everything is healed, former processes are proven dead, and what is left must come to rest by itself.
 
 use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
 
-use keywheel_core::event::{Event, Outcome, ParkReason};
+use keywheel_core::call::RefusalKind;
+use keywheel_core::event::{Event, Outcome, ParkReason, Step};
 use keywheel_core::fingerprint::Fingerprinter;
 use keywheel_core::inventory::{Inventory, Version};
 use keywheel_core::plan::{Mode, Plan, Reason, VersionRef};
@@ -27,7 +29,7 @@ use keywheel_journal::{Actor, Holder, Journal, JournalError};
 use smallvec::SmallVec;
 use zeroize::Zeroizing;
 
-use crate::drivers::{SimBuild, SimClock, index};
+use crate::drivers::{Endless, SimBuild, SimClock, index};
 use crate::faults::{Fault, Hit, Hits, StepKind};
 use crate::invariants::Violation;
 use crate::journal::SimJournal;
@@ -341,7 +343,11 @@ async fn work(
         Job::LetGoOn => {
             identify(&engine, &mut group).await?;
             override_gates(&engine, &mut group).await?;
-            engine.let_go_on(&mut group).await?;
+            if turn_away(&engine, &mut group).await? {
+                undo_granted.store(true, Ordering::SeqCst);
+            } else {
+                engine.let_go_on(&mut group).await?;
+            }
         }
         Job::CloseWindow => {
             engine
@@ -389,6 +395,26 @@ async fn override_gates(engine: &Engine, group: &mut Group) -> Result<(), Engine
             .await?;
     }
     Ok(())
+}
+
+/// An operator turns away from a promoted version with which replicas do not come up. A rival that puts the former value back
+/// just before a roll hides that until after the promotion, and then a rotation goes back on an operator's word alone.
+async fn turn_away(engine: &Engine, group: &mut Group) -> Result<bool, EngineError> {
+    let refused = |rotation: &Rotation| {
+        matches!(
+            rotation.parked(),
+            Some(ParkReason::Refused { step: Step::Roll { .. }, refusal })
+                if refusal.kind == RefusalKind::WorkloadFailed
+        ) && rotation.promoted_side() == Side::Pending
+    };
+    if !group.rotations().any(refused) {
+        return Ok(false);
+    }
+    match engine.undo(group, "replicas do not come up with the new version").await {
+        Ok(()) => Ok(true),
+        Err(EngineError::Refused(_)) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// The executor.
@@ -493,9 +519,15 @@ impl Life {
             let mut world = self.shared.lock();
             world.task = number;
             world.wakes[number] = Millis::MAX;
+            world.clock_reads = 0;
         }
         let Some(running) = self.tasks[number].running.as_mut() else { return };
-        let polled = running.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        let mut context = Context::from_waker(Waker::noop());
+        let polled = match catch_unwind(AssertUnwindSafe(|| running.as_mut().poll(&mut context))) {
+            Ok(polled) => polled,
+            Err(panic) if panic.is::<Endless>() => return self.stands_still(),
+            Err(panic) => resume_unwind(panic),
+        };
         let orders = std::mem::take(&mut self.shared.lock().orders);
         match polled {
             Poll::Ready(ended) => self.ended(number, ended),
@@ -505,6 +537,11 @@ impl Life {
             self.obey(number, order);
         }
         self.wake_idle(number);
+    }
+
+    fn stands_still(&self) {
+        let what = || "the engine goes on for ever without waiting for anything".into();
+        self.shared.lock().violate("L01", what);
     }
 
     /// Whoever waits for a place at a limit has no time to wake at: it is asked again when another task got on.
@@ -644,7 +681,8 @@ impl Life {
 
     fn fail(&mut self, group: usize, error: &EngineError) {
         self.groups[group].failures += 1;
-        let stale_plan = matches!(error, EngineError::Refused(refusal) if refusal.kind == keywheel_core::call::RefusalKind::Conflict);
+        let stale_plan =
+            matches!(error, EngineError::Refused(refusal) if refusal.kind == RefusalKind::Conflict);
         let legal = stale_plan
             || matches!(
                 error,

@@ -71,6 +71,8 @@ pub(crate) struct World {
     pub(crate) alive: SmallVec<[bool; 4]>,
     pub(crate) violation: Option<Violation>,
     pub(crate) checks: u64,
+    /// How often the engine read the clock in the present turn.
+    pub(crate) clock_reads: u32,
     pub(crate) crash_at_next_commit: bool,
     pub(crate) healed: bool,
     /// Two people begin at once, and reads of the journal take time.
@@ -423,6 +425,7 @@ impl World {
             alive: SmallVec::new(),
             violation: None,
             checks: 0,
+            clock_reads: 0,
             crash_at_next_commit: false,
             healed: false,
             racing: false,
