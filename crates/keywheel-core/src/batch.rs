@@ -16,7 +16,7 @@ use crate::time::Timestamp;
 pub enum Turn {
     /// One member journals this.
     Record(usize, Event),
-    /// One or more members take a step at once; more than one only for a shared roll.
+    /// One step is taken; more at once only for a roll that members share, or by an emergency, which is alone in its group.
     Do(SmallVec<[(usize, Step); 2]>),
     /// Nobody does anything before then.
     Wait {
@@ -44,6 +44,10 @@ pub fn turn(members: &[&Rotation], now: Timestamp) -> Turn {
                 debug_assert!(members.len() > 1, "{event:?} held in a group of one");
             }
             Next::Record(event) => return Turn::Record(index, event.clone()),
+            Next::Do(step) if members.len() == 1 => {
+                let together = members[index].together(*step, now);
+                return Turn::Do(together.into_iter().map(|step| (index, step)).collect());
+            }
             Next::Do(Step::Roll { .. }) => {
                 if let Some(rolls) = shared_roll(members, &owed, index) {
                     return Turn::Do(rolls);

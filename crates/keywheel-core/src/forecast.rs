@@ -46,14 +46,9 @@ pub fn continue_forecast(mut group: Vec<Rotation>, mut now: Timestamp) -> Vec<Co
                 for (member, step) in &steps {
                     take(&mut group[*member], *step, began_at, now);
                 }
-                let (_, step) = steps[0];
-                if step != Step::Visit {
-                    let members = steps.iter().map(|(member, _)| *member).collect();
-                    coming.push(Coming {
-                        at: now,
-                        members,
-                        event: Event::Intended { step, until: now },
-                    });
+                for (step, members) in calls(&steps) {
+                    let event = Event::Intended { step, until: now };
+                    coming.push(Coming { at: now, members, event });
                 }
             }
             Turn::Wait { until, .. } => now = until,
@@ -61,6 +56,16 @@ pub fn continue_forecast(mut group: Vec<Rotation>, mut now: Timestamp) -> Vec<Co
         }
     }
     coming
+}
+
+/// The calls of one turn, and whose they are; looks at the gates are left out.
+fn calls(steps: &[(usize, Step)]) -> Vec<(Step, Vec<usize>)> {
+    let is_shared = steps.windows(2).any(|pair| pair[0].0 != pair[1].0);
+    let shown = steps.iter().filter(|(_, step)| *step != Step::Visit);
+    match steps {
+        [(_, step), ..] if is_shared => vec![(*step, shown.map(|(member, _)| *member).collect())],
+        _ => shown.map(|(member, step)| (*step, vec![*member])).collect(),
+    }
 }
 
 fn take(rotation: &mut Rotation, step: Step, began_at: Timestamp, now: Timestamp) {

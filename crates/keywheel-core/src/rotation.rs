@@ -94,8 +94,9 @@ pub struct Rotation {
     pub(crate) stage_closed: bool,
     pub(crate) swept: bool,
     pub(crate) purged: bool,
-    pub(crate) open: Option<Open>,
-    pub(crate) tries: Option<Tries>,
+    /// One step, or those that an emergency takes at once.
+    open: SmallVec<[Open; 1]>,
+    tries: SmallVec<[Tries; 1]>,
     pub(crate) parked: Option<ParkReason>,
     pub(crate) outcome: Option<Outcome>,
 }
@@ -145,6 +146,13 @@ pub(crate) struct Tries {
     last: Option<Refusal>,
 }
 
+/// What an emergency's move can do: now, or when what failed may be tried again.
+#[derive(Default)]
+struct Rush {
+    ready: SmallVec<[Step; 2]>,
+    retry_at: Option<Timestamp>,
+}
+
 impl Rotation {
     /// Begins a rotation from its first record.
     ///
@@ -174,8 +182,8 @@ impl Rotation {
             stage_closed: false,
             swept: false,
             purged: false,
-            open: None,
-            tries: None,
+            open: SmallVec::new(),
+            tries: SmallVec::new(),
             parked: None,
             outcome: None,
             plan: Arc::clone(plan),
@@ -190,10 +198,17 @@ impl Rotation {
         if let Some(reason) = &self.parked {
             return Next::Operator(reason.clone());
         }
-        if let Some(open) = &self.open {
+        if let Some(open) = self.open.first() {
             return Next::Await(open.step);
         }
-        self.stage_over(now).or_else(|| self.verdict()).unwrap_or_else(|| self.owed(now))
+        self.stage_over(now).or_else(|| self.verdict(now)).unwrap_or_else(|| self.owed(now))
+    }
+
+    /// Returns the steps to take together with the one that [`Rotation::next`] named, that one first. Only an emergency takes
+    /// several: it writes every store, and rolls every workload whose stores are written, at once.
+    pub fn together(&self, step: Step, now: Timestamp) -> SmallVec<[Step; 2]> {
+        let rush = if self.plan.is_emergency() { self.rush(now).ready } else { SmallVec::new() };
+        if rush.contains(&step) { rush } else { SmallVec::from_iter([step]) }
     }
 
     /// The list. Each line names what it still owes, or nothing.
@@ -290,7 +305,36 @@ impl Rotation {
     }
 
     pub(crate) fn walk_to(&self, goal: Position, now: Timestamp) -> Option<Next> {
-        self.walk.owed(self.line(), self.token_wait(), goal, now)
+        let owed = self.walk.owed(self.line(), self.token_wait(), goal, now)?;
+        let Next::Do(step) = owed else { return Some(owed) };
+        if !self.plan.is_emergency() || !self.walk.at_once(&self.plan).contains(&step) {
+            return Some(owed);
+        }
+        let rush = self.rush(now);
+        Some(match (rush.ready.first(), rush.retry_at) {
+            (Some(ready), _) => Next::Do(*ready),
+            (None, Some(until)) => wait(until, Why::Retry(step)),
+            // Nothing helps any more: the stage is over before an operator is asked, so that the suspects are ended.
+            (None, None) => {
+                self.stage_ends_at().map_or(owed, |until| wait(until, Why::Retry(step)))
+            }
+        })
+    }
+
+    /// What an emergency's move can do now. What was refused for good holds up nothing but itself.
+    fn rush(&self, now: Timestamp) -> Rush {
+        let mut rush = Rush::default();
+        for step in self.walk.at_once(&self.plan) {
+            match self.tries.iter().find(|tries| same_try(step, tries.step)) {
+                Some(tries) if self.is_exhausted(tries) => {}
+                Some(tries) if now < tries.not_before => {
+                    let earliest = rush.retry_at.unwrap_or(tries.not_before);
+                    rush.retry_at = Some(earliest.min(tries.not_before));
+                }
+                _ => rush.ready.push(step),
+            }
+        }
+        rush
     }
 
     fn promote(&self) -> Option<Next> {
@@ -328,31 +372,48 @@ impl Rotation {
     }
 
     fn stage_over(&self, now: Timestamp) -> Option<Next> {
+        self.stage_ends_at().filter(|until| now >= *until).map(|_| Next::Record(Event::StageClosed))
+    }
+
+    /// When an emergency ends the suspects although delivery is not complete, while that is still to come.
+    fn stage_ends_at(&self) -> Option<Timestamp> {
         let Mode::Emergency { revoke_first: false, stage_for } = self.plan.mode else {
             return None;
         };
         let delivering = self.minting.done && self.promoted != self.toward && !self.stage_closed;
-        (delivering && now >= self.minting.minted_at + stage_for)
-            .then_some(Next::Record(Event::StageClosed))
+        delivering.then_some(self.minting.minted_at + stage_for)
     }
 
     /// What a refusal for good, or for too long, leads to: the way back where there is one, else an operator.
-    fn verdict(&self) -> Option<Next> {
-        let tries = self.tries.as_ref()?;
-        if crate::planted!("parks_on_any_unknown") && tries.last.is_none() && tries.step.mutates() {
+    fn verdict(&self, now: Timestamp) -> Option<Next> {
+        let parks_on = |tries: &&Tries| {
+            crate::planted!("parks_on_any_unknown") && tries.last.is_none() && tries.step.mutates()
+        };
+        if let Some(tries) = self.tries.iter().find(parks_on) {
             return Some(Next::Record(Event::Parked {
                 reason: ParkReason::OutOfPatience { step: tries.step },
             }));
         }
-        if !self.is_exhausted(tries) {
-            return None;
-        }
+        let mut exhausted = self.tries.iter().filter(|tries| self.is_exhausted(tries));
+        let tries = exhausted.find(|tries| !self.goes_on_without(tries.step, now))?;
         let refusal = tries.last.clone();
         Some(Next::Record(if self.way_back().is_ok() && self.promoted == Side::Previous {
             Event::TurnedBack { because: Because::Step { step: tries.step, refusal } }
         } else {
             Event::Parked { reason: park_reason(tries) }
         }))
+    }
+
+    /// In an emergency a delivery that fails for good stops neither the others nor the end of the suspects.
+    fn goes_on_without(&self, step: Step, now: Timestamp) -> bool {
+        if !self.plan.is_emergency() || !(delivers(step) || matches!(step, Step::Probe { .. })) {
+            return false;
+        }
+        let rush = self.rush(now);
+        !rush.ready.is_empty()
+            || rush.retry_at.is_some()
+            || self.stage_ends_at().is_some()
+            || (self.ends_first() && self.revoke(now).is_some())
     }
 
     fn is_exhausted(&self, tries: &Tries) -> bool {
@@ -376,12 +437,9 @@ impl Rotation {
 
     /// Puts a retry off until its time has come.
     fn not_before(&self, owed: Next, now: Timestamp) -> Next {
-        match (&owed, &self.tries) {
-            (Next::Do(step), Some(tries))
-                if now < tries.not_before && same_try(*step, tries.step) =>
-            {
-                wait(tries.not_before, Why::Retry(*step))
-            }
+        let Next::Do(step) = owed else { return owed };
+        match self.tries.iter().find(|tries| same_try(step, tries.step)) {
+            Some(tries) if now < tries.not_before => wait(tries.not_before, Why::Retry(step)),
             _ => owed,
         }
     }
@@ -467,7 +525,7 @@ impl Rotation {
             Event::MoveBegun { to } => self.walk.begin(*to, self.plan.workloads.len()),
             Event::Arrived { at: position } => {
                 self.walk.arrived(*position, at);
-                self.tries = None;
+                self.tries.clear();
             }
             Event::Promoted { side } => self.promoted(*side, at),
             Event::StageClosed => self.stage_closed = true,
@@ -489,7 +547,7 @@ impl Rotation {
     }
 
     fn fits(&self, event: &Event) -> bool {
-        let answers_open = |step: &Step| self.open.is_some_and(|open| open.step == *step);
+        let answers_open = |step: &Step| self.open.iter().any(|open| open.step == *step);
         match event {
             _ if self.outcome.is_some() => false,
             Event::Planned(_) => false,
@@ -499,16 +557,24 @@ impl Rotation {
             Event::Superseded { .. } => true,
             Event::Resumed | Event::Resolved { .. } => self.parked.is_some(),
             Event::Identified { .. } | Event::Overridden { .. } | Event::WindowClosed { .. } => {
-                self.open.is_none()
+                self.open.is_empty()
             }
-            Event::TurnedBack { .. } => self.open.is_none() && self.way_back().is_ok(),
-            _ => self.open.is_none() && self.parked.is_none(),
+            Event::TurnedBack { .. } => self.open.is_empty() && self.way_back().is_ok(),
+            Event::Intended { step, .. } => self.parked.is_none() && self.has_room_for(*step),
+            _ => self.open.is_empty() && self.parked.is_none(),
         }
     }
 
+    /// One step at a time; in an emergency, all that its move can do at once.
+    fn has_room_for(&self, step: Step) -> bool {
+        let joins = |other: Step| delivers(other) && delivers(step) && other != step;
+        self.open.is_empty()
+            || (self.plan.is_emergency() && self.open.iter().all(|open| joins(open.step)))
+    }
+
     fn intended(&mut self, step: Step, at: Timestamp, until: Timestamp) {
-        self.forgive(self.tries.as_ref().map(|tries| tries.not_before), at);
-        self.open = Some(Open { step, since: at, until });
+        self.forgive(self.tries.iter().map(|tries| tries.not_before).max(), at);
+        self.open.push(Open { step, since: at, until });
         match step {
             Step::Mint { attempt } => self.minting.attempts = attempt,
             Step::Write { store, to } => self.walk.writing(store, to, self.line()),
@@ -518,7 +584,7 @@ impl Rotation {
     }
 
     fn done(&mut self, step: Step, report: &Report, at: Timestamp) {
-        let open = self.open.take().expect("fits() checked that the step is open");
+        let open = self.close(step);
         match (step, report) {
             (Step::Preflight, _) => self.preflighted = true,
             (Step::Capture, _) => {
@@ -562,11 +628,17 @@ impl Rotation {
             (Step::Sweep, Report::Swept { strays }) => self.swept(strays),
             _ => {}
         }
-        self.tries = None;
+        let emergency = self.plan.is_emergency();
+        self.tries.retain(|tries| emergency && !same_try(step, tries.step));
+    }
+
+    fn close(&mut self, step: Step) -> Open {
+        let open = self.open.iter().position(|open| open.step == step);
+        self.open.remove(open.expect("fits() checked that the step is open"))
     }
 
     fn refused(&mut self, step: Step, refusal: &Refusal, at: Timestamp) {
-        self.open = None;
+        self.close(step);
         match step {
             Step::Write { store, .. } => self.walk.refused(store),
             Step::Roll { workload, .. } => self.walk.must_roll(workload),
@@ -577,7 +649,7 @@ impl Rotation {
     }
 
     fn unknown(&mut self, step: Step, at: Timestamp) {
-        let open = self.open.take().expect("fits() checked that the step is open");
+        let open = self.close(step);
         let settles_at = open.until + self.settle_for(step);
         self.forgive(Some(open.until), at);
         match step {
@@ -595,7 +667,7 @@ impl Rotation {
         if expected
             .is_some_and(|expected| at.since(expected) > self.plan.policy.patience.part(1, 4))
         {
-            self.tries = None;
+            self.tries.clear();
         }
     }
 
@@ -664,7 +736,7 @@ impl Rotation {
         self.promoted = side;
         self.promoted_at = at;
         self.was_promoted = true;
-        self.tries = None;
+        self.tries.clear();
         self.ending.begin();
     }
 
@@ -675,14 +747,14 @@ impl Rotation {
             || self.plan.issuer.facts.authority != Authority::Issuer;
         self.walk.turned_back(self.plan.workloads.len());
         self.ending.begin();
-        self.tries = None;
+        self.tries.clear();
         self.parked = None;
     }
 
     /// Everything is observed anew: stores are written again where they differ, and replicas prove themselves again.
     fn resumed(&mut self) {
         self.parked = None;
-        self.tries = None;
+        self.tries.clear();
         if let Some(lost) = &mut self.minting.lost {
             lost.ambiguous = false;
         }
@@ -694,16 +766,19 @@ impl Rotation {
 
     /// Notes a try that did not do, and when the next one may begin.
     fn tried(&mut self, step: Step, refusal: Option<&Refusal>, at: Timestamp) {
-        let (first_at, count) = match &self.tries {
-            Some(tries) if same_try(tries.step, step) => (tries.first_at, tries.count + 1),
-            _ => (at, 1),
-        };
+        let former = self.tries.iter().position(|tries| same_try(tries.step, step));
+        let former = former.map(|former| self.tries.remove(former));
+        let (first_at, count) =
+            former.map_or((at, 1), |former| (former.first_at, former.count + 1));
+        if !self.plan.is_emergency() {
+            self.tries.clear();
+        }
         let asked = match refusal {
             Some(Refusal { remedy: Remedy::Retry { after: Some(after) }, .. }) => *after,
             _ => Span::ZERO,
         };
         let pause = self.pause(count).max(asked);
-        self.tries = Some(Tries {
+        self.tries.push(Tries {
             step,
             first_at,
             last_at: at,
@@ -805,9 +880,9 @@ impl Rotation {
         self.parked.as_ref()
     }
 
-    /// Returns the step whose call has not come back.
+    /// Returns the first step whose call has not come back.
     pub fn open_step(&self) -> Option<Step> {
-        self.open.map(|open| open.step)
+        self.open.first().map(|open| open.step)
     }
 
     /// Returns the version at a side: its number.
@@ -852,13 +927,13 @@ impl Rotation {
 
     /// Returns until when any call of this rotation can still land, at the latest.
     pub fn unsettled_until(&self) -> Option<Timestamp> {
-        let open = self.open.map(|open| open.until + self.settle_for(open.step));
+        let open = self.open.iter().map(|open| open.until + self.settle_for(open.step)).max();
         open.max(self.minting.settles_at).max(self.walk.settles_at())
     }
 
     /// Returns the sentence of the last refusal, where a step is being tried again.
     pub fn trouble(&self) -> Option<(Step, Option<&Refusal>)> {
-        self.tries.as_ref().map(|tries| (tries.step, tries.last.as_ref()))
+        self.tries.last().map(|tries| (tries.step, tries.last.as_ref()))
     }
 
     fn token_wait(&self) -> Span {
@@ -868,6 +943,11 @@ impl Rotation {
 
 pub(crate) fn wait(until: Timestamp, why: Why) -> Next {
     Next::Wait { until, why }
+}
+
+/// Whether a step brings a version to a store or a workload.
+fn delivers(step: Step) -> bool {
+    matches!(step, Step::Write { .. } | Step::Roll { .. } | Step::Evidence { .. })
 }
 
 /// Roll and evidence of one workload are one endeavour: evidence that is not complete leads to another roll.

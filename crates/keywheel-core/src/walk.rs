@@ -157,6 +157,20 @@ impl Walk {
         }
     }
 
+    /// Everything that the move owes and that waits for nothing else of it: each store that is not there yet, and each workload
+    /// whose stores are.
+    pub(crate) fn at_once(&self, plan: &Plan) -> SmallVec<[Step; 2]> {
+        let Some(moving) = &self.moving else { return SmallVec::new() };
+        let to = moving.to;
+        let stores = (0..).zip(&self.stores).filter(|(_, store)| store.at != Some(to));
+        let writes = stores.map(|(store, _)| Step::Write { store, to });
+        let workloads = (0..).zip(&moving.workloads).zip(&plan.workloads);
+        let waiting = workloads.filter(|((_, taken), workload)| {
+            !taken.proven && self.held_since(workload, to).is_some()
+        });
+        writes.chain(waiting.map(|((workload, taken), _)| taken.step(workload, to))).collect()
+    }
+
     fn write(&self, moving: &Move) -> Option<Next> {
         let store = self.stores.iter().position(|store| store.at != Some(moving.to))?;
         Some(Next::Do(Step::Write { store: store as u8, to: moving.to }))
@@ -316,12 +330,12 @@ impl Move {
 
     fn take_up(&self) -> Option<Next> {
         let workload = self.workloads.iter().position(|taken| !taken.proven)?;
-        let (workload, to) = (workload as u8, self.to);
-        let rolled = self.workloads[usize::from(workload)].rolled;
-        Some(Next::Do(if rolled {
-            Step::Evidence { workload, to }
-        } else {
-            Step::Roll { workload, to }
-        }))
+        Some(Next::Do(self.workloads[workload].step(workload as u8, self.to)))
+    }
+}
+
+impl Taken {
+    fn step(self, workload: u8, to: Position) -> Step {
+        if self.rolled { Step::Evidence { workload, to } } else { Step::Roll { workload, to } }
     }
 }

@@ -474,6 +474,71 @@ fn an_emergency_revokes_without_soak_and_never_turns_back() {
     assert!(world.now.since(START) < Span::minutes(1));
 }
 
+/// Two stores with a workload each.
+fn wide(mode: Mode) -> Plan {
+    let mut plan = plan(Strategy::Overlap);
+    plan.mode = mode;
+    plan.stores.push(StorePlan { bound: bound("second"), ..plan.stores[0].clone() });
+    let backend = plan.workloads[0].clone();
+    plan.workloads.push(WorkloadPlan { bound: bound("worker"), reads: vec![1], ..backend });
+    plan
+}
+
+const STAGED: Mode = Mode::Emergency { revoke_first: false, stage_for: Span::minutes(10) };
+
+#[test]
+fn an_emergency_writes_every_store_at_once_and_then_rolls_every_workload_at_once() {
+    let mut world = World::new(wide(STAGED));
+    let until = world.now + Span::minutes(1);
+    let verify = world.until(|step| matches!(step, Step::Verify(_)));
+    world.finish(verify);
+    world.apply(Event::MoveBegun { to: 1 });
+    let writes = [0, 1].map(|store| Step::Write { store, to: 1 });
+    assert_eq!(world.rotation.next(world.now), Next::Do(writes[0]));
+    assert_eq!(world.rotation.together(writes[0], world.now)[..], writes);
+    writes.map(|step| world.apply(Event::Intended { step, until }));
+    assert_eq!(world.rotation.next(world.now), Next::Await(writes[0]));
+    writes.into_iter().rev().for_each(|step| world.finish(step));
+    let rolls = [0, 1].map(|workload| Step::Roll { workload, to: 1 });
+    assert_eq!(world.rotation.next(world.now), Next::Do(rolls[0]));
+    assert_eq!(world.rotation.together(rolls[0], world.now)[..], rolls);
+}
+
+#[test]
+fn a_rotation_at_a_steady_pace_takes_one_step_at_a_time() {
+    let mut world = World::new(wide(Mode::Normal));
+    let first = world.until(is_write(1));
+    let second = Event::Intended { step: Step::Write { store: 1, to: 1 }, until: world.now };
+    assert!(world.rotation.apply(world.now, &second).is_err());
+    assert_eq!(world.rotation.together(first, world.now)[..], [first]);
+}
+
+#[test]
+fn h123_a_store_that_refuses_holds_up_neither_other_readers_nor_the_end_of_the_suspect() {
+    let mut world = World::new(wide(STAGED));
+    let mut last = Ok(Step::Preflight);
+    while let Ok(step) = last {
+        world.now = world.now + Span::seconds(1);
+        match step {
+            Step::Preflight if world.steps.is_empty() => {}
+            Step::Write { store: 0, .. } => world.refuse(step, RefusalKind::Permission),
+            _ => world.finish(step),
+        }
+        last = world.begin();
+    }
+    assert!(
+        matches!(
+            last,
+            Err(Next::Operator(ParkReason::Refused { step: Step::Write { store: 0, .. }, .. }))
+        ),
+        "{last:?}"
+    );
+    assert!(world.steps.contains(&Step::Evidence { workload: 1, to: 1 }));
+    assert!(!world.steps.contains(&Step::Roll { workload: 0, to: 1 }));
+    assert!(world.steps.contains(&Step::Revoke(VersionId(7))));
+    assert!(world.now.since(START) >= Span::minutes(10));
+}
+
 #[test]
 fn h123_revoke_first_revokes_before_anything_is_delivered() {
     let mut emergency = plan(Strategy::Overlap);

@@ -5,7 +5,8 @@
 
 use std::sync::Arc;
 
-use keywheel_core::event::{Event, OutOfOrder};
+use keywheel_core::call::{Refusal, RefusalKind};
+use keywheel_core::event::{Event, OutOfOrder, Report, Step};
 use keywheel_core::inventory::Inventory;
 use keywheel_core::plan::RotationId;
 use keywheel_core::planted;
@@ -73,19 +74,10 @@ impl Engine {
 
     async fn close_open_intents(&self, group: &mut Group) -> Result<(), EngineError> {
         for index in 0..group.members.len() {
-            let Some(step) = group.members[index].rotation.open_step() else { continue };
-            let event = if planted!("recovery_assumes_done") && step.mutates() {
-                Event::Done { step, report: keywheel_core::event::Report::Plain }
-            } else if planted!("recovery_assumes_undone") && step.mutates() {
-                let kind = keywheel_core::call::RefusalKind::Unavailable;
-                Event::Refused {
-                    step,
-                    refusal: keywheel_core::call::Refusal::retry(kind, None, "crashed"),
-                }
-            } else {
-                Event::Unknown { step }
-            };
-            self.enter(group, index, event, self.clock.now(), Vec::new())?;
+            while let Some(step) = group.members[index].rotation.open_step() {
+                let event = closed(step);
+                self.enter(group, index, event, self.clock.now(), Vec::new())?;
+            }
         }
         self.flush(group).await
     }
@@ -116,6 +108,18 @@ impl Engine {
         }
         Ok(groups)
     }
+}
+
+/// What is recorded of an intent without an outcome.
+fn closed(step: Step) -> Event {
+    if planted!("recovery_assumes_done") && step.mutates() {
+        return Event::Done { step, report: Report::Plain };
+    }
+    if planted!("recovery_assumes_undone") && step.mutates() {
+        let refusal = Refusal::retry(RefusalKind::Unavailable, None, "crashed");
+        return Event::Refused { step, refusal };
+    }
+    Event::Unknown { step }
 }
 
 /// Reads a rotation without taking it over.

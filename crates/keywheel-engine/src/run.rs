@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use futures_util::future::join_all;
 use keywheel_core::call::{CallError, Refusal, RefusalKind};
 use keywheel_core::event::{Event, Report, Step};
 use keywheel_core::inventory::Inventory;
@@ -51,6 +52,12 @@ impl Group {
 /// the leases of the others back.
 pub(crate) fn group_name(first: &RotationId, members: usize) -> RotationId {
     if members > 1 { RotationId(format!("batch-{first}")) } else { first.clone() }
+}
+
+/// One call, the steps that it is for, and its deadline.
+struct Call<'s> {
+    steps: &'s [(usize, Step)],
+    until: Timestamp,
 }
 
 /// How far a run goes.
@@ -132,53 +139,64 @@ impl Engine {
         }
     }
 
-    /// Takes one step, or one roll that several members share.
+    /// Takes one step, one roll that several members share, or the steps that an emergency takes at once.
     async fn step(&self, group: &mut Group, steps: &[(usize, Step)]) -> Result<(), EngineError> {
         let now = self.clock.now();
-        let allowed = steps
-            .iter()
-            .map(|(member, step)| self.allowed(&group.members[*member].rotation, *step))
-            .max();
-        let until = now + allowed.unwrap_or_default();
-        for (member, _) in steps {
-            self.renew(&mut group.members[*member], now, until).await?;
+        let calls = self.calls(group, steps, now);
+        for call in &calls {
+            for (member, _) in call.steps {
+                self.renew(&mut group.members[*member], now, call.until).await?;
+            }
         }
-        let first = steps[0];
-        fail_point::pass("before_intent", name(first.1));
+        let first = name(steps[0].1);
+        fail_point::pass("before_intent", first);
         if !planted!("intent_after_effect") {
-            self.intend(group, steps, now, until).await?;
+            self.intend(group, &calls, now).await?;
         }
-        fail_point::pass("after_intent", name(first.1));
-        let performed = if self.clock.now() >= until {
-            // The process was held up between its commit and its call; the call was certainly not made.
-            Err(Refusal::retry(
-                RefusalKind::Unavailable,
-                None,
-                "the deadline passed before the call began",
-            )
-            .into())
-        } else {
-            self.call(group, steps, until).await
-        };
-        fail_point::pass("after_call", name(first.1));
+        fail_point::pass("after_intent", first);
+        let answers = join_all(calls.iter().map(|call| self.call(group, call))).await;
+        fail_point::pass("after_call", first);
         if planted!("intent_after_effect") {
-            self.intend(group, steps, now, until).await?;
+            self.intend(group, &calls, now).await?;
         }
-        self.conclude(group, steps, performed)?;
-        fail_point::pass("before_outcome", name(first.1));
+        for (call, answer) in calls.iter().zip(answers) {
+            self.conclude(group, call.steps, answer)?;
+        }
+        fail_point::pass("before_outcome", first);
         Ok(())
+    }
+
+    /// The calls that these steps are: a roll that members share is one.
+    fn calls<'s>(
+        &self,
+        group: &Group,
+        steps: &'s [(usize, Step)],
+        now: Timestamp,
+    ) -> SmallVec<[Call<'s>; 1]> {
+        let is_shared = steps.windows(2).any(|pair| pair[0].0 != pair[1].0);
+        let calls = steps.chunks(if is_shared { steps.len() } else { 1 });
+        let allowed =
+            |(member, step): &(usize, Step)| self.allowed(&group.members[*member].rotation, *step);
+        calls
+            .map(|steps| Call {
+                steps,
+                until: now + steps.iter().map(allowed).max().unwrap_or_default(),
+            })
+            .collect()
     }
 
     async fn intend(
         &self,
         group: &mut Group,
-        steps: &[(usize, Step)],
+        calls: &[Call<'_>],
         now: Timestamp,
-        until: Timestamp,
     ) -> Result<(), EngineError> {
-        for (member, step) in steps {
-            let seal = self.value_to_mint(&group.members[*member], *step);
-            self.enter(group, *member, Event::Intended { step: *step, until }, now, seal)?;
+        for Call { steps, until } in calls {
+            for (member, step) in *steps {
+                let seal = self.value_to_mint(&group.members[*member], *step);
+                let event = Event::Intended { step: *step, until: *until };
+                self.enter(group, *member, event, now, seal)?;
+            }
         }
         self.flush(group).await
     }
@@ -195,25 +213,21 @@ impl Engine {
         made.map(|value| Sealed { key, value }).into_iter().collect()
     }
 
-    /// Makes the calls of a step, under its deadline and the limits of what it calls.
-    async fn call(
-        &self,
-        group: &Group,
-        steps: &[(usize, Step)],
-        until: Timestamp,
-    ) -> Result<Performed, CallError> {
+    /// Makes one call, under its deadline and the limits of what it calls.
+    async fn call(&self, group: &Group, call: &Call<'_>) -> Result<Performed, CallError> {
+        let until = call.until;
+        let too_late = |why: &str| Refusal::retry(RefusalKind::Unavailable, None, why);
+        if self.clock.now() >= until {
+            // The process was held up between its commit and its call; the call was certainly not made.
+            return Err(too_late("the deadline passed before the call began").into());
+        }
         let members: SmallVec<[(&Member, Step); 2]> =
-            steps.iter().map(|(member, step)| (&group.members[*member], *step)).collect();
+            call.steps.iter().map(|(member, step)| (&group.members[*member], *step)).collect();
         let (member, step) = members[0];
         let called = perform::called(member, step);
         let Some(_place) = within(self.clock.as_ref(), until, self.limits.enter(&called)).await
         else {
-            return Err(Refusal::retry(
-                RefusalKind::Unavailable,
-                None,
-                "the deadline passed while other calls had the place",
-            )
-            .into());
+            return Err(too_late("the deadline passed while other calls had the place").into());
         };
         let calls = async {
             match step {

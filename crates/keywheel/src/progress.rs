@@ -1,7 +1,7 @@
 //! Progress: the journal made visible, one line a step, on stderr.
 
-use std::collections::BTreeMap;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, Weak};
+use std::time::{Duration, Instant};
 
 use keywheel_core::event::{Event, Report, Step};
 use keywheel_core::evidence::Count;
@@ -13,27 +13,59 @@ use keywheel_engine::Watch;
 use crate::output::Output;
 use crate::words;
 
+/// How long a step may take before it is told that it is still under way; then each time twice as long.
+const SLOW: Duration = Duration::from_secs(10);
+
 /// Prints a line for each step and each record that people want to know of.
 pub(crate) struct Progress {
     output: Output,
-    begun: Mutex<BTreeMap<RotationId, (Step, Timestamp)>>,
+    open: Arc<Mutex<Vec<Open>>>,
     /// The last roll that was told of, so that one that several rotations share is told once.
     told: Mutex<Option<(String, Timestamp)>>,
 }
 
+/// A step whose call has not come back.
+struct Open {
+    rotation: RotationId,
+    step: Step,
+    line: words::Line,
+    since: Instant,
+    limit: Span,
+    told_after: Duration,
+}
+
 impl Progress {
-    /// Speaks where `output` says.
+    /// Speaks where `output` says, for as long as it is kept.
     pub(crate) fn new(output: Output) -> Self {
-        Self { output, begun: Mutex::default(), told: Mutex::default() }
+        let open = Arc::default();
+        tokio::spawn(tell_of_slow_steps(Arc::downgrade(&open), output));
+        Self { output, open, told: Mutex::default() }
+    }
+
+    fn began(&self, rotation: &Rotation, step: Step, limit: Span) {
+        let open = Open {
+            rotation: rotation.id().clone(),
+            step,
+            line: words::step(rotation.plan(), step),
+            since: Instant::now(),
+            limit,
+            told_after: SLOW,
+        };
+        self.open.lock().expect("no holder of the lock panics").push(open);
+    }
+
+    /// Returns how long the step took.
+    fn ended(&self, rotation: &Rotation, step: Step) -> Duration {
+        let mut open = self.open.lock().expect("no holder of the lock panics");
+        let is_it = |open: &Open| open.rotation == *rotation.id() && open.step == step;
+        match open.iter().position(is_it) {
+            Some(index) => open.swap_remove(index).since.elapsed(),
+            None => Duration::ZERO,
+        }
     }
 
     fn line(&self, line: &words::Line, rest: &str) {
         self.output.note(&format!("  {:<10} {}{rest}", line.step, line.what));
-    }
-
-    fn began_at(&self, rotation: &Rotation, at: Timestamp) -> Timestamp {
-        let begun = self.begun.lock().expect("no holder of the lock panics");
-        begun.get(rotation.id()).map_or(at, |(_, since)| *since)
     }
 
     fn is_told(&self, line: &words::Line, at: Timestamp) -> bool {
@@ -47,23 +79,24 @@ impl Watch for Progress {
     fn recorded(&self, rotation: &Rotation, event: &Event, at: Timestamp) {
         let plan = rotation.plan();
         match event {
-            Event::Intended { step, .. } => {
-                let mut begun = self.begun.lock().expect("no holder of the lock panics");
-                begun.insert(rotation.id().clone(), (*step, at));
-            }
-            Event::Done { step: Step::Visit, .. } => {}
+            Event::Intended { step, until } => self.began(rotation, *step, until.since(at)),
             Event::Done { step, report } => {
+                let took = self.ended(rotation, *step);
                 let line = words::step(plan, *step);
-                let took = at.since(self.began_at(rotation, at));
-                if !matches!(step, Step::Roll { .. }) || !self.is_told(&line, at) {
+                let is_told = matches!(step, Step::Roll { .. }) && self.is_told(&line, at);
+                if *step != Step::Visit && !is_told {
                     self.line(&line, &format!("{}{}", seen(report), elapsed(took)));
                 }
             }
             Event::Refused { step, refusal } => {
+                self.ended(rotation, *step);
                 self.line(&words::step(plan, *step), &format!("\n             refused: {refusal}"));
             }
-            Event::Unknown { step } => self
-                .line(&words::step(plan, *step), "\n             no answer: it will be observed"),
+            Event::Unknown { step } => {
+                self.ended(rotation, *step);
+                let line = words::step(plan, *step);
+                self.line(&line, "\n             no answer: it will be observed");
+            }
             _ => {
                 if let Some(line) = words::record(plan, event) {
                     self.line(&line, "");
@@ -90,6 +123,28 @@ fn seen(report: &Report) -> String {
     }
 }
 
-fn elapsed(took: Span) -> String {
-    if took >= Span::millis(100) { format!("  {took}") } else { String::new() }
+fn elapsed(took: Duration) -> String {
+    if took >= Duration::from_millis(100) { format!("  {}", span(took)) } else { String::new() }
+}
+
+fn span(length: Duration) -> Span {
+    Span::millis(u64::try_from(length.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// Says of each step that is under way for long what it is, how long it has taken, and how long it may.
+async fn tell_of_slow_steps(open: Weak<Mutex<Vec<Open>>>, output: Output) {
+    loop {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let Some(open) = open.upgrade() else { return };
+        for open in open.lock().expect("no holder of the lock panics").iter_mut() {
+            let elapsed = open.since.elapsed();
+            if elapsed < open.told_after {
+                continue;
+            }
+            open.told_after *= 2;
+            let seconds = Span::seconds(elapsed.as_secs());
+            let words::Line { step, what, .. } = &open.line;
+            output.note(&format!("  {step:<10} {what}: {seconds} of at most {}", open.limit));
+        }
+    }
 }
