@@ -153,6 +153,13 @@ struct Rush {
     retry_at: Option<Timestamp>,
 }
 
+impl Tries {
+    /// Whether only an operator can change the answer.
+    fn is_answered_no(&self) -> bool {
+        self.last.as_ref().is_some_and(|refusal| refusal.remedy == Remedy::Operator)
+    }
+}
+
 impl Rotation {
     /// Begins a rotation from its first record.
     ///
@@ -314,10 +321,7 @@ impl Rotation {
         Some(match (rush.ready.first(), rush.retry_at) {
             (Some(ready), _) => Next::Do(*ready),
             (None, Some(until)) => wait(until, Why::Retry(step)),
-            // Nothing helps any more: the stage is over before an operator is asked, so that the suspects are ended.
-            (None, None) => {
-                self.stage_ends_at().map_or(owed, |until| wait(until, Why::Retry(step)))
-            }
+            (None, None) => owed,
         })
     }
 
@@ -426,20 +430,20 @@ impl Rotation {
         };
         match &tries.last {
             Some(Refusal { kind: RefusalKind::ValueRejected, .. }) => tries.count >= VALUES,
-            Some(Refusal { remedy: Remedy::Operator, .. })
-                if !crate::planted!("asks_again_after_a_no") =>
-            {
-                true
-            }
+            Some(_) if tries.is_answered_no() && !crate::planted!("asks_again_after_a_no") => true,
             _ => tries.count >= 3 && tries.last_at >= tries.first_at + patience,
         }
     }
 
-    /// Puts a retry off until its time has come.
+    /// Puts a retry off until its time has come; in an emergency, what was refused for good until the stage is over, when the
+    /// suspects are ended and an operator is asked.
     fn not_before(&self, owed: Next, now: Timestamp) -> Next {
         let Next::Do(step) = owed else { return owed };
         match self.tries.iter().find(|tries| same_try(step, tries.step)) {
             Some(tries) if now < tries.not_before => wait(tries.not_before, Why::Retry(step)),
+            Some(tries) if self.is_exhausted(tries) => {
+                self.stage_ends_at().map_or(owed, |until| wait(until, Why::Retry(step)))
+            }
             _ => owed,
         }
     }
@@ -662,12 +666,13 @@ impl Rotation {
         self.tried(step, None, at);
     }
 
-    /// Patience is with a step that is tried, not with a time in which nobody ran: after such a gap it begins anew.
+    /// Patience is with a step that is tried, not with a time in which nobody ran: after such a gap it begins anew. A no stays
+    /// a no.
     fn forgive(&mut self, expected: Option<Timestamp>, at: Timestamp) {
         if expected
             .is_some_and(|expected| at.since(expected) > self.plan.policy.patience.part(1, 4))
         {
-            self.tries.clear();
+            self.tries.retain(|tries| tries.is_answered_no());
         }
     }
 
