@@ -296,13 +296,14 @@ impl Engine {
     ) -> Result<(), EngineError> {
         let holder = group.name.clone();
         let member = &mut group.members[index];
+        let was_moving = member.is_moving();
         member.rotation.apply(at, &event)?;
         member.inventory.follow(&member.rotation, &event, at);
         self.watch.recorded(&member.rotation, &event, at);
         let destroy =
             if matches!(event, Event::Purged) { purge(&member.rotation) } else { Vec::new() };
-        let ends_move =
-            matches!(event, Event::Arrived { .. }) || member.rotation.outcome().is_some();
+        // A move ends where it arrives, and where a rotation turns round before it changed anything.
+        let ends_move = was_moving && !member.is_moving() || member.rotation.outcome().is_some();
         let mut entry = member.entry(holder, event, at, seal, destroy);
         // The leases are the group's: they are given back when its last move has arrived.
         entry.give_back = ends_move && group.members.iter().all(|member| !member.is_moving());
