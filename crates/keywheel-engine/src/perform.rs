@@ -607,16 +607,21 @@ impl Work<'_> {
             .and_then(|credential| credential.value().map(SecretValue::duplicate)))
     }
 
-    /// What a workload should hold under an arrangement: every slot of every store that it reads.
+    /// What a workload should hold under an arrangement: every slot of every store that it reads, but for those that are left
+    /// as they are, whatever they hold.
     async fn expected(
         &self,
         workload: usize,
         to: Position,
     ) -> Outcome<Vec<(String, Option<Fingerprint>)>> {
         let fingerprinter = &self.engine.journal.installation().fingerprinter;
+        let arrangement = self.member.rotation.line().at(to);
         let mut slots = Vec::new();
         for store in &self.plan.workloads[workload].reads {
             for slot in &self.plan.stores[usize::from(*store)].slots {
+                if self.is_suspect(slot, arrangement) {
+                    continue;
+                }
                 let content = self.content(usize::from(*store), slot, to).await?;
                 slots.push((
                     slot.address.clone(),
