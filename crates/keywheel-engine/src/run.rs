@@ -359,12 +359,18 @@ impl Engine {
         Ok(None)
     }
 
-    /// Commits what is pending.
+    /// Commits what is pending, and each member's row of the inventory with its last entry.
     pub(crate) async fn flush(&self, group: &mut Group) -> Result<(), EngineError> {
         if group.pending.is_empty() {
             return Ok(());
         }
-        let entries = std::mem::take(&mut group.pending);
+        let mut entries = std::mem::take(&mut group.pending);
+        for member in &group.members {
+            let of_member = |entry: &&mut Entry| entry.rotation == *member.rotation.id();
+            if let Some(last) = entries.iter_mut().rev().find(of_member) {
+                last.inventory = Some(member.inventory.clone());
+            }
+        }
         let answer = self.journal.append(Append { actor: self.actor.clone(), entries }).await;
         if planted!("swallows_storage_error") && matches!(answer, Err(JournalError::Storage(_))) {
             return Ok(());
@@ -415,8 +421,7 @@ impl Member {
         seal: Vec<Sealed>,
         destroy: Vec<ValueKey>,
     ) -> Entry {
-        let inventory = Some(self.inventory.clone());
-        let entry = Entry { inventory, seal, destroy, ..self.next_entry(holder, event, at) };
+        let entry = Entry { seal, destroy, ..self.next_entry(holder, event, at) };
         self.sequence += 1;
         entry
     }
