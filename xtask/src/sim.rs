@@ -11,10 +11,10 @@ use crate::report::Counts;
 /// How long, and from which seed.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// How long it runs.
+    /// How long it leads random lives, after what is the same in every run.
     #[arg(long, default_value_t = 60)]
     seconds: u32,
-    /// The first seed; the time of day unless told.
+    /// The first seed; 0 unless told.
     #[arg(long)]
     seed: Option<u64>,
     /// How the result is printed.

@@ -15,7 +15,7 @@ use crate::{cargo, deny, fmt, hazards, leaks, links, shipped, sim, tools};
 /// How much.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// How long the simulator runs.
+    /// How long the simulator leads random lives.
     #[arg(long, default_value_t = 30)]
     sim_seconds: u32,
     /// Keeps the folder of the run even if nothing failed.

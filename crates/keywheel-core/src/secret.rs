@@ -1,8 +1,10 @@
 //! The named thing that is rotated, and the bytes that must never be seen.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
@@ -83,17 +85,17 @@ impl Credential {
 /// The name of one field of a credential.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Field(String);
+pub struct Field(Cow<'static, str>);
 
 impl Field {
     /// Names a field.
     pub fn new(name: impl Into<String>) -> Self {
-        Self(name.into())
+        Self(Cow::Owned(name.into()))
     }
 
     /// The only field of a credential that is one value.
     pub fn value() -> Self {
-        Self::new("value")
+        Self(Cow::Borrowed("value"))
     }
 
     /// Returns the name.
@@ -102,12 +104,13 @@ impl Field {
     }
 }
 
-/// A secret in one environment, written `openai@production`: the thing that has versions.
+/// A secret in one environment, written `openai@production`: the thing that has versions. Every record, row and sealed value
+/// has a copy of it, and so its parts are shared.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct SecretName {
-    name: String,
-    environment: String,
+    name: Arc<str>,
+    environment: Arc<str>,
 }
 
 /// A name that cannot be used: letters, digits, `-` and `_` only, up to 64 of them.

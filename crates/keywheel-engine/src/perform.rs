@@ -519,9 +519,10 @@ impl Work<'_> {
             if self.is_suspect(slot, line.at(to)) {
                 continue;
             }
+            let captured = self.captured(index, slot).await?;
             let mut known = Vec::new();
             for position in 0..=line.end(Side::Pending) {
-                known.push(self.content(index, slot, position).await?);
+                known.push(self.composed(slot, position, captured.as_ref()).await?);
             }
             contents.push((slot, known));
         }
@@ -575,7 +576,7 @@ impl Work<'_> {
         }
     }
 
-    /// The bytes of a slot under an arrangement: what was captured, at the beginning of the line; composed, elsewhere.
+    /// The bytes of a slot under an arrangement.
     async fn content(
         &self,
         index: usize,
@@ -583,8 +584,18 @@ impl Work<'_> {
         position: Position,
     ) -> Outcome<Option<SecretValue>> {
         let captured = self.captured(index, slot).await?;
+        self.composed(slot, position, captured.as_ref()).await
+    }
+
+    /// What was captured, at the beginning of the line; composed, elsewhere.
+    async fn composed(
+        &self,
+        slot: &Slot,
+        position: Position,
+        captured: Option<&SecretValue>,
+    ) -> Outcome<Option<SecretValue>> {
         if position == 0 || self.is_suspect(slot, self.member.rotation.line().at(position)) {
-            return Ok(captured);
+            return Ok(captured.map(SecretValue::duplicate));
         }
         match in_role(slot.role, self.member.rotation.line().at(position)) {
             None => Ok(Some(SecretValue::new(Vec::new()))),
@@ -592,7 +603,7 @@ impl Work<'_> {
                 let version =
                     self.member.rotation.version(side).expect("a side on the line has a version");
                 let Some(credential) = self.sealed(version).await? else { return Ok(None) };
-                Ok(Some(slot::compose(&slot.part, &credential, captured.as_ref())?))
+                Ok(Some(slot::compose(&slot.part, &credential, captured)?))
             }
         }
     }
@@ -607,16 +618,21 @@ impl Work<'_> {
             .and_then(|credential| credential.value().map(SecretValue::duplicate)))
     }
 
-    /// What a workload should hold under an arrangement: every slot of every store that it reads.
+    /// What a workload should hold under an arrangement: every slot of every store that it reads, but for those that are left
+    /// as they are, whatever they hold.
     async fn expected(
         &self,
         workload: usize,
         to: Position,
     ) -> Outcome<Vec<(String, Option<Fingerprint>)>> {
         let fingerprinter = &self.engine.journal.installation().fingerprinter;
+        let arrangement = self.member.rotation.line().at(to);
         let mut slots = Vec::new();
         for store in &self.plan.workloads[workload].reads {
             for slot in &self.plan.stores[usize::from(*store)].slots {
+                if self.is_suspect(slot, arrangement) {
+                    continue;
+                }
                 let content = self.content(usize::from(*store), slot, to).await?;
                 slots.push((
                     slot.address.clone(),

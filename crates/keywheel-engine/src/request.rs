@@ -54,10 +54,8 @@ impl Engine {
                 claimed_until: now + CLAIM,
                 sequence: 0,
             };
-            let entry = member.next_entry(group.name.clone(), event, at);
-            let entry = Entry { inventory: Some(member.inventory.clone()), ..entry };
+            group.pending.push(member.next_entry(group.name.clone(), event, at));
             member.sequence = 1;
-            group.pending.push(entry);
             group.members.push(member);
         }
         self.flush(&mut group).await?;

@@ -310,13 +310,14 @@ impl Engine {
     ) -> Result<(), EngineError> {
         let holder = group.name.clone();
         let member = &mut group.members[index];
+        let was_moving = member.is_moving();
         member.rotation.apply(at, &event)?;
         member.inventory.follow(&member.rotation, &event, at);
         self.watch.recorded(&member.rotation, &event, at);
         let destroy =
             if matches!(event, Event::Purged) { purge(&member.rotation) } else { Vec::new() };
-        let ends_move =
-            matches!(event, Event::Arrived { .. }) || member.rotation.outcome().is_some();
+        // A move ends where it arrives, and where a rotation turns round before it changed anything.
+        let ends_move = was_moving && !member.is_moving() || member.rotation.outcome().is_some();
         let mut entry = member.entry(holder, event, at, seal, destroy);
         // The leases are the group's: they are given back when its last move has arrived.
         entry.give_back = ends_move && group.members.iter().all(|member| !member.is_moving());
@@ -372,12 +373,18 @@ impl Engine {
         Ok(None)
     }
 
-    /// Commits what is pending.
+    /// Commits what is pending, and each member's row of the inventory with its last entry.
     pub(crate) async fn flush(&self, group: &mut Group) -> Result<(), EngineError> {
         if group.pending.is_empty() {
             return Ok(());
         }
-        let entries = std::mem::take(&mut group.pending);
+        let mut entries = std::mem::take(&mut group.pending);
+        for member in &group.members {
+            let of_member = |entry: &&mut Entry| entry.rotation == *member.rotation.id();
+            if let Some(last) = entries.iter_mut().rev().find(of_member) {
+                last.inventory = Some(member.inventory.clone());
+            }
+        }
         let answer = self.journal.append(Append { actor: self.actor.clone(), entries }).await;
         if planted!("swallows_storage_error") && matches!(answer, Err(JournalError::Storage(_))) {
             return Ok(());
@@ -428,8 +435,7 @@ impl Member {
         seal: Vec<Sealed>,
         destroy: Vec<ValueKey>,
     ) -> Entry {
-        let inventory = Some(self.inventory.clone());
-        let entry = Entry { inventory, seal, destroy, ..self.next_entry(holder, event, at) };
+        let entry = Entry { seal, destroy, ..self.next_entry(holder, event, at) };
         self.sequence += 1;
         entry
     }

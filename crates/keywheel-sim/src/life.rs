@@ -7,9 +7,9 @@
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll, Waker};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Wake, Waker};
 
 use keywheel_core::call::RefusalKind;
 use keywheel_core::event::{Event, Outcome, ParkReason, Step};
@@ -22,6 +22,7 @@ use keywheel_core::strategy::Side;
 use keywheel_core::time::{Span, Timestamp};
 use keywheel_core::version::{IssuedId, Stage, State as VersionState, VersionId};
 use keywheel_engine::limits::Limits;
+use keywheel_engine::request::secrets;
 use keywheel_engine::run::{Group, Ran, Until};
 use keywheel_engine::{Engine, EngineError, Watch, recover};
 use keywheel_journal::memory::MemoryJournal;
@@ -94,12 +95,6 @@ struct Life {
     unidentified: bool,
     turns: u64,
     log: bool,
-    watched: Arc<std::sync::Mutex<Watched>>,
-}
-
-#[derive(Default)]
-struct Watched {
-    parked: Vec<(usize, ParkReason)>,
 }
 
 struct Process {
@@ -114,6 +109,19 @@ struct Task {
     process: usize,
     group: usize,
     running: Option<Running>,
+    woken: Arc<Woken>,
+    waker: Waker,
+}
+
+/// Whether another task woke this one: by leaving a place at a limit that it waits for. Everything else that a task waits for
+/// has a time.
+#[derive(Default)]
+struct Woken(AtomicBool);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::SeqCst);
+    }
 }
 
 /// What people want of the rotations of one group.
@@ -124,8 +132,11 @@ struct Duty {
     wanted: Option<Job>,
     at_rest: bool,
     failures: u32,
-    undo_granted: Arc<AtomicBool>,
+    undo_granted: Granted,
 }
+
+/// The secrets whose rotations an operator was allowed to undo: those of a batch that had not ended by then.
+type Granted = Arc<Mutex<Vec<SecretName>>>;
 
 /// What a process is started for.
 #[derive(Clone)]
@@ -143,7 +154,6 @@ struct SimWatch {
     world: Shared,
     process: usize,
     log: bool,
-    watched: Arc<std::sync::Mutex<Watched>>,
 }
 
 impl Watch for SimWatch {
@@ -151,9 +161,6 @@ impl Watch for SimWatch {
         let secret = index(rotation.plan().secret.name());
         let mut world = self.world.lock();
         world.check_recorded(self.process, secret, rotation, event, at);
-        if let Event::Parked { reason } = event {
-            self.watched.lock().expect("one thread").parked.push((secret, reason.clone()));
-        }
         if self.log {
             log(&world, self.process, secret, event);
         }
@@ -211,7 +218,6 @@ impl Life {
             unidentified,
             turns: 0,
             log: options.log,
-            watched: Arc::default(),
         }
     }
 
@@ -278,12 +284,7 @@ impl Life {
                 authenticated: true,
             },
             limits: Limits::new(1 + (number % 2)),
-            watch: Arc::new(SimWatch {
-                world: world.clone(),
-                process: number,
-                log: self.log,
-                watched: Arc::clone(&self.watched),
-            }),
+            watch: Arc::new(SimWatch { world: world.clone(), process: number, log: self.log }),
         };
         world.lock().alive.push(true);
         self.processes.push(Process {
@@ -307,7 +308,9 @@ impl Life {
         duty.next = None;
         let (secrets, granted) = (duty.secrets.clone(), Arc::clone(&duty.undo_granted));
         let running: Running = Box::pin(work(engine, job, secrets, plans, stop, granted));
-        self.tasks.push(Task { process, group, running: Some(running) });
+        let woken = Arc::new(Woken::default());
+        let waker = Waker::from(Arc::clone(&woken));
+        self.tasks.push(Task { process, group, running: Some(running), woken, waker });
         let mut world = self.shared.lock();
         let now = world.now;
         world.wakes.push(now);
@@ -321,7 +324,7 @@ async fn work(
     secrets: Vec<SecretName>,
     plans: Vec<Arc<Plan>>,
     stop: Arc<AtomicBool>,
-    undo_granted: Arc<AtomicBool>,
+    undo_granted: Granted,
 ) -> Result<Ran, EngineError> {
     let mut group = match &job {
         Job::Begin => engine.begin(&plans).await?,
@@ -336,7 +339,7 @@ async fn work(
     };
     match job {
         Job::Undo => match engine.undo(&mut group, "a person said so").await {
-            Ok(()) => undo_granted.store(true, Ordering::SeqCst),
+            Ok(()) => grant(&undo_granted, &group),
             Err(EngineError::Refused(_)) => {}
             Err(error) => return Err(error),
         },
@@ -344,7 +347,7 @@ async fn work(
             identify(&engine, &mut group).await?;
             override_gates(&engine, &mut group).await?;
             if turn_away(&engine, &mut group).await? {
-                undo_granted.store(true, Ordering::SeqCst);
+                grant(&undo_granted, &group);
             } else {
                 engine.let_go_on(&mut group).await?;
             }
@@ -357,6 +360,10 @@ async fn work(
         Job::Begin | Job::Recover | Job::Emergency | Job::TakeOver(_) => {}
     }
     engine.run(&mut group, &Until { rest: true, patience: Span::ZERO, stop: &stop }).await
+}
+
+fn grant(undo_granted: &Granted, group: &Group) {
+    undo_granted.lock().expect("one thread").extend(secrets(group));
 }
 
 /// An operator names the ids that rotations wait for.
@@ -521,8 +528,8 @@ impl Life {
             world.wakes[number] = Millis::MAX;
             world.clock_reads = 0;
         }
-        let Some(running) = self.tasks[number].running.as_mut() else { return };
-        let mut context = Context::from_waker(Waker::noop());
+        let Task { running: Some(running), waker, .. } = &mut self.tasks[number] else { return };
+        let mut context = Context::from_waker(waker);
         let polled = match catch_unwind(AssertUnwindSafe(|| running.as_mut().poll(&mut context))) {
             Ok(polled) => polled,
             Err(panic) if panic.is::<Endless>() => return self.stands_still(),
@@ -536,7 +543,7 @@ impl Life {
         for order in orders {
             self.obey(number, order);
         }
-        self.wake_idle(number);
+        self.wake_others();
     }
 
     fn stands_still(&self) {
@@ -544,21 +551,11 @@ impl Life {
         self.shared.lock().violate("L01", what);
     }
 
-    /// Whoever waits for a place at a limit has no time to wake at: it is asked again when another task got on.
-    fn wake_idle(&self, but: usize) {
-        if self.tasks.len() < 2 {
-            return;
-        }
-        let mut world = self.shared.lock();
-        let now = world.now;
-        let polled_on = world.wakes[but];
-        for (other, task) in self.tasks.iter().enumerate() {
-            if other != but
-                && task.running.is_some()
-                && world.wakes[other] == Millis::MAX
-                && polled_on != now
-            {
-                world.wakes[other] = now + 1;
+    fn wake_others(&self) {
+        for (number, task) in self.tasks.iter().enumerate() {
+            if task.woken.0.swap(false, Ordering::SeqCst) {
+                let mut world = self.shared.lock();
+                world.wakes[number] = world.wakes[number].min(world.now);
             }
         }
     }
@@ -877,6 +874,9 @@ impl Life {
         let mut world = self.shared.lock();
         let shape = self.shapes[secret];
         let fired = |faults: &[Fault]| world.fired.iter().any(|fault| faults.contains(fault));
+        // What goes forward only cannot turn away from a value that its workloads refuse.
+        let stays_bad = self.bad
+            && (matches!(shape, Shape::Lease | Shape::Reset) || world.secrets[secret].emergency);
         let Some(reason) = parked else {
             let waits = self.groups.len() > 1;
             return if waits {
@@ -896,10 +896,8 @@ impl Life {
                     || world.secrets[secret].emergency
             }
             ParkReason::Refused { .. } => {
-                // What goes forward only cannot turn away from a value that its workloads refuse.
-                (self.bad
-                    && (matches!(shape, Shape::Lease | Shape::Reset)
-                        || world.secrets[secret].emergency))
+                stays_bad
+                    || world.is_held_down_by_another(secret)
                     || !healed
                         && (self.bad
                             || fired(&[
@@ -924,8 +922,10 @@ impl Life {
             }
             // Three tries that fail, one of them for as long as a roll may take, are the end of patience by design.
             ParkReason::OutOfPatience { .. } | ParkReason::DeathUnproven => {
-                !healed
-                    && (world.fired.len() >= 3 || fired(&[Fault::RivalEdit, Fault::RivalRevert]))
+                stays_bad
+                    || !healed
+                        && (world.fired.len() >= 3
+                            || fired(&[Fault::RivalEdit, Fault::RivalRevert]))
             }
         };
         if !legal {
@@ -948,10 +948,8 @@ impl Life {
                 format!("secret {secret} ({shape:?}) is {outcome} although nothing went wrong")
             });
         }
-        if self.groups[group].undo_granted.load(Ordering::SeqCst)
-            && outcome != Outcome::Undone
-            && !emergency
-        {
+        let granted = self.groups[group].undo_granted.lock().expect("one thread").contains(name);
+        if granted && outcome != Outcome::Undone && !emergency {
             return world.violate("I10", || {
                 format!("an undo of secret {secret} was granted, and it is {outcome}")
             });

@@ -2,19 +2,20 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program that prints")]
 
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use keywheel_core::event::Outcome;
 use keywheel_sim::faults::{self, Fault, Hit, StepKind};
+use keywheel_sim::planted::Bug;
 use keywheel_sim::walk::Walked;
 use keywheel_sim::{model, planted, walk};
 
 const HELP: &str = "\
 Leads simulated lives of rotations and checks that nothing is violated.
 
-  --seconds N      how long (60 unless told)
+  --seconds N      how long random lives are led, after what is the same in every run (60 unless told)
   --output json    one line of JSON instead of words
   --from N         the first seed (0 unless told)
   --threads N      how many threads (2 unless told)
@@ -22,7 +23,8 @@ Leads simulated lives of rotations and checks that nothing is violated.
   --again SHAPE POINT:FAULT…
                    leads one life of the walk again, and shows its records
   --walk           only the exhaustive walk: every point, every fault, and pairs of them
-  --planted        only the hunt for planted bugs";
+  --planted        only the hunt for planted bugs
+  --lives          only the random lives (the options before it count)";
 
 fn main() -> ExitCode {
     let mut options = Options { seconds: 60, json: false, from: 0, threads: 2 };
@@ -43,6 +45,7 @@ fn main() -> ExitCode {
                 None => None,
             },
             "--again" => return again(arguments.collect()),
+            "--lives" => return lives_only(&options),
             "--walk" => return walk_all(),
             "--planted" => return hunt_all(),
             _ => None,
@@ -55,6 +58,9 @@ fn main() -> ExitCode {
     simulate(&options)
 }
 
+/// How many lives a planted bug has to be caught in.
+const LIVES_OF_A_BUG: u64 = 20_000;
+
 struct Options {
     seconds: u64,
     json: bool,
@@ -65,6 +71,7 @@ struct Options {
 /// What one thread counted.
 #[derive(Default)]
 struct Counted {
+    next_seed: u64,
     lifecycles: u64,
     checks: u64,
     hit: Hit,
@@ -75,46 +82,102 @@ struct Counted {
 }
 
 fn simulate(options: &Options) -> ExitCode {
+    let hunted = Hunted::all(options.threads);
+    let (counted, spent) = live(options);
+    report(options, &counted, &hunted, spent)
+}
+
+/// Leads random lives for as long as was asked for; returns what each thread counted, and how long it took.
+fn live(options: &Options) -> (Vec<Counted>, Duration) {
     let begun = Instant::now();
-    // What is not seeded comes first, on two threads; the rest of the time belongs to the seeds.
-    let (hunted, (mut walked, reached)) = thread::scope(|scope| {
-        let hunted = scope.spawn(|| {
-            let caught =
-                planted::BUGS.iter().filter(|bug| planted::hunt(bug, 20_000).is_some()).count();
-            (caught, model::check().err(), walk::singles(1, 2))
-        });
-        let mut walked = walk::singles(0, 2);
-        let reached = reach_all(&mut walked.hit);
-        (hunted.join().expect("a hunt catches its panics"), (walked, reached))
-    });
-    let (caught, model, half) = hunted;
-    walked.merge(half);
-    let led = Instant::now();
     let end = begun + Duration::from_secs(options.seconds);
-    let failed = AtomicBool::new(false);
-    let counted: Vec<Counted> = thread::scope(|scope| {
-        let threads: Vec<_> = (0..options.threads)
-            .map(|number| {
-                scope.spawn({
-                    let failed = &failed;
-                    move || lead(options, number, end, failed)
-                })
-            })
+    let threads: Vec<u64> = (0..options.threads).collect();
+    let counted = on_threads(options.threads, &threads, |number| lead(options, *number, end));
+    (counted, begun.elapsed())
+}
+
+/// What is not seeded by the command: it is the same in every run, and comes before the seeds and beside their time.
+#[derive(Default)]
+struct Hunted {
+    walked: Walked,
+    reached: Vec<(StepKind, Fault, u64, String)>,
+    model: Option<String>,
+    caught: usize,
+}
+
+/// One piece of it.
+#[derive(Clone, Copy)]
+enum Hunt {
+    Model,
+    Bug(&'static Bug),
+    Walk(usize),
+}
+
+/// In how many pieces the walk is done, so that no thread is left with a long one at the end.
+const PIECES: usize = 12;
+
+impl Hunted {
+    fn all(threads: u64) -> Self {
+        let bugs = planted::BUGS.iter().map(Hunt::Bug);
+        let hunts: Vec<Hunt> =
+            std::iter::once(Hunt::Model).chain(bugs).chain((0..PIECES).map(Hunt::Walk)).collect();
+        let found = on_threads(threads, &hunts, |hunt| hunt.run());
+        let mut hunted = Self::default();
+        found.into_iter().for_each(|found| hunted.add(found));
+        let missing = hunted.walked.hit.missing();
+        let reached = on_threads(threads, &missing, |(step, fault)| reach(*step, *fault));
+        for (hit, violations) in reached {
+            hunted.walked.hit.merge(&hit);
+            hunted.reached.extend(violations);
+        }
+        hunted
+    }
+
+    fn add(&mut self, other: Self) {
+        self.walked.merge(other.walked);
+        self.model = self.model.take().or(other.model);
+        self.caught += other.caught;
+    }
+}
+
+impl Hunt {
+    fn run(self) -> Hunted {
+        match self {
+            Self::Model => Hunted { model: model::check().err(), ..Hunted::default() },
+            Self::Bug(bug) => {
+                let caught = usize::from(planted::hunt(bug, LIVES_OF_A_BUG).is_some());
+                Hunted { caught, ..Hunted::default() }
+            }
+            Self::Walk(piece) => {
+                Hunted { walked: walk::singles(piece, PIECES), ..Hunted::default() }
+            }
+        }
+    }
+}
+
+/// Does every job once, each thread the next that nobody took.
+fn on_threads<J: Sync, R: Send>(threads: u64, jobs: &[J], work: impl Fn(&J) -> R + Sync) -> Vec<R> {
+    let next = AtomicUsize::new(0);
+    let take = || jobs.get(next.fetch_add(1, Ordering::Relaxed));
+    thread::scope(|scope| {
+        let threads: Vec<_> = (0..threads)
+            .map(|_| scope.spawn(|| std::iter::from_fn(take).map(&work).collect::<Vec<R>>()))
             .collect();
         threads
             .into_iter()
-            .map(|thread| thread.join().expect("a thread only leads lives"))
+            .flat_map(|thread| thread.join().expect("a thread only leads lives"))
             .collect()
-    });
-    let spent = led.elapsed();
-    report(options, &counted, &walked, reached, model, caught, spent)
+    })
 }
 
-/// Leads the lives of every n-th seed until the time is over or one of them failed.
-fn lead(options: &Options, number: u64, end: Instant, failed: &AtomicBool) -> Counted {
-    let mut counted = Counted::default();
-    let mut seed = options.from + number;
-    while Instant::now() < end && !failed.load(Ordering::Relaxed) {
+/// After how many failing lives a thread has seen enough.
+const FAILURES: usize = 10;
+
+/// Leads the lives of every n-th seed until the time is over or too many of them failed.
+fn lead(options: &Options, number: u64, end: Instant) -> Counted {
+    let mut counted = Counted { next_seed: options.from + number, ..Counted::default() };
+    while Instant::now() < end && counted.failures.len() < FAILURES {
+        let seed = counted.next_seed;
         let verdict = keywheel_sim::live(seed, false);
         counted.lifecycles += verdict.lifecycles;
         counted.checks += verdict.checks;
@@ -128,40 +191,28 @@ fn lead(options: &Options, number: u64, end: Instant, failed: &AtomicBool) -> Co
         }
         if let Some(violation) = verdict.violation {
             counted.failures.push((seed, violation.to_string()));
-            failed.store(true, Ordering::Relaxed);
         }
-        seed += options.threads;
+        counted.next_seed += options.threads;
     }
     counted
 }
 
-/// Leads lives for each pair that was not reached yet; returns the violations found on the way.
-fn reach_all(hit: &mut Hit) -> Vec<(StepKind, Fault, u64, String)> {
-    let mut violations = Vec::new();
-    for (step, fault) in hit.missing() {
-        for seed in 0..200 {
-            let verdict = keywheel_sim::live_with(seed, (step, fault));
-            hit.merge(&verdict.hit);
-            if let Some(violation) = verdict.violation {
-                violations.push((step, fault, seed, violation.to_string()));
-            }
-            if hit.has(step, fault) {
-                break;
-            }
+/// Leads lives for a pair until it is reached; returns the violations found on the way.
+fn reach(step: StepKind, fault: Fault) -> (Hit, Vec<(StepKind, Fault, u64, String)>) {
+    let (mut hit, mut violations) = (Hit::default(), Vec::new());
+    for seed in 0..200 {
+        let verdict = keywheel_sim::live_with(seed, (step, fault));
+        hit.merge(&verdict.hit);
+        violations.extend(verdict.violation.map(|seen| (step, fault, seed, seen.to_string())));
+        if hit.has(step, fault) {
+            break;
         }
     }
-    violations
+    (hit, violations)
 }
 
-fn report(
-    options: &Options,
-    counted: &[Counted],
-    walked: &Walked,
-    reached: Vec<(StepKind, Fault, u64, String)>,
-    model: Option<String>,
-    caught: usize,
-    spent: Duration,
-) -> ExitCode {
+fn report(options: &Options, counted: &[Counted], hunted: &Hunted, spent: Duration) -> ExitCode {
+    let Hunted { walked, reached, model, caught } = hunted;
     let mut hit = walked.hit.clone();
     counted.iter().for_each(|counted| hit.merge(&counted.hit));
     let all = faults::pairs().count();
@@ -169,14 +220,12 @@ fn report(
     let missing = hit.missing();
     let sum = |of: fn(&Counted) -> u64| counted.iter().map(of).sum::<u64>();
     let led = sum(|counted| counted.lifecycles);
-    let failures: Vec<&(u64, String)> =
-        counted.iter().flat_map(|counted| &counted.failures).collect();
+    let failures: usize = counted.iter().map(|counted| counted.failures.len()).sum();
     let violations =
-        failures.len() + walked.violations.len() + reached.len() + usize::from(model.is_some());
-    let per_minute = (led as f64 / spent.as_secs_f64().max(0.001) * 60.0) as u64;
+        failures + walked.violations.len() + reached.len() + usize::from(model.is_some());
     let numbers = serde_json::json!({
         "lifecycles": led + walked.lifecycles,
-        "lifecycles_per_minute": per_minute,
+        "lifecycles_per_minute": per_minute(led, spent),
         "step_fault_pairs": { "hit": all - missing.len(), "all": all, "excluded": every - all },
         "violations": violations,
         "outcomes": {
@@ -192,19 +241,27 @@ fn report(
         println!("{numbers:#}");
         println!("{} checks", sum(|counted| counted.checks));
     }
-    for (seed, violation) in failures {
-        eprintln!("{violation}\n  replay: cargo run --release -p keywheel-sim -- --seed {seed}");
-    }
+    show_failures(counted);
     walked.violations.iter().for_each(|violation| eprintln!("{violation}\n  replay: cargo run --release -p keywheel-sim -- (the words from `--again` to the colon)"));
     reached.iter().for_each(|(step, fault, seed, violation)| {
         eprintln!("{step:?} with {fault:?}, seed {seed}: {violation}")
     });
     model.iter().for_each(|violation| eprintln!("model: {violation}"));
     missing.iter().for_each(|(step, fault)| eprintln!("not reached: {fault:?} at {step:?}"));
-    if violations > 0 || !missing.is_empty() || caught < planted::BUGS.len() {
+    if violations > 0 || !missing.is_empty() || *caught < planted::BUGS.len() {
         ExitCode::FAILURE
     } else {
         ExitCode::SUCCESS
+    }
+}
+
+fn per_minute(lifecycles: u64, spent: Duration) -> u64 {
+    (lifecycles as f64 / spent.as_secs_f64().max(0.001) * 60.0) as u64
+}
+
+fn show_failures(counted: &[Counted]) {
+    for (seed, violation) in counted.iter().flat_map(|counted| &counted.failures) {
+        eprintln!("{violation}\n  replay: cargo run --release -p keywheel-sim -- --seed {seed}");
     }
 }
 
@@ -255,10 +312,24 @@ fn walk_all() -> ExitCode {
     if walked.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
+fn lives_only(options: &Options) -> ExitCode {
+    let (counted, spent) = live(options);
+    let led = counted.iter().map(|counted| counted.lifecycles).sum();
+    let next_seed = counted.iter().map(|counted| counted.next_seed).min().unwrap_or(options.from);
+    println!(
+        "{led} lifecycles ({} a minute), every seed from {} to before {next_seed}",
+        per_minute(led, spent),
+        options.from
+    );
+    show_failures(&counted);
+    let clean = counted.iter().all(|counted| counted.failures.is_empty());
+    if clean { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
 fn hunt_all() -> ExitCode {
     let mut survivors = 0;
     for bug in &planted::BUGS {
-        match planted::hunt(bug, 20_000) {
+        match planted::hunt(bug, LIVES_OF_A_BUG) {
             Some((seed, seen)) => println!("{:<38} seed {seed:>5}  {seen}", bug.name),
             None => {
                 survivors += 1;

@@ -1207,6 +1207,20 @@ impl World {
 
 /// Replicas.
 impl World {
+    /// Whether a workload of a secret cannot come up for the value that the store of another secret holds.
+    pub(crate) fn is_held_down_by_another(&self, secret: usize) -> bool {
+        let read = self.secrets[secret]
+            .workloads
+            .iter()
+            .flat_map(|workload| &self.workloads[*workload].slots);
+        let mut others = read.map(|slot| &self.slots[*slot]).filter(|slot| slot.secret != secret);
+        others.any(|slot| slot.is_current && self.is_bad(slot.held))
+    }
+
+    fn is_bad(&self, held: Held) -> bool {
+        matches!(held, Held::Value(value) if self.values[usize::from(value)].bad)
+    }
+
     fn begin_roll(&mut self, call: usize, workload: usize, expected: &Expected, skips: bool) {
         let mut left: SmallVec<[usize; 4]> = (0..self.workloads[workload].replicas.len())
             .filter(|replica| !self.proves(workload, *replica, expected))
@@ -1336,14 +1350,8 @@ impl World {
         let wall = self.wall().millis();
         let held: SmallVec<[Held; 4]> =
             self.workloads[workload].slots.iter().map(|slot| self.slots[*slot].held).collect();
-        let current = self.workloads[workload]
-            .slots
-            .iter()
-            .zip(&held)
-            .filter(|(slot, _)| self.slots[**slot].is_current);
-        let bad = current.into_iter().any(
-            |(_, held)| matches!(held, Held::Value(value) if self.values[usize::from(*value)].bad),
-        );
+        let mut slots = self.workloads[workload].slots.iter().zip(&held);
+        let bad = slots.any(|(slot, held)| self.slots[*slot].is_current && self.is_bad(*held));
         let known = &mut self.workloads[workload].replicas[replica];
         known.held = held;
         known.started_wall = wall;
