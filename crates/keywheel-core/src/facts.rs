@@ -148,4 +148,7 @@ pub struct WorkloadFacts {
     pub start_granularity: Span,
     /// Whether each replica can be asked at its own address whether it accepts a token.
     pub answers_tokens: bool,
+    /// Whether a roll leaves a time in which no replica serves.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub gap: bool,
 }

@@ -960,7 +960,7 @@ fn same_try(a: Step, b: Step) -> bool {
     match (a, b) {
         (
             Step::Roll { workload: a, .. } | Step::Evidence { workload: a, .. },
-            Step::Roll { workload: b, .. },
+            Step::Roll { workload: b, .. } | Step::Evidence { workload: b, .. },
         ) => a == b,
         (Step::Mint { .. }, Step::Mint { .. }) => true,
         _ => a == b,

@@ -99,6 +99,7 @@ fn plan(strategy: Strategy) -> Plan {
                 settle_for: Span::seconds(60),
                 start_granularity: Span::millis(20),
                 answers_tokens: own,
+                gap: false,
             },
             reads: vec![0],
         }],

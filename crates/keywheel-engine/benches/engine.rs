@@ -225,8 +225,12 @@ const STORE: StoreFacts = StoreFacts {
     settle_for: Span::ZERO,
 };
 
-const WORKLOAD: WorkloadFacts =
-    WorkloadFacts { settle_for: Span::ZERO, start_granularity: Span::ZERO, answers_tokens: false };
+const WORKLOAD: WorkloadFacts = WorkloadFacts {
+    settle_for: Span::ZERO,
+    start_granularity: Span::ZERO,
+    answers_tokens: false,
+    gap: false,
+};
 
 /// Counts steps by their intents.
 #[derive(Default)]

@@ -392,6 +392,7 @@ fn add_secret(
             settle_for: Span::seconds(60),
             start_granularity: Span::millis(world.workloads[workload].granularity as u64),
             answers_tokens: shape == Shape::Keyring,
+            gap: false,
         };
         workload_plans.push(WorkloadPlan {
             bound: bound(format!("workload{workload}")),

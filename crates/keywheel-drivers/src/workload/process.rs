@@ -284,6 +284,7 @@ impl Workload for Processes {
             settle_for: self.config.settle_for.span(),
             start_granularity: GRANULARITY,
             answers_tokens: self.replicas.iter().all(|replica| replica.token.is_some()),
+            gap: self.restarts_the_only_replica(),
         }
     }
 
@@ -310,7 +311,7 @@ impl Workload for Processes {
                 }
             }
         }
-        if self.replicas.len() == 1 && matches!(self.config.take_up, TakeUp::Restart(_)) {
+        if self.restarts_the_only_replica() {
             findings.push(Finding::note("there is one replica: requests fail while it restarts"));
         }
         Ok(findings)
@@ -361,6 +362,10 @@ impl Workload for Processes {
 
 /// Looking.
 impl Processes {
+    fn restarts_the_only_replica(&self) -> bool {
+        self.replicas.len() == 1 && matches!(self.config.take_up, TakeUp::Restart(_))
+    }
+
     async fn look(
         &self,
         replica: &One,

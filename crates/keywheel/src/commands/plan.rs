@@ -1,5 +1,6 @@
 //! `keywheel plan`: what a rotation would do, step by step, and how each step is undone.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use clap::Args;
@@ -101,14 +102,25 @@ pub(crate) fn text(prepared: &[Prepared], now: Timestamp, run: &str) -> String {
     text
 }
 
-fn disruption(prepared: &[Prepared]) -> &'static str {
+fn disruption(prepared: &[Prepared]) -> String {
     let accepts = |what: Accept| prepared.iter().any(|one| one.plan.policy.accept.contains(&what));
     if accepts(Accept::Outage) {
-        "an outage, which you accepted"
-    } else if accepts(Accept::SessionsEnd) {
-        "sessions end, which you accepted"
-    } else {
-        "none"
+        return "an outage, which you accepted".into();
+    }
+    if accepts(Accept::SessionsEnd) {
+        return "sessions end, which you accepted".into();
+    }
+    let workloads = prepared.iter().flat_map(|one| &one.plan.workloads);
+    let gaps: BTreeSet<&str> = workloads
+        .filter(|workload| workload.facts.gap)
+        .map(|workload| workload.bound.name.as_str())
+        .collect();
+    match gaps.len() {
+        0 => "none".into(),
+        _ => {
+            let names: Vec<&str> = gaps.into_iter().collect();
+            format!("requests fail while {} restarts", names.join(", "))
+        }
     }
 }
 
@@ -141,7 +153,8 @@ fn rows(prepared: &[Prepared], coming: &[Coming], now: Timestamp) -> Vec<Vec<Str
             if one.at.since(now) < Span::minutes(1) { "now".into() } else { words::when(one.at) };
         let shown = if when == last_when { String::new() } else { when.clone() };
         last_when = when;
-        rows.push(vec![shown, number.to_string(), line.step.into(), line.what, line.undo.into()]);
+        let undo = if prepared[one.members[0]].plan.is_emergency() { "-" } else { line.undo };
+        rows.push(vec![shown, number.to_string(), line.step.into(), line.what, undo.into()]);
     }
     rows
 }

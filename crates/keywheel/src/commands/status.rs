@@ -5,11 +5,13 @@ use keywheel_core::due;
 use keywheel_core::inventory::Inventory;
 use keywheel_core::time::{Span, Timestamp};
 use keywheel_core::version::Stage;
+use keywheel_engine::recover::replay;
 use serde_json::{Value, json};
 
 use crate::cli::Globals;
 use crate::config::{Config, Environment, Secret};
 use crate::exit::Exit;
+use crate::outlook::Outlook;
 use crate::output::{Failure, Format};
 use crate::session::{Session, journal_failure, now};
 use crate::{session, words};
@@ -109,24 +111,46 @@ async fn rows(
     environment: &Environment,
 ) -> Result<Vec<Row>, Failure> {
     let known = match Session::read(globals, config, &environment.name)? {
-        Some(session) => session.journal.inventories().await.map_err(journal_failure)?,
+        Some(session) => known(&session).await?,
         None => Vec::new(),
     };
     let now = now();
     let mut rows: Vec<Row> = environment
         .secrets
         .iter()
-        .map(|secret| match known.binary_search_by(|row| row.secret.cmp(&secret.name)) {
+        .map(|secret| match known.binary_search_by(|known| known.row.secret.cmp(&secret.name)) {
             Ok(index) => row(secret, &known[index], now),
             Err(_) => unmanaged(secret),
         })
         .collect();
     let gone = known
         .iter()
-        .filter(|row| !environment.secrets.iter().any(|secret| secret.name == row.secret));
-    rows.extend(gone.filter(|row| row.open.is_some()).map(|row| retired(row, now)));
+        .filter(|known| !environment.secrets.iter().any(|secret| secret.name == known.row.secret));
+    rows.extend(gone.filter(|known| known.row.open.is_some()).map(|known| retired(known, now)));
     rows.sort_by_key(|row| row.standing);
     Ok(rows)
+}
+
+/// What the journal holds of one secret.
+struct Known {
+    row: Inventory,
+    outlook: Option<Outlook>,
+}
+
+async fn known(session: &Session) -> Result<Vec<Known>, Failure> {
+    let mut known = Vec::new();
+    for row in session.journal.inventories().await.map_err(journal_failure)? {
+        let outlook = match &row.open {
+            Some(open) if open.parked.is_none() => {
+                let records = session.journal.records(&open.rotation).await;
+                let records = records.map_err(journal_failure)?;
+                Some(Outlook::of(&replay(&records).map_err(journal_failure)?, now()))
+            }
+            _ => None,
+        };
+        known.push(Known { row, outlook });
+    }
+    Ok(known)
 }
 
 fn unmanaged(secret: &Secret) -> Row {
@@ -142,30 +166,31 @@ fn unmanaged(secret: &Secret) -> Row {
 }
 
 /// An open rotation of a secret that is no longer in the file still has to end.
-fn retired(row: &Inventory, now: Timestamp) -> Row {
+fn retired(known: &Known, now: Timestamp) -> Row {
     let (standing, state, detail, next) =
-        open(row, now).unwrap_or((Standing::Fine, "ok".into(), String::new(), String::new()));
+        open(known, now).unwrap_or((Standing::Fine, "ok".into(), String::new(), String::new()));
     Row {
         standing,
-        name: row.secret.name().to_owned(),
+        name: known.row.secret.name().to_owned(),
         state,
         detail,
         next,
-        json: fields(row, standing, None),
+        json: fields(known, standing, None),
     }
 }
 
-fn row(secret: &Secret, row: &Inventory, now: Timestamp) -> Row {
+fn row(secret: &Secret, known: &Known, now: Timestamp) -> Row {
     let name = secret.name.name().to_owned();
-    let upcoming = due::next(row, &secret.policy);
+    let upcoming = due::next(&known.row, &secret.policy);
     let (standing, state, detail, next) =
-        open(row, now).unwrap_or_else(|| scheduled(secret, row, upcoming.as_ref(), now));
-    Row { standing, name, state, detail, next, json: fields(row, standing, upcoming.as_ref()) }
+        open(known, now).unwrap_or_else(|| scheduled(secret, &known.row, upcoming.as_ref(), now));
+    Row { standing, name, state, detail, next, json: fields(known, standing, upcoming.as_ref()) }
 }
 
 type Told = (Standing, String, String, String);
 
-fn open(row: &Inventory, now: Timestamp) -> Option<Told> {
+fn open(known: &Known, now: Timestamp) -> Option<Told> {
+    let row = &known.row;
     let open = row.open.as_ref()?;
     let secret = &row.secret;
     if let Some(reason) = &open.parked {
@@ -178,14 +203,19 @@ fn open(row: &Inventory, now: Timestamp) -> Option<Told> {
     }
     let owed_at = open.owed_at.unwrap_or(now);
     let waits = if row.queued.is_some() { "; the next rotation waits" } else { "" };
-    let detail =
-        format!("{}; owes its next step {}{waits}", versions(row), words::distance(owed_at, now));
+    let outlook = known.outlook.unwrap_or_default();
+    let detail = format!(
+        "{}; next look {}{}{waits}",
+        versions(row),
+        words::distance(owed_at, now),
+        outlook.text()
+    );
     let late = owed_at + LATE < now;
     let standing = if late { Standing::Late } else { Standing::UnderWay };
-    let next = if owed_at <= now {
-        format!("keywheel resume {secret}")
-    } else {
-        format!("keywheel undo {secret}")
+    let next = match owed_at <= now {
+        true => format!("keywheel resume {secret}"),
+        false if outlook.can_undo() => format!("keywheel undo {secret}"),
+        false => String::new(),
     };
     Some((standing, open.phase.clone(), detail, next))
 }
@@ -238,7 +268,8 @@ fn versions(row: &Inventory) -> String {
     }
 }
 
-fn fields(row: &Inventory, standing: Standing, upcoming: Option<&due::Due>) -> Value {
+fn fields(known: &Known, standing: Standing, upcoming: Option<&due::Due>) -> Value {
+    let row = &known.row;
     let standing = match standing {
         Standing::NeedsYou => "needs_operator",
         Standing::Late => "late",
@@ -257,6 +288,7 @@ fn fields(row: &Inventory, standing: Standing, upcoming: Option<&due::Due>) -> V
         "rotation": row.open.as_ref().map(|open| &open.rotation),
         "phase": row.open.as_ref().map(|open| &open.phase),
         "parked": row.open.as_ref().and_then(|open| open.parked.as_ref()).map(ToString::to_string),
+        "dates": known.outlook.map(|outlook| outlook.json()),
         "owed_at": row.open.as_ref().and_then(|open| open.owed_at).map(words::rfc3339),
         "rotated_at": row.rotated_at.map(words::rfc3339),
         "due_at": upcoming.map(|due| words::rfc3339(due.since)),

@@ -1,0 +1,74 @@
+//! The dates that an open rotation still has before it, as far as nothing goes wrong: the state machine itself, run ahead.
+
+use keywheel_core::event::{Event, Step};
+use keywheel_core::forecast::{Coming, continue_forecast};
+use keywheel_core::rotation::Rotation;
+use keywheel_core::time::Timestamp;
+use serde_json::{Value, json};
+
+use crate::words;
+
+/// When the version that a rotation walks away from is touched, and until when there is a way back.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Outlook {
+    /// When soak is over and the version is withdrawn, suspended or ended.
+    soak_until: Option<Timestamp>,
+    /// When it is revoked; none where its issuer has nothing to revoke.
+    revoked_at: Option<Timestamp>,
+    /// Until when `undo` has a way back; none where there is none now.
+    undo_until: Option<Timestamp>,
+}
+
+impl Outlook {
+    /// Looks ahead from `now`. Nothing is known of a rotation that a process is working on, or that waits for an operator.
+    pub(crate) fn of(rotation: &Rotation, now: Timestamp) -> Self {
+        let coming = continue_forecast(vec![rotation.clone()], now);
+        let retires = rotation.was_ever_promoted() && rotation.promoted_side() == rotation.toward();
+        let first = |is_it: fn(&Event) -> bool| {
+            coming.iter().find(|coming: &&Coming| is_it(&coming.event)).map(|coming| coming.at)
+        };
+        let revoked_at =
+            first(|event| matches!(event, Event::Intended { step: Step::Revoke(_), .. }));
+        let over_at = revoked_at.or_else(|| first(|event| matches!(event, Event::Purged)));
+        Self {
+            soak_until: first(ends_soak)
+                .filter(|_| retires && rotation.ending().soaked_at().is_none()),
+            revoked_at,
+            undo_until: over_at.filter(|_| rotation.way_back().is_ok()),
+        }
+    }
+
+    /// Returns whether `undo` has a way back now.
+    pub(crate) fn can_undo(&self) -> bool {
+        self.undo_until.is_some()
+    }
+
+    /// Says the dates in words, `; ` before each.
+    pub(crate) fn text(&self) -> String {
+        let dates = [
+            ("soak until", self.soak_until),
+            ("undo until", self.undo_until),
+            ("revoked", self.revoked_at),
+        ];
+        let told = dates.iter().filter_map(|(what, at)| Some((what, (*at)?)));
+        told.map(|(what, at)| format!("; {what} {}", words::when(at))).collect()
+    }
+
+    pub(crate) fn json(&self) -> Value {
+        json!({
+            "soak_until": self.soak_until.map(words::rfc3339),
+            "undo_until": self.undo_until.map(words::rfc3339),
+            "revoked_at": self.revoked_at.map(words::rfc3339),
+        })
+    }
+}
+
+fn ends_soak(event: &Event) -> bool {
+    match event {
+        Event::MoveBegun { .. } | Event::Purged => true,
+        Event::Intended { step, .. } => {
+            matches!(step, Step::Suspend(_) | Step::Revoke(_) | Step::VerifyDead(_))
+        }
+        _ => false,
+    }
+}
