@@ -69,13 +69,8 @@ impl Engine {
         plan: &Plan,
         now: Timestamp,
     ) -> Result<Timestamp, EngineError> {
-        match self.journal.rotations(Some(&plan.secret)).await?.first() {
-            Some(former) => {
-                let former = crate::recover::read(self.journal.as_ref(), &former.rotation).await?;
-                Ok(now.max(former.latest()))
-            }
-            None => Ok(now),
-        }
+        let former = self.journal.rotations(Some(&plan.secret)).await?;
+        Ok(former.iter().map(|former| former.last_at).chain([now]).max().unwrap_or(now))
     }
 
     fn check_free(&self, plan: &Plan, inventory: &Inventory) -> Result<(), EngineError> {

@@ -323,8 +323,10 @@ pub async fn every_entry_is_a_link_of_the_audit_chain(journal: &dyn Journal) {
 /// Checks the list of rotations.
 pub async fn rotations_are_listed_newest_first(journal: &dyn Journal) {
     let (one, two) = (Begun::of(journal, "b@test").await, Begun::of(journal, "a@test").await);
-    let later = Entry { at: at(500), ..one.entry(1, Event::Ended { outcome: Outcome::Undone }) };
-    append(journal, vec![later]).await.expect("it ends");
+    let later = Entry { at: at(500), ..one.entry(1, Event::Resumed) };
+    let set_back = Entry { at: at(2), ..one.entry(2, Event::Ended { outcome: Outcome::Undone }) };
+    append(journal, vec![later]).await.expect("it goes on");
+    append(journal, vec![set_back]).await.expect("it ends");
     let rows = journal.rotations(None).await.expect("reads");
     let found: Vec<_> =
         rows.iter().map(|row| (&row.rotation, row.began_at, row.last_at, row.open)).collect();

@@ -216,7 +216,7 @@ pub struct RotationRow {
     pub secret: SecretName,
     /// When it began.
     pub began_at: Timestamp,
-    /// When its last record was written.
+    /// The latest time of any of its records; the last one may be earlier, where the wall clock was set back.
     pub last_at: Timestamp,
     /// Whether it is still open.
     pub open: bool,

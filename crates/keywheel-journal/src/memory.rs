@@ -566,12 +566,12 @@ impl Kept {
 
 impl Rotation {
     fn row(&self) -> RotationRow {
-        let (first, last) = (self.records.first(), self.records.last());
+        let times = || self.records.iter().map(|record| record.at);
         RotationRow {
             rotation: self.id.clone(),
             secret: self.secret.clone(),
-            began_at: first.map_or_else(Timestamp::default, |record| record.at),
-            last_at: last.map_or_else(Timestamp::default, |record| record.at),
+            began_at: times().next().unwrap_or_default(),
+            last_at: times().max().unwrap_or_default(),
             open: self.open,
         }
     }

@@ -7,7 +7,7 @@ use keywheel_core::plan::RotationId;
 use keywheel_core::secret::SecretName;
 use keywheel_core::time::Timestamp;
 use keywheel_core::version::VersionId;
-use rusqlite::{Connection, Row, params};
+use rusqlite::{Connection, Row, params, params_from_iter};
 
 use super::tables::{damaged_or_sql, read_actor, sql};
 use crate::audit::{SealedHash, Stored, Walk};
@@ -140,13 +140,14 @@ pub(super) fn rotations(
     connection: &Connection,
     secret: Option<&SecretName>,
 ) -> Result<Vec<RotationRow>, JournalError> {
-    let mut select = connection
-        .prepare_cached(
-            "SELECT rotation, secret, began_at, last_at, open FROM rotations
-             WHERE ?1 IS NULL OR secret = ?1 ORDER BY number DESC",
-        )
-        .map_err(sql)?;
-    let rows = select.query_map([secret.map(ToString::to_string)], |row| {
+    const ALL: &str =
+        "SELECT rotation, secret, began_at, last_at, open FROM rotations ORDER BY number DESC";
+    const OF_ONE: &str = "SELECT rotation, secret, began_at, last_at, open FROM rotations
+         WHERE secret = ?1 ORDER BY number DESC";
+    let text = if secret.is_some() { OF_ONE } else { ALL };
+    let mut select = connection.prepare_cached(text).map_err(sql)?;
+    let named = secret.map(ToString::to_string);
+    let rows = select.query_map(params_from_iter(named), |row| {
         Ok(RotationRow {
             rotation: RotationId(row.get(0)?),
             secret: secret_at(row, 1)?,

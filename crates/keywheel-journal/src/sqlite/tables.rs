@@ -281,7 +281,7 @@ impl Tables<'_> {
             );
         }
         self.run(
-            "UPDATE rotations SET last_at = ?2, next = ?3, open = open AND NOT ?4 WHERE rotation = ?1",
+            "UPDATE rotations SET last_at = max(last_at, ?2), next = ?3, open = open AND NOT ?4 WHERE rotation = ?1",
             params![rotation, at, next, rules::closes(event)],
         )
     }
