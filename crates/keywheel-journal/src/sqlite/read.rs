@@ -37,7 +37,7 @@ impl Readers {
         let connection = idle.map_or_else(|| super::connect_to_read(&self.path), Ok)?;
         let moment = connection.unchecked_transaction().map_err(sql)?;
         let found = read(&connection);
-        moment.finish().map_err(sql)?;
+        moment.commit().map_err(sql)?;
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
         found
     }
