@@ -920,12 +920,12 @@ impl Life {
                         Fault::WallBack,
                     ])
             }
-            // Three tries that fail, one of them for as long as a roll may take, are the end of patience by design.
+            // Three tries that fail, one of them for as long as a roll may take, are the end of patience by design. A wall
+            // clock that is set back makes several of them fail.
             ParkReason::OutOfPatience { .. } | ParkReason::DeathUnproven => {
+                let failing = world.fired.len() + usize::from(fired(&[Fault::WallBack]));
                 stays_bad
-                    || !healed
-                        && (world.fired.len() >= 3
-                            || fired(&[Fault::RivalEdit, Fault::RivalRevert]))
+                    || !healed && (failing >= 3 || fired(&[Fault::RivalEdit, Fault::RivalRevert]))
             }
         };
         if !legal {
