@@ -22,6 +22,8 @@ pub struct Ending {
     window: Soak,
     window_over_at: Option<Timestamp>,
     visited: Option<Visited>,
+    /// Since when no visit was green, whatever it was made for.
+    closed_since: Option<Timestamp>,
     suspended: Option<Suspended>,
     /// Until when a suspend without an answer can still land.
     late_suspend: Option<Timestamp>,
@@ -202,7 +204,7 @@ impl Rotation {
 
     /// A look at the gates, when one is due; an operator, when they stayed closed for too long.
     fn visit(&self, now: Timestamp, pause: Span) -> Next {
-        let closed_since = self.ending.soak.closed_since.or(self.ending.window.closed_since);
+        let closed_since = self.ending.closed_since;
         if closed_since.is_some_and(|since| now.since(since) >= self.plan.policy.gate_limit) {
             return Next::Record(Event::Parked { reason: ParkReason::GateClosed });
         }
@@ -293,6 +295,10 @@ impl Rotation {
         }
         ending.alarm = watched && visit.probes == Some(false) && !ending.overridden;
         ending.visited = Some(Visited { at: since, light });
+        ending.closed_since = match light {
+            Light::Green => None,
+            Light::Amber | Light::Red => ending.closed_since.or(Some(visit.clocks.wall)),
+        };
     }
 
     fn light(&self, visit: &Visit) -> Light {

@@ -175,8 +175,6 @@ pub struct Soak {
     pub counted: Span,
     /// The clocks of the last visit.
     pub last: Option<Clocks>,
-    /// Since when a gate has not been green.
-    pub closed_since: Option<Timestamp>,
 }
 
 impl Soak {
@@ -189,8 +187,6 @@ impl Soak {
             Light::Amber => {}
             Light::Red => self.counted = Span::ZERO,
         }
-        self.closed_since =
-            if light == Light::Green { None } else { self.closed_since.or(Some(clocks.wall)) };
         self.last = Some(clocks);
     }
 }
@@ -233,7 +229,6 @@ mod tests {
         assert_eq!(soak.counted, Span::seconds(1));
         soak.visit(clocks(3_000, 3_000), Light::Red, Span::hours(4));
         assert_eq!(soak.counted, Span::ZERO);
-        assert_eq!(soak.closed_since, Some(Timestamp::from_millis(2_000)));
     }
 
     fn terms() -> Terms {

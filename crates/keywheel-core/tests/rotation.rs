@@ -609,6 +609,23 @@ fn l03_a_gate_that_stays_closed_is_looked_at_more_and_more_seldom() {
 }
 
 #[test]
+fn l01_a_gate_that_closes_after_soak_and_window_parks_as_well() {
+    let mut short = plan(Strategy::Overlap);
+    short.policy.soak = Span::ZERO;
+    short.policy.fresh_for = Span::ZERO;
+    let mut world = World::new(short);
+    world.until(|step| step == Step::Visit);
+    world.now = world.now + Span::minutes(10);
+    world.finish(Step::Visit);
+    assert!(world.rotation.ending().soaked_at().is_some());
+    assert_eq!(world.step(), Ok(Step::Visit));
+    world.last_used_at = Some(world.now + Span::hours(1));
+    assert_eq!(world.run_to_rest(), Next::Operator(ParkReason::GateClosed));
+    let visits = world.steps.iter().filter(|step| **step == Step::Visit).count();
+    assert!(visits < 300, "{visits} visits in a week");
+}
+
+#[test]
 fn i23_an_id_without_a_label_is_never_ended_as_a_stray() {
     let mut unlabelled = plan(Strategy::Overlap);
     unlabelled.issuer.facts.observe = Observe::IdSetDifference;

@@ -427,7 +427,8 @@ impl Work<'_> {
         }
         let (Some(dead), Some(control)) = (self.sealed(version).await?, self.control().await?)
         else {
-            return Ok(Death::NoOneToAsk);
+            let spreads = self.is_spreading(version);
+            return Ok(if spreads { Death::CannotTell } else { Death::NoOneToAsk });
         };
         for _ in 0..self.plan.policy.refusals.max(1) {
             match issuer.verify(&dead).await? {
@@ -440,6 +441,13 @@ impl Work<'_> {
             Verdict::Accepted => Ok(Death::Refused),
             Verdict::Refused | Verdict::CannotTell(_) => Ok(Death::CannotTell),
         }
+    }
+
+    /// Whether parts of the issuer may not have heard of a revoke yet: where nobody can be asked, that much is waited for (I27).
+    fn is_spreading(&self, version: VersionId) -> bool {
+        let propagation = self.plan.issuer.facts.propagation;
+        let revoked_at = self.member.rotation.ending().revoked_at(version);
+        revoked_at.is_some_and(|at| self.engine.clock.now() < at + propagation)
     }
 
     /// Every replica, at its own address, refuses a token of the version and takes one of the current version.

@@ -920,12 +920,14 @@ impl Life {
                         Fault::WallBack,
                     ])
             }
-            // Three tries that fail, one of them for as long as a roll may take, are the end of patience by design.
+            // Three tries that fail, one of them for as long as a roll may take, are the end of patience by design. A wall
+            // clock that is set back makes some fail, and so does a replica that starts in the second of the write.
             ParkReason::OutOfPatience { .. } | ParkReason::DeathUnproven => {
+                let failing = world.fired.len()
+                    + usize::from(fired(&[Fault::WallBack]))
+                    + usize::from(world.tells_starts_by_the_second(&reason));
                 stays_bad
-                    || !healed
-                        && (world.fired.len() >= 3
-                            || fired(&[Fault::RivalEdit, Fault::RivalRevert]))
+                    || !healed && (failing >= 3 || fired(&[Fault::RivalEdit, Fault::RivalRevert]))
             }
         };
         if !legal {

@@ -8,6 +8,7 @@ use std::collections::BinaryHeap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use keywheel_core::call::{CallError, Refusal, RefusalKind};
+use keywheel_core::event::{ParkReason, Step};
 use keywheel_core::facts::{Authority, IssuerFacts};
 use keywheel_core::fingerprint::{Fingerprint, Fingerprinter};
 use keywheel_core::time::Timestamp;
@@ -1215,6 +1216,12 @@ impl World {
             .flat_map(|workload| &self.workloads[*workload].slots);
         let mut others = read.map(|slot| &self.slots[*slot]).filter(|slot| slot.secret != secret);
         others.any(|slot| slot.is_current && self.is_bad(slot.held))
+    }
+
+    /// Whether a rotation is parked at a roll of replicas whose start times are told by the second.
+    pub(crate) fn tells_starts_by_the_second(&self, parked: &ParkReason) -> bool {
+        matches!(parked, ParkReason::OutOfPatience { step: Step::Roll { workload, .. } }
+            if self.workloads[usize::from(*workload)].granularity == 1_000)
     }
 
     fn is_bad(&self, held: Held) -> bool {
