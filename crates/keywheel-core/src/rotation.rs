@@ -375,6 +375,12 @@ impl Rotation {
         matches!(self.plan.mode, Mode::Emergency { revoke_first: true, .. }) || self.stage_closed
     }
 
+    /// Returns whether the rotation moves although another one is moving the same store or workload: an emergency, once its
+    /// suspects are ended anyhow. Until then it waits like any other, so that it causes no outage.
+    pub fn waits_for_nobody(&self) -> bool {
+        self.plan.is_emergency() && self.ends_first()
+    }
+
     fn stage_over(&self, now: Timestamp) -> Option<Next> {
         self.stage_ends_at().filter(|until| now >= *until).map(|_| Next::Record(Event::StageClosed))
     }

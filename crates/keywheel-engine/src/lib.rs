@@ -16,11 +16,11 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use keywheel_core::event::{Event, OutOfOrder};
-use keywheel_core::plan::Plan;
+use keywheel_core::plan::{Plan, RotationId};
 use keywheel_core::rotation::Rotation;
 use keywheel_core::time::Timestamp;
 use keywheel_driver::{Issuer, Probe, Refusal, Store, Workload};
-use keywheel_journal::{Actor, Holder, Journal, JournalError};
+use keywheel_journal::{Actor, Holder, Journal, JournalError, Resource};
 
 use crate::clock::Clock;
 use crate::limits::Limits;
@@ -78,6 +78,9 @@ pub trait Watch: Send + Sync {
 
     /// The rotation waits.
     fn waiting(&self, _until: Timestamp, _why: keywheel_core::rotation::Why) {}
+
+    /// The rotation waits for another one, which is moving the same store or workload.
+    fn busy(&self, _resource: &Resource, _other: &RotationId) {}
 }
 
 /// A watch that looks away.

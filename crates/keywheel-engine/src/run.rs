@@ -344,26 +344,31 @@ impl Engine {
         index: usize,
         event: Event,
         now: Timestamp,
-        take: Vec<Resource>,
+        mut take: Vec<Resource>,
     ) -> Result<Option<Timestamp>, EngineError> {
         let holder = group.name.clone();
         let member = &group.members[index];
         let (mut rotation, mut inventory) = (member.rotation.clone(), member.inventory.clone());
         rotation.apply(now, &event)?;
         inventory.follow(&rotation, &event, now);
-        let mut entry = Entry {
-            inventory: Some(inventory.clone()),
-            ..member.next_entry(holder, event.clone(), now)
-        };
-        entry.take = take;
-        match self.journal.append(Append { actor: self.actor.clone(), entries: vec![entry] }).await
-        {
-            Ok(()) => {}
-            Err(JournalError::Busy { resource, rotation }) => {
-                tracing::debug!(?resource, ?rotation, "waiting for a wave lease");
-                return Ok(Some(now + group.members[index].rotation.plan().policy.retry));
+        loop {
+            let entry = Entry {
+                inventory: Some(inventory.clone()),
+                take: take.clone(),
+                ..member.next_entry(holder.clone(), event.clone(), now)
+            };
+            let append = Append { actor: self.actor.clone(), entries: vec![entry] };
+            match self.journal.append(append).await {
+                Ok(()) => break,
+                Err(JournalError::Busy { resource, .. }) if rotation.waits_for_nobody() => {
+                    take.retain(|wanted| *wanted != resource)
+                }
+                Err(JournalError::Busy { resource, rotation: other }) => {
+                    self.watch.busy(&resource, &other);
+                    return Ok(Some(now + rotation.plan().policy.retry));
+                }
+                Err(error) => return Err(error.into()),
             }
-            Err(error) => return Err(error.into()),
         }
         let member = &mut group.members[index];
         member.sequence += 1;

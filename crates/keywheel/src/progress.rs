@@ -9,6 +9,7 @@ use keywheel_core::plan::RotationId;
 use keywheel_core::rotation::{Rotation, Why};
 use keywheel_core::time::{Span, Timestamp};
 use keywheel_engine::Watch;
+use keywheel_journal::Resource;
 
 use crate::output::Output;
 use crate::words;
@@ -102,6 +103,14 @@ impl Watch for Progress {
                     self.line(&line, "");
                 }
             }
+        }
+    }
+
+    fn busy(&self, resource: &Resource, other: &RotationId) {
+        let what = format!("for rotation {other}, which is moving {}", resource.0);
+        let line = words::Line { step: "wait", what, undo: "-" };
+        if !self.is_told(&line, Timestamp::default()) {
+            self.line(&line, "");
         }
     }
 
