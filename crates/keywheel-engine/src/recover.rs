@@ -14,7 +14,7 @@ use keywheel_core::secret::SecretName;
 use keywheel_core::time::Span;
 use keywheel_journal::{Journal, JournalError, Record};
 
-use crate::run::{Group, Member, group_name, resources};
+use crate::run::{Group, Member, as_if_done, group_name, resources};
 use crate::{Engine, EngineError};
 
 /// How long recovery claims a secret at first; the loop renews it.
@@ -75,7 +75,7 @@ impl Engine {
         for index in 0..group.members.len() {
             let Some(step) = group.members[index].rotation.open_step() else { continue };
             let event = if planted!("recovery_assumes_done") && step.mutates() {
-                Event::Done { step, report: keywheel_core::event::Report::Plain }
+                as_if_done(step)
             } else if planted!("recovery_assumes_undone") && step.mutates() {
                 let kind = keywheel_core::call::RefusalKind::Unavailable;
                 Event::Refused {
