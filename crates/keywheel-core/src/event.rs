@@ -226,6 +226,9 @@ pub enum Report {
         issued: Option<IssuedId>,
         /// Whether we hold its value: it was ours, or could be read again.
         held: bool,
+        /// The fingerprint of the credential, where we hold it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        fingerprint: Option<Fingerprint>,
     },
     /// A write was made.
     Written {

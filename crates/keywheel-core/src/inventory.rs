@@ -166,14 +166,14 @@ impl Inventory {
                     known.fingerprint = *fingerprint;
                     known.state = State::Active;
                 }),
-            (Step::FindMint { attempt }, Report::Found { held: true, .. }) => {
-                self.set(pending, |known| {
+            (Step::FindMint { attempt }, Report::Found { held: true, fingerprint, .. }) => self
+                .set(pending, |known| {
                     known.issued = rotation.issued(pending).cloned();
                     known.label = Some(rotation.id().label(attempt));
                     known.created_at = Some(at);
+                    known.fingerprint = *fingerprint;
                     known.state = State::Active;
-                })
-            }
+                }),
             (Step::Extend, Report::Extended { expires_at }) => {
                 if let Some(current) = rotation.version(Side::Previous) {
                     self.set(current, |known| known.expires_at = Some(*expires_at));

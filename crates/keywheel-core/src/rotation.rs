@@ -604,7 +604,7 @@ impl Rotation {
             (Step::Mint { .. }, Report::Minted { issued, expires_at, .. }) => {
                 self.minted(issued.clone(), *expires_at, at)
             }
-            (Step::FindMint { .. }, Report::Found { issued, held }) => {
+            (Step::FindMint { .. }, Report::Found { issued, held, .. }) => {
                 self.found(issued.clone(), *held, open.since, at)
             }
             (Step::RevokeStray { .. }, _) => drop(self.minting.strays.pop()),

@@ -13,6 +13,7 @@ use keywheel_core::facts::{
 };
 use keywheel_core::forecast::forecast;
 use keywheel_core::gate::{Clocks, UsageSample, Visit};
+use keywheel_core::inventory::Inventory;
 use keywheel_core::plan::{
     Bound, FORMAT, IssuerPlan, Mode, Part, Plan, Policy, Reason, Role, Slot, StorePlan, VersionRef,
     WorkloadPlan,
@@ -155,7 +156,7 @@ impl World {
                 fingerprint: None,
                 expires_at: None,
             },
-            Step::FindMint { .. } => Report::Found { issued: None, held: false },
+            Step::FindMint { .. } => Report::Found { issued: None, held: false, fingerprint: None },
             Step::Write { .. } => Report::Written { changed: true },
             Step::Evidence { .. } => Report::Seen(Count { holds: 3, other: 0, unknown: 0 }),
             Step::Sweep => Report::Swept { strays: vec![] },
@@ -299,12 +300,33 @@ fn h04_a_lost_mint_is_looked_for_and_its_stray_is_revoked_before_the_next_attemp
     let find = world.until(|step| matches!(step, Step::FindMint { .. }));
     world.apply(Event::Done {
         step: find,
-        report: Report::Found { issued: Some(IssuedId::new("stray")), held: false },
+        report: Report::Found {
+            issued: Some(IssuedId::new("stray")),
+            held: false,
+            fingerprint: None,
+        },
     });
     assert_eq!(world.begin(), Ok(Step::RevokeStray { attempt: 1 }));
     assert_eq!(world.rotation.stray(), Some(&IssuedId::new("stray")));
     world.finish(Step::RevokeStray { attempt: 1 });
     assert_eq!(world.begin(), Ok(Step::Mint { attempt: 2 }));
+}
+
+#[test]
+fn h35_a_version_that_is_found_after_a_lost_mint_is_known_by_its_fingerprint() {
+    let mut world = World::new(plan(Strategy::Overlap));
+    let planned = Event::Planned(Arc::clone(world.rotation.plan()));
+    let mut row = Inventory::new(world.rotation.plan().secret.clone());
+    row.follow(&world.rotation, &planned, world.now);
+    let mint = world.until(|step| matches!(step, Step::Mint { .. }));
+    world.apply(Event::Unknown { step: mint });
+    let step = world.until(|step| matches!(step, Step::FindMint { .. }));
+    let fingerprint = serde_json::from_str("\"3:00112233445566778899aabbccddeeff\"").unwrap();
+    let report = Report::Found { issued: Some(IssuedId::new("new")), held: true, fingerprint };
+    let found = Event::Done { step, report };
+    world.apply(found.clone());
+    row.follow(&world.rotation, &found, world.now);
+    assert_eq!(row.version(VersionId(8)).unwrap().fingerprint, fingerprint);
 }
 
 #[test]
@@ -634,7 +656,8 @@ fn i23_an_id_without_a_label_is_never_ended_as_a_stray() {
     let mint = world.until(|step| matches!(step, Step::Mint { .. }));
     world.apply(Event::Unknown { step: mint });
     let find = world.until(|step| matches!(step, Step::FindMint { .. }));
-    let found = Report::Found { issued: Some(IssuedId::new("somebody's")), held: false };
+    let found =
+        Report::Found { issued: Some(IssuedId::new("somebody's")), held: false, fingerprint: None };
     world.apply(Event::Done { step: find, report: found });
     assert_eq!(world.begin(), Err(Next::Operator(ParkReason::MintUnobservable)));
 }

@@ -305,17 +305,17 @@ impl Work<'_> {
 
     async fn find_mint(&self, attempt: u16) -> Outcome {
         let facts = &self.plan.issuer.facts;
-        let held = Report::Found { issued: Some(IssuedId::new("")), held: true };
         if facts.authority != Authority::Issuer {
             // No one but us knows the value: it was sealed with the intent, and that is all a mint is here.
-            return Ok(held.into());
+            let value = self.sealed(self.plan.pending).await?;
+            return Ok(self.found(IssuedId::new(""), true, value.as_ref()).into());
         }
         if facts.observe == Observe::Probe {
             let Some(value) = self.sealed(self.plan.pending).await? else {
                 return Ok(absent().into());
             };
             return match self.member.drivers.issuer.verify(&value).await? {
-                Verdict::Accepted => Ok(held.into()),
+                Verdict::Accepted => Ok(self.found(IssuedId::new(""), true, Some(&value)).into()),
                 Verdict::Refused => Ok(absent().into()),
                 Verdict::CannotTell(reason) => Err(cannot_tell(reason)),
             };
@@ -335,8 +335,13 @@ impl Work<'_> {
         });
         let Some(found) = ours else { return Ok(absent().into()) };
         let credential = self.member.drivers.issuer.reread(&found.issued).await?;
-        let report = Report::Found { issued: Some(found.issued), held: credential.is_some() };
+        let report = self.found(found.issued, credential.is_some(), credential.as_ref());
         Ok(Performed { report, seal: self.seal_pending(credential) })
+    }
+
+    fn found(&self, issued: IssuedId, held: bool, value: Option<&Credential>) -> Report {
+        let fingerprint = value.map(|credential| self.fingerprint(credential));
+        Report::Found { issued: Some(issued), held, fingerprint }
     }
 
     async fn revoke_stray(&self) -> Outcome {
@@ -828,7 +833,7 @@ pub(crate) fn credential_of(
 }
 
 fn absent() -> Report {
-    Report::Found { issued: None, held: false }
+    Report::Found { issued: None, held: false, fingerprint: None }
 }
 
 fn cannot_tell(reason: String) -> CallError {

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use keywheel_core::call::{Refusal, RefusalKind};
-use keywheel_core::event::{Event, OutOfOrder, Report, Step};
+use keywheel_core::event::{Event, OutOfOrder, Step};
 use keywheel_core::inventory::Inventory;
 use keywheel_core::plan::RotationId;
 use keywheel_core::planted;
@@ -15,7 +15,7 @@ use keywheel_core::secret::SecretName;
 use keywheel_core::time::Span;
 use keywheel_journal::{Journal, JournalError, Record};
 
-use crate::run::{Group, Member, group_name, resources};
+use crate::run::{Group, Member, as_if_done, group_name, resources};
 use crate::{Engine, EngineError};
 
 /// How long recovery claims a secret at first; the loop renews it.
@@ -113,7 +113,7 @@ impl Engine {
 /// What is recorded of an intent without an outcome.
 fn closed(step: Step) -> Event {
     if planted!("recovery_assumes_done") && step.mutates() {
-        return Event::Done { step, report: Report::Plain };
+        return as_if_done(step);
     }
     if planted!("recovery_assumes_undone") && step.mutates() {
         let refusal = Refusal::retry(RefusalKind::Unavailable, None, "crashed");

@@ -264,17 +264,8 @@ impl Engine {
             Err(CallError::Unknown(reason)) => {
                 tracing::debug!(step = name(steps[0].1), reason, "unknown outcome");
                 let guessed = planted!("unknown_is_done") && steps[0].1.mutates();
-                let report = if matches!(steps[0].1, Step::Write { .. }) {
-                    Report::Written { changed: true }
-                } else {
-                    Report::Plain
-                };
                 let event = |step| {
-                    if guessed {
-                        Event::Done { step, report: report.clone() }
-                    } else {
-                        Event::Unknown { step }
-                    }
+                    if guessed { as_if_done(step) } else { Event::Unknown { step } }
                 };
                 (
                     steps.iter().map(|(_, step)| event(*step)).collect::<SmallVec<[Event; 2]>>(),
@@ -445,7 +436,7 @@ impl Member {
         entry
     }
 
-    fn is_moving(&self) -> bool {
+    pub(crate) fn is_moving(&self) -> bool {
         self.rotation.outcome().is_none() && self.rotation.walk().moving_to().is_some()
     }
 
@@ -499,6 +490,15 @@ fn purge(rotation: &Rotation) -> Vec<ValueKey> {
     let credentials = credentials.map(|version| perform::credential_key(plan, *version));
     let slots = versions.iter().flat_map(|version| perform::slot_keys(plan, *version));
     credentials.chain(slots).collect()
+}
+
+/// A planted bug's record of a step whose outcome nobody knows.
+pub(crate) fn as_if_done(step: Step) -> Event {
+    let report = match step {
+        Step::Write { .. } => Report::Written { changed: true },
+        _ => Report::Plain,
+    };
+    Event::Done { step, report }
 }
 
 /// The short name of a step, for fail points and logs.

@@ -317,11 +317,11 @@ impl State {
                 if !self.truth.minted.contains(&attempt) {
                     self.truth.minted.push(attempt);
                 }
-                Report::Found { issued: Some(IssuedId::new("")), held: true }
+                Report::Found { issued: Some(IssuedId::new("")), held: true, fingerprint: None }
             }
             Step::FindMint { attempt } => {
                 let issued = self.truth.minted.contains(&attempt).then(|| name(attempt));
-                Report::Found { issued, held: false }
+                Report::Found { issued, held: false, fingerprint: None }
             }
             Step::RevokeStray { .. } => {
                 let stray = self.rotation.stray().cloned();
