@@ -14,7 +14,7 @@ use keywheel_core::time::{Span, Timestamp};
 use keywheel_driver::store::Store;
 use keywheel_journal::{Append, Entry, JournalError};
 
-use crate::run::{Group, Member, group_name};
+use crate::run::{Group, Member, group_name, resources};
 use crate::{Engine, EngineError, perform};
 
 const CLAIM: Span = Span::minutes(30);
@@ -134,14 +134,22 @@ impl Engine {
         self.say(group, &Event::TurnedBack { because }).await
     }
 
-    /// Lets parked rotations go on; everything is observed anew.
+    /// Lets parked rotations go on; everything is observed anew, and written and rolled where it differs, under the wave leases
+    /// that every move has.
     ///
     /// # Errors
-    /// [`EngineError`] where the journal fails.
+    /// [`JournalError::Busy`] while another rotation moves a store or workload of theirs: they stay parked. [`EngineError`]
+    /// where the journal fails.
     pub async fn let_go_on(&self, group: &mut Group) -> Result<(), EngineError> {
         for index in 0..group.members.len() {
-            if group.members[index].rotation.parked().is_some() {
-                self.enter(group, index, Event::Resumed, self.clock.now(), Vec::new())?;
+            if group.members[index].rotation.parked().is_none() {
+                continue;
+            }
+            self.enter(group, index, Event::Resumed, self.clock.now(), Vec::new())?;
+            let member = &group.members[index];
+            let moves = member.is_moving() && !member.rotation.waits_for_nobody();
+            if let Some(resumed) = group.pending.last_mut().filter(|_| moves) {
+                resumed.take = resources(&member.drivers);
             }
         }
         self.flush(group).await

@@ -235,7 +235,12 @@ pub(crate) fn journal_failure(error: JournalError) -> Failure {
             .exit(Exit::Refused)
             .now("nothing changed; `keywheel status` says what the open rotation owes")
             .hint(format!("let it go on with `keywheel resume {secret}`, or turn it round with `keywheel undo {secret}`")),
-        JournalError::Stale { .. } | JournalError::Busy { .. } => failure
+        JournalError::Busy { .. } => failure
+            .code(code::BUSY)
+            .exit(Exit::Refused)
+            .now("nothing changed; the other rotation goes on")
+            .hint("`keywheel status` says how far it is; try again once it has arrived"),
+        JournalError::Stale { .. } => failure
             .code(code::BUSY)
             .exit(Exit::Refused)
             .now("this process changed nothing after the other took over")
