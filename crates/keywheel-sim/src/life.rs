@@ -349,7 +349,11 @@ async fn work(
             if turn_away(&engine, &mut group).await? {
                 grant(&undo_granted, &group);
             } else {
-                engine.let_go_on(&mut group).await?;
+                match engine.let_go_on(&mut group).await {
+                    // Another rotation is moving: the operator comes again.
+                    Err(EngineError::Journal(JournalError::Busy { .. })) => return Ok(Ran::Rested),
+                    answer => answer?,
+                }
             }
         }
         Job::CloseWindow => {
