@@ -21,6 +21,7 @@ use keywheel_core::inventory::Inventory;
 use keywheel_core::plan::RotationId;
 use keywheel_core::secret::{Credential, SecretName};
 use keywheel_core::time::{Span, Timestamp};
+use rusqlite::config::DbConfig;
 use rusqlite::ffi::SQLITE_READONLY_ROLLBACK;
 use rusqlite::{
     Connection, ErrorCode, OpenFlags, OptionalExtension as _, TransactionBehavior, params,
@@ -343,6 +344,8 @@ fn connect(path: &Path, flags: OpenFlags, busy_for: Duration) -> Result<Connecti
     let connection = Connection::open_with_flags(path, flags).map_err(sql)?;
     connection.busy_timeout(busy_for).map_err(sql)?;
     connection.set_prepared_statement_cache_capacity(64);
+    // A statement is planned once and not anew for each value that is bound to it.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true).map_err(sql)?;
     // No temporary file ever holds a row; a damaged page is noticed when it is read.
     for (pragma, value) in [("temp_store", "2"), ("cell_size_check", "1"), ("trusted_schema", "0")]
     {
