@@ -260,6 +260,11 @@ pub(crate) fn journal_failure(error: JournalError) -> Failure {
             .exit(Exit::Journal)
             .now("nothing changed; this journal is not acted upon")
             .hint("keep the file as it is, restore the last good copy beside it, and run `keywheel doctor` before anything else"),
+        JournalError::LowSpace { .. } => failure
+            .code(code::STORAGE)
+            .exit(Exit::Journal)
+            .now("no rotation was begun")
+            .hint("make space where the journal is; an emergency begins all the same"),
         _ => failure
             .code(code::STORAGE)
             .exit(Exit::Journal)
