@@ -661,6 +661,7 @@ impl Rotation {
             Step::Write { store, to } => self.walk.unanswered(store, to, settles_at),
             Step::Roll { workload, .. } => self.walk.must_roll(workload),
             Step::Suspend(version) => self.ending.suspend_unanswered(version, settles_at),
+            Step::Revoke(version) => self.ending.revoke_unanswered(version),
             _ => {}
         }
         self.tried(step, None, at);

@@ -408,6 +408,23 @@ fn i10_no_way_back_once_a_revoke_may_have_landed() {
 }
 
 #[test]
+fn h93_a_refused_revoke_leaves_the_way_back_open_unless_an_earlier_one_may_have_landed() {
+    let refusal = || Refusal::retry(RefusalKind::Unavailable, None, "not now");
+    for (is_lost, way_back) in [(false, Ok(())), (true, Err(NoWayBack::Revoked))] {
+        let mut world = World::new(plan(Strategy::Overlap));
+        let is_revoke = |step| matches!(step, Step::Revoke(_));
+        if is_lost {
+            let step = world.until(is_revoke);
+            world.apply(Event::Unknown { step });
+        }
+        let step = world.until(is_revoke);
+        assert_eq!(world.rotation.way_back(), Err(NoWayBack::Revoked));
+        world.apply(Event::Refused { step, refusal: refusal() });
+        assert_eq!(world.rotation.way_back(), way_back);
+    }
+}
+
+#[test]
 fn h56_a_version_in_use_is_not_revoked_and_parks_at_the_gate_limit() {
     let mut world = World::new(plan(Strategy::Overlap));
     world.until(|step| step == Step::Visit);
