@@ -372,7 +372,13 @@ impl Rotation {
 
     /// An emergency ends the suspects before delivery is complete: at once, or when `stage_for` is over.
     fn ends_first(&self) -> bool {
-        matches!(self.plan.mode, Mode::Emergency { revoke_first: true, .. }) || self.stage_closed
+        let asked_for = match self.plan.mode {
+            Mode::Normal => false,
+            Mode::Emergency { revoke_first, .. } => {
+                revoke_first || crate::planted!("emergency_ends_first")
+            }
+        };
+        asked_for || self.stage_closed
     }
 
     fn stage_over(&self, now: Timestamp) -> Option<Next> {
@@ -429,7 +435,9 @@ impl Rotation {
             _ => self.plan.policy.patience,
         };
         match &tries.last {
-            Some(Refusal { kind: RefusalKind::ValueRejected, .. }) => tries.count >= VALUES,
+            Some(Refusal { kind: RefusalKind::ValueRejected, .. }) => {
+                tries.count >= VALUES && !crate::planted!("values_are_rejected_for_ever")
+            }
             Some(_) if tries.is_answered_no() && !crate::planted!("asks_again_after_a_no") => true,
             _ => tries.count >= 3 && tries.last_at >= tries.first_at + patience,
         }
@@ -469,7 +477,9 @@ impl Rotation {
             Err(NoWayBack::ForwardOnly)
         } else if self.promoted == Side::Pending && previous.is_none() {
             Err(NoWayBack::First)
-        } else if self.promoted == Side::Pending && self.ending.harmed(self.version(Side::Previous))
+        } else if self.promoted == Side::Pending
+            && self.ending.harmed(self.version(Side::Previous))
+            && !crate::planted!("way_back_to_a_revoked_version")
         {
             Err(NoWayBack::Revoked)
         } else if self.purged {
