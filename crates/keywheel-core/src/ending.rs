@@ -52,6 +52,8 @@ struct Version {
     version: VersionId,
     /// A revoke was intended and not definitely refused.
     harmed: bool,
+    /// A revoke had no answer: that a later one was refused says nothing of it (H93).
+    may_be_revoked: bool,
     revoked_at: Option<Timestamp>,
     death: Option<Death>,
 }
@@ -378,8 +380,13 @@ impl Ending {
         self.version(version).harmed = true;
     }
 
+    pub(crate) fn revoke_unanswered(&mut self, version: VersionId) {
+        self.version(version).may_be_revoked = true;
+    }
+
     pub(crate) fn not_revoked(&mut self, version: VersionId) {
-        self.version(version).harmed = false;
+        let version = self.version(version);
+        version.harmed = version.may_be_revoked;
     }
 
     pub(crate) fn revoked(&mut self, version: VersionId, at: Timestamp) {
@@ -416,7 +423,13 @@ impl Ending {
     fn version(&mut self, version: VersionId) -> &mut Version {
         let known = self.versions.iter().position(|known| known.version == version);
         let index = known.unwrap_or_else(|| {
-            self.versions.push(Version { version, harmed: false, revoked_at: None, death: None });
+            self.versions.push(Version {
+                version,
+                harmed: false,
+                may_be_revoked: false,
+                revoked_at: None,
+                death: None,
+            });
             self.versions.len() - 1
         });
         &mut self.versions[index]

@@ -372,7 +372,13 @@ impl Rotation {
 
     /// An emergency ends the suspects before delivery is complete: at once, or when `stage_for` is over.
     fn ends_first(&self) -> bool {
-        matches!(self.plan.mode, Mode::Emergency { revoke_first: true, .. }) || self.stage_closed
+        let asked_for = match self.plan.mode {
+            Mode::Normal => false,
+            Mode::Emergency { revoke_first, .. } => {
+                revoke_first || crate::planted!("emergency_ends_first")
+            }
+        };
+        asked_for || self.stage_closed
     }
 
     /// Returns whether the rotation moves although another one is moving the same store or workload: an emergency, once its
@@ -435,7 +441,9 @@ impl Rotation {
             _ => self.plan.policy.patience,
         };
         match &tries.last {
-            Some(Refusal { kind: RefusalKind::ValueRejected, .. }) => tries.count >= VALUES,
+            Some(Refusal { kind: RefusalKind::ValueRejected, .. }) => {
+                tries.count >= VALUES && !crate::planted!("values_are_rejected_for_ever")
+            }
             Some(_) if tries.is_answered_no() && !crate::planted!("asks_again_after_a_no") => true,
             _ => tries.count >= 3 && tries.last_at >= tries.first_at + patience,
         }
@@ -475,7 +483,9 @@ impl Rotation {
             Err(NoWayBack::ForwardOnly)
         } else if self.promoted == Side::Pending && previous.is_none() {
             Err(NoWayBack::First)
-        } else if self.promoted == Side::Pending && self.ending.harmed(self.version(Side::Previous))
+        } else if self.promoted == Side::Pending
+            && self.ending.harmed(self.version(Side::Previous))
+            && !crate::planted!("way_back_to_a_revoked_version")
         {
             Err(NoWayBack::Revoked)
         } else if self.purged {
@@ -667,6 +677,7 @@ impl Rotation {
             Step::Write { store, to } => self.walk.unanswered(store, to, settles_at),
             Step::Roll { workload, .. } => self.walk.must_roll(workload),
             Step::Suspend(version) => self.ending.suspend_unanswered(version, settles_at),
+            Step::Revoke(version) => self.ending.revoke_unanswered(version),
             _ => {}
         }
         self.tried(step, None, at);

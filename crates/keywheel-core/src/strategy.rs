@@ -124,6 +124,7 @@ impl Strategy {
     /// Returns how long tokens of a version that no reader signs with any more must still be accepted.
     pub fn token_wait(self) -> Span {
         match self {
+            Self::Keyring { longest_token, .. } if crate::planted!("skew_ignored") => longest_token,
             Self::Keyring { longest_token, skew } => longest_token + skew,
             _ => Span::ZERO,
         }

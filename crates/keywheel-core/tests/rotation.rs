@@ -396,6 +396,19 @@ fn i19_an_undo_from_s2_goes_through_s1_and_waits_for_tokens() {
 }
 
 #[test]
+fn h84_a_version_is_accepted_until_the_last_token_of_the_fastest_clock_expires() {
+    let Strategy::Keyring { longest_token, skew } = KEYRING else { panic!("it is a keyring") };
+    let mut without_soak = plan(KEYRING);
+    without_soak.policy.soak = Span::ZERO;
+    let mut world = World::new(without_soak);
+    let evidence = world.until(|step| matches!(step, Step::Evidence { to: 2, .. }));
+    let last_signed_by_clock_ahead = world.now + skew;
+    world.finish(evidence);
+    world.until(is_write(3));
+    assert!(world.now >= last_signed_by_clock_ahead + longest_token);
+}
+
+#[test]
 fn an_undo_of_a_version_that_never_signed_needs_no_token_wait() {
     let mut world = World::new(plan(KEYRING));
     let roll = world.until(|step| matches!(step, Step::Roll { to: 1, .. }));
@@ -427,6 +440,52 @@ fn i10_no_way_back_once_a_revoke_may_have_landed() {
     let revoke = world.until(|step| matches!(step, Step::Revoke(_)));
     world.apply(Event::Unknown { step: revoke });
     assert_eq!(world.rotation.way_back(), Err(NoWayBack::Revoked));
+}
+
+#[test]
+fn h93_a_refused_revoke_leaves_the_way_back_open_unless_an_earlier_one_may_have_landed() {
+    let refusal = || Refusal::retry(RefusalKind::Unavailable, None, "not now");
+    for (is_lost, way_back) in [(false, Ok(())), (true, Err(NoWayBack::Revoked))] {
+        let mut world = World::new(plan(Strategy::Overlap));
+        let is_revoke = |step| matches!(step, Step::Revoke(_));
+        if is_lost {
+            let step = world.until(is_revoke);
+            world.apply(Event::Unknown { step });
+        }
+        let step = world.until(is_revoke);
+        assert_eq!(world.rotation.way_back(), Err(NoWayBack::Revoked));
+        world.apply(Event::Refused { step, refusal: refusal() });
+        assert_eq!(world.rotation.way_back(), way_back);
+    }
+}
+
+#[test]
+fn h93_a_version_that_is_only_suspended_has_a_way_back() {
+    let mut suspends = plan(Strategy::Overlap);
+    suspends.issuer.facts.suspend = true;
+    let mut world = World::new(suspends);
+    let suspend = world.until(|step| matches!(step, Step::Suspend(_)));
+    world.finish(suspend);
+    assert_eq!(world.rotation.way_back(), Ok(()));
+    world.apply(Event::TurnedBack { because: Because::Operator { because: "test".into() } });
+    assert_eq!(world.step(), Ok(Step::Resume(VersionId(7))));
+    assert_eq!(world.run_to_rest(), Next::Rest(Outcome::Undone));
+}
+
+#[test]
+fn h38_what_was_refused_for_good_is_not_asked_again() {
+    for is_asked in [
+        |step| matches!(step, Step::Verify(VersionId(8))),
+        |step| matches!(step, Step::Roll { to: 1, .. }),
+        |step| matches!(step, Step::Revoke(VersionId(7))),
+    ] {
+        let mut world = World::new(plan(Strategy::Overlap));
+        let step = world.until(is_asked);
+        world.refuse(step, RefusalKind::Permission);
+        world.run_to_rest();
+        let asked = world.steps.iter().filter(|step| is_asked(**step)).count();
+        assert_eq!(asked, 1, "{step:?}");
+    }
 }
 
 #[test]
@@ -560,6 +619,15 @@ fn h123_a_store_that_refuses_holds_up_neither_other_readers_nor_the_end_of_the_s
     assert!(!world.steps.contains(&Step::Roll { workload: 0, to: 1 }));
     assert_eq!(world.steps.last(), Some(&Step::Revoke(VersionId(7))));
     assert!(world.now.since(START) >= Span::minutes(10));
+}
+
+#[test]
+fn h123_an_emergency_ends_nothing_before_every_reader_has_the_new_version() {
+    let mut world = World::new(wide(STAGED));
+    world.until(|step| matches!(step, Step::Revoke(_)));
+    for workload in [0, 1] {
+        assert!(world.steps.contains(&Step::Evidence { workload, to: 1 }), "{:?}", world.steps);
+    }
 }
 
 #[test]
