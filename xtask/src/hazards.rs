@@ -1,14 +1,16 @@
 //! Proves of each closed hazard that its test notices when the protection is gone.
 //!
 //! The table is `docs/hazards.md`. A pair `` `switch` → `crate::test` `` in a row says: the switch (a `planted!` in the code)
-//! removes the protection, and the test then fails. Each test runs twice, with the switch off and on. A switch that no row
-//! names, and a row that names no switch of the code, are failures too.
+//! removes the protection, and the test then fails. Each test runs once with every switch off, and once for each switch that it
+//! must notice. A switch that no row names, and a row that names no switch of the code, are failures too.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::{Child, Command, ExitCode, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, anyhow, ensure};
 
 use crate::cargo::{self, Built};
 use crate::report::Counts;
@@ -34,7 +36,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     Ok(counts.exit())
 }
 
-/// Runs the test of each pair with the switch off and on.
+/// Runs the test of each pair with the switch off and on, and says what failed in the order of the table.
 pub(crate) fn check(only: Option<&str>) -> anyhow::Result<Counts> {
     let rows = rows(&std::fs::read_to_string(cargo::root().join(TABLE)).context(TABLE)?);
     let mut counts = Counts::one(is_complete(&rows));
@@ -45,16 +47,38 @@ pub(crate) fn check(only: Option<&str>) -> anyhow::Result<Counts> {
         })
     };
     let tests = Tests::build()?;
-    for row in &rows {
-        for pair in row.pairs.iter().filter(|pair| chosen(row, pair)) {
-            let answer = tests.prove(pair);
-            if let Err(why) = &answer {
-                println!("   {} `{}` → `{}`: {why:#}", row.number, pair.switch, pair.test);
-            }
-            counts.add(Counts::one(answer.is_ok()));
+    let pairs: Vec<_> = rows
+        .iter()
+        .flat_map(|row| row.pairs.iter().map(move |pair| (row, pair)))
+        .filter(|(row, pair)| chosen(row, pair))
+        .collect();
+    let answers = side_by_side(&pairs, |(_, pair)| tests.prove(pair));
+    for ((row, pair), answer) in pairs.iter().zip(answers) {
+        if let Err(why) = &answer {
+            println!("   {} `{}` → `{}`: {why:#}", row.number, pair.switch, pair.test);
         }
+        counts.add(Counts::one(answer.is_ok()));
     }
     Ok(counts)
+}
+
+/// Works on as many items at once as there are cores, and returns what came of them in their order.
+fn side_by_side<T: Sync, R: Send + Sync>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    let results: Vec<_> = items.iter().map(|_| OnceLock::new()).collect();
+    let next = AtomicUsize::new(0);
+    let worker = || {
+        loop {
+            let at = next.fetch_add(1, Ordering::Relaxed);
+            let Some(item) = items.get(at) else { break };
+            results[at].get_or_init(|| work(item));
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(worker);
+        }
+    });
+    results.into_iter().map(|result| result.into_inner().expect("every item has a turn")).collect()
 }
 
 /// One row of the table.
@@ -159,6 +183,8 @@ struct Tests {
 struct Found {
     name: String,
     program: usize,
+    /// Whether it passes with the protection in place, which many pairs ask of the same test.
+    in_place: OnceLock<anyhow::Result<bool>>,
 }
 
 impl Tests {
@@ -180,16 +206,14 @@ impl Tests {
             for name in
                 String::from_utf8(listed)?.lines().filter_map(|line| line.strip_suffix(": test"))
             {
-                by_crate
-                    .entry(built.package.clone())
-                    .or_default()
-                    .push(Found { name: name.to_owned(), program });
+                let found = Found { name: name.to_owned(), program, in_place: OnceLock::new() };
+                by_crate.entry(built.package.clone()).or_default().push(found);
             }
         }
         Ok(Self { programs, by_crate })
     }
 
-    /// Runs the test of a pair twice.
+    /// Runs the test of a pair with the switch off, unless another pair did, and on.
     fn prove(&self, pair: &Pair) -> anyhow::Result<()> {
         let (package, name) =
             pair.test.split_once("::").context("a test is named `crate::test`")?;
@@ -202,7 +226,9 @@ impl Tests {
             all.iter().filter(|test| test.name == name || test.name.ends_with(&inside)).collect();
         ensure!(!found.is_empty(), "there is no such test");
         for test in &found {
-            ensure!(self.passes(test, None)?, "it fails with the protection in place");
+            let passes = test.in_place.get_or_init(|| self.passes(test, None));
+            let passes = passes.as_ref().map_err(|why| anyhow!("{why:#}"))?;
+            ensure!(passes, "it fails with the protection in place");
         }
         for test in &found {
             if !self.passes(test, Some(&pair.switch))? {
@@ -271,6 +297,19 @@ mod tests {
         assert!(!is_complete(&all("later: PostgreSQL", "`a` → `x::t`")));
         assert!(!is_complete(&all("open", "")));
         assert!(!is_complete(&all("closed", "`a` → `x::t`")[1..]));
+    }
+
+    #[test]
+    fn work_side_by_side_is_done_once_and_stays_in_order() {
+        let begun = AtomicUsize::new(0);
+        let double = |n: &usize| {
+            begun.fetch_add(1, Ordering::Relaxed);
+            n * 2
+        };
+        let items: Vec<_> = (0..100).collect();
+        let doubled: Vec<_> = items.iter().map(|n| n * 2).collect();
+        assert_eq!(side_by_side(&items, double), doubled);
+        assert_eq!(begun.into_inner(), items.len());
     }
 
     #[test]
