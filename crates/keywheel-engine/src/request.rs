@@ -7,7 +7,7 @@ use std::sync::Arc;
 use keywheel_core::call::{Refusal, RefusalKind};
 use keywheel_core::event::{Because, Event, Outcome};
 use keywheel_core::inventory::Inventory;
-use keywheel_core::plan::Plan;
+use keywheel_core::plan::{Plan, RotationId};
 use keywheel_core::rotation::Rotation;
 use keywheel_core::secret::{Credential, SecretName};
 use keywheel_core::time::{Span, Timestamp};
@@ -103,8 +103,10 @@ impl Engine {
                 format!("rotation {taken_over} went on since this plan was made; plan again");
             return Err(Refusal::operator(RefusalKind::Conflict, message).into());
         }
+        let holder = self.holder_of_leases(&rotation).await?;
         Ok(Entry {
-            group: taken_over.clone(),
+            give_back: holder.is_some(),
+            group: holder.unwrap_or_else(|| taken_over.clone()),
             rotation: taken_over.clone(),
             secret: plan.secret.clone(),
             epoch,
@@ -115,8 +117,32 @@ impl Engine {
             seal: Vec::new(),
             destroy: Vec::new(),
             take: Vec::new(),
-            give_back: true,
         })
+    }
+
+    /// The name under which a rotation that is taken over holds wave leases: none while other members of its batch need them.
+    async fn holder_of_leases(
+        &self,
+        rotation: &Rotation,
+    ) -> Result<Option<RotationId>, EngineError> {
+        let batch = &rotation.plan().batch;
+        let mut names = vec![rotation.id().clone()];
+        for secret in batch {
+            for row in self.journal.rotations(Some(secret)).await? {
+                let member = crate::recover::read(self.journal.as_ref(), &row.rotation).await?;
+                if member.plan().batch != *batch {
+                    continue;
+                }
+                if row.open && row.rotation != *rotation.id() {
+                    return Ok(None);
+                }
+                names.push(group_name(&row.rotation, batch.len()));
+                break;
+            }
+        }
+        let leases = self.journal.leases().await?;
+        let held = leases.into_iter().find(|(_, holder)| names.contains(holder));
+        Ok(held.map(|(_, holder)| holder))
     }
 
     /// Turns every rotation of a group round.
