@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use keywheel_core::gate::Clocks;
+use keywheel_core::planted;
 use keywheel_core::time::{Span, Timestamp};
 
 /// Hands out time.
@@ -36,10 +37,13 @@ pub(crate) async fn within<T>(
     until: Timestamp,
     call: impl Future<Output = T>,
 ) -> Option<T> {
+    if planted!("calls_have_no_deadline") {
+        return Some(call.await);
+    }
     let mut call = pin!(call);
     let mut over = clock.sleep_until(until);
     poll_fn(|context| {
-        if clock.now() >= until && !keywheel_core::planted!("deadline_after_the_call") {
+        if clock.now() >= until && !planted!("deadline_after_the_call") {
             return Poll::Ready(None);
         }
         match call.as_mut().poll(context) {

