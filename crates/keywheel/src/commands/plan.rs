@@ -42,6 +42,13 @@ pub(crate) async fn run(args: &PlanArgs, globals: &Globals) -> Result<Exit, Fail
             let names: Vec<&str> = secrets.iter().map(|secret| secret.name.name()).collect();
             let run = format!("keywheel rotate {} -e {}", names.join(" "), environment.name);
             output.text(&text(&prepared, session.now(), &run))?;
+            for secret in &secrets {
+                if let Some(open) = session.inventory(&secret.name).await?.and_then(|row| row.open)
+                {
+                    let (name, rotation, phase) = (&secret.name, &open.rotation, &open.phase);
+                    output.note(&format!("  {name} has an open rotation, {rotation}, in phase {phase}: this plan is for after it"));
+                }
+            }
         }
         Format::Json => output.json(&json!({
             "plan": prepare::hash(&prepared),
