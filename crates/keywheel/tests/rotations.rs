@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may end where it stands")]
 
+use std::collections::BTreeMap;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
@@ -82,6 +83,21 @@ impl Project {
         Ran::of(&self.command(arguments).output().unwrap())
     }
 
+    /// Returns the hash of the plan as it is now.
+    fn plan(&self) -> String {
+        self.json(&["plan", "pepper"])["plan"].as_str().unwrap().to_owned()
+    }
+
+    /// Returns every file with its contents, but the index that SQLite shares between processes, which readers write too.
+    fn everything(&self) -> BTreeMap<PathBuf, Vec<u8>> {
+        let files = ["project", "state", "keys"].map(|name| self.folder.path().join(name));
+        let files = files.into_iter().flat_map(|folder| std::fs::read_dir(folder).unwrap());
+        let files = files
+            .map(|file| file.unwrap().path())
+            .filter(|path| path.is_file() && !path.ends_with("journal.sqlite-shm"));
+        files.map(|path| (path.clone(), std::fs::read(path).unwrap())).collect()
+    }
+
     fn json(&self, arguments: &[&str]) -> Value {
         let ran = self.run(&[arguments, &["--output", "json"]].concat());
         serde_json::from_str(&ran.stdout).unwrap_or_else(|error| panic!("{error}: {ran:?}"))
@@ -149,7 +165,7 @@ fn a_rotation_replaces_the_value_everywhere_and_nothing_else() {
 fn i16_a_plan_changes_nothing_and_is_run_exactly_or_not_at_all() {
     let project = Project::new();
     let before = project.read("app.env");
-    let plan = project.json(&["plan", "pepper"])["plan"].as_str().unwrap().to_owned();
+    let plan = project.plan();
     assert_eq!(project.read("app.env"), before);
     project
         .run(&["rotate", "pepper", "--plan", "0123456789"])
@@ -158,6 +174,17 @@ fn i16_a_plan_changes_nothing_and_is_run_exactly_or_not_at_all() {
         .says("now: nothing changed");
     project.run(&["rotate", "pepper", "--soak", "--plan", &plan[..8]]).ends(0).says("completed");
     project.run(&["rotate", "pepper", "--plan", &plan[..8]]).ends(4).says("K0205");
+}
+
+#[test]
+fn h131_a_plan_leaves_journal_and_stores_as_they_were() {
+    let project = Project::new();
+    project.plan();
+    project.run(&["status"]).ends(0).says("never adopted");
+    project.run(&["adopt", "pepper", "--yes"]).ends(0);
+    let before = project.everything();
+    project.plan();
+    assert!(project.everything() == before, "`plan` wrote something");
 }
 
 #[test]
