@@ -11,7 +11,7 @@ use std::time::Duration;
 use keywheel_core::time::Span;
 use keywheel_driver::{CallError, Refusal, RefusalKind};
 use reqwest::StatusCode;
-use reqwest::header::{DATE, HeaderMap, HeaderName, RETRY_AFTER};
+use reqwest::header::{DATE, HeaderMap, HeaderName, HeaderValue, InvalidHeaderValue, RETRY_AFTER};
 
 /// The most of an answer that is read; no answer that a driver understands is near it.
 const LARGEST_BODY: usize = 8 * 1024 * 1024;
@@ -23,6 +23,13 @@ const LARGEST_BODY: usize = 8 * 1024 * 1024;
 pub(crate) fn client() -> reqwest::Client {
     static CLIENT: OnceLock<reqwest::Client> = OnceLock::new();
     CLIENT.get_or_init(build).clone()
+}
+
+/// Makes the value of a header that holds a credential; `Debug`, which traces of requests use, does not show it (H110).
+pub(crate) fn secret_header(value: &[u8]) -> Result<HeaderValue, InvalidHeaderValue> {
+    let mut value = HeaderValue::from_bytes(value)?;
+    value.set_sensitive(!planted!("header_shown"));
+    Ok(value)
 }
 
 /// Says what came of a call that got no whole answer; `target` names the other side, such as ``issuer `openai` ``.
@@ -186,6 +193,7 @@ fn whole_millis(millis: f64) -> Option<Span> {
 #[cfg(test)]
 mod tests {
     use keywheel_driver::Remedy;
+    use reqwest::header::AUTHORIZATION;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
@@ -244,6 +252,16 @@ mod tests {
             let error = call_error("issuer `twin`", &failure(&base).await);
             assert!(!format!("{error} {error:?}").contains(CANARY), "{error}");
         }
+    }
+
+    #[test]
+    fn h110_a_request_that_is_printed_does_not_show_its_credential() {
+        let value = secret_header(format!("Bearer {CANARY}").as_bytes()).unwrap();
+        let request = client().get("http://127.0.0.1").header(AUTHORIZATION, value);
+        let request = request.build().unwrap();
+        assert_eq!(request.headers()[AUTHORIZATION], format!("Bearer {CANARY}"));
+        let printed = format!("{request:?} {:?}", request.headers());
+        assert!(!printed.contains(CANARY), "{printed}");
     }
 
     #[tokio::test]

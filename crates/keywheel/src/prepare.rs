@@ -6,6 +6,7 @@ use keywheel_core::call::CallError;
 use keywheel_core::event::Outcome;
 use keywheel_core::inventory::{Inventory, Version};
 use keywheel_core::plan::{Mode, Plan, PlanHash, Reason, VersionRef};
+use keywheel_core::planted;
 use keywheel_core::secret::SecretName;
 use keywheel_core::strategy::Strategy;
 use keywheel_core::version::{Stage, State, VersionId};
@@ -90,6 +91,9 @@ async fn one(
         Some(row) => (row, None),
         None => {
             let row = adoption(session, config, secret, None).await?;
+            if planted!("planning_adopts") {
+                session.engine.note(row.clone(), "adopted").await.map_err(engine_failure)?;
+            }
             (row.clone(), Some(row))
         }
     };

