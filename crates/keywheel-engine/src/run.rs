@@ -127,13 +127,22 @@ impl Engine {
                 }
                 batch::Turn::Rest => {
                     self.flush(group).await?;
-                    for member in &group.members {
-                        self.journal.give_up(&member.rotation.plan().secret, member.epoch).await?;
-                    }
+                    self.give_up(group).await?;
                     return Ok(Ran::Rested);
                 }
             }
         }
+    }
+
+    /// Gives the secrets of a group free for whoever goes on with them.
+    ///
+    /// # Errors
+    /// [`EngineError`] when the journal fails.
+    pub async fn give_up(&self, group: &Group) -> Result<(), EngineError> {
+        for member in &group.members {
+            self.journal.give_up(&member.rotation.plan().secret, member.epoch).await?;
+        }
+        Ok(())
     }
 
     /// Sleeps in pieces, so that a stop is heard.

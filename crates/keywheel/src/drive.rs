@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::future::join_all;
 use keywheel_core::event::{Death, Outcome};
+use keywheel_core::planted;
 use keywheel_core::rotation::{Next, Rotation};
 use keywheel_core::strategy::Side;
 use keywheel_core::time::Span;
@@ -20,14 +21,52 @@ use crate::words;
 /// The longest wait of a retirement that a command without `--soak` sits out.
 const PATIENCE: Span = Span::seconds(2);
 
-/// Runs groups, and says how they stand then.
+/// Groups that can run, and why others cannot: one bad item stops no other (H20).
+#[derive(Default)]
+pub(crate) struct Taken {
+    pub(crate) groups: Vec<Group>,
+    pub(crate) failures: Vec<Failure>,
+}
+
+impl Taken {
+    /// Notes what became of taking up one group.
+    pub(crate) fn add(&mut self, group: Result<Group, Failure>) -> Result<(), Failure> {
+        match group {
+            Ok(group) => self.groups.push(group),
+            Err(failure) if planted!("one_failure_stops_all") => return Err(failure),
+            Err(failure) => self.failures.push(failure),
+        }
+        Ok(())
+    }
+
+    pub(crate) fn extend(&mut self, other: Self) {
+        self.groups.extend(other.groups);
+        self.failures.extend(other.failures);
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.groups.is_empty() && self.failures.is_empty()
+    }
+}
+
+/// Runs what can run, says how that and what waits in the queue stand then, and fails with what could not run.
 pub(crate) async fn run(
     session: &Session,
-    groups: Vec<Group>,
+    Taken { groups, failures }: Taken,
+    queued: &[Waiting],
     rest: bool,
     output: Output,
 ) -> Result<Exit, Failure> {
-    go(session, groups, rest, output).await?.tell(session, &[], output)
+    let ran = if groups.is_empty() && queued.is_empty() && !failures.is_empty() {
+        Ok(Exit::Refused)
+    } else {
+        go(session, groups, rest, output).await.and_then(|ran| ran.tell(session, queued, output))
+    };
+    let (exit, failure) = match ran {
+        Ok(exit) => (exit, None),
+        Err(failure) => (failure.exit, Some(failure)),
+    };
+    Failure::of_all(failure.into_iter().chain(failures)).map_or(Ok(exit), Err)
 }
 
 /// How rotations stand after a run.

@@ -12,12 +12,12 @@ use keywheel_core::strategy::Strategy;
 use keywheel_core::version::{Stage, State, VersionId};
 use keywheel_driver::issuer::Identity;
 use keywheel_engine::request::held_by;
-use keywheel_engine::run::Group;
 
 use crate::cli::Globals;
 use crate::code;
 use crate::compile::{Built, Inputs, compile, drivers_of};
 use crate::config::{Config, Secret};
+use crate::drive::Taken;
 use crate::exit::Exit;
 use crate::output::Failure;
 use crate::session::{Session, engine_failure};
@@ -270,7 +270,7 @@ fn unreachable(secret: &Secret, error: &CallError) -> Failure {
 }
 
 /// Notes what was adopted on the way to these plans, and begins their rotations: a batch as one group, others by themselves.
-pub(crate) async fn begin(session: &Session, prepared: &[Prepared]) -> Result<Vec<Group>, Failure> {
+pub(crate) async fn begin(session: &Session, prepared: &[Prepared]) -> Result<Taken, Failure> {
     for one in prepared {
         if let Some(row) = &one.adopted {
             session.engine.note(row.clone(), "adopted").await.map_err(engine_failure)?;
@@ -278,11 +278,11 @@ pub(crate) async fn begin(session: &Session, prepared: &[Prepared]) -> Result<Ve
     }
     let plans: Vec<Arc<Plan>> = prepared.iter().map(|one| Arc::clone(&one.plan)).collect();
     let is_batch = plans.iter().all(|plan| plan.batch.len() > 1);
-    let mut groups = Vec::new();
+    let mut taken = Taken::default();
     for together in plans.chunks(if is_batch { plans.len().max(1) } else { 1 }) {
-        groups.push(session.engine.begin(together).await.map_err(engine_failure)?);
+        taken.add(session.engine.begin(together).await.map_err(engine_failure))?;
     }
-    Ok(groups)
+    Ok(taken)
 }
 
 /// Returns what a workload reads now: the slots of its stores with their fingerprints.

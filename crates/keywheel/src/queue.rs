@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use crate::code;
 use crate::config::{Config, Environment, Secret};
+use crate::drive::Taken;
 use crate::exit::Exit;
 use crate::output::Failure;
 use crate::prepare::{self, Request};
@@ -127,8 +128,8 @@ pub(crate) async fn begin(
     config: &Config,
     environment: &Environment,
     chosen: impl Fn(&SecretName) -> bool,
-) -> Result<(Vec<Group>, Vec<Failure>), Failure> {
-    let (mut groups, mut failures) = (Vec::new(), Vec::new());
+) -> Result<Taken, Failure> {
+    let mut taken = Taken::default();
     for row in session.journal.inventories().await.map_err(journal_failure)? {
         let Some(queued) = row.queued.as_ref().filter(|_| row.open.is_none()) else { continue };
         let secret = environment.secrets.iter().find(|secret| secret.name == row.secret);
@@ -139,11 +140,11 @@ pub(crate) async fn begin(
             prepare::begin(session, &prepared).await
         };
         match begun.await {
-            Ok(begun) => groups.extend(begun),
-            Err(failure) => failures.push(failure),
+            Ok(begun) => taken.extend(begun),
+            Err(failure) => taken.failures.push(failure),
         }
     }
-    Ok((groups, failures))
+    Ok(taken)
 }
 
 /// Takes a request out of the queue; false where none was there.

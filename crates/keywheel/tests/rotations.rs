@@ -459,3 +459,54 @@ fn an_emergency_ends_without_soak() {
     project.run(&["status"]).ends(0);
     project.run(&["doctor"]).ends(0);
 }
+
+/// A project with a second secret, whose retirement takes an hour; the first one's rotation waits in its rollback window.
+fn project_of_two() -> Project {
+    let project = project_with_window("");
+    let (config, second) = (project.read("keywheel.yaml"), CONFIG.split_once("  pepper:").unwrap());
+    let slow = config.replace("stores:\n", "  slow: { cryptoperiod: 90d, soak: 1h }\nstores:\n");
+    let salt = second.1.replace("PEPPER", "SALT").replace("policy: fast", "policy: slow");
+    project.write("keywheel.yaml", &format!("{slow}  salt:{salt}"));
+    project.write("app.env", &format!("{}SALT={OLD}\n", project.read("app.env")));
+    project.write("web.env", &format!("{}SALT={OLD}\n", project.read("web.env")));
+    project
+}
+
+#[test]
+fn h20_a_rotation_that_another_process_works_on_stops_no_other() {
+    let project = project_of_two();
+    let mut other = project
+        .command(&["rotate", "salt", "--yes", "--soak"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    while project.read("web.env").contains(OLD) {
+        assert!(other.try_wait().unwrap().is_none(), "it waits for the end of its soak");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let ran = project.run(&["resume", "--all", "--close-window", "audit", "--soak"]);
+    other.kill().unwrap();
+    other.wait().unwrap();
+    ran.ends(4).says("`salt@default` is being worked on").says("pepper@default: completed");
+}
+
+#[test]
+fn h20_an_undo_that_is_refused_stops_no_other() {
+    let project = project_of_two();
+    project.run(&["rotate", "salt", "--yes"]).ends(0).says("promoted");
+    project.run(&["undo", "pepper", "--yes"]).ends(0).says("turned round");
+    let ran = project.run(&["undo", "--all", "--yes"]);
+    ran.ends(4).says("it is on its way back already").says("salt@default: turned round");
+}
+
+#[test]
+fn h21_a_rotation_goes_on_after_its_secret_is_no_longer_declared() {
+    let project = project_with_window("");
+    let (before, _) = CONFIG.split_once("stores:").unwrap();
+    project.write("keywheel.yaml", &format!("{before}stores: {{}}\nsecrets: {{}}\n"));
+    project.run(&["status"]).ends(0).says("pepper");
+    let ran = project.run(&["resume", "--all", "--close-window", "audit", "--soak"]);
+    ran.ends(0).says("pepper@default: completed");
+    project.run(&["audit", "verify"]).ends(0);
+}

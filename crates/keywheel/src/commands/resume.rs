@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
 use keywheel_core::event::{Event, Outcome};
+use keywheel_core::planted;
 use keywheel_core::secret::SecretName;
 use keywheel_core::version::IssuedId;
 use keywheel_engine::run::Group;
@@ -11,6 +12,7 @@ use serde_json::json;
 
 use crate::cli::Globals;
 use crate::config::{Config, Environment};
+use crate::drive::Taken;
 use crate::exit::Exit;
 use crate::output::{Failure, Format, Output};
 use crate::progress::Progress;
@@ -103,24 +105,19 @@ pub(crate) async fn resume(args: &ResumeArgs, globals: &Globals) -> Result<Exit,
     }
     let session =
         Session::act(globals, &config, &environment.name, Arc::new(Progress::new(output)))?;
-    let mut groups = Vec::new();
-    for secrets in args.open.groups(&session, environment).await? {
-        let mut group = session.engine.recover(&secrets).await.map_err(engine_failure)?;
+    let go_on = async |group: &mut Group| {
         if !args.open.all {
-            session.engine.let_go_on(&mut group).await.map_err(engine_failure)?;
+            session.engine.let_go_on(group).await.map_err(engine_failure)?;
         }
-        args.say(&session, &mut group).await?;
-        groups.push(group);
-    }
-    let (begun, failures) =
-        queue::begin(&session, &config, environment, |secret| args.open.takes(secret)).await?;
-    groups.extend(begun);
-    let exit = match groups.is_empty() {
-        true if failures.is_empty() => return nothing(output),
-        true => Exit::Done,
-        false => drive::run(&session, groups, args.soak, output).await?,
+        args.say(&session, group).await
     };
-    Failure::of_all(failures).map_or(Ok(exit), Err)
+    let mut taken = args.open.take_up(&session, environment, go_on).await?;
+    let chosen = |secret: &SecretName| args.open.takes(secret);
+    taken.extend(queue::begin(&session, &config, environment, chosen).await?);
+    if taken.is_empty() {
+        return nothing(output);
+    }
+    drive::run(&session, taken, &[], args.soak, output).await
 }
 
 impl ResumeArgs {
@@ -162,13 +159,11 @@ pub(crate) async fn undo(args: &UndoArgs, globals: &Globals) -> Result<Exit, Fai
     let output = globals.output();
     let session =
         Session::act(globals, &config, &environment.name, Arc::new(Progress::new(output)))?;
-    let mut groups = Vec::new();
-    for secrets in args.open.groups(&session, environment).await? {
-        let mut group = session.engine.recover(&secrets).await.map_err(engine_failure)?;
-        session.engine.undo(&mut group, &args.because).await.map_err(engine_failure)?;
-        groups.push(group);
-    }
-    drive::run(&session, groups, args.soak, output).await
+    let undo = async |group: &mut Group| {
+        session.engine.undo(group, &args.because).await.map_err(engine_failure)
+    };
+    let taken = args.open.take_up(&session, environment, undo).await?;
+    drive::run(&session, taken, &[], args.soak, output).await
 }
 
 pub(crate) async fn cancel(args: &CancelArgs, globals: &Globals) -> Result<Exit, Failure> {
@@ -181,9 +176,7 @@ pub(crate) async fn cancel(args: &CancelArgs, globals: &Globals) -> Result<Exit,
     if !unqueued.is_empty() {
         return tell_unqueued(&unqueued, output);
     }
-    let mut groups = Vec::new();
-    for secrets in args.open.groups(&session, environment).await? {
-        let mut group = session.engine.recover(&secrets).await.map_err(engine_failure)?;
+    let cancel = async |group: &mut Group| {
         if let Some(begun) = group.rotations().find(|rotation| rotation.mint_attempts() > 0) {
             let secret = &begun.plan().secret;
             let failure =
@@ -194,14 +187,11 @@ pub(crate) async fn cancel(args: &CancelArgs, globals: &Globals) -> Result<Exit,
                 .now("nothing changed by this command");
             return Err(failure.hint(format!("`keywheel undo {secret}` turns it round")));
         }
-        session
-            .engine
-            .undo(&mut group, "cancelled before anything was changed")
-            .await
-            .map_err(engine_failure)?;
-        groups.push(group);
-    }
-    match drive::run(&session, groups, false, output).await? {
+        let because = "cancelled before anything was changed";
+        session.engine.undo(group, because).await.map_err(engine_failure)
+    };
+    let taken = args.open.take_up(&session, environment, cancel).await?;
+    match drive::run(&session, taken, &[], false, output).await? {
         Exit::Undone | Exit::Refused => Ok(Exit::Done),
         other => Ok(other),
     }
@@ -228,13 +218,11 @@ pub(crate) async fn resolve(args: &ResolveArgs, globals: &Globals) -> Result<Exi
         Resolved::Completed => Outcome::Completed,
         Resolved::Undone => Outcome::Undone,
     };
-    let mut groups = Vec::new();
-    for secrets in args.open.groups(&session, environment).await? {
-        let mut group = session.engine.recover(&secrets).await.map_err(engine_failure)?;
-        session.engine.resolve(&mut group, outcome, &args.because).await.map_err(engine_failure)?;
-        groups.push(group);
-    }
-    match drive::run(&session, groups, false, output).await? {
+    let resolve = async |group: &mut Group| {
+        session.engine.resolve(group, outcome, &args.because).await.map_err(engine_failure)
+    };
+    let taken = args.open.take_up(&session, environment, resolve).await?;
+    match drive::run(&session, taken, &[], false, output).await? {
         Exit::Undone | Exit::Refused => Ok(Exit::Done),
         other => Ok(other),
     }
@@ -271,13 +259,42 @@ impl Open {
         Ok(unqueued)
     }
 
-    /// Returns the groups that the named secrets are open in; members of a batch stay together.
+    /// Takes over what is meant, and asks the same of each group.
+    async fn take_up(
+        &self,
+        session: &Session,
+        environment: &Environment,
+        ask: impl AsyncFn(&mut Group) -> Result<(), Failure>,
+    ) -> Result<Taken, Failure> {
+        let mut taken = Taken::default();
+        for secrets in self.groups(session, environment).await? {
+            let asked = async {
+                let mut group = session.engine.recover(&secrets).await.map_err(engine_failure)?;
+                match ask(&mut group).await {
+                    Ok(()) => Ok(group),
+                    Err(failure) => {
+                        session.engine.give_up(&group).await.map_err(engine_failure)?;
+                        Err(failure)
+                    }
+                }
+            };
+            taken.add(asked.await)?;
+        }
+        Ok(taken)
+    }
+
+    /// Returns the groups that the named secrets are open in, as the journal has them, whether they are still declared or
+    /// not (H21); members of a batch stay together.
     async fn groups(
         &self,
         session: &Session,
         environment: &Environment,
     ) -> Result<Vec<Vec<SecretName>>, Failure> {
-        let open = session.engine.open_groups().await.map_err(engine_failure)?;
+        let mut open = session.engine.open_groups().await.map_err(engine_failure)?;
+        if planted!("undeclared_is_skipped") {
+            let declared: Vec<_> = environment.secrets.iter().map(|secret| &secret.name).collect();
+            open.retain(|group| group.iter().all(|secret| declared.contains(&secret)));
+        }
         if self.all {
             return Ok(open);
         }

@@ -9,6 +9,7 @@ use keywheel_core::time::Span;
 use keywheel_driver::duration::Duration;
 
 use crate::cli::Globals;
+use crate::drive::Taken;
 use crate::exit::Exit;
 use crate::output::Failure;
 use crate::prepare::{self, Prepared, Request};
@@ -96,11 +97,11 @@ pub(crate) async fn run(args: &RotateArgs, globals: &Globals) -> Result<Exit, Fa
     for waiting in &asked.later {
         waiting.note(&session, args.because.as_deref()).await?;
     }
-    let mut groups = Vec::new();
+    let mut taken = Taken::default();
     for prepared in &batches {
-        groups.extend(prepare::begin(&session, prepared).await?);
+        taken.extend(prepare::begin(&session, prepared).await?);
     }
-    drive::go(&session, groups, args.soak, output).await?.tell(&session, &asked.later, output)
+    drive::run(&session, taken, &asked.later, args.soak, output).await
 }
 
 fn request(args: &RotateArgs) -> Request {
