@@ -112,6 +112,11 @@ struct Profile {
     test: bool,
 }
 
+/// Builds every test of the workspace with the switches and fail points in it, and the programs that tests start.
+pub(crate) fn build_tests() -> anyhow::Result<Vec<Built>> {
+    build(&["test", "--workspace", "--no-run", "--features", &test_features()?])
+}
+
 /// Builds, and returns every program that was built.
 pub(crate) fn build(arguments: &[&str]) -> anyhow::Result<Vec<Built>> {
     let mut cargo = cargo(arguments);

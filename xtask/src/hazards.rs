@@ -189,13 +189,7 @@ struct Found {
 
 impl Tests {
     fn build() -> anyhow::Result<Self> {
-        let built = cargo::build(&[
-            "test",
-            "--workspace",
-            "--no-run",
-            "--features",
-            &cargo::test_features()?,
-        ])?;
+        let built = cargo::build_tests()?;
         let programs: Vec<_> = built.into_iter().filter(|built| built.test).collect();
         let mut by_crate = BTreeMap::<_, Vec<_>>::new();
         for (program, built) in programs.iter().enumerate() {

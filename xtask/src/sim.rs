@@ -1,11 +1,11 @@
-//! Runs the simulator as it would run for a release, and passes on what it found.
+//! Runs the simulator and passes on what it found.
 
 use std::process::{ExitCode, Stdio};
 
 use anyhow::{Context, ensure};
 use serde::{Deserialize, Serialize};
 
-use crate::cargo;
+use crate::cargo::{self, Built};
 use crate::report::Counts;
 
 /// How long, and from which seed.
@@ -64,7 +64,8 @@ struct Bugs {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let (verdict, counts) = check(args.seconds, args.seed)?;
+    let built = cargo::build(&["build", "--release", "-p", "keywheel-sim", "--bins"])?;
+    let (verdict, counts) = check(built, args.seconds, args.seed)?;
     match args.output {
         Output::Json => println!("{}", serde_json::to_string(&verdict)?),
         Output::Text => println!("{verdict}"),
@@ -72,10 +73,15 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     Ok(counts.exit())
 }
 
-/// Builds the simulator, runs it, and judges what it says: no violation, every pair hit, every planted bug caught.
-pub(crate) fn check(seconds: u32, seed: Option<u64>) -> anyhow::Result<(Verdict, Counts)> {
-    let built = cargo::build(&["build", "--release", "-p", "keywheel-sim", "--bins"])?;
-    let program = built.into_iter().next().context("cargo built no simulator")?.program;
+/// Runs the simulator among what was built, and judges what it says: no violation, every pair hit, every planted bug caught.
+pub(crate) fn check(
+    built: Vec<Built>,
+    seconds: u32,
+    seed: Option<u64>,
+) -> anyhow::Result<(Verdict, Counts)> {
+    let is_it =
+        |built: &Built| !built.test && built.program.file_stem() == Some("keywheel-sim".as_ref());
+    let program = built.into_iter().find(is_it).context("cargo built no simulator")?.program;
     let mut sim = std::process::Command::new(program);
     sim.current_dir(cargo::root()).args(["--seconds", &seconds.to_string(), "--output", "json"]);
     if let Some(seed) = seed {

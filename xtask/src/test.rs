@@ -121,7 +121,7 @@ fn doc_tests(folder: &RunFolder) -> anyhow::Result<Counts> {
 }
 
 fn simulator(seconds: u32) -> anyhow::Result<Counts> {
-    let (verdict, counts) = sim::check(seconds, None)?;
+    let (verdict, counts) = sim::check(cargo::build_tests()?, seconds, None)?;
     for line in verdict.to_string().lines() {
         println!("   {line}");
     }
