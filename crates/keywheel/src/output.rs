@@ -31,6 +31,14 @@ pub(crate) struct Output {
     pub(crate) quiet: bool,
 }
 
+/// An answer for programs, with the version of its form before its fields.
+#[derive(Serialize)]
+struct Whole<'a, T: Serialize> {
+    schema: u32,
+    #[serde(flatten)]
+    data: &'a T,
+}
+
 impl Output {
     /// Writes data for people.
     ///
@@ -40,18 +48,12 @@ impl Output {
         write_data(text)
     }
 
-    /// Writes data for programs, with the version of its form.
+    /// Writes data for programs: the fields of a struct or an object, with the version of their form.
     ///
     /// # Errors
     /// [`Failure`] where stdout cannot be written to.
     pub(crate) fn json(&self, data: &impl Serialize) -> Result<(), Failure> {
-        let mut whole = json!({ "schema": SCHEMA });
-        let data = serde_json::to_value(data).expect("what is printed is plain data");
-        match (whole.as_object_mut(), data) {
-            (Some(whole), Value::Object(fields)) => whole.extend(fields),
-            (Some(whole), other) => drop(whole.insert("data".into(), other)),
-            (None, _) => unreachable!("`whole` was made an object above"),
-        }
+        let whole = Whole { schema: SCHEMA, data };
         let text = serde_json::to_string_pretty(&whole).expect("what is printed is plain data");
         write_data(&format!("{text}\n"))
     }

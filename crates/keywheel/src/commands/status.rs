@@ -3,11 +3,14 @@
 use clap::{Args, ValueEnum};
 use keywheel_core::due;
 use keywheel_core::inventory::Inventory;
+use keywheel_core::plan::RotationId;
 use keywheel_core::planted;
+use keywheel_core::secret::SecretName;
 use keywheel_core::time::{Span, Timestamp};
-use keywheel_core::version::Stage;
+use keywheel_core::version::{Stage, VersionId};
 use keywheel_engine::recover::replay;
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::Value;
 
 use crate::cli::Globals;
 use crate::config::{Config, Environment, Secret};
@@ -44,14 +47,17 @@ enum FailOn {
 }
 
 /// Where one secret stands, in the order in which people want to know.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
 enum Standing {
+    #[serde(rename = "needs_operator")]
     NeedsYou,
     Late,
     UnderWay,
     Due,
     DueSoon,
     Unmanaged,
+    #[serde(rename = "ok")]
     Fine,
 }
 
@@ -61,7 +67,45 @@ struct Row {
     state: String,
     detail: String,
     next: String,
-    json: Value,
+    told: Told,
+}
+
+/// The answer for programs.
+#[derive(Serialize)]
+struct Answer<'a> {
+    environments: Vec<Page<'a>>,
+}
+
+#[derive(Serialize)]
+struct Page<'a> {
+    environment: &'a str,
+    secrets: Vec<Told>,
+}
+
+/// One secret, as programs are told of it.
+#[derive(Serialize)]
+struct Told {
+    secret: SecretName,
+    standing: Standing,
+    #[serde(flatten)]
+    known: Option<Facts>,
+}
+
+/// What the journal holds of it.
+#[derive(Serialize)]
+struct Facts {
+    current: Option<VersionId>,
+    previous: Option<VersionId>,
+    pending: Option<VersionId>,
+    rotation: Option<RotationId>,
+    phase: Option<String>,
+    parked: Option<String>,
+    dates: Option<Value>,
+    owed_at: Option<String>,
+    rotated_at: Option<String>,
+    due_at: Option<String>,
+    held_because: Option<String>,
+    queued_at: Option<String>,
 }
 
 /// A retirement that has been owed for this long is forgotten by whoever should resume it.
@@ -75,20 +119,18 @@ pub(crate) async fn run(args: &StatusArgs, globals: &Globals) -> Result<Exit, Fa
     };
     let mut found = Vec::new();
     let mut text = String::new();
-    let mut list = Vec::new();
+    let mut answer = Answer { environments: Vec::new() };
     for environment in chosen {
         let rows = rows(globals, &config, environment).await?;
         found.extend(rows.iter().map(|row| row.standing));
         text.push_str(&page(environment, &rows, args.all));
-        list.push(json!({
-            "environment": environment.name,
-            "secrets": rows.into_iter().map(|row| row.json).collect::<Vec<_>>(),
-        }));
+        let secrets = rows.into_iter().map(|row| row.told).collect();
+        answer.environments.push(Page { environment: &environment.name, secrets });
     }
     let output = globals.output();
     match output.format {
         Format::Text => output.text(&text)?,
-        Format::Json => output.json(&json!({ "environments": list }))?,
+        Format::Json => output.json(&answer)?,
     }
     Ok(if args.fail_on.iter().any(|what| found.contains(&standing_of(*what))) {
         Exit::FailOn
@@ -161,7 +203,7 @@ fn unmanaged(secret: &Secret) -> Row {
         state: "unmanaged".into(),
         detail: "never adopted".into(),
         next: format!("keywheel adopt {name}"),
-        json: json!({ "secret": secret.name, "standing": "unmanaged" }),
+        told: Told { secret: secret.name.clone(), standing: Standing::Unmanaged, known: None },
         name,
     }
 }
@@ -176,7 +218,7 @@ fn retired(known: &Known, now: Timestamp) -> Row {
         state,
         detail,
         next,
-        json: fields(known, standing, None),
+        told: told(known, standing, None),
     }
 }
 
@@ -185,12 +227,13 @@ fn row(secret: &Secret, known: &Known, now: Timestamp) -> Row {
     let upcoming = due::next(&known.row, &secret.policy);
     let (standing, state, detail, next) =
         open(known, now).unwrap_or_else(|| scheduled(secret, &known.row, upcoming.as_ref(), now));
-    Row { standing, name, state, detail, next, json: fields(known, standing, upcoming.as_ref()) }
+    Row { standing, name, state, detail, next, told: told(known, standing, upcoming.as_ref()) }
 }
 
-type Told = (Standing, String, String, String);
+/// Standing, state, detail and what to do next.
+type Words = (Standing, String, String, String);
 
-fn open(known: &Known, now: Timestamp) -> Option<Told> {
+fn open(known: &Known, now: Timestamp) -> Option<Words> {
     let row = &known.row;
     let open = row.open.as_ref()?;
     let secret = &row.secret;
@@ -228,7 +271,7 @@ fn scheduled(
     row: &Inventory,
     upcoming: Option<&due::Due>,
     now: Timestamp,
-) -> Told {
+) -> Words {
     let name = secret.name.name();
     if let Some(held) = &row.held_because {
         return (Standing::Due, "held".into(), held.clone(), format!("keywheel rotate {name}"));
@@ -271,33 +314,25 @@ fn versions(row: &Inventory) -> String {
     }
 }
 
-fn fields(known: &Known, standing: Standing, upcoming: Option<&due::Due>) -> Value {
+fn told(known: &Known, standing: Standing, upcoming: Option<&due::Due>) -> Told {
     let row = &known.row;
-    let standing = match standing {
-        Standing::NeedsYou => "needs_operator",
-        Standing::Late => "late",
-        Standing::UnderWay => "under_way",
-        Standing::Due => "due",
-        Standing::DueSoon => "due_soon",
-        Standing::Unmanaged => "unmanaged",
-        Standing::Fine => "ok",
+    let open = row.open.as_ref();
+    let at = |stage| row.at(stage).map(|version| version.version);
+    let facts = Facts {
+        current: at(Stage::Current),
+        previous: at(Stage::Previous),
+        pending: at(Stage::Pending),
+        rotation: open.map(|open| open.rotation.clone()),
+        phase: open.map(|open| open.phase.clone()),
+        parked: open.and_then(|open| open.parked.as_ref()).map(ToString::to_string),
+        dates: known.outlook.map(|outlook| outlook.json()),
+        owed_at: open.and_then(|open| open.owed_at).map(words::rfc3339),
+        rotated_at: row.rotated_at.map(words::rfc3339),
+        due_at: upcoming.map(|due| words::rfc3339(due.since)),
+        held_because: row.held_because.clone(),
+        queued_at: row.queued.as_ref().map(|queued| words::rfc3339(queued.at)),
     };
-    json!({
-        "secret": row.secret,
-        "standing": standing,
-        "current": row.at(Stage::Current).map(|version| version.version),
-        "previous": row.at(Stage::Previous).map(|version| version.version),
-        "pending": row.at(Stage::Pending).map(|version| version.version),
-        "rotation": row.open.as_ref().map(|open| &open.rotation),
-        "phase": row.open.as_ref().map(|open| &open.phase),
-        "parked": row.open.as_ref().and_then(|open| open.parked.as_ref()).map(ToString::to_string),
-        "dates": known.outlook.map(|outlook| outlook.json()),
-        "owed_at": row.open.as_ref().and_then(|open| open.owed_at).map(words::rfc3339),
-        "rotated_at": row.rotated_at.map(words::rfc3339),
-        "due_at": upcoming.map(|due| words::rfc3339(due.since)),
-        "held_because": row.held_because,
-        "queued_at": row.queued.as_ref().map(|queued| words::rfc3339(queued.at)),
-    })
+    Told { secret: row.secret.clone(), standing, known: Some(facts) }
 }
 
 fn page(environment: &Environment, rows: &[Row], all: bool) -> String {
