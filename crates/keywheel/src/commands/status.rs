@@ -1,5 +1,7 @@
 //! `keywheel status`: what the journal says, attention first. No network.
 
+use std::collections::BTreeSet;
+
 use clap::{Args, ValueEnum};
 use keywheel_core::due;
 use keywheel_core::inventory::Inventory;
@@ -166,10 +168,12 @@ async fn rows(
             Err(_) => unmanaged(secret),
         })
         .collect();
+    let declared: BTreeSet<&SecretName> =
+        environment.secrets.iter().map(|secret| &secret.name).collect();
     let gone = known
         .iter()
-        .filter(|known| !environment.secrets.iter().any(|secret| secret.name == known.row.secret));
-    rows.extend(gone.filter(|known| known.row.open.is_some()).map(|known| retired(known, now)));
+        .filter(|known| known.row.open.is_some() && !declared.contains(&known.row.secret));
+    rows.extend(gone.map(|known| retired(known, now)));
     rows.sort_by_key(|row| row.standing);
     Ok(rows)
 }
