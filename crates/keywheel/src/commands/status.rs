@@ -119,20 +119,25 @@ pub(crate) async fn run(args: &StatusArgs, globals: &Globals) -> Result<Exit, Fa
         Some(_) => vec![session::environment(&config, args.environment.as_deref())?],
         None => config.environments.iter().collect(),
     };
-    let mut found = Vec::new();
-    let mut text = String::new();
-    let mut answer = Answer { environments: Vec::new() };
+    let mut pages = Vec::new();
     for environment in chosen {
-        let rows = rows(globals, &config, environment).await?;
-        found.extend(rows.iter().map(|row| row.standing));
-        text.push_str(&page(environment, &rows, args.all));
-        let secrets = rows.into_iter().map(|row| row.told).collect();
-        answer.environments.push(Page { environment: &environment.name, secrets });
+        pages.push((environment, rows(globals, &config, environment).await?));
     }
+    let found: Vec<Standing> =
+        pages.iter().flat_map(|(_, rows)| rows).map(|row| row.standing).collect();
     let output = globals.output();
     match output.format {
-        Format::Text => output.text(&text)?,
-        Format::Json => output.json(&answer)?,
+        Format::Text => {
+            let told = pages.iter().map(|(environment, rows)| page(environment, rows, args.all));
+            output.text(&told.collect::<String>())?;
+        }
+        Format::Json => {
+            let told = pages.into_iter().map(|(environment, rows)| Page {
+                environment: &environment.name,
+                secrets: rows.into_iter().map(|row| row.told).collect(),
+            });
+            output.json(&Answer { environments: told.collect() })?;
+        }
     }
     Ok(if args.fail_on.iter().any(|what| found.contains(&standing_of(*what))) {
         Exit::FailOn
