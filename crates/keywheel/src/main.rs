@@ -21,6 +21,10 @@ mod words;
 
 use std::process::ExitCode;
 
+/// The configuration of a large project is tens of thousands of small values, read at every start.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     cli::main()
 }

@@ -4,6 +4,7 @@
 //! types ([`typed`](super::typed)), and every later check finds the line of what it complains about in it. The YAML crate's
 //! own error texts are replaced by ours, because some of them repeat what stands in the file.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
@@ -58,13 +59,36 @@ impl Node {
     /// A [`Problem`] with the place, and nothing of what stands there.
     pub(crate) fn parse(text: &str) -> Result<Self, Problem> {
         let options = serde_saphyr::options! {
-            duplicate_keys: DuplicateKeyPolicy::Error,
+            // Looked for below, in one pass, and with the place of the second key.
+            duplicate_keys: DuplicateKeyPolicy::PassThrough,
             merge_keys: MergeKeyPolicy::Error,
             strict_booleans: true,
             reject_unsupported_tags: true,
             with_snippet: false,
         };
-        serde_saphyr::from_str_with_options(text, options).map_err(|error| explain(&error))
+        let node: Self =
+            serde_saphyr::from_str_with_options(text, options).map_err(|error| explain(&error))?;
+        match node.twice() {
+            Some(key) => Err(standing_twice(key)),
+            None => Ok(node),
+        }
+    }
+
+    /// Returns the first key that its mapping holds already.
+    fn twice(&self) -> Option<&Key> {
+        match &self.value {
+            Value::List(items) => items.iter().find_map(Self::twice),
+            Value::Map(entries) => {
+                let mut names = BTreeSet::new();
+                entries.iter().find_map(|(key, node)| match names.insert(key.name.as_str()) {
+                    true => node.twice(),
+                    false => Some(key),
+                })
+            }
+            Value::Null | Value::Bool(_) | Value::Integer(_) | Value::Float(_) | Value::Text(_) => {
+                None
+            }
+        }
     }
 
     /// Returns the node under a path of keys.
@@ -193,14 +217,15 @@ fn place(location: &serde_saphyr::Location) -> Place {
     Place { line: location.line(), column: location.column() }
 }
 
+fn standing_twice(key: &Key) -> Problem {
+    let message = format!("key `{}` stands twice in one mapping", shown(&key.name));
+    Problem::new(code::DUPLICATE_KEY, message).at(key.place)
+}
+
 /// Says what is wrong in words of ours; the parser's words are used only where they are fixed.
 fn explain(error: &Error) -> Problem {
     let error = error.without_snippet();
     let (code, message, hint): (Code, String, Option<&str>) = match error {
-        Error::DuplicateMappingKey { key, .. } => {
-            let key = key.as_deref().map_or("…", shown);
-            (code::DUPLICATE_KEY, format!("key `{key}` stands twice in one mapping"), None)
-        }
         Error::MultipleDocuments { .. } => {
             (code::NOT_USED, "the file holds more than one document".into(), None)
         }
