@@ -8,6 +8,7 @@ use std::error::Error as _;
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use keywheel_core::secret::SecretValue;
 use keywheel_core::time::Span;
 use keywheel_driver::{CallError, Refusal, RefusalKind};
 use reqwest::StatusCode;
@@ -30,6 +31,11 @@ pub(crate) fn secret_header(value: &[u8]) -> Result<HeaderValue, InvalidHeaderVa
     let mut value = HeaderValue::from_bytes(value)?;
     value.set_sensitive(!planted!("header_shown"));
     Ok(value)
+}
+
+/// Makes the value of an `Authorization` header that carries a bearer token.
+pub(crate) fn bearer(token: &SecretValue) -> Result<HeaderValue, InvalidHeaderValue> {
+    secret_header(SecretValue::new([b"Bearer ", token.expose()].concat()).expose())
 }
 
 /// Says what came of a call that got no whole answer; `target` names the other side, such as ``issuer `openai` ``.

@@ -775,8 +775,7 @@ fn parts(id: &IssuedId) -> Result<(&str, &str), Refusal> {
 }
 
 fn bearer(value: &SecretValue, what: &str) -> Result<HeaderValue, Refusal> {
-    let header = SecretValue::new([b"Bearer ", value.expose()].concat());
-    http::secret_header(header.expose())
+    http::bearer(value)
         .map_err(|_| unsupported(&format!("the {what} holds a character that no header can")))
 }
 

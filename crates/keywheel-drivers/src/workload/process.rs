@@ -342,7 +342,8 @@ impl Workload for Processes {
     }
 
     async fn present(&self, token: &SecretValue) -> Result<Vec<Answer>, CallError> {
-        let bearer = bearer(token)?;
+        let bearer =
+            http::bearer(token).map_err(|_| unsupported("the token does not fit into a header"))?;
         let mut answers = Vec::new();
         for replica in &self.replicas {
             let status = match &replica.token {
@@ -790,12 +791,6 @@ async fn status(url: &Url, authorization: Option<&HeaderValue>) -> Option<u16> {
         request = request.header(AUTHORIZATION, value);
     }
     Some(request.send().await.ok()?.status().as_u16())
-}
-
-fn bearer(token: &SecretValue) -> Result<HeaderValue, Refusal> {
-    let text = SecretValue::new([b"Bearer ", token.expose()].concat());
-    http::secret_header(text.expose())
-        .map_err(|_| unsupported("the token does not fit into a header"))
 }
 
 /// Resolves the folder, which is there even while a supervisor has removed the file.
