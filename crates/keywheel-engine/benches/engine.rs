@@ -17,18 +17,11 @@ use futures_util::future::join_all;
 use keywheel_core::call::{CallError, Refusal};
 use keywheel_core::event::{Event, Outcome};
 use keywheel_core::evidence::{Replica, Shows};
-use keywheel_core::facts::{
-    Authority, IssuerFacts, Observe, Pickup, ReadBack, Revert, StoreFacts, ValueOrigin,
-    WorkloadFacts,
-};
+use keywheel_core::facts::{IssuerFacts, StoreFacts, WorkloadFacts};
 use keywheel_core::fingerprint::Fingerprinter;
-use keywheel_core::plan::{
-    Bound, FORMAT, IssuerPlan, Mode, Part, Plan, Policy, Reason, Role, Slot, StorePlan, VersionRef,
-    WorkloadPlan,
-};
+use keywheel_core::plan::{Plan, VersionRef};
 use keywheel_core::rotation::Rotation;
-use keywheel_core::secret::{Credential, Field, SecretName, SecretValue};
-use keywheel_core::strategy::Strategy;
+use keywheel_core::secret::{Credential, SecretName, SecretValue};
 use keywheel_core::time::{Span, Timestamp};
 use keywheel_core::version::{IssuedId, Stage, State, VersionId};
 use keywheel_driver::Finding;
@@ -41,6 +34,10 @@ use keywheel_engine::run::{Ran, Until};
 use keywheel_engine::{Build, Drivers, Engine, Watch};
 use keywheel_journal::Actor;
 use keywheel_journal::sqlite::{Open, Places, SqliteJournal};
+
+#[path = "../tests/support/plain.rs"]
+mod plain;
+use plain::{ISSUER, STORE, WORKLOAD, plain_plan};
 
 fn main() {
     let wanted = Wanted::from_arguments();
@@ -152,85 +149,10 @@ async fn next_plan(engine: &Engine, secret: &SecretName) -> Plan {
         fingerprint: None,
     };
     let pending = inventory.map_or(VersionId(2), |row| row.next);
-    plan(secret, current.unwrap_or(first), pending)
+    let mut plan = plain_plan(secret, current.unwrap_or(first), pending);
+    plan.policy.retry = Span::millis(1);
+    plan
 }
-
-fn plan(secret: &SecretName, previous: VersionRef, pending: VersionId) -> Plan {
-    let bound = |what: &str| Bound {
-        name: format!("{what} of {}", secret.name()),
-        driver: serde_json::json!({}),
-    };
-    Plan {
-        format: FORMAT,
-        installation: "bench".into(),
-        secret: secret.clone(),
-        reason: Reason::Requested,
-        because: None,
-        strategy: Strategy::Overlap,
-        mode: Mode::Normal,
-        previous: Some(previous),
-        pending,
-        suspects: Vec::new(),
-        takes_over: None,
-        inherits_until: None,
-        extend: false,
-        batch: Vec::new(),
-        folder: "/".into(),
-        issuer: IssuerPlan { bound: bound("issuer"), facts: ISSUER },
-        stores: vec![StorePlan {
-            bound: bound("store"),
-            facts: STORE,
-            slots: vec![Slot {
-                address: SLOT.into(),
-                role: Role::Current,
-                part: Part::Plain(Field::value()),
-            }],
-        }],
-        workloads: vec![WorkloadPlan { bound: bound("workload"), facts: WORKLOAD, reads: vec![0] }],
-        probes: Vec::new(),
-        policy: Policy {
-            soak: Span::ZERO,
-            rollback: Span::ZERO,
-            retry: Span::millis(1),
-            ..Policy::default()
-        },
-    }
-}
-
-const SLOT: &str = "KEY";
-
-const ISSUER: IssuerFacts = IssuerFacts {
-    value: ValueOrigin::Theirs,
-    observe: Observe::Label,
-    authority: Authority::Issuer,
-    max_live: None,
-    label: true,
-    settable_old_value: false,
-    suspend: false,
-    destroy: true,
-    expiry_settable: false,
-    reset_repeatable: false,
-    last_used: None,
-    propagation: Span::ZERO,
-    settle_for: Span::ZERO,
-};
-
-const STORE: StoreFacts = StoreFacts {
-    read_back: ReadBack::Value,
-    conditional: true,
-    staged: false,
-    revert: Revert::Restore,
-    history: false,
-    pickup: Pickup::Roll,
-    settle_for: Span::ZERO,
-};
-
-const WORKLOAD: WorkloadFacts = WorkloadFacts {
-    settle_for: Span::ZERO,
-    start_granularity: Span::ZERO,
-    answers_tokens: false,
-    gap: false,
-};
 
 /// Counts steps by their intents.
 #[derive(Default)]

@@ -15,19 +15,12 @@ use futures_util::FutureExt;
 use keywheel_core::call::{CallError, Refusal, RefusalKind};
 use keywheel_core::event::{Event, Outcome};
 use keywheel_core::evidence::{Replica, Shows};
-use keywheel_core::facts::{
-    Authority, IssuerFacts, Observe, Pickup, ReadBack, Revert, StoreFacts, ValueOrigin,
-    WorkloadFacts,
-};
+use keywheel_core::facts::{IssuerFacts, StoreFacts, ValueOrigin, WorkloadFacts};
 use keywheel_core::fingerprint::Fingerprinter;
 use keywheel_core::gate::Clocks;
-use keywheel_core::plan::{
-    Bound, FORMAT, IssuerPlan, Label, Mode, Part, Plan, Policy, Reason, Role, Slot, StorePlan,
-    VersionRef, WorkloadPlan,
-};
+use keywheel_core::plan::{Label, Mode, Plan, Policy, VersionRef};
 use keywheel_core::rotation::Rotation;
-use keywheel_core::secret::{Credential, Field, SecretName, SecretValue};
-use keywheel_core::strategy::Strategy;
+use keywheel_core::secret::{Credential, SecretName, SecretValue};
 use keywheel_core::time::{Span, Timestamp};
 use keywheel_core::version::{IssuedId, State, VersionId};
 use keywheel_driver::Finding;
@@ -42,6 +35,10 @@ use keywheel_journal::memory::MemoryJournal;
 use keywheel_journal::{Actor, Holder};
 use tokio::task::yield_now;
 use zeroize::Zeroizing;
+
+#[path = "support/plain.rs"]
+mod plain;
+use plain::{ISSUER, STORE, WORKLOAD, plain_plan};
 
 const START: Timestamp = Timestamp::from_millis(1_000_000_000);
 
@@ -593,78 +590,14 @@ impl Clock for PausedClock {
     }
 }
 
-const ISSUER: IssuerFacts = IssuerFacts {
-    value: ValueOrigin::Theirs,
-    observe: Observe::Label,
-    authority: Authority::Issuer,
-    max_live: None,
-    label: true,
-    settable_old_value: false,
-    suspend: false,
-    destroy: true,
-    expiry_settable: false,
-    reset_repeatable: false,
-    last_used: None,
-    propagation: Span::ZERO,
-    settle_for: Span::ZERO,
-};
-
-const STORE: StoreFacts = StoreFacts {
-    read_back: ReadBack::Value,
-    conditional: true,
-    staged: false,
-    revert: Revert::Restore,
-    history: false,
-    pickup: Pickup::Roll,
-    settle_for: Span::ZERO,
-};
-
-const WORKLOAD: WorkloadFacts = WorkloadFacts {
-    settle_for: Span::ZERO,
-    start_granularity: Span::ZERO,
-    answers_tokens: false,
-    gap: false,
-};
-
 fn plan(secret: &str, origin: ValueOrigin) -> Plan {
-    let bound =
-        |what: &str| Bound { name: format!("{what} of {secret}"), driver: serde_json::json!({}) };
-    Plan {
-        format: FORMAT,
-        installation: "test".into(),
-        secret: SecretName::new(secret, "production").unwrap(),
-        reason: Reason::Requested,
-        because: None,
-        strategy: Strategy::Overlap,
-        mode: Mode::Normal,
-        previous: Some(VersionRef {
-            version: VersionId(1),
-            issued: Some(IssuedId::new("first")),
-            state: State::Active,
-            fingerprint: None,
-        }),
-        pending: VersionId(2),
-        suspects: Vec::new(),
-        takes_over: None,
-        inherits_until: None,
-        extend: false,
-        batch: Vec::new(),
-        folder: "/".into(),
-        issuer: IssuerPlan {
-            bound: bound("issuer"),
-            facts: IssuerFacts { value: origin, ..ISSUER },
-        },
-        stores: vec![StorePlan {
-            bound: bound("store"),
-            facts: STORE,
-            slots: vec![Slot {
-                address: "KEY".into(),
-                role: Role::Current,
-                part: Part::Plain(Field::value()),
-            }],
-        }],
-        workloads: vec![WorkloadPlan { bound: bound("workload"), facts: WORKLOAD, reads: vec![0] }],
-        probes: Vec::new(),
-        policy: Policy { soak: Span::ZERO, rollback: Span::ZERO, ..Policy::default() },
-    }
+    let first = VersionRef {
+        version: VersionId(1),
+        issued: Some(IssuedId::new("first")),
+        state: State::Active,
+        fingerprint: None,
+    };
+    let mut plan = plain_plan(&SecretName::new(secret, "production").unwrap(), first, VersionId(2));
+    plan.issuer.facts.value = origin;
+    plan
 }
