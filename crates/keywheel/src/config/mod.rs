@@ -1,6 +1,6 @@
 //! The configuration: `keywheel.yaml`, strictly read.
 //!
-//! The way of a file: text → [`tree`] (nodes with places) → [`by_env`] (one environment's view) → [`file`] (types, read by
+//! The way of a file: text → [`yaml`] → [`tree`] (nodes with places) → [`by_env`] (one environment's view) → [`file`] (types, read by
 //! [`typed`]) → [`resolve`] (names looked up in [`scope`], rules checked in [`rules`]). An error names file, line, column, the key and a suggestion,
 //! and never repeats what stands in the file, because a pasted key may stand there.
 
@@ -18,6 +18,7 @@ mod tests;
 pub(crate) mod tree;
 pub(crate) mod typed;
 mod version;
+mod yaml;
 
 use std::path::{Path, PathBuf};
 

@@ -94,7 +94,7 @@ mod tests {
 
     use super::*;
     use crate::config::Config;
-    use crate::config::tree::{self, Node};
+    use crate::config::tree::Node;
 
     const GUIDE: &str = include_str!("../../../../docs/guide/configuration.md");
     const PAGE: &str = include_str!("../../../../docs/errors/K0101.md");
@@ -106,23 +106,9 @@ mod tests {
         blocks.filter(|block| block.contains("project:") && block.contains("secrets:")).collect()
     }
 
-    fn json(node: &Node) -> Value {
-        match &node.value {
-            tree::Value::Null => Value::Null,
-            tree::Value::Bool(value) => json!(value),
-            tree::Value::Integer(value) => json!(value),
-            tree::Value::Float(value) => json!(value),
-            tree::Value::Text(text) => json!(text),
-            tree::Value::List(items) => items.iter().map(json).collect(),
-            tree::Value::Map(entries) => {
-                entries.iter().map(|(key, node)| (key.name.clone(), json(node))).collect()
-            }
-        }
-    }
-
     fn valid(text: &str) -> Result<(), String> {
         let validator = jsonschema::validator_for(&schema()).unwrap();
-        let instance = json(&Node::parse(text).unwrap_or_else(|problem| panic!("{problem}")));
+        let instance = Node::parse(text).unwrap_or_else(|problem| panic!("{problem}")).json();
         validator.validate(&instance).map_err(|error| error.to_string())
     }
 
