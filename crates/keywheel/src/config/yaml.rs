@@ -81,7 +81,7 @@ impl<'t> Reader<'t> {
     }
 
     fn node(&mut self, event: Event<'t>, place: Place, depth: usize) -> Result<Node, Problem> {
-        if has_tag(&event) {
+        if event.tag().is_some() {
             return Err(Problem::new(code::NOT_USED, "tags (`!`) are not read").at(place));
         }
         if let Event::Alias(anchor) = event {
@@ -159,15 +159,6 @@ impl<'t> Reader<'t> {
         self.nodes += 1;
         if self.nodes > NODES || depth > DEPTH { Err(too_much(place)) } else { Ok(()) }
     }
-}
-
-fn has_tag(event: &Event<'_>) -> bool {
-    matches!(
-        event,
-        Event::Scalar(_, _, _, Some(_))
-            | Event::SequenceStart(_, _, Some(_))
-            | Event::MappingStart(_, _, Some(_))
-    )
 }
 
 fn key(event: &Event<'_>, place: Place) -> Result<Key, Problem> {
