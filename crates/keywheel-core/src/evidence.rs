@@ -23,6 +23,14 @@ pub enum Shows {
     Slots(Vec<(String, Fingerprint)>),
     /// Nothing, but its values were fixed when it started.
     FixedAtStart,
+    /// Some of its slots, as in [`Slots`](Self::Slots); those named in `fixed` it does not show, and they were fixed when it
+    /// started.
+    Partly {
+        /// The slots that it shows.
+        shown: Vec<(String, Fingerprint)>,
+        /// The slots that it does not show.
+        fixed: Vec<String>,
+    },
     /// Nothing.
     Nothing,
 }
@@ -77,8 +85,15 @@ impl Count {
 /// Judges one replica.
 pub fn judge(replica: &Replica, expected: &Expected<'_>) -> Proof {
     match &replica.shows {
-        Shows::Slots(shown) => judge_slots(shown, expected.slots),
+        Shows::Slots(shown) => judge_slots(shown, expected.slots.iter()),
         Shows::FixedAtStart => judge_start(replica.started_at, expected),
+        Shows::Partly { shown, fixed } => {
+            let visible = expected.slots.iter().filter(|(address, _)| !fixed.contains(address));
+            match judge_slots(shown, visible) {
+                Proof::Holds => judge_start(replica.started_at, expected),
+                proof => proof,
+            }
+        }
         Shows::Nothing => Proof::Unknown,
     }
 }
@@ -95,9 +110,9 @@ pub fn count(replicas: &[Replica], expected: &Expected<'_>) -> Count {
     })
 }
 
-fn judge_slots(
+fn judge_slots<'a>(
     shown: &[(String, Fingerprint)],
-    expected: &[(String, Option<Fingerprint>)],
+    expected: impl Iterator<Item = &'a (String, Option<Fingerprint>)>,
 ) -> Proof {
     let mut proof = Proof::Holds;
     for (address, wanted) in expected {
@@ -160,6 +175,24 @@ mod tests {
         assert!(!Count::default().complete());
         assert!(Count { holds: 1, ..Count::default() }.complete());
         assert!(!Count { holds: 2, unknown: 1, ..Count::default() }.complete());
+    }
+
+    #[test]
+    fn a_replica_that_shows_some_slots_must_prove_the_others_by_its_start() {
+        let f = Fingerprinter::new(FingerprintKeyId(1), zeroize::Zeroizing::new([1; 32]));
+        let wanted = [("A".to_owned(), Some(f.of(b"a"))), ("mounted".to_owned(), Some(f.of(b"b")))];
+        let expected =
+            Expected { slots: &wanted, held_since: Some(at(1_000)), granularity: Span::ZERO };
+        let replica = |value: &[u8], started| {
+            let shows = Shows::Partly {
+                shown: vec![("A".into(), f.of(value))],
+                fixed: vec!["mounted".into()],
+            };
+            Replica { id: "1".into(), started_at: Some(at(started)), shows }
+        };
+        assert_eq!(judge(&replica(b"a", 1_001), &expected), Proof::Holds);
+        assert_eq!(judge(&replica(b"a", 900), &expected), Proof::Unknown);
+        assert_eq!(judge(&replica(b"x", 1_001), &expected), Proof::Other);
     }
 
     #[test]

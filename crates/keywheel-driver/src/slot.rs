@@ -9,6 +9,16 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode, utf8_percent_
 /// Everything but RFC 3986's unreserved characters is encoded.
 const USERINFO: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
+/// Names a slot among all that a workload reads: two stores may have a slot of the same address.
+pub fn name(container: &str, address: &str) -> String {
+    format!("{container}\n{address}")
+}
+
+/// Returns the container of a slot's [`name`], and the address in it.
+pub fn parts(name: &str) -> (&str, &str) {
+    name.rsplit_once('\n').unwrap_or(("", name))
+}
+
 /// Makes the bytes of a slot from a credential; `present` is what the slot holds now, whose other parts stay.
 ///
 /// # Errors

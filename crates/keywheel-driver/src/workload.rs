@@ -22,10 +22,11 @@ pub trait Workload: Send + Sync {
     /// Checks that it can be rolled, and how it reads its stores, without changing anything.
     async fn preflight(&self) -> Result<Vec<Finding>, CallError>;
 
-    /// Lists every replica that is not finally gone, ready or not, stopped ones too, with what it shows of `addresses`.
+    /// Lists every replica that is not finally gone, ready or not, stopped ones too, with what it shows of
+    /// `slots`, which are [names](crate::slot::name).
     async fn observe(
         &self,
-        addresses: &[String],
+        slots: &[String],
         fingerprinter: &Fingerprinter,
     ) -> Result<Vec<Replica>, CallError>;
 
@@ -42,7 +43,7 @@ pub trait Workload: Send + Sync {
 
 /// What a roll brings about.
 pub struct Ensure<'a> {
-    /// The slots the workload reads, with the fingerprints it should hold; `None` where a slot is absent.
+    /// The slots the workload reads, by [name](crate::slot::name), with the fingerprints it should hold; `None` where a slot is absent.
     pub slots: &'a [(String, Option<Fingerprint>)],
     /// Since when the stores certainly hold them.
     pub held_since: Timestamp,

@@ -5,6 +5,7 @@
 
 use keywheel_core::planted;
 use std::error::Error as _;
+use std::path::Path;
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -24,6 +25,12 @@ const LARGEST_BODY: usize = 8 * 1024 * 1024;
 pub(crate) fn client() -> reqwest::Client {
     static CLIENT: OnceLock<reqwest::Client> = OnceLock::new();
     CLIENT.get_or_init(build).clone()
+}
+
+/// Returns a client that speaks to a socket of this machine. Its answers may take as long as the engine waits.
+pub(crate) fn over_socket(socket: &Path) -> reqwest::Client {
+    let settings = || settings().unix_socket(socket);
+    built(settings)
 }
 
 /// Makes the value of a header that holds a credential; `Debug`, which traces of requests use, does not show it (H110).
@@ -114,20 +121,24 @@ pub(crate) fn request_id(headers: &HeaderMap) -> String {
 }
 
 fn build() -> reqwest::Client {
-    // An error says that a provider is installed already, which is what is wanted.
-    drop(rustls::crypto::ring::default_provider().install_default());
-    let redirect = || match planted!("redirects_followed") {
+    built(|| settings().read_timeout(Duration::from_secs(30)))
+}
+
+fn settings() -> reqwest::ClientBuilder {
+    let redirect = match planted!("redirects_followed") {
         true => reqwest::redirect::Policy::default(),
         false => reqwest::redirect::Policy::none(),
     };
-    let settings = || {
-        reqwest::Client::builder()
-            .redirect(redirect())
-            .retry(reqwest::retry::never())
-            .no_proxy()
-            .connect_timeout(Duration::from_secs(10))
-            .read_timeout(Duration::from_secs(30))
-    };
+    reqwest::Client::builder()
+        .redirect(redirect)
+        .retry(reqwest::retry::never())
+        .no_proxy()
+        .connect_timeout(Duration::from_secs(10))
+}
+
+fn built(settings: impl Fn() -> reqwest::ClientBuilder) -> reqwest::Client {
+    // An error says that a provider is installed already, which is what is wanted.
+    drop(rustls::crypto::ring::default_provider().install_default());
     // A machine without certificates of its own trusts no one: plain HTTP still works, and HTTPS is refused when called.
     settings()
         .build()

@@ -5,13 +5,18 @@ use keywheel_core::planted;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 
+use keywheel_core::secret::SecretValue;
 use keywheel_core::time::Span;
 use keywheel_driver::{Refusal, RefusalKind};
 use rustix::process::{Pid, Signal, kill_process_group};
+use tokio::io::AsyncReadExt;
 use tokio::process::Command;
 
 /// The variables of keywheel's own environment that a program is given; every other one may hold a secret.
 const PASSED_ON: [&str; 3] = ["PATH", "HOME", "LANG"];
+
+/// The most of a program's output that is read.
+const LARGEST_OUTPUT: u64 = 8 * 1024 * 1024;
 
 /// How a program ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,6 +89,42 @@ pub(crate) async fn run(
             child.wait().await.map_err(|e| refused(e.kind()))?;
             Ok(Ended::TooLate)
         }
+    }
+}
+
+/// Runs a program as [`run`] does and returns what it wrote to its standard output, as far as that is ever long.
+///
+/// # Errors
+/// A refusal where the program could not be started, did not end with 0 in time, or wrote without end.
+pub(crate) async fn read(
+    argv: &[String],
+    folder: &Path,
+    variables: &[(&str, String)],
+    within: Span,
+) -> Result<SecretValue, Refusal> {
+    check(argv)?;
+    let failed =
+        |what: &str| Refusal::operator(RefusalKind::Local, format!("{} {what}", name(argv)));
+    let mut command = command(argv, folder, variables);
+    let mut child = command.stdout(Stdio::piped()).spawn().map_err(|e| {
+        Refusal::operator(RefusalKind::Local, format!("{}: {}", name(argv), e.kind()))
+    })?;
+    let group = Group::of(&child);
+    let stdout = child.stdout.take().expect("it is piped");
+    let whole = async {
+        let mut said = Vec::new();
+        let read = stdout.take(LARGEST_OUTPUT + 1).read_to_end(&mut said).await;
+        (SecretValue::new(said), read.is_ok(), child.wait().await)
+    };
+    let Ok((said, is_read, ended)) = tokio::time::timeout(within.into(), whole).await else {
+        return Err(failed("did not end in time"));
+    };
+    let ended = ended.map_err(|_| failed("could not be waited for"))?;
+    group.disband();
+    match ended.success() {
+        true if is_read && said.expose().len() as u64 <= LARGEST_OUTPUT => Ok(said),
+        true => Err(failed("wrote more than can be read")),
+        false => Err(failed(&Ended::With(ended).in_words())),
     }
 }
 

@@ -645,13 +645,14 @@ impl Work<'_> {
         let arrangement = self.member.rotation.line().at(to);
         let mut slots = Vec::new();
         for store in &self.plan.workloads[workload].reads {
+            let container = self.member.drivers.stores[usize::from(*store)].container();
             for slot in &self.plan.stores[usize::from(*store)].slots {
                 if self.is_suspect(slot, arrangement) {
                     continue;
                 }
                 let content = self.content(usize::from(*store), slot, to).await?;
                 slots.push((
-                    slot.address.clone(),
+                    slot::name(&container, &slot.address),
                     content.map(|bytes| fingerprinter.of(bytes.expose())),
                 ));
             }
@@ -661,10 +662,10 @@ impl Work<'_> {
 
     async fn evidence(&self, workload: usize, to: Position) -> Outcome<Count> {
         let slots = self.expected(workload, to).await?;
-        let addresses: Vec<String> = slots.iter().map(|(address, _)| address.clone()).collect();
+        let names: Vec<String> = slots.iter().map(|(name, _)| name.clone()).collect();
         let fingerprinter = &self.engine.journal.installation().fingerprinter;
         let replicas =
-            self.member.drivers.workloads[workload].observe(&addresses, fingerprinter).await?;
+            self.member.drivers.workloads[workload].observe(&names, fingerprinter).await?;
         let planned = &self.plan.workloads[workload];
         let expected = Expected {
             slots: &slots,

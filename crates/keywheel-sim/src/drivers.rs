@@ -18,7 +18,7 @@ use keywheel_driver::issuer::{
 use keywheel_driver::probe::Health;
 use keywheel_driver::store::{Accept, Edit, Written};
 use keywheel_driver::workload::{Answer as Token, Ensure};
-use keywheel_driver::{CallError, Finding, Issuer, Probe, Refusal, Store, Workload};
+use keywheel_driver::{CallError, Finding, Issuer, Probe, Refusal, Store, Workload, slot};
 use keywheel_engine::{Build, Drivers};
 use smallvec::SmallVec;
 
@@ -80,6 +80,10 @@ impl Build for SimBuild {
 pub(crate) fn index(name: &str) -> usize {
     let digits = name.trim_start_matches(|letter: char| !letter.is_ascii_digit());
     digits.parse().expect("names of the simulated world end in a number")
+}
+
+fn index_of_slot(name: &str) -> usize {
+    index(slot::parts(name).1)
 }
 
 /// The way of one process's calls for one secret.
@@ -331,11 +335,11 @@ impl Workload for SimWorkload {
 
     async fn observe(
         &self,
-        addresses: &[String],
+        slots: &[String],
         _: &Fingerprinter,
     ) -> Result<Vec<Replica>, CallError> {
-        let slots = addresses.iter().map(|address| index(address)).collect();
-        let request = Request::Observe { workload: self.workload, slots, hidden: false };
+        let indices = slots.iter().map(|slot| index_of_slot(slot)).collect();
+        let request = Request::Observe { workload: self.workload, slots: indices, hidden: false };
         let Answer::Replicas(replicas) = self.line.call(request).await? else {
             return Err(nonsense());
         };
@@ -346,8 +350,8 @@ impl Workload for SimWorkload {
                 id: number.to_string(),
                 started_at: Some(Timestamp::from_millis(started_wall)),
                 shows: if shows_slots {
-                    let held = addresses.iter().zip(held).filter_map(|(address, held)| {
-                        world.fingerprint_of(held).map(|fingerprint| (address.clone(), fingerprint))
+                    let held = slots.iter().zip(held).filter_map(|(slot, held)| {
+                        world.fingerprint_of(held).map(|fingerprint| (slot.clone(), fingerprint))
                     });
                     Shows::Slots(held.collect())
                 } else {
@@ -361,7 +365,7 @@ impl Workload for SimWorkload {
         let slots: SmallVec<[(usize, Option<Fingerprint>); 4]> = ensure
             .slots
             .iter()
-            .map(|(address, fingerprint)| (index(address), *fingerprint))
+            .map(|(slot, fingerprint)| (index_of_slot(slot), *fingerprint))
             .collect();
         let expected = Expected { slots, held_since: ensure.held_since.millis() as Millis };
         self.line

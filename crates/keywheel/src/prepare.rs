@@ -11,6 +11,7 @@ use keywheel_core::secret::SecretName;
 use keywheel_core::strategy::Strategy;
 use keywheel_core::version::{Stage, State, VersionId};
 use keywheel_driver::issuer::Identity;
+use keywheel_driver::slot;
 use keywheel_engine::request::held_by;
 
 use crate::cli::Globals;
@@ -308,7 +309,9 @@ pub(crate) async fn slots_now(
         })?;
         let held =
             held.iter().map(|held| held.as_ref().map(|bytes| fingerprinter.of(bytes.expose())));
-        slots.extend(addresses.into_iter().zip(held));
+        let container = store.container();
+        let names = addresses.iter().map(|address| slot::name(&container, address));
+        slots.extend(names.zip(held));
     }
     Ok(slots)
 }

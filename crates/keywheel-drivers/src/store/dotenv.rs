@@ -847,8 +847,8 @@ mod tests {
     /// The reader that counts: Compose itself, where there is one. `config` needs no engine; it prints `$` twice.
     #[test]
     fn h99_compose_itself_reads_what_is_written() {
-        let program =
-            std::env::var_os("KEYWHEEL_TEST_COMPOSE").unwrap_or_else(|| "docker-compose".into());
+        let composes = keywheel_ground::docker::composes();
+        let program = composes.into_iter().next().unwrap_or_else(|| "docker-compose".into());
         let folder = tempfile::TempDir::new().unwrap();
         std::fs::write(
             folder.path().join("compose.yml"),

@@ -15,7 +15,7 @@ use keywheel_core::planted;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration as StdDuration, SystemTime};
+use std::time::Duration as StdDuration;
 
 use async_trait::async_trait;
 use keywheel_core::evidence::{Proof, Replica, Shows};
@@ -25,7 +25,7 @@ use keywheel_core::secret::SecretValue;
 use keywheel_core::time::{Span, Timestamp};
 use keywheel_driver::duration::Duration;
 use keywheel_driver::workload::{Answer, Ensure, Workload};
-use keywheel_driver::{CallError, Finding, Refusal, RefusalKind};
+use keywheel_driver::{CallError, Finding, Refusal, RefusalKind, slot};
 use reqwest::header::{AUTHORIZATION, HeaderValue};
 use rustix::process::Pid;
 use schemars::JsonSchema;
@@ -34,6 +34,7 @@ use tokio::time::Instant;
 use url::Url;
 
 use self::running::{GRANULARITY, Process, WallClock, variable};
+use super::clock::{self, now, timestamp};
 use crate::probe::http::plain_url;
 use crate::{Build, Context, http, program};
 
@@ -319,13 +320,13 @@ impl Workload for Processes {
 
     async fn observe(
         &self,
-        addresses: &[String],
+        slots: &[String],
         fingerprinter: &Fingerprinter,
     ) -> Result<Vec<Replica>, CallError> {
         let mut replicas = Vec::new();
         for replica in &self.replicas {
             let seen = replica.seen(&self.clock);
-            replicas.push(self.look(replica, seen, addresses, fingerprinter).await);
+            replicas.push(self.look(replica, seen, slots, fingerprinter).await);
             if planted!("one_replica_stands_for_all") {
                 break;
             }
@@ -334,7 +335,7 @@ impl Workload for Processes {
     }
 
     async fn roll(&self, ensure: &Ensure<'_>) -> Result<(), CallError> {
-        self.pass(ensure.held_since).await?;
+        clock::pass(ensure.held_since, GRANULARITY).await?;
         for replica in self.unready_first().await {
             self.bring(replica, ensure).await?;
         }
@@ -371,7 +372,7 @@ impl Processes {
         &self,
         replica: &One,
         seen: Seen,
-        addresses: &[String],
+        slots: &[String],
         fingerprinter: &Fingerprinter,
     ) -> Replica {
         let id = replica.label(seen);
@@ -381,7 +382,7 @@ impl Processes {
         let started_at = process.started_at(&self.clock);
         match self.config.shows {
             Showing::Environ => {
-                Replica { id, started_at, shows: environment(process, addresses, fingerprinter) }
+                Replica { id, started_at, shows: environment(process, slots, fingerprinter) }
             }
             Showing::Start => Replica { id, started_at, shows: Shows::FixedAtStart },
             // What was loaded at that time is as fixed as what was loaded at the start.
@@ -398,8 +399,8 @@ impl Processes {
     }
 
     async fn proves(&self, replica: &One, seen: Seen, ensure: &Ensure<'_>) -> bool {
-        let addresses: Vec<_> = ensure.slots.iter().map(|(address, _)| address.clone()).collect();
-        let looked = self.look(replica, seen, &addresses, ensure.fingerprinter).await;
+        let slots: Vec<_> = ensure.slots.iter().map(|(slot, _)| slot.clone()).collect();
+        let looked = self.look(replica, seen, &slots, ensure.fingerprinter).await;
         ensure.judge(&looked, self.facts()) == Proof::Holds
     }
 
@@ -455,21 +456,6 @@ impl Processes {
 
 /// Rolling.
 impl Processes {
-    /// Waits until whatever starts from now on proves that it started after an instant.
-    async fn pass(&self, instant: Timestamp) -> Result<(), CallError> {
-        let end = instant + GRANULARITY + GRANULARITY;
-        if planted!("roll_races_the_write") {
-            return Ok(());
-        }
-        let ahead = end.since(now());
-        if ahead > Span::seconds(1) {
-            let message = "this machine's clock stands before the last write to a store";
-            return Err(Refusal::retry(RefusalKind::Local, Some(ahead), message).into());
-        }
-        tokio::time::sleep(ahead.into()).await;
-        Ok(())
-    }
-
     /// Brings one replica to the arrangement and waits until it is ready; does nothing to one that proves it.
     async fn bring(&self, replica: &One, ensure: &Ensure<'_>) -> Result<(), CallError> {
         let mut starts = Starts::default();
@@ -761,14 +747,15 @@ fn read_with_owner(path: &Path) -> std::io::Result<(String, Timestamp, u32)> {
     Ok((text, timestamp(metadata.modified()?), metadata.uid()))
 }
 
-fn environment(process: Process, addresses: &[String], fingerprinter: &Fingerprinter) -> Shows {
+fn environment(process: Process, slots: &[String], fingerprinter: &Fingerprinter) -> Shows {
     let Ok(Some(environment)) = process.environment() else {
         return Shows::Nothing;
     };
-    let held = |address: &String| {
-        Some((address.clone(), fingerprinter.of(variable(&environment, address)?)))
+    let held = |slot: &String| {
+        let value = variable(&environment, slot::parts(slot).1)?;
+        Some((slot.clone(), fingerprinter.of(value)))
     };
-    Shows::Slots(addresses.iter().filter_map(held).collect())
+    Shows::Slots(slots.iter().filter_map(held).collect())
 }
 
 fn send(replica: &One, process: Process, signal: SignalName) -> Result<(), CallError> {
@@ -800,15 +787,6 @@ fn canonical(file: &Path) -> PathBuf {
         (Some(folder), Some(name)) => folder.join(name),
         _ => file.to_owned(),
     }
-}
-
-fn now() -> Timestamp {
-    timestamp(SystemTime::now())
-}
-
-fn timestamp(time: SystemTime) -> Timestamp {
-    let millis = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis();
-    Timestamp::from_millis(i64::try_from(millis).unwrap_or(i64::MAX))
 }
 
 fn unsupported(message: &str) -> Refusal {
@@ -1223,7 +1201,9 @@ mod tests {
         let mut stranger = Command::new("sleep").arg("600").spawn().unwrap();
         fleet.write("a.pid", &stranger.id().to_string());
         let pid_file = std::fs::File::options().write(true).open(fleet.file("a.pid")).unwrap();
-        pid_file.set_modified(SystemTime::now() - StdDuration::from_secs(3_600)).unwrap();
+        pid_file
+            .set_modified(std::time::SystemTime::now() - StdDuration::from_secs(3_600))
+            .unwrap();
 
         let refusal = refusal(fleet.roll_to(&*workload, "new").await);
         let why = "its pid file is older than the process that has its number";

@@ -22,7 +22,7 @@ use keywheel_core::time::Span;
 use keywheel_driver::probe::Health;
 use keywheel_driver::store::{Edit, Written};
 use keywheel_driver::workload::Ensure;
-use keywheel_driver::{Finding, Issuer, Probe, Store, Workload};
+use keywheel_driver::{Finding, Issuer, Probe, Store, Workload, slot};
 use keywheel_drivers::{Build as _, Context, IssuerConfig, StoreConfig};
 use keywheel_engine::{Build, Drivers};
 use serde_json::json;
@@ -209,13 +209,15 @@ impl Workload for Reader {
 
     async fn observe(
         &self,
-        addresses: &[String],
+        slots: &[String],
         fingerprinter: &Fingerprinter,
     ) -> Result<Vec<Replica>, CallError> {
-        let held = self.0.store(&env_file(REPLICA))?.read(addresses).await?;
-        let shown = addresses.iter().zip(held).filter_map(|(address, value)| {
-            Some((address.clone(), fingerprinter.of(value?.expose())))
-        });
+        let addresses: Vec<_> = slots.iter().map(|slot| slot::parts(slot).1.to_owned()).collect();
+        let held = self.0.store(&env_file(REPLICA))?.read(&addresses).await?;
+        let shown = slots
+            .iter()
+            .zip(held)
+            .filter_map(|(slot, value)| Some((slot.clone(), fingerprinter.of(value?.expose()))));
         let shows = Shows::Slots(shown.collect());
         Ok(vec![Replica { id: "1".into(), started_at: None, shows }])
     }

@@ -130,11 +130,11 @@ impl Check<'_> {
             let Ok(slots) = prepare::slots_now(plan, built, planned, fingerprinter).await else {
                 continue;
             };
-            let addresses: Vec<String> = slots.iter().map(|(address, _)| address.clone()).collect();
+            let names: Vec<String> = slots.iter().map(|(name, _)| name.clone()).collect();
             let granularity = planned.facts.start_granularity;
             let expected = Expected { slots: &slots, held_since: self.row.rotated_at, granularity };
             let name = &planned.bound.name;
-            match workload.observe(&addresses, fingerprinter).await {
+            match workload.observe(&names, fingerprinter).await {
                 Err(error) => found.push(
                     self.finding(format!("workload `{name}` cannot be observed: {error}"), "check"),
                 ),

@@ -1,0 +1,582 @@
+//! `compose_service`: the containers of one service of a Docker Compose project.
+//!
+//! A container's environment is fixed when it is made, so a value is taken up by a new container only: `restart` keeps the old
+//! one (H98). A roll removes one container after the other and lets Compose make its successor, which must come up, be healthy
+//! and hold the new values before the next one is touched.
+//!
+//! - The slot of a `.env` file is read as the variable of the same name in the container's own environment; `variables` names
+//!   it where Compose passes it on under another name. The slot of a `file` store is read as a file that is mounted into the
+//!   container. Such a mount stays on the file that was there when the container started (H101), and nothing shows what the
+//!   program made of it: only a container made after the write counts.
+//! - Compose runs without the environment of keywheel's own shell (H100). Containers that were made from other settings than
+//!   the files give now are found before anything changes: a roll would change more than the secret.
+//! - `docker compose run` leaves containers that no roll replaces. While one of them runs, it counts as a replica.
+
+mod compose;
+mod engine;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration as StdDuration;
+
+use async_trait::async_trait;
+use keywheel_core::evidence::{Proof, Replica, Shows};
+use keywheel_core::facts::WorkloadFacts;
+use keywheel_core::fingerprint::{Compared, Fingerprinter};
+use keywheel_core::planted;
+use keywheel_core::secret::SecretValue;
+use keywheel_core::time::Span;
+use keywheel_driver::duration::Duration;
+use keywheel_driver::workload::{Answer, Ensure, Workload};
+use keywheel_driver::{CallError, Finding, Refusal, RefusalKind, slot};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tokio::sync::OnceCell;
+use tokio::time::Instant;
+
+use self::compose::Compose;
+use self::engine::{Container, Engine};
+use super::clock;
+use crate::store::file::CONTENT;
+use crate::{Build, Context, http, program};
+
+/// How often a container is looked at while something is waited for.
+const POLL: StdDuration = StdDuration::from_millis(100);
+
+/// How long one question to a replica may take.
+const ANSWER: StdDuration = StdDuration::from_secs(3);
+
+/// How exact the time is at which a container was made: the engine notes it when it begins to make it.
+const GRANULARITY: Span = Span::millis(20);
+
+/// The containers of one service of a Docker Compose project.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The Compose file; relative paths begin at the folder of the configuration file.
+    pub file: PathBuf,
+    /// Further Compose files, in the order in which Compose merges them; `docker-compose.override.yml` is read only if it is
+    /// named here.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub overrides: Vec<PathBuf>,
+    /// The service.
+    pub service: String,
+    /// The project's name, where Compose was given another one than it would find by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub project: Option<String>,
+    /// How many containers the service has.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1))]
+    pub replicas: usize,
+    /// Whether a new container is started before the old one is removed; for a service without fixed host ports, without a
+    /// container name, and off the host's network.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub start_first: bool,
+    /// The variable in the container that holds a slot, where it is not called like the slot.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub variables: BTreeMap<String, String>,
+    /// A place of each container that answers 200 to a bearer token that it accepts, and 401 or 403 to any other; asked at
+    /// the container's own address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<TokenPlace>,
+    /// The Compose program and its first arguments; by default `docker compose`, else `docker-compose`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub program: Option<Vec<String>>,
+    /// The socket of the container engine; by default that of `DOCKER_HOST`, else Docker's, else Podman's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub socket: Option<PathBuf>,
+    /// How long a container may take to be made and ready.
+    #[serde(default = "seconds::<60>")]
+    pub ready_within: Duration,
+    /// How long a new container must have been ready before the next one is removed: at least as long as whatever balances
+    /// requests takes to notice.
+    #[serde(default = "seconds::<2>")]
+    pub ready_for: Duration,
+    /// How long a roll that was broken off can still make or remove containers.
+    #[serde(default = "seconds::<60>")]
+    pub settle_for: Duration,
+}
+
+/// Where a container answers tokens.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TokenPlace {
+    /// The port inside the container.
+    pub port: u16,
+    /// The path, from its slash on.
+    pub path: String,
+}
+
+fn one() -> usize {
+    1
+}
+
+fn seconds<const N: u64>() -> Duration {
+    Span::seconds(N).into()
+}
+
+impl Build for Config {
+    type Driver = dyn Workload;
+
+    fn build(&self, context: &Context) -> Result<Arc<dyn Workload>, Refusal> {
+        self.check()?;
+        let socket = self.socket.clone().unwrap_or_else(usual_socket);
+        let files = std::iter::once(&self.file).chain(&self.overrides);
+        let files: Vec<_> = files.map(|file| settled(&context.root.join(file))).collect();
+        Ok(Arc::new(Service {
+            engine: Engine::at(&socket),
+            compose: Compose {
+                configured: self.program.clone(),
+                files,
+                project: self.project.clone(),
+                service: self.service.clone(),
+                socket,
+                found: OnceCell::new(),
+            },
+            config: self.clone(),
+        }))
+    }
+}
+
+impl Config {
+    fn check(&self) -> Result<(), Refusal> {
+        if self.service.is_empty() || self.service.starts_with('-') {
+            return Err(unsupported("`service` names none"));
+        }
+        if self.project.as_deref().is_some_and(|name| name.is_empty() || name.starts_with('-')) {
+            return Err(unsupported("`project` is no name"));
+        }
+        if self.replicas == 0 {
+            return Err(unsupported("`replicas` must be one at least"));
+        }
+        if self.ready_for >= self.ready_within {
+            return Err(unsupported("`ready_for` must be shorter than `ready_within`"));
+        }
+        if self.token.as_ref().is_some_and(|token| !token.path.starts_with('/')) {
+            return Err(unsupported("`token.path` begins with a slash"));
+        }
+        self.program.as_deref().map_or(Ok(()), program::check)
+    }
+}
+
+/// Returns the socket that `docker` itself would use.
+fn usual_socket() -> PathBuf {
+    let of_host = std::env::var("DOCKER_HOST")
+        .ok()
+        .and_then(|host| host.strip_prefix("unix://").map(PathBuf::from));
+    let of_user = std::env::var_os("XDG_RUNTIME_DIR")
+        .map(|folder| PathBuf::from(folder).join("podman/podman.sock"));
+    let docker = PathBuf::from("/var/run/docker.sock");
+    let known = [Some(docker.clone()), Some("/run/podman/podman.sock".into()), of_user];
+    of_host.or_else(|| known.into_iter().flatten().find(|socket| socket.exists())).unwrap_or(docker)
+}
+
+/// Compose writes the folder of its files on containers with links resolved.
+fn settled(file: &Path) -> PathBuf {
+    let folder = file.parent().and_then(|folder| folder.canonicalize().ok());
+    match (folder, file.file_name()) {
+        (Some(folder), Some(name)) => folder.join(name),
+        _ => file.to_owned(),
+    }
+}
+
+struct Service {
+    config: Config,
+    engine: Engine,
+    compose: Compose,
+}
+
+#[async_trait]
+impl Workload for Service {
+    fn facts(&self) -> WorkloadFacts {
+        WorkloadFacts {
+            settle_for: self.config.settle_for.span(),
+            start_granularity: GRANULARITY,
+            answers_tokens: self.config.token.is_some(),
+            gap: self.config.replicas == 1 && !self.config.start_first,
+        }
+    }
+
+    fn resource(&self) -> String {
+        let project = self.config.project.as_deref().unwrap_or_default();
+        format!("compose:{}:{project}:{}", self.compose.folder().display(), self.config.service)
+    }
+
+    async fn preflight(&self) -> Result<Vec<Finding>, CallError> {
+        let containers = self.containers().await?;
+        let mut findings = self.examine_project(&containers).await?;
+        for container in &containers {
+            self.examine(container, &mut findings);
+        }
+        if self.facts().gap {
+            let message = "there is one container: requests fail while its successor starts; `start_first: true` starts that one first where nothing forbids two at once";
+            findings.push(Finding::note(message));
+        }
+        Ok(findings)
+    }
+
+    async fn observe(
+        &self,
+        slots: &[String],
+        fingerprinter: &Fingerprinter,
+    ) -> Result<Vec<Replica>, CallError> {
+        let mut containers = self.containers().await?;
+        if planted!("stopped_containers_unseen") {
+            containers.retain(|container| container.state.runs());
+        }
+        Ok(containers.iter().map(|one| self.look(one, slots, fingerprinter)).collect())
+    }
+
+    async fn roll(&self, ensure: &Ensure<'_>) -> Result<(), CallError> {
+        clock::pass(ensure.held_since, GRANULARITY).await?;
+        self.check_environment(ensure).await?;
+        let mut containers = self.containers().await?;
+        self.refuse_one_off(&containers, ensure)?;
+        containers.retain(|container| !container.labels.is_one_off);
+        let wanted = self.wanted(&containers);
+        // One that serves is removed only when every other one serves.
+        containers.sort_by_key(|one| (is_ready(one), self.proof(one, ensure) != Proof::Holds));
+        for container in containers {
+            self.bring(container, wanted, ensure).await?;
+        }
+        self.fill(wanted, ensure).await
+    }
+
+    async fn present(&self, token: &SecretValue) -> Result<Vec<Answer>, CallError> {
+        let Some(place) = &self.config.token else { return Ok(Vec::new()) };
+        let bearer =
+            http::bearer(token).map_err(|_| unsupported("the token does not fit into a header"))?;
+        let mut answers = Vec::new();
+        for container in self.containers().await? {
+            let accepted = match container.address {
+                Some(address) => {
+                    let address = std::net::SocketAddr::new(address, place.port);
+                    let url = format!("http://{address}{}", place.path);
+                    let request = http::client()
+                        .get(url)
+                        .header(reqwest::header::AUTHORIZATION, bearer.clone())
+                        .timeout(ANSWER);
+                    match request.send().await.map(|response| response.status().as_u16()) {
+                        Ok(200) => Some(true),
+                        Ok(401 | 403) => Some(false),
+                        _ => None,
+                    }
+                }
+                None => None,
+            };
+            answers.push(Answer { replica: container.name, accepted });
+        }
+        Ok(answers)
+    }
+}
+
+/// Looking.
+impl Service {
+    /// Lists the containers of the service. One that `compose run` made and that ended is done, and cannot start by itself.
+    async fn containers(&self) -> Result<Vec<Container>, CallError> {
+        let project = self.config.project.as_deref();
+        let service = &self.config.service;
+        let mut found = self.engine.containers(self.compose.folder(), project, service).await?;
+        found.retain(|container| !container.labels.is_one_off || container.state.runs());
+        Ok(found)
+    }
+
+    fn look(&self, container: &Container, slots: &[String], fingerprinter: &Fingerprinter) -> Replica {
+        let (mut shown, mut fixed, mut is_blind) = (Vec::new(), Vec::new(), false);
+        for name in slots {
+            let (file, address) = slot::parts(name);
+            if address != CONTENT {
+                let held = container.variable(self.variable(address));
+                shown.extend(held.map(|value| (name.clone(), fingerprinter.of(value))));
+            } else if container.mounts(Path::new(file.trim_start_matches("file:"))) {
+                fixed.push(name.clone());
+            } else {
+                is_blind = true;
+            }
+        }
+        let shows = match (is_blind, fixed.len() == slots.len() && !slots.is_empty()) {
+            (true, _) => Shows::Nothing,
+            (false, true) => Shows::FixedAtStart,
+            (false, false) if fixed.is_empty() => Shows::Slots(shown),
+            (false, false) => Shows::Partly { shown, fixed },
+        };
+        Replica { id: container.name.clone(), started_at: container.created, shows }
+    }
+
+    /// Returns the variable of the container that holds a slot.
+    fn variable<'a>(&'a self, address: &'a str) -> &'a str {
+        self.config.variables.get(address).map_or(address, String::as_str)
+    }
+
+    fn proof(&self, container: &Container, ensure: &Ensure<'_>) -> Proof {
+        let slots: Vec<_> = ensure.slots.iter().map(|(slot, _)| slot.clone()).collect();
+        ensure.judge(&self.look(container, &slots, ensure.fingerprinter), self.facts())
+    }
+
+    /// Returns how many containers there shall be. A roll that was broken off between a removal and its successor leaves one
+    /// too few, and that one is not forgotten; one that starts its successors first leaves one too many.
+    fn wanted(&self, containers: &[Container]) -> usize {
+        match self.config.start_first {
+            true => self.config.replicas,
+            false if planted!("removed_container_forgotten") => containers.len(),
+            false => containers.len().max(self.config.replicas),
+        }
+    }
+}
+
+/// Before anything changes.
+impl Service {
+    async fn examine_project(&self, containers: &[Container]) -> Result<Vec<Finding>, CallError> {
+        let mut findings = Vec::new();
+        let found = self.compose.found().await?;
+        let members: Vec<_> = containers.iter().filter(|one| !one.labels.is_one_off).collect();
+        let service = &self.config.service;
+        if members.is_empty() {
+            let message = format!("service `{service}` has no container: `docker compose up -d {service}` makes it");
+            return Ok(vec![Finding::blocks(message)]);
+        }
+        if members.len() != self.config.replicas {
+            findings.push(Finding::blocks(format!(
+                "service `{service}` has {} containers and `replicas: {}` is configured",
+                members.len(),
+                self.config.replicas
+            )));
+        }
+        if self.is_of_another_project(&members).await? {
+            findings.push(Finding::blocks(
+                "the containers belong to a project that Compose does not find by itself: name it with `project`",
+            ));
+        }
+        if found.is_first_generation() {
+            findings.push(Finding::note("Compose 1 gets no more corrections since July 2023"));
+        }
+        findings.extend(self.examine_hash(&members, &found.version).await?);
+        Ok(findings)
+    }
+
+    async fn is_of_another_project(&self, members: &[&Container]) -> Result<bool, Refusal> {
+        let mut projects: Vec<_> = members.iter().map(|one| one.labels.project.as_deref()).collect();
+        projects.dedup();
+        let ids = self.compose.ids().await?;
+        let is_known = |one: &&Container| ids.iter().any(|id| one.id.starts_with(id.as_str()));
+        Ok(projects.len() > 1 || !members.iter().all(is_known))
+    }
+
+    /// Containers that were made from other settings, by a file that was edited since, another `-f`, or a variable of a shell.
+    async fn examine_hash(
+        &self,
+        members: &[&Container],
+        version: &str,
+    ) -> Result<Option<Finding>, Refusal> {
+        if planted!("other_settings_rolled_out") {
+            return Ok(None);
+        }
+        let is_ours = |one: &&Container| one.labels.version.as_deref() == Some(version);
+        if !members.iter().all(is_ours) {
+            let message = "the containers were made by another version of Compose: whether a roll changes more than the secret cannot be told";
+            return Ok(Some(Finding::note(message)));
+        }
+        let hash = self.compose.hash().await?;
+        let differ: Vec<_> = members
+            .iter()
+            .filter(|one| one.labels.hash != hash)
+            .map(|one| format!("`{}`", one.name))
+            .collect();
+        Ok((!differ.is_empty()).then(|| {
+            Finding::blocks(format!(
+                "{} was made from other settings than the files give now, so a roll would change more than the secret; look for an edit, a file missing from `overrides`, or a variable of the shell that called Compose, then run `compose up -d` without it",
+                differ.join(", ")
+            ))
+        }))
+    }
+
+    fn examine(&self, container: &Container, findings: &mut Vec<Finding>) {
+        let name = &container.name;
+        let mut blocks =
+            |message: &str| findings.push(Finding::blocks(format!("container `{name}` {message}")));
+        if container.labels.is_one_off {
+            return blocks("was made by `compose run` and still runs: no roll replaces it");
+        }
+        if !is_ready(container) {
+            blocks(&format!("is {} and its health {}", container.state.status, container.state.health()));
+        }
+        if container.has_anonymous_volume() {
+            blocks("has a volume without a name, which its successor would not get: name it in the Compose file");
+        }
+        if self.config.start_first && (container.has_fixed_port || container.on_host_network) {
+            blocks("holds ports of the host, so its successor cannot start before it is gone: configure `start_first: false`");
+        }
+        if self.config.token.is_some() && container.address.is_none() {
+            blocks("has no address of its own, at which `token` could be asked");
+        }
+        if !container.has_health_check {
+            findings.push(Finding::note(format!(
+                "container `{name}` has no health check: it counts as ready when it ran for {}",
+                self.config.ready_for.span()
+            )));
+        }
+    }
+}
+
+/// Rolling.
+impl Service {
+    /// Asks Compose what a new container would get, before any old one is removed for it.
+    async fn check_environment(&self, ensure: &Ensure<'_>) -> Result<(), CallError> {
+        if planted!("mask_unseen") {
+            return Ok(());
+        }
+        let Some(environment) = self.compose.environment().await? else { return Ok(()) };
+        for (name, expected) in ensure.slots {
+            let (_, address) = slot::parts(name);
+            let Some(expected) = expected.filter(|_| address != CONTENT) else { continue };
+            let variable = self.variable(address);
+            let seen = environment.variable(variable).map(|value| ensure.fingerprinter.of(value));
+            let why = match seen {
+                None => "does not give it to the service: name the variable that holds it in `variables`",
+                Some(seen) if seen.compare(&expected) == Compared::Different => {
+                    "gives the service another value for it: `environment:` or a later `env_file` hides the file"
+                }
+                Some(_) => continue,
+            };
+            let message =
+                format!("Compose {why} (`{variable}` of service `{}`)", self.config.service);
+            return Err(Refusal::operator(RefusalKind::WorkloadFailed, message).into());
+        }
+        Ok(())
+    }
+
+    fn refuse_one_off(&self, containers: &[Container], ensure: &Ensure<'_>) -> Result<(), CallError> {
+        let stale = containers
+            .iter()
+            .find(|one| one.labels.is_one_off && self.proof(one, ensure) != Proof::Holds);
+        match stale {
+            None => Ok(()),
+            Some(one) => {
+                let message = format!(
+                    "container `{}` was made by `compose run` and does not hold the new values: end it",
+                    one.name
+                );
+                Err(Refusal::operator(RefusalKind::Unsupported, message).into())
+            }
+        }
+    }
+
+    /// Replaces one container and waits until its successor serves; leaves one alone that holds the arrangement and can serve.
+    async fn bring(
+        &self,
+        container: Container,
+        wanted: usize,
+        ensure: &Ensure<'_>,
+    ) -> Result<(), CallError> {
+        let holds = self.proof(&container, ensure) == Proof::Holds;
+        let can_serve = !container.state.has_ended() && container.state.status != "created";
+        if holds && can_serve {
+            return self.wait_until_ready(&container.id, ensure, is_ready(&container)).await;
+        }
+        let is_surplus = self.members().await?.len() > wanted;
+        if self.config.start_first && container.state.runs() && !is_surplus {
+            self.fill(wanted + 1, ensure).await?;
+        }
+        if planted!("restart_is_enough") {
+            return self.engine.restart(&container.id).await;
+        }
+        self.remove(&container).await?;
+        self.fill(wanted, ensure).await
+    }
+
+    async fn remove(&self, container: &Container) -> Result<(), CallError> {
+        if !container.state.has_ended() && container.state.status != "created" {
+            self.engine.stop(&container.id).await?;
+        }
+        self.engine.remove(&container.id).await
+    }
+
+    /// Lets Compose make the containers that are missing, and waits until each serves.
+    async fn fill(&self, wanted: usize, ensure: &Ensure<'_>) -> Result<(), CallError> {
+        let before = self.members().await?;
+        if before.len() >= wanted {
+            return Ok(());
+        }
+        let up = self.compose.up(wanted, self.config.ready_within.span()).await;
+        let known: Vec<_> = before.iter().map(|one| one.id.as_str()).collect();
+        for made in self.members().await? {
+            if !known.contains(&made.id.as_str()) {
+                self.wait_until_ready(&made.id, ensure, false).await?;
+            }
+        }
+        up?;
+        match self.members().await?.len() {
+            enough if enough >= wanted => Ok(()),
+            _ => Err(self.failed("has fewer containers than before and Compose makes none")),
+        }
+    }
+
+    async fn members(&self) -> Result<Vec<Container>, CallError> {
+        let mut containers = self.containers().await?;
+        containers.retain(|container| !container.labels.is_one_off);
+        Ok(containers)
+    }
+
+    /// Waits until a container serves with the expected values. One that holds other values, ends, or is started again by the
+    /// engine will not come to it.
+    async fn wait_until_ready(
+        &self,
+        id: &str,
+        ensure: &Ensure<'_>,
+        is_old: bool,
+    ) -> Result<(), CallError> {
+        let within = self.config.ready_within.span();
+        let deadline = Instant::now() + within.into();
+        let steady: StdDuration =
+            if is_old { StdDuration::ZERO } else { self.config.ready_for.span().into() };
+        let mut ready_since = None;
+        let mut restarts = None;
+        loop {
+            let Some(container) = self.engine.container(id).await? else {
+                return Err(self.failed("lost a container while it came up"));
+            };
+            let name = format!("container `{}`", container.name);
+            let before = *restarts.get_or_insert(if is_old { container.restarts } else { 0 });
+            if planted!("ready_is_not_awaited") {
+                return Ok(());
+            }
+            if self.proof(&container, ensure) != Proof::Holds && !planted!("evidence_unasked") {
+                return Err(self.failed(&format!("got {name} with other values than its stores hold")));
+            }
+            if container.state.has_ended() || container.restarts > before {
+                let code = container.state.exit_code;
+                return Err(self.failed(&format!("got {name}, which ended with {code} before it was ready")));
+            }
+            if container.state.health() == "unhealthy" {
+                return Err(self.failed(&format!("got {name}, which is unhealthy")));
+            }
+            if is_ready(&container) {
+                let since = *ready_since.get_or_insert_with(Instant::now);
+                if since.elapsed() >= steady {
+                    return Ok(());
+                }
+            } else {
+                ready_since = None;
+            }
+            if Instant::now() > deadline {
+                return Err(self.failed(&format!("got {name}, which was not ready within {within}")));
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    fn failed(&self, what: &str) -> CallError {
+        let message = format!("service `{}` {what}", self.config.service);
+        Refusal::operator(RefusalKind::WorkloadFailed, message).into()
+    }
+}
+
+/// Without a health check, one that runs is ready.
+fn is_ready(container: &Container) -> bool {
+    container.state.runs() && matches!(container.state.health(), "healthy" | "none" | "")
+}
+
+fn unsupported(message: &str) -> Refusal {
+    Refusal::operator(RefusalKind::Unsupported, message)
+}

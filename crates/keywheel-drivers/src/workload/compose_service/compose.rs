@@ -1,0 +1,167 @@
+//! Compose itself: the program that makes containers from the project's files.
+//!
+//! It is run without keywheel's own environment, so that a variable of a shell cannot mask what a file says (H100).
+
+use std::path::{Path, PathBuf};
+
+use keywheel_core::secret::SecretValue;
+use keywheel_core::time::Span;
+use keywheel_driver::{CallError, Refusal, RefusalKind};
+use serde_json::Value;
+use tokio::sync::OnceCell;
+
+use crate::program;
+
+/// How long Compose may take to read its files, or to say what it is.
+const ANSWER: Span = Span::seconds(30);
+
+/// What is tried where no program is configured, the present generation first.
+const KNOWN: [&[&str]; 2] = [&["docker", "compose"], &["docker-compose"]];
+
+pub(super) struct Compose {
+    pub(super) configured: Option<Vec<String>>,
+    pub(super) files: Vec<PathBuf>,
+    pub(super) project: Option<String>,
+    pub(super) service: String,
+    pub(super) socket: PathBuf,
+    pub(super) found: OnceCell<Found>,
+}
+
+/// The program, and its version.
+#[derive(Clone)]
+pub(super) struct Found {
+    argv: Vec<String>,
+    pub(super) version: String,
+}
+
+impl Found {
+    /// Compose 1 is written in another language, and its `config` speaks no JSON.
+    pub(super) fn is_first_generation(&self) -> bool {
+        self.version.starts_with("1.")
+    }
+}
+
+impl Compose {
+    pub(super) fn folder(&self) -> &Path {
+        self.files[0].parent().unwrap_or(Path::new("/"))
+    }
+
+    /// Finds the program.
+    ///
+    /// # Errors
+    /// A refusal where none answers.
+    pub(super) async fn found(&self) -> Result<&Found, Refusal> {
+        self.found.get_or_try_init(|| self.find()).await
+    }
+
+    async fn find(&self) -> Result<Found, Refusal> {
+        let owned = |argv: &[&str]| argv.iter().map(|word| (*word).to_owned()).collect();
+        let candidates = match &self.configured {
+            Some(argv) => vec![argv.clone()],
+            None => KNOWN.iter().map(|argv| owned(argv)).collect(),
+        };
+        for argv in candidates {
+            let asked = [argv.as_slice(), &["version".into(), "--short".into()]].concat();
+            let Ok(said) = program::read(&asked, self.folder(), &self.variables(), ANSWER).await
+            else {
+                continue;
+            };
+            let said = String::from_utf8_lossy(said.expose()).trim().trim_start_matches('v').to_owned();
+            if said.starts_with(|first: char| first.is_ascii_digit()) {
+                return Ok(Found { argv, version: said });
+            }
+        }
+        Err(Refusal::operator(
+            RefusalKind::Local,
+            "Docker Compose does not answer: install it, or say with `program` where it is",
+        ))
+    }
+
+    /// Makes the containers that are missing up to a number, and touches none that is there.
+    ///
+    /// # Errors
+    /// Unknown where Compose ended badly: it may have made some of them.
+    pub(super) async fn up(&self, containers: usize, within: Span) -> Result<(), CallError> {
+        let scale = format!("{}={containers}", self.service);
+        let service = &self.service;
+        let argv = self
+            .argv(&["up", "-d", "--no-deps", "--no-build", "--no-recreate", "--scale", &scale, service])
+            .await?;
+        let ended = program::run(&argv, self.folder(), &self.variables(), within).await?;
+        match ended.well() {
+            true => Ok(()),
+            false => Err(CallError::Unknown(format!("`compose up` {}", ended.in_words()))),
+        }
+    }
+
+    /// Returns the hash that Compose would put on a container that it made now.
+    pub(super) async fn hash(&self) -> Result<Option<String>, Refusal> {
+        let said = self.say(&["config", "--hash", &self.service]).await?;
+        let said = String::from_utf8_lossy(said.expose()).into_owned();
+        let of_service = said.lines().filter_map(|line| line.split_once(' '));
+        Ok(of_service.filter(|(name, _)| *name == self.service).map(|(_, hash)| hash.trim().to_owned()).next())
+    }
+
+    /// Returns the ids of the service's containers as Compose itself finds them.
+    pub(super) async fn ids(&self) -> Result<Vec<String>, Refusal> {
+        let said = self.say(&["ps", "-q", &self.service]).await?;
+        Ok(String::from_utf8_lossy(said.expose()).lines().map(str::to_owned).collect())
+    }
+
+    /// Returns a variable as a container that is made now would get it; none where Compose does not tell.
+    pub(super) async fn environment(&self) -> Result<Option<Environment>, Refusal> {
+        if self.found().await?.is_first_generation() {
+            return Ok(None);
+        }
+        let said = self.say(&["config", "--format", "json"]).await?;
+        let mut model: Value = serde_json::from_slice(said.expose()).map_err(|_| {
+            Refusal::operator(RefusalKind::Unsupported, "`compose config` wrote no JSON")
+        })?;
+        let environment = model["services"][&self.service]["environment"].take();
+        let Value::Object(variables) = environment else {
+            return Ok(Some(Environment(Vec::new())));
+        };
+        let text = |value: Value| match value {
+            Value::String(text) => Some(SecretValue::new(text.replace("$$", "$").into_bytes())),
+            Value::Number(number) => Some(SecretValue::new(number.to_string().into_bytes())),
+            _ => None,
+        };
+        let variables =
+            variables.into_iter().filter_map(|(name, value)| Some((name, text(value)?)));
+        Ok(Some(Environment(variables.collect())))
+    }
+
+    async fn say(&self, words: &[&str]) -> Result<SecretValue, Refusal> {
+        let argv = self.argv(words).await?;
+        program::read(&argv, self.folder(), &self.variables(), ANSWER).await.map_err(|refusal| {
+            let verb = words[0];
+            let message = format!("{}: `compose {verb}` cannot be read", refusal.message);
+            Refusal::operator(refusal.kind, message)
+        })
+    }
+
+    async fn argv(&self, words: &[&str]) -> Result<Vec<String>, Refusal> {
+        let mut argv = self.found().await?.argv.clone();
+        for file in &self.files {
+            argv.extend(["-f".into(), file.display().to_string()]);
+        }
+        if let Some(project) = &self.project {
+            argv.extend(["-p".into(), project.clone()]);
+        }
+        argv.extend(words.iter().map(|word| (*word).to_owned()));
+        Ok(argv)
+    }
+
+    fn variables(&self) -> [(&'static str, String); 1] {
+        [("DOCKER_HOST", format!("unix://{}", self.socket.display()))]
+    }
+}
+
+/// The environment that Compose would give a container.
+pub(super) struct Environment(Vec<(String, SecretValue)>);
+
+impl Environment {
+    pub(super) fn variable(&self, name: &str) -> Option<&[u8]> {
+        self.0.iter().find(|(known, _)| known == name).map(|(_, value)| value.expose())
+    }
+}

@@ -1,0 +1,368 @@
+//! `compose_service` on a real Docker Engine, with each generation of Compose that is installed.
+
+#![expect(clippy::unwrap_used, reason = "a test may end where it stands")]
+#![expect(clippy::print_stdout, reason = "a test says why it is skipped")]
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::sync::Arc;
+
+use keywheel_core::evidence::{Expected, Proof, judge};
+use keywheel_core::fingerprint::{Fingerprint, FingerprintKeyId, Fingerprinter};
+use keywheel_core::time::Timestamp;
+use keywheel_driver::workload::Ensure;
+use keywheel_driver::{CallError, RefusalKind, Severity, Workload, slot};
+use keywheel_drivers::{Build, Context, WorkloadConfig};
+use keywheel_ground::docker::{Docker, IMAGE, composes};
+use serde_json::{Value, json};
+
+/// A backend whose fate its value decides.
+const BACKEND: &str = r#"
+    image: IMAGE
+    network_mode: none
+    stop_grace_period: 1s
+    command: ["/bin/busybox", "sh", "-c", "trap 'exit 0' TERM; [ \"$$VALUE\" = crash ] && exit 7; while :; do busybox sleep 0.1; done"]
+    healthcheck: { test: ["CMD", "/bin/busybox", "sh", "-c", "[ \"$$VALUE\" != sick ]"], interval: 500ms, timeout: 2s, retries: 1 }
+"#;
+
+struct Project {
+    docker: Docker,
+    folder: tempfile::TempDir,
+    compose: PathBuf,
+    fingerprinter: Fingerprinter,
+}
+
+type Slots = Vec<(String, Option<Fingerprint>)>;
+
+impl Project {
+    /// Begins a project with one service; none, with the reason, where that cannot be had.
+    fn begin(compose: PathBuf, extra: &str) -> Option<Self> {
+        let docker = match Docker::start() {
+            Ok(docker) => docker,
+            Err(why) => {
+                println!("skipped: Docker Compose ({why})");
+                return None;
+            }
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let fingerprinter = Fingerprinter::new(FingerprintKeyId(1), [7; 32].into());
+        let project = Self { docker, folder, compose, fingerprinter };
+        project.write("app.env", "VALUE=old\n");
+        let backend = BACKEND.replace("IMAGE", IMAGE);
+        project.write(
+            "docker-compose.yml",
+            &format!(
+                "version: \"3.8\"\nservices:\n  backend:{backend}    env_file: [app.env]\n{extra}"
+            ),
+        );
+        Some(project)
+    }
+
+    /// Begins one after the other with each generation of Compose.
+    fn each(extra: &str, mut with: impl FnMut(Self)) {
+        let composes = composes();
+        if composes.is_empty() {
+            println!("skipped: Docker Compose (none is installed)");
+        }
+        composes.into_iter().filter_map(|compose| Self::begin(compose, extra)).for_each(&mut with);
+    }
+
+    /// Begins one with the present generation of Compose.
+    fn one(extra: &str) -> Option<Self> {
+        let compose = composes().into_iter().next();
+        if compose.is_none() {
+            println!("skipped: Docker Compose (none is installed)");
+        }
+        Self::begin(compose?, extra)
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        let staged = self.folder.path().join("staged");
+        std::fs::write(&staged, text).unwrap();
+        std::fs::rename(staged, self.folder.path().join(name)).unwrap();
+    }
+
+    fn up(&self, containers: usize, variables: &[(&str, &str)]) {
+        let scale = format!("backend={containers}");
+        let mut up = self.docker.command(&self.compose);
+        up.args(["up", "-d", "--scale", &scale, "backend"]).current_dir(&self.folder);
+        up.envs(variables.iter().copied()).stdout(Stdio::null()).stderr(Stdio::null());
+        assert!(up.status().unwrap().success());
+        loop {
+            let told = self.docker.docker(&["ps", "--format", "{{.Status}}"]);
+            if told.lines().filter(|line| line.contains("(healthy)")).count() == containers {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
+    }
+
+    fn ids(&self) -> BTreeSet<String> {
+        let told = self.docker.docker(&["ps", "-aq", "--no-trunc"]);
+        told.lines().map(str::to_owned).collect()
+    }
+
+    fn workload(&self, extra: Value) -> Arc<dyn Workload> {
+        let mut config = json!({
+            "file": "docker-compose.yml",
+            "service": "backend",
+            "replicas": 2,
+            "program": [self.compose],
+            "socket": self.docker.socket(),
+            "ready_for": "200ms",
+            "ready_within": "30s",
+        });
+        config.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        let config: WorkloadConfig =
+            serde_json::from_value(json!({ "compose_service": config })).unwrap();
+        config.build(&Context { root: self.folder.path().into() }).unwrap()
+    }
+
+    fn slots(&self, file: &str, address: &str, value: &str) -> Slots {
+        let container = format!("file:{}", self.folder.path().join(file).display());
+        vec![(slot::name(&container, address), Some(self.fingerprinter.of(value.as_bytes())))]
+    }
+
+    /// Writes a value and rolls to it.
+    async fn roll_to(&self, workload: &dyn Workload, value: &str) -> Result<(), CallError> {
+        self.write("app.env", &format!("VALUE={value}\n"));
+        self.roll(workload, &self.slots("app.env", "VALUE", value), now()).await
+    }
+
+    async fn roll(
+        &self,
+        workload: &dyn Workload,
+        slots: &Slots,
+        held_since: Timestamp,
+    ) -> Result<(), CallError> {
+        let digest = self.fingerprinter.of(b"the arrangement");
+        let fingerprinter = &self.fingerprinter;
+        workload.roll(&Ensure { slots, held_since, digest, fingerprinter }).await
+    }
+
+    async fn proofs(
+        &self,
+        workload: &dyn Workload,
+        slots: &Slots,
+        held_since: Timestamp,
+    ) -> Vec<Proof> {
+        let names: Vec<_> = slots.iter().map(|(name, _)| name.clone()).collect();
+        let replicas = workload.observe(&names, &self.fingerprinter).await.unwrap();
+        let granularity = workload.facts().start_granularity;
+        let expected = Expected { slots, held_since: Some(held_since), granularity };
+        replicas.iter().map(|replica| judge(replica, &expected)).collect()
+    }
+
+    async fn hold(&self, workload: &dyn Workload, value: &str) -> Vec<Proof> {
+        self.proofs(workload, &self.slots("app.env", "VALUE", value), now()).await
+    }
+}
+
+fn now() -> Timestamp {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    Timestamp::from_millis(since.as_millis().try_into().unwrap())
+}
+
+fn why_it_failed(ended: Result<(), CallError>) -> String {
+    match ended {
+        Err(CallError::Refused(refusal)) if refusal.kind == RefusalKind::WorkloadFailed => {
+            refusal.message
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn blocking(workload: &dyn Workload) -> Vec<String> {
+    let findings = workload.preflight().await.unwrap();
+    let blocks = findings.into_iter().filter(|finding| finding.severity == Severity::Blocks);
+    blocks.map(|finding| finding.message).collect()
+}
+
+/// Runs the future of one project.
+fn wait(future: impl Future<Output = ()>) {
+    tokio::runtime::Runtime::new().unwrap().block_on(future);
+}
+
+#[test]
+fn h98_a_roll_replaces_every_container_one_after_another() {
+    Project::each("", |project| {
+        wait(async {
+            project.up(2, &[]);
+            let (before, workload) = (project.ids(), project.workload(json!({})));
+            let workload = workload.as_ref();
+            assert_eq!(blocking(workload).await, [""; 0]);
+            assert_eq!(project.hold(workload, "old").await, [Proof::Holds; 2]);
+            assert_eq!(project.hold(workload, "new").await, [Proof::Other; 2]);
+            project.roll_to(workload, "new").await.unwrap();
+            assert_eq!(project.hold(workload, "new").await, [Proof::Holds; 2]);
+            assert!(before.is_disjoint(&project.ids()));
+            let after = project.ids();
+            project.roll_to(workload, "new").await.unwrap();
+            assert_eq!(project.ids(), after, "who holds the values is left alone");
+            assert_eq!(blocking(workload).await, [""; 0]);
+        });
+    });
+}
+
+#[test]
+fn h100_a_masked_variable_is_found_before_a_container_is_touched() {
+    let Some(project) = Project::one("    environment: { VALUE: old }\n") else { return };
+    wait(async {
+        project.up(2, &[]);
+        let (before, workload) = (project.ids(), project.workload(json!({})));
+        let why = why_it_failed(project.roll_to(workload.as_ref(), "new").await);
+        assert!(why.contains("`VALUE` of service `backend`"), "{why}");
+        assert_eq!(project.ids(), before);
+    });
+}
+
+#[test]
+fn h100_containers_made_from_other_settings_are_found_before_anything_changes() {
+    Project::each("    labels: { tag: \"${TAG:-none}\" }\n", |project| {
+        wait(async {
+            project.up(2, &[("TAG", "from-a-shell")]);
+            let found = blocking(project.workload(json!({})).as_ref()).await;
+            assert_eq!(found.len(), 1, "{found:?}");
+            assert!(found[0].contains("made from other settings"), "{found:?}");
+        });
+    });
+}
+
+#[test]
+fn i08_a_stopped_container_counts() {
+    let Some(project) = Project::one("") else { return };
+    wait(async {
+        project.up(2, &[]);
+        let stopped = project.ids().first().unwrap().clone();
+        let _name = project.docker.docker(&["stop", &stopped]);
+        let workload = project.workload(json!({}));
+        assert_eq!(project.hold(workload.as_ref(), "new").await, [Proof::Other; 2]);
+        project.roll_to(workload.as_ref(), "new").await.unwrap();
+        assert_eq!(project.hold(workload.as_ref(), "new").await, [Proof::Holds; 2]);
+        assert!(!project.ids().contains(&stopped));
+    });
+}
+
+#[test]
+fn i08_no_container_at_all_shows_nothing() {
+    let Some(project) = Project::one("") else { return };
+    wait(async {
+        let workload = project.workload(json!({}));
+        assert_eq!(project.hold(workload.as_ref(), "new").await, []);
+        let found = blocking(workload.as_ref()).await;
+        assert!(found[0].contains("has no container"), "{found:?}");
+    });
+}
+
+#[test]
+fn a_value_that_crashes_the_program_costs_one_container() {
+    Project::each("", |project| {
+        wait(async {
+            project.up(2, &[]);
+            let (before, workload) = (project.ids(), project.workload(json!({})));
+            let why = why_it_failed(project.roll_to(workload.as_ref(), "crash").await);
+            assert!(why.contains("ended with 7 before it was ready"), "{why}");
+            assert_eq!(before.intersection(&project.ids()).count(), 1);
+            project.roll_to(workload.as_ref(), "old").await.unwrap();
+            assert_eq!(project.hold(workload.as_ref(), "old").await, [Proof::Holds; 2]);
+            assert_eq!(before.intersection(&project.ids()).count(), 1);
+        });
+    });
+}
+
+#[test]
+fn h51_the_next_container_waits_until_the_one_before_is_healthy() {
+    let Some(project) = Project::one("") else { return };
+    wait(async {
+        project.up(2, &[]);
+        let (before, workload) = (project.ids(), project.workload(json!({})));
+        let why = why_it_failed(project.roll_to(workload.as_ref(), "sick").await);
+        assert!(why.contains("is unhealthy"), "{why}");
+        assert_eq!(before.intersection(&project.ids()).count(), 1);
+    });
+}
+
+#[test]
+fn h53_a_new_container_with_other_values_fails_the_roll() {
+    // The first generation does not tell what it would give a container.
+    let Some(first) = composes().into_iter().nth(1) else {
+        return println!("skipped: Docker Compose 1 (not installed)");
+    };
+    let Some(project) = Project::begin(first, "    environment: { VALUE: old }\n") else { return };
+    wait(async {
+        project.up(2, &[]);
+        let (before, workload) = (project.ids(), project.workload(json!({})));
+        let why = why_it_failed(project.roll_to(workload.as_ref(), "new").await);
+        assert!(why.contains("with other values than its stores hold"), "{why}");
+        assert_eq!(before.intersection(&project.ids()).count(), 1);
+    });
+}
+
+#[test]
+fn a_container_that_was_removed_before_a_crash_is_made_again() {
+    let Some(project) = Project::one("") else { return };
+    wait(async {
+        project.up(2, &[]);
+        let _id = project.docker.docker(&["rm", "-f", project.ids().first().unwrap()]);
+        let workload = project.workload(json!({}));
+        project.roll_to(workload.as_ref(), "new").await.unwrap();
+        assert_eq!(project.hold(workload.as_ref(), "new").await, [Proof::Holds; 2]);
+    });
+}
+
+#[test]
+fn h101_a_mounted_file_is_taken_up_by_a_new_container_only() {
+    let mount = "    secrets: [key]\nsecrets:\n  key: { file: ./key.txt }\n";
+    Project::each(mount, |project| {
+        wait(async {
+            project.write("key.txt", "old");
+            project.up(2, &[]);
+            let (before, workload) = (project.ids(), project.workload(json!({})));
+            let workload = workload.as_ref();
+            project.write("key.txt", "new");
+            let (slots, since) = (project.slots("key.txt", "content", "new"), now());
+            assert_eq!(project.proofs(workload, &slots, since).await, [Proof::Unknown; 2]);
+            project.roll(workload, &slots, since).await.unwrap();
+            assert_eq!(project.proofs(workload, &slots, since).await, [Proof::Holds; 2]);
+            assert!(before.is_disjoint(&project.ids()));
+        });
+    });
+}
+
+#[test]
+fn a_single_container_is_removed_after_its_successor_serves() {
+    let Some(project) = Project::one("") else { return };
+    wait(async {
+        project.up(1, &[]);
+        let before = project.ids();
+        assert!(project.workload(json!({ "replicas": 1 })).facts().gap);
+        let workload = project.workload(json!({ "replicas": 1, "start_first": true }));
+        assert!(!workload.facts().gap);
+        let why = why_it_failed(project.roll_to(workload.as_ref(), "crash").await);
+        assert!(why.contains("ended with 7"), "{why}");
+        assert!(before.is_subset(&project.ids()), "the old one serves on");
+        project.roll_to(workload.as_ref(), "old").await.unwrap();
+        project.roll_to(workload.as_ref(), "new").await.unwrap();
+        assert_eq!(project.hold(workload.as_ref(), "new").await, [Proof::Holds]);
+    });
+}
+
+#[test]
+fn h56_a_container_of_compose_run_is_named() {
+    let Some(project) = Project::one("") else { return };
+    wait(async {
+        project.up(2, &[]);
+        let mut run = project.docker.command(&project.compose);
+        run.args(["run", "-d", "backend", "/bin/busybox", "sleep", "600"]);
+        run.current_dir(&project.folder).stdout(Stdio::null()).stderr(Stdio::null());
+        assert!(run.status().unwrap().success());
+        let workload = project.workload(json!({}));
+        let found = blocking(workload.as_ref()).await;
+        assert!(found.iter().any(|one| one.contains("was made by `compose run`")), "{found:?}");
+        let before = project.ids();
+        let refused = project.roll_to(workload.as_ref(), "new").await;
+        assert!(matches!(refused, Err(CallError::Refused(_))), "{refused:?}");
+        assert_eq!(project.ids(), before);
+    });
+}
