@@ -11,6 +11,7 @@
 //! - Do not retry. The engine does, after it has journaled what came of the call.
 
 pub mod duration;
+pub mod fail_point;
 pub mod issuer;
 pub mod probe;
 pub mod reference;

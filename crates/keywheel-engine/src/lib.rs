@@ -5,7 +5,6 @@
 //! this same code; they differ in the clock, the journal and the drivers that they hand in.
 
 pub mod clock;
-pub mod fail_point;
 pub mod limits;
 pub mod perform;
 pub mod recover;

@@ -20,7 +20,9 @@ use smallvec::SmallVec;
 
 use crate::clock::within;
 use crate::perform::{self, Performed};
-use crate::{Drivers, Engine, EngineError, fail_point};
+use keywheel_driver::fail_point;
+
+use crate::{Drivers, Engine, EngineError};
 
 /// Rotations that run together: one, or the members of a batch.
 pub struct Group {

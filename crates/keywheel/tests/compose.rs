@@ -5,7 +5,9 @@
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
 
 use keywheel_ground::docker::{Docker, IMAGE, composes};
 
@@ -36,9 +38,9 @@ stores:
   app: { env_file: { path: .env } }
 workloads:
   backend:
-    compose_service: { file: docker-compose.yml, service: backend, replicas: 2, program: [COMPOSE], socket: SOCKET, ready_for: 200ms }
+    compose_service: { file: docker-compose.yml, service: backend, replicas: 2, program: [COMPOSE], socket: SOCKET, ready_for: 200ms, settle_for: 1s }
   worker:
-    compose_service: { file: docker-compose.yml, service: worker, start_first: true, variables: { APP_KEY: KEY }, program: [COMPOSE], socket: SOCKET, ready_for: 200ms }
+    compose_service: { file: docker-compose.yml, service: worker, start_first: true, variables: { APP_KEY: KEY }, program: [COMPOSE], socket: SOCKET, ready_for: 200ms, settle_for: 1s }
 secrets:
   app-key:
     policy: fast
@@ -50,37 +52,47 @@ secrets:
 const OLD: &str = "kwcanary-0123456789abcdefghijkl";
 
 struct Project {
-    docker: Docker,
+    docker: Arc<Docker>,
     folder: tempfile::TempDir,
     compose: String,
 }
 
 impl Project {
-    /// Begins a project whose services run; none, with the reason, where that cannot be had.
+    /// Begins a project whose services run, with the present generation of Compose; none, with the reason, where that
+    /// cannot be had.
     fn begin() -> Option<Self> {
-        let Some(compose) = composes().into_iter().next() else {
-            println!("skipped: Docker Compose (none is installed)");
-            return None;
-        };
-        let docker = match Docker::start() {
-            Ok(docker) => docker,
-            Err(why) => {
-                println!("skipped: Docker Compose ({why})");
-                return None;
-            }
-        };
-        let folder = tempfile::tempdir().unwrap();
+        let compose = first_or_skip(composes(), "none is installed")?;
+        Some(Self::with(engine()?, &compose))
+    }
+
+    fn with(docker: Arc<Docker>, compose: &Path) -> Self {
+        let folder = tempfile::Builder::new().prefix("shop").tempdir().unwrap();
         for name in ["project", "state", "keys"] {
             std::fs::DirBuilder::new().mode(0o700).create(folder.path().join(name)).unwrap();
         }
         let project = Self { docker, folder, compose: compose.display().to_string() };
+        let named = format!("COMPOSE_PROJECT_NAME={}\n", project.name());
         project.write("docker-compose.yml", &COMPOSE.replace("IMAGE", IMAGE));
-        project.write(".env", &format!("# the shop\nAPP_KEY={OLD}\nOTHER=1\n"));
+        project.write(".env", &format!("# the shop\nAPP_KEY={OLD}\nOTHER=1\n{named}"));
         project.mint(32);
         let mut up = project.docker.command(&project.compose);
-        up.args(["up", "-d", "--wait", "--scale", "backend=2"]).current_dir(project.path());
+        up.args(["up", "-d", "--scale", "backend=2"]).current_dir(project.path());
         assert!(up.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap().success());
-        Some(project)
+        while project.docker(&["ps", "-q", "--filter", "health=healthy"]).lines().count() < 2 {
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
+        project
+    }
+
+    /// Tells this project's containers apart from those of others on the same engine.
+    fn name(&self) -> String {
+        let name = self.folder.path().file_name().unwrap().to_str().unwrap();
+        name.to_lowercase()
+    }
+
+    fn docker(&self, arguments: &[&str]) -> String {
+        let own = format!("label=com.docker.compose.project={}", self.name());
+        self.docker.docker(&[arguments, &["--filter", &own]].concat())
     }
 
     /// Configures how long a new key is.
@@ -127,7 +139,7 @@ impl Project {
     }
 
     fn containers(&self) -> BTreeSet<String> {
-        let told = self.docker.docker(&["ps", "-aq", "--no-trunc"]);
+        let told = self.docker(&["ps", "-aq", "--no-trunc"]);
         told.lines().map(str::to_owned).collect()
     }
 
@@ -137,6 +149,24 @@ impl Project {
         let environments =
             each.map(|id| self.docker.docker(&["inspect", "-f", "{{.Config.Env}}", &id]));
         environments.filter(|environment| environment.contains(&format!("KEY={key}"))).count()
+    }
+}
+
+fn first_or_skip<T>(all: Vec<T>, why: &str) -> Option<T> {
+    let first = all.into_iter().next();
+    if first.is_none() {
+        println!("skipped: Docker Compose ({why})");
+    }
+    first
+}
+
+fn engine() -> Option<Arc<Docker>> {
+    match Docker::start() {
+        Ok(docker) => Some(Arc::new(docker)),
+        Err(why) => {
+            println!("skipped: Docker Compose ({why})");
+            None
+        }
     }
 }
 
@@ -189,4 +219,106 @@ fn a_container_with_another_value_is_found() {
     project.run(&["reconcile", "app-key", "--yes"], 0);
     assert_eq!(project.holders(OLD), 3);
     project.run(&["doctor"], 0);
+}
+
+#[test]
+fn h111_no_value_stands_among_arguments() {
+    let Some(project) = Project::begin() else { return };
+    let trace = project.folder.path().join("execve");
+    let mut traced = Command::new("strace");
+    traced.args(["-f", "-qq", "-s", "65536", "-v", "-e", "trace=execve", "-o"]).arg(&trace);
+    let rotate = project.command(&["rotate", "app-key", "--yes"]);
+    traced.arg(rotate.get_program()).args(rotate.get_args()).stdin(Stdio::null());
+    let output = traced.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let started = std::fs::read_to_string(trace).unwrap();
+    assert!(started.contains("--no-recreate"), "Compose was called");
+    assert!(!started.contains(OLD) && !started.contains(&project.key()));
+}
+
+#[cfg(feature = "fail-points")]
+mod kills {
+    use std::collections::{BTreeMap, VecDeque};
+    use std::os::unix::process::ExitStatusExt;
+    use std::sync::Mutex;
+
+    use super::*;
+
+    /// How many projects live at once on one engine.
+    const AT_ONCE: usize = 8;
+
+    /// Steps at which a kill meets containers half-way; the driver's own places begin otherwise.
+    const STEPS: [&str; 4] = ["write", "roll", "evidence", "container_"];
+
+    /// Runs a rotation that nobody kills, and returns the places that it passed.
+    fn places(project: &Project) -> Vec<String> {
+        let list = project.folder.path().join("passed");
+        let mut rotate = project.command(&["rotate", "app-key", "--yes"]);
+        let output = rotate.env("KEYWHEEL_FAIL_POINT_LIST", &list).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let mut times = BTreeMap::new();
+        let passed = std::fs::read_to_string(list).unwrap();
+        let places = passed.lines().filter(|place| STEPS.iter().any(|step| place.contains(step)));
+        let numbered = places.map(|place| {
+            let nth = times.entry(place.to_owned()).and_modify(|nth| *nth += 1).or_insert(1);
+            format!("{place}#{nth}")
+        });
+        numbered.collect()
+    }
+
+    fn killed_at(project: &Project, place: &str) {
+        let log = project.folder.path().join("fired");
+        let mut rotate = project.command(&["rotate", "app-key", "--yes"]);
+        rotate.env("KEYWHEEL_FAIL_POINT", place).env("KEYWHEEL_FAIL_POINT_LOG", &log);
+        let output = rotate.output().unwrap();
+        assert_eq!(output.status.signal(), Some(9), "{place}: {output:?}");
+        assert!(log.exists(), "{place} did not fire");
+        let _said = project.run(&["resume", "--all", "--yes", "--soak"], 0);
+        let key = project.key();
+        assert_ne!(key, OLD, "{place}");
+        assert_eq!((project.holders(OLD), project.holders(&key)), (0, 3), "{place}");
+        assert_eq!(project.containers().len(), 3, "{place}");
+        let _said = project.run(&["doctor"], 0);
+        let _said = project.run(&["audit", "verify"], 0);
+    }
+
+    fn kill_at_each(compose: &Path, choose: impl Fn(&[String]) -> Vec<String>) {
+        let Some(docker) = engine() else { return };
+        let chosen = choose(&places(&Project::with(Arc::clone(&docker), compose)));
+        let queue = Mutex::new(VecDeque::from(chosen.clone()));
+        std::thread::scope(|scope| {
+            for _ in 0..AT_ONCE {
+                scope.spawn(|| {
+                    while let Some(place) = { queue.lock().unwrap().pop_front() } {
+                        killed_at(&Project::with(Arc::clone(&docker), compose), &place);
+                    }
+                });
+            }
+        });
+        println!("killed at {} places: {chosen:?}", chosen.len());
+    }
+
+    #[test]
+    fn a_kill_at_any_write_roll_or_evidence_ends_as_if_there_was_none() {
+        let Some(compose) = first_or_skip(composes(), "none is installed") else { return };
+        kill_at_each(&compose, |places| {
+            assert!(places.len() > 15, "{places:?}");
+            places.to_vec()
+        });
+    }
+
+    #[test]
+    fn a_kill_ends_as_if_there_was_none_with_compose_1_too() {
+        let second = composes().into_iter().skip(1).collect();
+        let Some(compose) = first_or_skip(second, "the first generation is not installed") else {
+            return;
+        };
+        kill_at_each(&compose, |places| {
+            let wanted = ["after_call:write", "container_removed", "container_made"];
+            let first = |word: &&str| places.iter().find(|place| place.contains(*word)).cloned();
+            let chosen: Vec<_> = wanted.iter().filter_map(first).collect();
+            assert_eq!(chosen.len(), wanted.len(), "{places:?}");
+            chosen
+        });
+    }
 }

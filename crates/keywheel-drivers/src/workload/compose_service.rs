@@ -29,7 +29,7 @@ use keywheel_core::secret::SecretValue;
 use keywheel_core::time::Span;
 use keywheel_driver::duration::Duration;
 use keywheel_driver::workload::{Answer, Ensure, Workload};
-use keywheel_driver::{CallError, Finding, Refusal, RefusalKind, slot};
+use keywheel_driver::{CallError, Finding, Refusal, RefusalKind, fail_point, slot};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::OnceCell;
@@ -282,7 +282,12 @@ impl Service {
         Ok(found)
     }
 
-    fn look(&self, container: &Container, slots: &[String], fingerprinter: &Fingerprinter) -> Replica {
+    fn look(
+        &self,
+        container: &Container,
+        slots: &[String],
+        fingerprinter: &Fingerprinter,
+    ) -> Replica {
         let (mut shown, mut fixed, mut is_blind) = (Vec::new(), Vec::new(), false);
         for name in slots {
             let (file, address) = slot::parts(name);
@@ -333,7 +338,9 @@ impl Service {
         let members: Vec<_> = containers.iter().filter(|one| !one.labels.is_one_off).collect();
         let service = &self.config.service;
         if members.is_empty() {
-            let message = format!("service `{service}` has no container: `docker compose up -d {service}` makes it");
+            let message = format!(
+                "service `{service}` has no container: `docker compose up -d {service}` makes it"
+            );
             return Ok(vec![Finding::blocks(message)]);
         }
         if members.len() != self.config.replicas {
@@ -356,7 +363,8 @@ impl Service {
     }
 
     async fn is_of_another_project(&self, members: &[&Container]) -> Result<bool, Refusal> {
-        let mut projects: Vec<_> = members.iter().map(|one| one.labels.project.as_deref()).collect();
+        let mut projects: Vec<_> =
+            members.iter().map(|one| one.labels.project.as_deref()).collect();
         projects.dedup();
         let ids = self.compose.ids().await?;
         let is_known = |one: &&Container| ids.iter().any(|id| one.id.starts_with(id.as_str()));
@@ -399,13 +407,21 @@ impl Service {
             return blocks("was made by `compose run` and still runs: no roll replaces it");
         }
         if !is_ready(container) {
-            blocks(&format!("is {} and its health {}", container.state.status, container.state.health()));
+            blocks(&format!(
+                "is {} and its health {}",
+                container.state.status,
+                container.state.health()
+            ));
         }
         if container.has_anonymous_volume() {
-            blocks("has a volume without a name, which its successor would not get: name it in the Compose file");
+            blocks(
+                "has a volume without a name, which its successor would not get: name it in the Compose file",
+            );
         }
         if self.config.start_first && (container.has_fixed_port || container.on_host_network) {
-            blocks("holds ports of the host, so its successor cannot start before it is gone: configure `start_first: false`");
+            blocks(
+                "holds ports of the host, so its successor cannot start before it is gone: configure `start_first: false`",
+            );
         }
         if self.config.token.is_some() && container.address.is_none() {
             blocks("has no address of its own, at which `token` could be asked");
@@ -433,7 +449,9 @@ impl Service {
             let variable = self.variable(address);
             let seen = environment.variable(variable).map(|value| ensure.fingerprinter.of(value));
             let why = match seen {
-                None => "does not give it to the service: name the variable that holds it in `variables`",
+                None => {
+                    "does not give it to the service: name the variable that holds it in `variables`"
+                }
                 Some(seen) if seen.compare(&expected) == Compared::Different => {
                     "gives the service another value for it: `environment:` or a later `env_file` hides the file"
                 }
@@ -446,7 +464,11 @@ impl Service {
         Ok(())
     }
 
-    fn refuse_one_off(&self, containers: &[Container], ensure: &Ensure<'_>) -> Result<(), CallError> {
+    fn refuse_one_off(
+        &self,
+        containers: &[Container],
+        ensure: &Ensure<'_>,
+    ) -> Result<(), CallError> {
         let stale = containers
             .iter()
             .find(|one| one.labels.is_one_off && self.proof(one, ensure) != Proof::Holds);
@@ -489,7 +511,10 @@ impl Service {
         if !container.state.has_ended() && container.state.status != "created" {
             self.engine.stop(&container.id).await?;
         }
-        self.engine.remove(&container.id).await
+        fail_point::pass("container_stopped", &self.config.service);
+        self.engine.remove(&container.id).await?;
+        fail_point::pass("container_removed", &self.config.service);
+        Ok(())
     }
 
     /// Lets Compose make the containers that are missing, and waits until each serves.
@@ -499,6 +524,7 @@ impl Service {
             return Ok(());
         }
         let up = self.compose.up(wanted, self.config.ready_within.span()).await;
+        fail_point::pass("container_made", &self.config.service);
         let known: Vec<_> = before.iter().map(|one| one.id.as_str()).collect();
         for made in self.members().await? {
             if !known.contains(&made.id.as_str()) {
@@ -542,11 +568,14 @@ impl Service {
                 return Ok(());
             }
             if self.proof(&container, ensure) != Proof::Holds && !planted!("evidence_unasked") {
-                return Err(self.failed(&format!("got {name} with other values than its stores hold")));
+                return Err(
+                    self.failed(&format!("got {name} with other values than its stores hold"))
+                );
             }
             if container.state.has_ended() || container.restarts > before {
                 let code = container.state.exit_code;
-                return Err(self.failed(&format!("got {name}, which ended with {code} before it was ready")));
+                return Err(self
+                    .failed(&format!("got {name}, which ended with {code} before it was ready")));
             }
             if container.state.health() == "unhealthy" {
                 return Err(self.failed(&format!("got {name}, which is unhealthy")));
@@ -560,7 +589,9 @@ impl Service {
                 ready_since = None;
             }
             if Instant::now() > deadline {
-                return Err(self.failed(&format!("got {name}, which was not ready within {within}")));
+                return Err(
+                    self.failed(&format!("got {name}, which was not ready within {within}"))
+                );
             }
             tokio::time::sleep(POLL).await;
         }

@@ -66,7 +66,8 @@ impl Compose {
             else {
                 continue;
             };
-            let said = String::from_utf8_lossy(said.expose()).trim().trim_start_matches('v').to_owned();
+            let said =
+                String::from_utf8_lossy(said.expose()).trim().trim_start_matches('v').to_owned();
             if said.starts_with(|first: char| first.is_ascii_digit()) {
                 return Ok(Found { argv, version: said });
             }
@@ -85,7 +86,16 @@ impl Compose {
         let scale = format!("{}={containers}", self.service);
         let service = &self.service;
         let argv = self
-            .argv(&["up", "-d", "--no-deps", "--no-build", "--no-recreate", "--scale", &scale, service])
+            .argv(&[
+                "up",
+                "-d",
+                "--no-deps",
+                "--no-build",
+                "--no-recreate",
+                "--scale",
+                &scale,
+                service,
+            ])
             .await?;
         let ended = program::run(&argv, self.folder(), &self.variables(), within).await?;
         match ended.well() {
@@ -99,7 +109,10 @@ impl Compose {
         let said = self.say(&["config", "--hash", &self.service]).await?;
         let said = String::from_utf8_lossy(said.expose()).into_owned();
         let of_service = said.lines().filter_map(|line| line.split_once(' '));
-        Ok(of_service.filter(|(name, _)| *name == self.service).map(|(_, hash)| hash.trim().to_owned()).next())
+        Ok(of_service
+            .filter(|(name, _)| *name == self.service)
+            .map(|(_, hash)| hash.trim().to_owned())
+            .next())
     }
 
     /// Returns the ids of the service's containers as Compose itself finds them.

@@ -87,9 +87,7 @@ impl Container {
 
     /// Returns whether a file of this machine is mounted into it, by itself or with a folder that holds it.
     pub(super) fn mounts(&self, file: &Path) -> bool {
-        self.mounts.iter().any(|mount| {
-            mount.kind == "bind" && file.starts_with(&mount.source)
-        })
+        self.mounts.iter().any(|mount| mount.kind == "bind" && file.starts_with(&mount.source))
     }
 
     /// Returns whether it has a volume without a name, which nothing but this container knows.
