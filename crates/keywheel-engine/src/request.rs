@@ -150,12 +150,7 @@ impl Engine {
     /// # Errors
     /// A refusal with the reason where one cannot turn round; none of them was turned then.
     pub async fn undo(&self, group: &mut Group, because: &str) -> Result<(), EngineError> {
-        for rotation in group.rotations() {
-            rotation.way_back().map_err(|no| {
-                let message = format!("`{}` cannot be undone: {no}", rotation.plan().secret);
-                Refusal::operator(RefusalKind::Unsupported, message)
-            })?;
-        }
+        group.rotations().try_for_each(can_undo)?;
         let because = Because::Operator { because: because.into() };
         self.say(group, &Event::TurnedBack { because }).await
     }
@@ -236,6 +231,17 @@ impl Engine {
     pub fn fingerprint(&self, credential: &Credential) -> keywheel_core::fingerprint::Fingerprint {
         perform::fingerprint(self, credential)
     }
+}
+
+/// Checks that a rotation can turn round, without asking anybody.
+///
+/// # Errors
+/// A refusal that says why it cannot.
+pub fn can_undo(rotation: &Rotation) -> Result<(), Refusal> {
+    rotation.way_back().map_err(|no| {
+        let message = format!("`{}` cannot be undone: {no}", rotation.plan().secret);
+        Refusal::operator(RefusalKind::Unsupported, message)
+    })
 }
 
 /// Reads the credential that the current slots of one store hold; none where they are absent.

@@ -16,9 +16,8 @@ pub(crate) fn go_on(environment: &Environment, question: &str, yes: bool) -> Res
         Failure::new(message).code(code::NOT_CONFIRMED).exit(Exit::Refused).now("nothing changed")
     };
     if !std::io::stdin().is_terminal() {
-        return Err(
-            declined("there is no terminal to ask on").hint("read the plan, then say `--yes`")
-        );
+        return Err(declined("there is no terminal to ask on")
+            .hint("say `--yes` when you have read what it will do"));
     }
     let (prompt, wanted) = if environment.protected {
         (

@@ -168,7 +168,7 @@ pub(crate) fn summary(session: &Session, rotation: &Rotation) -> Value {
         "outcome": outcome(rotation),
         "phase": rotation.phase().to_string(),
         "because": rotation.turned_back_because().map(|because| words::turned_back(plan, because)),
-        "parked": rotation.parked().map(ToString::to_string),
+        "parked": rotation.parked().map(|reason| words::parked(rotation.plan(), reason)),
         "owed_at": owed_at(session, rotation),
         "old_refused": old_refused(rotation),
         "old_refused_reason": reason_unasked(rotation),
@@ -236,9 +236,17 @@ fn ending(session: &Session, rotation: &Rotation) -> String {
             }
         }
         (Some(Outcome::Superseded), _) => format!("{secret}: taken over by an emergency\n"),
-        (None, Some(reason)) => format!(
-            "{secret}: needs you: {reason}\n  then: keywheel resume {secret}, keywheel undo {secret}, or keywheel resolve {secret}\n"
-        ),
+        (None, Some(reason)) => {
+            let undo = match rotation.way_back() {
+                Ok(()) => format!("  back: keywheel undo {secret}\n"),
+                Err(_) => String::new(),
+            };
+            format!(
+                "{secret}: needs you: {}\n  then: keywheel resume {secret}\n{undo}  \
+                 or close it on your word: keywheel resolve {secret} --as completed|undone --because \"…\"\n",
+                words::parked(plan, reason)
+            )
+        }
         (None, None) => owed(session, rotation),
     }
 }

@@ -2,7 +2,8 @@
 
 use jiff::Timestamp as Instant;
 use jiff::tz::TimeZone;
-use keywheel_core::event::{Because, Event, Outcome, Step};
+use keywheel_core::call::Refusal;
+use keywheel_core::event::{Because, Event, Outcome, ParkReason, Step};
 use keywheel_core::facts::Authority;
 use keywheel_core::plan::{Plan, Role, Slot};
 use keywheel_core::rotation::Why;
@@ -144,7 +145,7 @@ pub(crate) fn record(plan: &Plan, event: &Event) -> Option<Line> {
         Event::TurnedBack { because } => {
             line("undo", format!("{name}: {}", turned_back(plan, because)))
         }
-        Event::Parked { reason } => line("parked", format!("{name}: {reason}")),
+        Event::Parked { reason } => line("parked", format!("{name}: {}", parked(plan, reason))),
         Event::Resumed => line("resumed", format!("{name}: everything is observed anew")),
         Event::StageClosed => line(
             "stage",
@@ -160,16 +161,28 @@ pub(crate) fn record(plan: &Plan, event: &Event) -> Option<Line> {
     }
 }
 
+/// Says why a rotation is parked.
+pub(crate) fn parked(plan: &Plan, reason: &ParkReason) -> String {
+    match reason {
+        ParkReason::Refused { step, refusal } => failed(plan, *step, Some(refusal)),
+        ParkReason::OutOfPatience { step } => failed(plan, *step, None),
+        other => other.to_string(),
+    }
+}
+
+fn failed(plan: &Plan, of: Step, refusal: Option<&Refusal>) -> String {
+    let line = step(plan, of);
+    match refusal {
+        Some(refusal) => format!("{} {}: {refusal}", line.step, line.what),
+        None => format!("{} {}: not done in time", line.step, line.what),
+    }
+}
+
 /// Says why a rotation turned round.
 pub(crate) fn turned_back(plan: &Plan, because: &Because) -> String {
-    let named = |of: Step| {
-        let line = step(plan, of);
-        format!("{} {}", line.step, line.what)
-    };
     match because {
         Because::Operator { because } => format!("asked for: {because}"),
-        Because::Step { step, refusal: Some(refusal) } => format!("{}: {refusal}", named(*step)),
-        Because::Step { step, refusal: None } => format!("{}: not done in time", named(*step)),
+        Because::Step { step, refusal } => failed(plan, *step, refusal.as_ref()),
         Because::Batch => "another member of the batch failed at a shared roll".into(),
     }
 }

@@ -292,6 +292,32 @@ fn h35_an_edit_by_hand_is_found_and_put_right_or_kept() {
 }
 
 #[test]
+fn h35_an_edit_by_hand_while_a_rotation_soaks_is_found() {
+    let project = Project::new();
+    project.write("keywheel.yaml", &CONFIG.replace("soak: 1s", "soak: 1h"));
+    project.run(&["rotate", "pepper", "--yes"]).ends(0).says("promoted");
+    project.run(&["doctor"]).ends(0).says("world and journal agree");
+    project.write("web.env", "PEPPER=somethingelse0123456789abcd\n");
+    project.run(&["doctor"]).ends(3).says("store `web` was changed by somebody else");
+    let parked = project.run(&["undo", "pepper", "--because", "a test", "--yes"]);
+    parked
+        .ends(3)
+        .says("parked")
+        .says("write web: PEPPER")
+        .says("keywheel resolve pepper@default --as");
+    assert!(
+        !parked.stdout.contains("keywheel undo") && !parked.stdout.contains("arrangement"),
+        "{parked:?}"
+    );
+    project.run(&["status"]).ends(0).says("write web: PEPPER");
+    project.run(&["doctor"]).ends(3).says("parked: write web: PEPPER");
+    project
+        .run(&["undo", "pepper", "--because", "again"])
+        .ends(4)
+        .says("it is on its way back already");
+}
+
+#[test]
 fn a_duplicate_name_an_expansion_and_a_missing_file_are_refused() {
     let cases = [
         ("PEPPER=a23456789012345678901234\nPEPPER=b23456789012345678901234\n", "twice"),

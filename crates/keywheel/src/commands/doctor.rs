@@ -2,8 +2,8 @@
 
 use clap::Args;
 use keywheel_core::evidence::{Expected, Proof, judge};
-use keywheel_core::fingerprint::Compared;
-use keywheel_core::inventory::Inventory;
+use keywheel_core::fingerprint::{Compared, Fingerprint};
+use keywheel_core::inventory::{Inventory, Version};
 use keywheel_core::plan::{Plan, RotationId};
 use keywheel_core::version::Stage;
 use keywheel_engine::request::held_by;
@@ -80,11 +80,15 @@ impl Check<'_> {
         let plan = prepare::draft(self.session, self.config, self.secret)?;
         let built = drivers_of(&plan)?;
         let mut found = Vec::new();
-        if self.row.open.is_none() {
-            self.stores(&plan, &built, &mut found).await;
-            self.replicas(&plan, &built, &mut found).await;
-        } else if let Some(reason) = self.row.open.as_ref().and_then(|open| open.parked.as_ref()) {
-            found.push(self.finding(format!("parked: {reason}"), "resume"));
+        self.stores(&plan, &built, &mut found).await;
+        match self.session.open_rotation(&self.secret.name).await? {
+            None => self.replicas(&plan, &built, &mut found).await,
+            Some(rotation) => {
+                let reason = rotation.parked().map(|reason| words::parked(rotation.plan(), reason));
+                found.extend(
+                    reason.map(|reason| self.finding(format!("parked: {reason}"), "resume")),
+                );
+            }
         }
         self.unended(&mut found);
         self.orphans(&built, &mut found).await?;
@@ -99,24 +103,37 @@ impl Check<'_> {
         }
     }
 
+    /// Returns what a store may hold: the current version, and any of them while a rotation is on its way.
+    fn known(&self) -> Vec<Fingerprint> {
+        let is_expected =
+            |version: &&Version| self.row.open.is_some() || version.stage == Some(Stage::Current);
+        let expected = self.row.versions.iter().filter(is_expected);
+        expected.filter_map(|version| version.fingerprint).collect()
+    }
+
     async fn stores(&self, plan: &Plan, built: &Built, found: &mut Vec<Finding>) {
-        let known = self.row.at(Stage::Current).and_then(|current| current.fingerprint);
+        let known = self.known();
+        let mend = if self.row.open.is_some() { "resume" } else { "reconcile" };
         for (store, planned) in built.stores.iter().zip(&plan.stores) {
             let name = &planned.bound.name;
             match held_by(store.as_ref(), planned).await {
                 Err(error) => found
                     .push(self.finding(format!("store `{name}` cannot be read: {error}"), "check")),
-                Ok(None) if known.is_some() => {
-                    found.push(self.finding(format!("store `{name}` holds no value"), "reconcile"))
+                Ok(None) if !known.is_empty() => {
+                    found.push(self.finding(format!("store `{name}` holds no value"), mend))
                 }
                 Ok(None) => {}
                 Ok(Some(held)) => {
                     let seen = self.session.engine.fingerprint(&held);
-                    if known.is_some_and(|known| known.compare(&seen) == Compared::Different) {
-                        found.push(self.finding(
-                            format!("store `{name}` was changed by somebody else"),
-                            "reconcile",
-                        ));
+                    let is_other =
+                        |known: &Fingerprint| known.compare(&seen) == Compared::Different;
+                    if !known.is_empty() && known.iter().all(is_other) {
+                        found.push(
+                            self.finding(
+                                format!("store `{name}` was changed by somebody else"),
+                                mend,
+                            ),
+                        );
                     }
                 }
             }

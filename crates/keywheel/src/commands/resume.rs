@@ -7,6 +7,8 @@ use keywheel_core::event::{Event, Outcome};
 use keywheel_core::planted;
 use keywheel_core::secret::SecretName;
 use keywheel_core::version::IssuedId;
+use keywheel_engine::EngineError;
+use keywheel_engine::request::can_undo;
 use keywheel_engine::run::Group;
 use serde_json::json;
 
@@ -155,6 +157,9 @@ fn nothing(output: Output) -> Result<Exit, Failure> {
 pub(crate) async fn undo(args: &UndoArgs, globals: &Globals) -> Result<Exit, Failure> {
     let config = globals.load()?;
     let environment = args.open.chosen(&config)?;
+    if let Some(session) = Session::read(globals, &config, &environment.name)? {
+        args.open.can_undo(&session, environment).await?;
+    }
     confirm::go_on(environment, "Turn these rotations round?", args.open.yes)?;
     let output = globals.output();
     let session =
@@ -257,6 +262,19 @@ impl Open {
             }
         }
         Ok(unqueued)
+    }
+
+    /// Says, before anybody is asked, that none of the rotations can turn round.
+    async fn can_undo(&self, session: &Session, environment: &Environment) -> Result<(), Failure> {
+        let mut refused = None;
+        for secret in self.groups(session, environment).await?.iter().flatten() {
+            let Some(rotation) = session.open_rotation(secret).await? else { continue };
+            match can_undo(&rotation) {
+                Ok(()) => return Ok(()),
+                Err(refusal) => refused = refused.or(Some(refusal)),
+            }
+        }
+        refused.map_or(Ok(()), |refusal| Err(engine_failure(EngineError::Refused(refusal))))
     }
 
     /// Takes over what is meant, and asks the same of each group.

@@ -187,20 +187,23 @@ async fn rows(
 struct Known {
     row: Inventory,
     outlook: Option<Outlook>,
+    /// Why its open rotation is parked, in words.
+    parked: Option<String>,
 }
 
 async fn known(session: &Session) -> Result<Vec<Known>, Failure> {
     let mut known = Vec::new();
     for row in session.journal.inventories().await.map_err(journal_failure)? {
-        let outlook = match &row.open {
-            Some(open) if open.parked.is_none() => {
-                let records = session.journal.records(&open.rotation).await;
-                let records = records.map_err(journal_failure)?;
-                Some(Outlook::of(&replay(&records).map_err(journal_failure)?, now()))
+        let (mut outlook, mut parked) = (None, None);
+        if let Some(open) = &row.open {
+            let records = session.journal.records(&open.rotation).await.map_err(journal_failure)?;
+            let rotation = replay(&records).map_err(journal_failure)?;
+            match &open.parked {
+                Some(reason) => parked = Some(words::parked(rotation.plan(), reason)),
+                None => outlook = Some(Outlook::of(&rotation, now())),
             }
-            _ => None,
-        };
-        known.push(Known { row, outlook });
+        }
+        known.push(Known { row, outlook, parked });
     }
     Ok(known)
 }
@@ -246,13 +249,13 @@ fn open(known: &Known, now: Timestamp) -> Option<Words> {
     let row = &known.row;
     let open = row.open.as_ref()?;
     let secret = &row.secret;
-    if let Some(reason) = &open.parked
+    if let Some(reason) = &known.parked
         && !planted!("parked_is_under_way")
     {
         return Some((
             Standing::NeedsYou,
             "parked".into(),
-            reason.to_string(),
+            reason.clone(),
             format!("keywheel resume {secret}"),
         ));
     }
@@ -333,7 +336,7 @@ fn told(known: &Known, standing: Standing, upcoming: Option<&due::Due>) -> Told 
         pending: at(Stage::Pending),
         rotation: open.map(|open| open.rotation.clone()),
         phase: open.map(|open| open.phase.clone()),
-        parked: open.and_then(|open| open.parked.as_ref()).map(ToString::to_string),
+        parked: known.parked.clone(),
         dates: known.outlook.map(|outlook| outlook.json()),
         owed_at: open.and_then(|open| open.owed_at).map(words::rfc3339),
         rotated_at: row.rotated_at.map(words::rfc3339),
