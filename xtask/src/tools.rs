@@ -13,7 +13,7 @@ pub(crate) struct Tool {
 }
 
 /// Everything that some check calls.
-const TOOLS: [Tool; 7] = [
+const TOOLS: [Tool; 8] = [
     Tool { name: "git", package: "git", without: "which files are tracked" },
     Tool { name: "strace", package: "strace", without: "arguments of every process, and fsyncs" },
     Tool { name: "setfattr", package: "attr", without: "extended attributes of replaced files" },
@@ -24,6 +24,7 @@ const TOOLS: [Tool; 7] = [
     },
     Tool { name: "dockerd", package: "docker.io", without: "Docker Compose" },
     Tool { name: "docker-compose", package: "docker-compose", without: "Docker Compose 1" },
+    Tool { name: "podman", package: "podman", without: "Podman" },
     Tool { name: "busybox", package: "busybox-static", without: "Docker Compose" },
 ];
 

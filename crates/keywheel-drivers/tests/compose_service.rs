@@ -4,8 +4,8 @@
 #![expect(clippy::print_stdout, reason = "a test says why it is skipped")]
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
-use std::process::Stdio;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use keywheel_core::evidence::{Expected, Proof, judge};
@@ -15,6 +15,7 @@ use keywheel_driver::workload::Ensure;
 use keywheel_driver::{CallError, RefusalKind, Severity, Workload, slot};
 use keywheel_drivers::{Build, Context, WorkloadConfig};
 use keywheel_ground::docker::{Docker, IMAGE, composes};
+use keywheel_ground::podman::Podman;
 use serde_json::{Value, json};
 
 /// A backend whose fate its value decides.
@@ -23,11 +24,42 @@ const BACKEND: &str = r#"
     network_mode: none
     stop_grace_period: 1s
     command: ["/bin/busybox", "sh", "-c", "trap 'exit 0' TERM; [ \"$$VALUE\" = crash ] && exit 7; while :; do busybox sleep 0.1; done"]
-    healthcheck: { test: ["CMD", "/bin/busybox", "sh", "-c", "[ \"$$VALUE\" != sick ]"], interval: 500ms, timeout: 2s, retries: 1 }
 "#;
 
+const HEALTH: &str = r#"    healthcheck: { test: ["CMD", "/bin/busybox", "sh", "-c", "[ \"$$VALUE\" != sick ]"], interval: 500ms, timeout: 2s, retries: 1 }
+"#;
+
+/// What makes the containers.
+enum Engine {
+    Docker(Docker),
+    Podman(Podman),
+}
+
+impl Engine {
+    fn run(&self, arguments: &[&str]) -> String {
+        match self {
+            Self::Docker(docker) => docker.docker(arguments),
+            Self::Podman(podman) => podman.podman(arguments),
+        }
+    }
+
+    fn command(&self, program: &Path) -> Command {
+        match self {
+            Self::Docker(docker) => docker.command(program),
+            Self::Podman(podman) => podman.command(program),
+        }
+    }
+
+    fn socket(&self) -> PathBuf {
+        match self {
+            Self::Docker(docker) => docker.socket(),
+            Self::Podman(podman) => podman.socket(),
+        }
+    }
+}
+
 struct Project {
-    docker: Docker,
+    engine: Engine,
     folder: tempfile::TempDir,
     compose: PathBuf,
     fingerprinter: Fingerprinter,
@@ -45,18 +77,24 @@ impl Project {
                 return None;
             }
         };
+        Some(Self::over(Engine::Docker(docker), compose, extra))
+    }
+
+    fn over(engine: Engine, compose: PathBuf, extra: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let fingerprinter = Fingerprinter::new(FingerprintKeyId(1), [7; 32].into());
-        let project = Self { docker, folder, compose, fingerprinter };
+        let project = Self { engine, folder, compose, fingerprinter };
         project.write("app.env", "VALUE=old\n");
         let backend = BACKEND.replace("IMAGE", IMAGE);
+        // Podman leaves health checks to systemd, which a test cannot start.
+        let health = if matches!(project.engine, Engine::Docker(_)) { HEALTH } else { "" };
         project.write(
             "docker-compose.yml",
             &format!(
-                "version: \"3.8\"\nservices:\n  backend:{backend}    env_file: [app.env]\n{extra}"
+                "version: \"3.8\"\nservices:\n  backend:{backend}{health}    env_file: [app.env]\n{extra}"
             ),
         );
-        Some(project)
+        project
     }
 
     /// Begins one after the other with each generation of Compose.
@@ -85,13 +123,16 @@ impl Project {
 
     fn up(&self, containers: usize, variables: &[(&str, &str)]) {
         let scale = format!("backend={containers}");
-        let mut up = self.docker.command(&self.compose);
+        let mut up = self.engine.command(&self.compose);
         up.args(["up", "-d", "--scale", &scale, "backend"]).current_dir(&self.folder);
         up.envs(variables.iter().copied()).stdout(Stdio::null()).stderr(Stdio::null());
         assert!(up.status().unwrap().success());
         loop {
-            let told = self.docker.docker(&["ps", "--format", "{{.Status}}"]);
-            if told.lines().filter(|line| line.contains("(healthy)")).count() == containers {
+            let up = match self.engine {
+                Engine::Docker(_) => "health=healthy",
+                Engine::Podman(_) => "status=running",
+            };
+            if self.engine.run(&["ps", "-q", "--filter", up]).lines().count() == containers {
                 return;
             }
             std::thread::sleep(std::time::Duration::from_millis(100));
@@ -99,7 +140,7 @@ impl Project {
     }
 
     fn ids(&self) -> BTreeSet<String> {
-        let told = self.docker.docker(&["ps", "-aq", "--no-trunc"]);
+        let told = self.engine.run(&["ps", "-aq", "--no-trunc"]);
         told.lines().map(str::to_owned).collect()
     }
 
@@ -109,7 +150,7 @@ impl Project {
             "service": "backend",
             "replicas": 2,
             "program": [self.compose],
-            "socket": self.docker.socket(),
+            "socket": self.engine.socket(),
             "ready_for": "200ms",
             "ready_within": "30s",
         });
@@ -186,23 +227,35 @@ fn wait(future: impl Future<Output = ()>) {
 
 #[test]
 fn h98_a_roll_replaces_every_container_one_after_another() {
-    Project::each("", |project| {
-        wait(async {
-            project.up(2, &[]);
-            let (before, workload) = (project.ids(), project.workload(json!({})));
-            let workload = workload.as_ref();
-            assert_eq!(blocking(workload).await, [""; 0]);
-            assert_eq!(project.hold(workload, "old").await, [Proof::Holds; 2]);
-            assert_eq!(project.hold(workload, "new").await, [Proof::Other; 2]);
-            project.roll_to(workload, "new").await.unwrap();
-            assert_eq!(project.hold(workload, "new").await, [Proof::Holds; 2]);
-            assert!(before.is_disjoint(&project.ids()));
-            let after = project.ids();
-            project.roll_to(workload, "new").await.unwrap();
-            assert_eq!(project.ids(), after, "who holds the values is left alone");
-            assert_eq!(blocking(workload).await, [""; 0]);
-        });
-    });
+    Project::each("", |project| wait(replaces_every_container(&project)));
+}
+
+#[test]
+fn podman_serves_as_docker_does() {
+    let Some(compose) = composes().into_iter().next() else {
+        return println!("skipped: Podman (Docker Compose is not installed)");
+    };
+    let podman = match Podman::start() {
+        Ok(podman) => podman,
+        Err(why) => return println!("skipped: Podman ({why})"),
+    };
+    wait(replaces_every_container(&Project::over(Engine::Podman(podman), compose, "")));
+}
+
+async fn replaces_every_container(project: &Project) {
+    project.up(2, &[]);
+    let (before, workload) = (project.ids(), project.workload(json!({})));
+    let workload = workload.as_ref();
+    assert_eq!(blocking(workload).await, [""; 0]);
+    assert_eq!(project.hold(workload, "old").await, [Proof::Holds; 2]);
+    assert_eq!(project.hold(workload, "new").await, [Proof::Other; 2]);
+    project.roll_to(workload, "new").await.unwrap();
+    assert_eq!(project.hold(workload, "new").await, [Proof::Holds; 2]);
+    assert!(before.is_disjoint(&project.ids()));
+    let after = project.ids();
+    project.roll_to(workload, "new").await.unwrap();
+    assert_eq!(project.ids(), after, "who holds the values is left alone");
+    assert_eq!(blocking(workload).await, [""; 0]);
 }
 
 #[test]
@@ -235,7 +288,7 @@ fn i08_a_stopped_container_counts() {
     wait(async {
         project.up(2, &[]);
         let stopped = project.ids().first().unwrap().clone();
-        let _name = project.docker.docker(&["stop", &stopped]);
+        let _name = project.engine.run(&["stop", &stopped]);
         let workload = project.workload(json!({}));
         assert_eq!(project.hold(workload.as_ref(), "new").await, [Proof::Other; 2]);
         project.roll_to(workload.as_ref(), "new").await.unwrap();
@@ -304,7 +357,7 @@ fn a_container_that_was_removed_before_a_crash_is_made_again() {
     let Some(project) = Project::one("") else { return };
     wait(async {
         project.up(2, &[]);
-        let _id = project.docker.docker(&["rm", "-f", project.ids().first().unwrap()]);
+        let _id = project.engine.run(&["rm", "-f", project.ids().first().unwrap()]);
         let workload = project.workload(json!({}));
         project.roll_to(workload.as_ref(), "new").await.unwrap();
         assert_eq!(project.hold(workload.as_ref(), "new").await, [Proof::Holds; 2]);
@@ -353,7 +406,7 @@ fn h56_a_container_of_compose_run_is_named() {
     let Some(project) = Project::one("") else { return };
     wait(async {
         project.up(2, &[]);
-        let mut run = project.docker.command(&project.compose);
+        let mut run = project.engine.command(&project.compose);
         run.args(["run", "-d", "backend", "/bin/busybox", "sleep", "600"]);
         run.current_dir(&project.folder).stdout(Stdio::null()).stderr(Stdio::null());
         assert!(run.status().unwrap().success());

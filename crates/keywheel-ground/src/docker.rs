@@ -97,16 +97,7 @@ impl Docker {
     }
 
     fn import(&self) -> Result<(), String> {
-        let bin = self.folder.path().join("image/bin");
-        let copied = fs::create_dir_all(&bin).and_then(|()| {
-            let busybox = find("busybox").unwrap_or_default();
-            fs::copy(busybox, bin.join("busybox"))?;
-            std::os::unix::fs::symlink("busybox", bin.join("sh"))
-        });
-        copied.map_err(|error| format!("no image can be made: {}", error.kind()))?;
-        let archive = self.folder.path().join("image.tar");
-        let image = self.folder.path().join("image");
-        run(Command::new("tar").arg("-C").arg(image).arg("-cf").arg(&archive).arg("bin"));
+        let archive = image(self.folder.path())?;
         let _id = self.docker(&["import", &archive.display().to_string(), IMAGE]);
         Ok(())
     }
@@ -140,7 +131,21 @@ pub fn composes() -> Vec<PathBuf> {
         .collect()
 }
 
-fn run(command: &mut Command) -> String {
+/// Makes the archive of an image that holds one static program.
+pub(crate) fn image(folder: &Path) -> Result<PathBuf, String> {
+    let (image, archive) = (folder.join("image"), folder.join("image.tar"));
+    let bin = image.join("bin");
+    let copied = fs::create_dir_all(&bin).and_then(|()| {
+        let busybox = find("busybox").unwrap_or_default();
+        fs::copy(busybox, bin.join("busybox"))?;
+        std::os::unix::fs::symlink("busybox", bin.join("sh"))
+    });
+    copied.map_err(|error| format!("no image can be made: {}", error.kind()))?;
+    run(Command::new("tar").arg("-C").arg(image).arg("-cf").arg(&archive).arg("bin"));
+    Ok(archive)
+}
+
+pub(crate) fn run(command: &mut Command) -> String {
     let output =
         command.stdin(Stdio::null()).output().expect("a program that was found can be run");
     let said = String::from_utf8_lossy(&output.stdout).into_owned();

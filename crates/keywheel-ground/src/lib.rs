@@ -4,6 +4,7 @@
 //! with that reason.
 
 pub mod docker;
+pub mod podman;
 
 use std::path::PathBuf;
 
