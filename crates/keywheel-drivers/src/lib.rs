@@ -6,6 +6,7 @@
 mod http;
 mod list;
 mod program;
+mod secret_json;
 
 pub mod issuer;
 pub mod probe;

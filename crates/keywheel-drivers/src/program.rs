@@ -1,7 +1,13 @@
-//! Programs that drivers start: no shell, an environment of a few named variables, nothing to read, nothing kept of what
-//! they write, and a hard limit after which they are killed with everything that they started (H111, H112).
+//! Programs that drivers start: no shell, an environment of a few named variables, and a hard limit after which they are
+//! killed with everything that they started (H111, H112).
+//!
+//! [`run`] gives them nothing to read and keeps nothing of what they write. [`ask`] puts a question, which may hold values,
+//! to their input, and keeps their output in memory that is overwritten. No message holds any of either.
 
 use keywheel_core::planted;
+use std::ffi::OsStr;
+use std::future::Future;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 
@@ -9,14 +15,15 @@ use keywheel_core::secret::SecretValue;
 use keywheel_core::time::Span;
 use keywheel_driver::{Refusal, RefusalKind};
 use rustix::process::{Pid, Signal, kill_process_group};
-use tokio::io::AsyncReadExt;
-use tokio::process::Command;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use zeroize::Zeroizing;
 
 /// The variables of keywheel's own environment that a program is given; every other one may hold a secret.
 const PASSED_ON: [&str; 3] = ["PATH", "HOME", "LANG"];
 
-/// The most of a program's output that is read.
-const LARGEST_OUTPUT: u64 = 8 * 1024 * 1024;
+/// The most of an answer that is read.
+const LARGEST_ANSWER: usize = 1 << 20;
 
 /// How a program ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +32,16 @@ pub(crate) enum Ended {
     With(ExitStatus),
     /// Killed at its limit.
     TooLate,
+    /// The system does not say.
+    Unseen,
+}
+
+/// What a program answered.
+pub(crate) struct Answer {
+    /// How it ended.
+    pub(crate) ended: Ended,
+    /// All that it wrote; none where that did not come whole or is longer than 1 MiB.
+    pub(crate) output: Option<SecretValue>,
 }
 
 impl Ended {
@@ -43,18 +60,19 @@ impl Ended {
                 (None, None) => "ended".into(),
             },
             Self::TooLate => "did not end in time".into(),
+            Self::Unseen => "ended unseen".into(),
         }
     }
 }
 
-/// Checks what a configuration wants to have run.
+/// Checks what a configuration wants to have run; `key` is what it calls it.
 ///
 /// # Errors
 /// A refusal where there is no program.
-pub(crate) fn check(argv: &[String]) -> Result<(), Refusal> {
+pub(crate) fn check(key: &str, argv: &[String]) -> Result<(), Refusal> {
     match argv.first() {
         Some(program) if !program.is_empty() => Ok(()),
-        _ => Err(Refusal::operator(RefusalKind::Unsupported, "`argv` needs a program")),
+        _ => Err(Refusal::operator(RefusalKind::Unsupported, format!("`{key}` needs a program"))),
     }
 }
 
@@ -73,26 +91,33 @@ pub(crate) async fn run(
     variables: &[(&str, String)],
     within: Span,
 ) -> Result<Ended, Refusal> {
-    check(argv)?;
-    let refused = |kind: std::io::ErrorKind| {
-        Refusal::operator(RefusalKind::Local, format!("{}: {kind}", name(argv)))
-    };
-    let mut child = command(argv, folder, variables).spawn().map_err(|e| refused(e.kind()))?;
-    let group = Group::of(&child);
-    match tokio::time::timeout(within.into(), child.wait()).await {
-        Ok(ended) => {
-            group.disband();
-            ended.map(Ended::With).map_err(|e| refused(e.kind()))
-        }
-        Err(_) => {
-            drop(group);
-            child.wait().await.map_err(|e| refused(e.kind()))?;
-            Ok(Ended::TooLate)
-        }
-    }
+    let started = start(argv, &mut command(argv, folder, variables))?;
+    Ok(started.end_after(async {}, within).await.0)
 }
 
-/// Runs a program as [`run`] does and returns what it wrote to its standard output, as far as that is ever long.
+/// Runs a program as [`run`] does, with something to read, and keeps what it writes.
+///
+/// # Errors
+/// A refusal where the program could not be started; nothing ran.
+pub(crate) async fn ask(
+    argv: &[String],
+    folder: &Path,
+    question: &SecretValue,
+    within: Span,
+) -> Result<Answer, Refusal> {
+    let mut command = command(argv, folder, &[]);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    if planted!("value_among_arguments") {
+        command.arg(OsStr::from_bytes(question.expose()));
+    }
+    let mut started = start(argv, &mut command)?;
+    let (input, output) = (started.child.stdin.take(), started.child.stdout.take());
+    let talk = async { tokio::join!(tell(input, question), listen(output)).1 };
+    let (ended, output) = started.end_after(talk, within).await;
+    Ok(Answer { ended, output: output.flatten() })
+}
+
+/// Runs a program as [`run`] does, and returns what it wrote.
 ///
 /// # Errors
 /// A refusal where the program could not be started, did not end with 0 in time, or wrote without end.
@@ -102,41 +127,81 @@ pub(crate) async fn read(
     variables: &[(&str, String)],
     within: Span,
 ) -> Result<SecretValue, Refusal> {
-    check(argv)?;
+    let mut command = command(argv, folder, variables);
+    let mut started = start(argv, command.stdout(Stdio::piped()))?;
+    let output = started.child.stdout.take();
+    let (ended, output) = started.end_after(listen(output), within).await;
     let failed =
         |what: &str| Refusal::operator(RefusalKind::Local, format!("{} {what}", name(argv)));
-    let mut command = command(argv, folder, variables);
-    let mut child = command.stdout(Stdio::piped()).spawn().map_err(|e| {
-        Refusal::operator(RefusalKind::Local, format!("{}: {}", name(argv), e.kind()))
-    })?;
-    let group = Group::of(&child);
-    let stdout = child.stdout.take().expect("it is piped");
-    let whole = async {
-        let mut said = Vec::new();
-        let read = stdout.take(LARGEST_OUTPUT + 1).read_to_end(&mut said).await;
-        (SecretValue::new(said), read.is_ok(), child.wait().await)
-    };
-    let Ok((said, is_read, ended)) = tokio::time::timeout(within.into(), whole).await else {
-        return Err(failed("did not end in time"));
-    };
-    let ended = ended.map_err(|_| failed("could not be waited for"))?;
-    group.disband();
-    match ended.success() {
-        true if is_read && said.expose().len() as u64 <= LARGEST_OUTPUT => Ok(said),
-        true => Err(failed("wrote more than can be read")),
-        false => Err(failed(&Ended::With(ended).in_words())),
+    match output.flatten() {
+        Some(output) if ended.well() => Ok(output),
+        Some(_) | None if !ended.well() => Err(failed(&ended.in_words())),
+        _ => Err(failed("wrote more than can be read")),
     }
+}
+
+fn start(argv: &[String], command: &mut Command) -> Result<Started, Refusal> {
+    let child = command.spawn().map_err(|error| {
+        Refusal::operator(RefusalKind::Local, format!("{}: {}", name(argv), error.kind()))
+    })?;
+    Ok(Started { group: Group::of(&child), child })
+}
+
+/// A program that was started, with everything that it starts.
+struct Started {
+    group: Group,
+    child: Child,
+}
+
+impl Started {
+    /// Waits until `talk` is done and the program has ended, and ends it at the limit.
+    async fn end_after<T>(
+        mut self,
+        talk: impl Future<Output = T>,
+        within: Span,
+    ) -> (Ended, Option<T>) {
+        // One after the other: while it is not waited for, its group's number belongs to no one else.
+        let both = async { (talk.await, self.child.wait().await) };
+        match tokio::time::timeout(within.into(), both).await {
+            Ok((said, ended)) => {
+                self.group.disband();
+                (ended.map_or(Ended::Unseen, Ended::With), Some(said))
+            }
+            Err(_) => {
+                drop(self.group);
+                let collected = self.child.wait().await;
+                (collected.map_or(Ended::Unseen, |_| Ended::TooLate), None)
+            }
+        }
+    }
+}
+
+/// Gives a program its question. One that does not read it to the end answers for that with what it says.
+async fn tell(input: Option<ChildStdin>, question: &SecretValue) {
+    if let Some(mut input) = input {
+        input.write_all(question.expose()).await.ok();
+    }
+}
+
+async fn listen(output: Option<ChildStdout>) -> Option<SecretValue> {
+    let mut output = output?.take(LARGEST_ANSWER as u64 + 1);
+    // There is room for all of it from the start: a buffer that grows leaves copies behind.
+    let mut heard = Zeroizing::new(Vec::with_capacity(LARGEST_ANSWER + 64));
+    while output.read_buf(&mut *heard).await.ok()? > 0 {}
+    let whole = heard.len() <= LARGEST_ANSWER;
+    whole.then(|| SecretValue::new(std::mem::take(&mut *heard)))
 }
 
 fn command(argv: &[String], folder: &Path, variables: &[(&str, String)]) -> Command {
     // A name without a slash is looked up in `PATH`; any other begins at the configuration's folder.
-    let program = if argv[0].contains('/') { folder.join(&argv[0]) } else { (&argv[0]).into() };
+    let program = argv.first().map_or("", String::as_str);
+    let program = if program.contains('/') { folder.join(program) } else { program.into() };
     let mut command = Command::new(program);
     if planted!("through_a_shell") {
         command = Command::new("sh");
         command.args(["-c", &argv.join(" ")]);
     } else {
-        command.args(&argv[1..]);
+        command.args(argv.iter().skip(1));
     }
     command.current_dir(folder);
     if !planted!("environment_inherited") {
@@ -213,6 +278,42 @@ mod tests {
         let names =
             std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name());
         assert_eq!(names.collect::<Vec<_>>(), ["$(touch spoiled); touch spoiled"]);
+    }
+
+    async fn asked(script: &str, question: &str, within: Span) -> (Ended, Option<String>) {
+        let question = SecretValue::new(question.into());
+        let answer = ask(&sh(script), Path::new("/"), &question, within).await.unwrap();
+        let text = |output: SecretValue| String::from_utf8(output.expose().to_vec()).unwrap();
+        (answer.ended, answer.output.map(text))
+    }
+
+    #[tokio::test]
+    async fn h111_a_question_is_given_to_the_input_only() {
+        let canary = keywheel_driver::conformance::canary("program");
+        let script = "tr '\\0' '\\n' < /proc/$$/cmdline; env; echo answer; cat";
+        let (ended, output) = asked(script, &canary, Span::seconds(30)).await;
+        let output = output.unwrap();
+        let (around, input) = output.split_once("answer\n").unwrap();
+        assert!(ended.well() && input == canary && !around.contains(&canary));
+    }
+
+    #[tokio::test]
+    async fn a_question_may_be_longer_than_a_pipe_and_left_unread() {
+        let long = "x".repeat(LARGEST_ANSWER);
+        let (ended, output) = asked("cat", &long, Span::seconds(30)).await;
+        assert!(ended.well() && output.unwrap() == long);
+        let (ended, output) = asked("echo enough", &long, Span::seconds(30)).await;
+        assert!(ended.well() && output.unwrap() == "enough\n");
+    }
+
+    #[tokio::test]
+    async fn an_answer_has_a_largest_size_and_a_limit() {
+        let endless =
+            "while echo xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx; do :; done";
+        let (ended, output) = asked(endless, "", Span::seconds(60)).await;
+        assert!(matches!(ended, Ended::With(_)) && output.is_none());
+        let (ended, output) = asked("echo half; sleep 600", "", Span::millis(300)).await;
+        assert_eq!((ended, output), (Ended::TooLate, None));
     }
 
     #[tokio::test]

@@ -32,7 +32,7 @@ impl Build for Config {
     type Driver = dyn Probe;
 
     fn build(&self, context: &Context) -> Result<Arc<dyn Probe>, Refusal> {
-        program::check(&self.argv)?;
+        program::check("argv", &self.argv)?;
         Ok(Arc::new(Command { config: self.clone(), folder: context.root.clone() }))
     }
 }

@@ -14,5 +14,6 @@ drivers! {
     StoreConfig for dyn Store {
         env_file => EnvFile,
         file => File,
+        command => Command,
     }
 }

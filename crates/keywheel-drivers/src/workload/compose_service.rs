@@ -156,7 +156,7 @@ impl Config {
         if self.token.as_ref().is_some_and(|token| !token.path.starts_with('/')) {
             return Err(unsupported("`token.path` begins with a slash"));
         }
-        self.program.as_deref().map_or(Ok(()), program::check)
+        self.program.as_deref().map_or(Ok(()), |argv| program::check("program", argv))
     }
 }
 

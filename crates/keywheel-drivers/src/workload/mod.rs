@@ -12,5 +12,6 @@ drivers! {
     WorkloadConfig for dyn Workload {
         compose_service => ComposeService,
         process => Process,
+        command => Command,
     }
 }

@@ -25,7 +25,7 @@ use keywheel_core::secret::SecretValue;
 use keywheel_core::time::{Span, Timestamp};
 use keywheel_driver::duration::Duration;
 use keywheel_driver::workload::{Answer, Ensure, Workload};
-use keywheel_driver::{CallError, Finding, Refusal, RefusalKind, slot};
+use keywheel_driver::{CallError, Finding, Refusal, RefusalKind};
 use reqwest::header::{AUTHORIZATION, HeaderValue};
 use rustix::process::Pid;
 use schemars::JsonSchema;
@@ -34,7 +34,7 @@ use tokio::time::Instant;
 use url::Url;
 
 use self::running::{GRANULARITY, Process, WallClock, variable};
-use super::clock::{self, now, timestamp};
+use super::clock::{now, pass, timestamp};
 use crate::probe::http::plain_url;
 use crate::{Build, Context, http, program};
 
@@ -228,7 +228,7 @@ impl Config {
                     "a replica that keeps running proves a new value by `shows: info` only",
                 ))
             }
-            TakeUp::Command(run) => program::check(&run.argv),
+            TakeUp::Command(run) => program::check("argv", &run.argv),
             _ => Ok(()),
         }
     }
@@ -320,13 +320,13 @@ impl Workload for Processes {
 
     async fn observe(
         &self,
-        slots: &[String],
+        addresses: &[String],
         fingerprinter: &Fingerprinter,
     ) -> Result<Vec<Replica>, CallError> {
         let mut replicas = Vec::new();
         for replica in &self.replicas {
             let seen = replica.seen(&self.clock);
-            replicas.push(self.look(replica, seen, slots, fingerprinter).await);
+            replicas.push(self.look(replica, seen, addresses, fingerprinter).await);
             if planted!("one_replica_stands_for_all") {
                 break;
             }
@@ -335,7 +335,7 @@ impl Workload for Processes {
     }
 
     async fn roll(&self, ensure: &Ensure<'_>) -> Result<(), CallError> {
-        clock::pass(ensure.held_since, GRANULARITY).await?;
+        pass(ensure.held_since, GRANULARITY).await?;
         for replica in self.unready_first().await {
             self.bring(replica, ensure).await?;
         }
@@ -372,7 +372,7 @@ impl Processes {
         &self,
         replica: &One,
         seen: Seen,
-        slots: &[String],
+        addresses: &[String],
         fingerprinter: &Fingerprinter,
     ) -> Replica {
         let id = replica.label(seen);
@@ -382,7 +382,7 @@ impl Processes {
         let started_at = process.started_at(&self.clock);
         match self.config.shows {
             Showing::Environ => {
-                Replica { id, started_at, shows: environment(process, slots, fingerprinter) }
+                Replica { id, started_at, shows: environment(process, addresses, fingerprinter) }
             }
             Showing::Start => Replica { id, started_at, shows: Shows::FixedAtStart },
             // What was loaded at that time is as fixed as what was loaded at the start.
@@ -399,8 +399,8 @@ impl Processes {
     }
 
     async fn proves(&self, replica: &One, seen: Seen, ensure: &Ensure<'_>) -> bool {
-        let slots: Vec<_> = ensure.slots.iter().map(|(slot, _)| slot.clone()).collect();
-        let looked = self.look(replica, seen, &slots, ensure.fingerprinter).await;
+        let addresses: Vec<_> = ensure.slots.iter().map(|(address, _)| address.clone()).collect();
+        let looked = self.look(replica, seen, &addresses, ensure.fingerprinter).await;
         ensure.judge(&looked, self.facts()) == Proof::Holds
     }
 
@@ -747,15 +747,14 @@ fn read_with_owner(path: &Path) -> std::io::Result<(String, Timestamp, u32)> {
     Ok((text, timestamp(metadata.modified()?), metadata.uid()))
 }
 
-fn environment(process: Process, slots: &[String], fingerprinter: &Fingerprinter) -> Shows {
+fn environment(process: Process, addresses: &[String], fingerprinter: &Fingerprinter) -> Shows {
     let Ok(Some(environment)) = process.environment() else {
         return Shows::Nothing;
     };
-    let held = |slot: &String| {
-        let value = variable(&environment, slot::parts(slot).1)?;
-        Some((slot.clone(), fingerprinter.of(value)))
+    let held = |address: &String| {
+        Some((address.clone(), fingerprinter.of(variable(&environment, address)?)))
     };
-    Shows::Slots(slots.iter().filter_map(held).collect())
+    Shows::Slots(addresses.iter().filter_map(held).collect())
 }
 
 fn send(replica: &One, process: Process, signal: SignalName) -> Result<(), CallError> {
@@ -800,6 +799,7 @@ fn failed(replica: &One, what: &str) -> CallError {
 #[cfg(test)]
 mod tests {
     use std::process::{Child, Command, Stdio};
+    use std::time::SystemTime;
 
     use keywheel_core::evidence::{Expected, judge};
     use keywheel_core::fingerprint::{Fingerprint, FingerprintKeyId};
@@ -1201,9 +1201,7 @@ mod tests {
         let mut stranger = Command::new("sleep").arg("600").spawn().unwrap();
         fleet.write("a.pid", &stranger.id().to_string());
         let pid_file = std::fs::File::options().write(true).open(fleet.file("a.pid")).unwrap();
-        pid_file
-            .set_modified(std::time::SystemTime::now() - StdDuration::from_secs(3_600))
-            .unwrap();
+        pid_file.set_modified(SystemTime::now() - StdDuration::from_secs(3_600)).unwrap();
 
         let refusal = refusal(fleet.roll_to(&*workload, "new").await);
         let why = "its pid file is older than the process that has its number";
