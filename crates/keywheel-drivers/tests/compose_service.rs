@@ -284,16 +284,19 @@ fn h100_containers_made_from_other_settings_are_found_before_anything_changes() 
 
 #[test]
 fn i08_a_stopped_container_counts() {
-    let Some(project) = Project::one("") else { return };
-    wait(async {
-        project.up(2, &[]);
-        let stopped = project.ids().first().unwrap().clone();
-        let _name = project.engine.run(&["stop", &stopped]);
-        let workload = project.workload(json!({}));
-        assert_eq!(project.hold(workload.as_ref(), "new").await, [Proof::Other; 2]);
-        project.roll_to(workload.as_ref(), "new").await.unwrap();
-        assert_eq!(project.hold(workload.as_ref(), "new").await, [Proof::Holds; 2]);
-        assert!(!project.ids().contains(&stopped));
+    Project::each("", |project| {
+        wait(async {
+            project.up(2, &[]);
+            let stopped = project.ids().first().unwrap().clone();
+            let _name = project.engine.run(&["stop", &stopped]);
+            let workload = project.workload(json!({}));
+            let found = blocking(workload.as_ref()).await;
+            assert!(found.len() == 1 && found[0].contains("is exited"), "{found:?}");
+            assert_eq!(project.hold(workload.as_ref(), "new").await, [Proof::Other; 2]);
+            project.roll_to(workload.as_ref(), "new").await.unwrap();
+            assert_eq!(project.hold(workload.as_ref(), "new").await, [Proof::Holds; 2]);
+            assert!(!project.ids().contains(&stopped));
+        });
     });
 }
 

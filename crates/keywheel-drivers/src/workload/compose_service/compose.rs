@@ -115,9 +115,9 @@ impl Compose {
             .next())
     }
 
-    /// Returns the ids of the service's containers as Compose itself finds them.
+    /// Returns the ids of the service's containers, stopped ones too, as Compose itself finds them.
     pub(super) async fn ids(&self) -> Result<Vec<String>, Refusal> {
-        let said = self.say(&["ps", "-q", &self.service]).await?;
+        let said = self.say(&["ps", "-a", "-q", &self.service]).await?;
         Ok(String::from_utf8_lossy(said.expose()).lines().map(str::to_owned).collect())
     }
 
