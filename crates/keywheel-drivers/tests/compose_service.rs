@@ -312,6 +312,22 @@ fn i08_no_container_at_all_shows_nothing() {
 }
 
 #[test]
+fn an_engine_that_cannot_be_reached_is_named() {
+    let socket = PathBuf::from("/nonexistent/docker.sock");
+    let config =
+        json!({ "compose_service": { "file": "c.yml", "service": "s", "socket": socket } });
+    let config: WorkloadConfig = serde_json::from_value(config).unwrap();
+    let workload = config.build(&Context { root: "/nonexistent".into() }).unwrap();
+    wait(async {
+        let error = workload.preflight().await.expect_err("nobody answers").to_string();
+        assert!(
+            error.starts_with("the container engine at `/nonexistent/docker.sock`: "),
+            "{error}"
+        );
+    });
+}
+
+#[test]
 fn a_value_that_crashes_the_program_costs_one_container() {
     Project::each("", |project| {
         wait(async {

@@ -345,7 +345,7 @@ impl Service {
         }
         if members.len() != self.config.replicas {
             findings.push(Finding::blocks(format!(
-                "service `{service}` has {} containers and `replicas: {}` is configured",
+                "containers of service `{service}`: {}, and `replicas: {}` is configured",
                 members.len(),
                 self.config.replicas
             )));

@@ -11,8 +11,6 @@ use serde::{Deserialize, Deserializer};
 
 use crate::http::{self, Effect};
 
-const TARGET: &str = "the container engine";
-
 /// The labels that Compose puts on what it makes.
 const SERVICE: &str = "com.docker.compose.service";
 const FOLDER: &str = "com.docker.compose.project.working_dir";
@@ -24,6 +22,7 @@ const VERSION: &str = "com.docker.compose.version";
 /// A connection to the engine.
 pub(super) struct Engine {
     client: reqwest::Client,
+    name: String,
 }
 
 /// One container, as the engine tells of it. It holds values, so nothing of it is ever printed but its name and its state.
@@ -102,7 +101,8 @@ impl Container {
 
 impl Engine {
     pub(super) fn at(socket: &Path) -> Self {
-        Self { client: http::over_socket(socket) }
+        let name = format!("the container engine at `{}`", socket.display());
+        Self { client: http::over_socket(socket), name }
     }
 
     /// Lists every container of a service, one-off ones and those that do not run included.
@@ -161,21 +161,28 @@ impl Engine {
 
     async fn get(&self, path: &str, query: &[(&str, &str)]) -> Result<SecretValue, CallError> {
         let request = self.client.get(format!("http://localhost/{path}")).query(query);
-        let response = request.send().await.map_err(|error| http::call_error(TARGET, &error))?;
+        let response = request.send().await.map_err(|error| self.call_error(error))?;
         match response.status() {
-            StatusCode::OK => http::body(TARGET, response).await.map(SecretValue::new),
-            status => Err(http::answer_error(TARGET, Effect::Reads, status, response.headers())),
+            StatusCode::OK => http::body(&self.name, response).await.map(SecretValue::new),
+            status => {
+                Err(http::answer_error(&self.name, Effect::Reads, status, response.headers()))
+            }
         }
+    }
+
+    /// The host of a URL means nothing on a socket.
+    fn call_error(&self, error: reqwest::Error) -> CallError {
+        http::call_error(&self.name, &error.without_url())
     }
 
     /// What is changed already, or gone, is as it should be.
     async fn change(&self, method: Method, path: &str) -> Result<(), CallError> {
         let request = self.client.request(method, format!("http://localhost/{path}"));
-        let response = request.send().await.map_err(|error| http::call_error(TARGET, &error))?;
+        let response = request.send().await.map_err(|error| self.call_error(error))?;
         match response.status().as_u16() {
             200..=299 | 304 | 404 => Ok(()),
             _ => Err(http::answer_error(
-                TARGET,
+                &self.name,
                 Effect::Changes,
                 response.status(),
                 response.headers(),
@@ -190,7 +197,9 @@ fn is_gone(error: &CallError) -> bool {
 }
 
 fn parsed<T: serde::de::DeserializeOwned>(body: &SecretValue) -> Result<T, CallError> {
-    let unread = |_| CallError::Unknown(format!("{TARGET} answered what this version cannot read"));
+    let unread = |_| {
+        CallError::Unknown("the container engine answered what this version cannot read".into())
+    };
     serde_json::from_slice(body.expose()).map_err(unread)
 }
 
