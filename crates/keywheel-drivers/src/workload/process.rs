@@ -9,7 +9,7 @@
 //! - `shows: start` is right only for a process that reads its values itself, after its own start; a worker forked from a
 //!   parent that had read them is younger than its values.
 
-mod running;
+pub(super) mod running;
 
 use keywheel_core::planted;
 use std::collections::BTreeSet;
@@ -25,7 +25,7 @@ use keywheel_core::secret::SecretValue;
 use keywheel_core::time::{Span, Timestamp};
 use keywheel_driver::duration::Duration;
 use keywheel_driver::workload::{Answer, Ensure, Workload};
-use keywheel_driver::{CallError, Finding, Refusal, RefusalKind};
+use keywheel_driver::{CallError, Finding, Refusal, RefusalKind, slot};
 use reqwest::header::{AUTHORIZATION, HeaderValue};
 use rustix::process::Pid;
 use schemars::JsonSchema;
@@ -320,13 +320,13 @@ impl Workload for Processes {
 
     async fn observe(
         &self,
-        addresses: &[String],
+        slots: &[String],
         fingerprinter: &Fingerprinter,
     ) -> Result<Vec<Replica>, CallError> {
         let mut replicas = Vec::new();
         for replica in &self.replicas {
             let seen = replica.seen(&self.clock);
-            replicas.push(self.look(replica, seen, addresses, fingerprinter).await);
+            replicas.push(self.look(replica, seen, slots, fingerprinter).await);
             if planted!("one_replica_stands_for_all") {
                 break;
             }
@@ -372,7 +372,7 @@ impl Processes {
         &self,
         replica: &One,
         seen: Seen,
-        addresses: &[String],
+        slots: &[String],
         fingerprinter: &Fingerprinter,
     ) -> Replica {
         let id = replica.label(seen);
@@ -382,7 +382,7 @@ impl Processes {
         let started_at = process.started_at(&self.clock);
         match self.config.shows {
             Showing::Environ => {
-                Replica { id, started_at, shows: environment(process, addresses, fingerprinter) }
+                Replica { id, started_at, shows: environment(process, slots, fingerprinter) }
             }
             Showing::Start => Replica { id, started_at, shows: Shows::FixedAtStart },
             // What was loaded at that time is as fixed as what was loaded at the start.
@@ -399,8 +399,8 @@ impl Processes {
     }
 
     async fn proves(&self, replica: &One, seen: Seen, ensure: &Ensure<'_>) -> bool {
-        let addresses: Vec<_> = ensure.slots.iter().map(|(address, _)| address.clone()).collect();
-        let looked = self.look(replica, seen, &addresses, ensure.fingerprinter).await;
+        let slots: Vec<_> = ensure.slots.iter().map(|(slot, _)| slot.clone()).collect();
+        let looked = self.look(replica, seen, &slots, ensure.fingerprinter).await;
         ensure.judge(&looked, self.facts()) == Proof::Holds
     }
 
@@ -747,14 +747,20 @@ fn read_with_owner(path: &Path) -> std::io::Result<(String, Timestamp, u32)> {
     Ok((text, timestamp(metadata.modified()?), metadata.uid()))
 }
 
-fn environment(process: Process, addresses: &[String], fingerprinter: &Fingerprinter) -> Shows {
+/// Fingerprints what a process was given of `slots` when its program began.
+pub(super) fn environment(
+    process: Process,
+    slots: &[String],
+    fingerprinter: &Fingerprinter,
+) -> Shows {
     let Ok(Some(environment)) = process.environment() else {
         return Shows::Nothing;
     };
-    let held = |address: &String| {
-        Some((address.clone(), fingerprinter.of(variable(&environment, address)?)))
+    let held = |slot: &String| {
+        let value = variable(&environment, slot::parts(slot).1)?;
+        Some((slot.clone(), fingerprinter.of(value)))
     };
-    Shows::Slots(addresses.iter().filter_map(held).collect())
+    Shows::Slots(slots.iter().filter_map(held).collect())
 }
 
 fn send(replica: &One, process: Process, signal: SignalName) -> Result<(), CallError> {
@@ -912,7 +918,7 @@ mod tests {
         }
 
         fn slots(&self, value: &str) -> [(String, Option<Fingerprint>); 1] {
-            [("VALUE".into(), Some(self.fingerprinter.of(value.as_bytes())))]
+            [(value_slot(), Some(self.fingerprinter.of(value.as_bytes())))]
         }
 
         async fn proofs(
@@ -921,7 +927,7 @@ mod tests {
             value: &str,
             held_since: Timestamp,
         ) -> Vec<Proof> {
-            let replicas = workload.observe(&["VALUE".into()], &self.fingerprinter).await.unwrap();
+            let replicas = workload.observe(&[value_slot()], &self.fingerprinter).await.unwrap();
             let granularity = workload.facts().start_granularity;
             let slots = self.slots(value);
             let expected = Expected { slots: &slots, held_since: Some(held_since), granularity };
@@ -937,6 +943,11 @@ mod tests {
                 supervisor.wait().ok();
             }
         }
+    }
+
+    /// As the engine names it.
+    fn value_slot() -> String {
+        slot::name("file:/shop/value", "VALUE")
     }
 
     fn refusal(outcome: Result<(), CallError>) -> Refusal {

@@ -15,14 +15,14 @@ use rustix::process::{
 use rustix::time::{ClockId, clock_gettime};
 
 /// How exact [`Process::started_at`] is: one tick of the kernel's count of starts, and the reading of two clocks.
-pub(super) const GRANULARITY: Span = Span::millis(20);
+pub(in crate::workload) const GRANULARITY: Span = Span::millis(20);
 
 /// How far the wall clock may leave the boot clock without having been set; both are slewed alike.
 const STEP: u64 = 5_000_000;
 
 /// One process that ran when it was looked up, and no other one that is given its number later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Process {
+pub(in crate::workload) struct Process {
     pid: Pid,
     /// In ticks since boot.
     start: u64,
@@ -30,7 +30,7 @@ pub(super) struct Process {
 
 impl Process {
     /// Looks up what runs under a number; none where nothing does, or only a remainder that its parent has not collected.
-    pub(super) fn at(pid: Pid) -> io::Result<Option<Self>> {
+    pub(in crate::workload) fn at(pid: Pid) -> io::Result<Option<Self>> {
         let stat = match fs::read(format!("/proc/{pid}/stat")) {
             Ok(stat) => stat,
             Err(error) if is_gone(&error) => return Ok(None),
@@ -41,22 +41,22 @@ impl Process {
     }
 
     /// Returns the number.
-    pub(super) fn pid(self) -> Pid {
+    pub(in crate::workload) fn pid(self) -> Pid {
         self.pid
     }
 
     /// Returns whether it still runs. An error counts as life: nothing is concluded from it.
-    pub(super) fn runs(self) -> bool {
+    pub(in crate::workload) fn runs(self) -> bool {
         !matches!(Self::at(self.pid), Ok(found) if found != Some(self))
     }
 
     /// Returns when it started, by the wall clock; none where the clocks do not tell.
-    pub(super) fn started_at(self, clock: &WallClock) -> Option<Timestamp> {
+    pub(in crate::workload) fn started_at(self, clock: &WallClock) -> Option<Timestamp> {
         clock.of(self.start, Reading::now()?)
     }
 
     /// Returns the real user that it runs as.
-    pub(super) fn user(self) -> io::Result<u32> {
+    pub(in crate::workload) fn user(self) -> io::Result<u32> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid))?;
         let line = status.lines().find_map(|line| line.strip_prefix("Uid:"));
         let user = line.and_then(|users| users.split_whitespace().next()?.parse().ok());
@@ -64,7 +64,7 @@ impl Process {
     }
 
     /// Returns the environment that it was given when its program began; none where it is gone.
-    pub(super) fn environment(self) -> io::Result<Option<SecretValue>> {
+    pub(in crate::workload) fn environment(self) -> io::Result<Option<SecretValue>> {
         let environment = match fs::read(format!("/proc/{}/environ", self.pid)) {
             Ok(bytes) => SecretValue::new(bytes),
             Err(error) if is_gone(&error) => return Ok(None),
@@ -75,12 +75,12 @@ impl Process {
     }
 
     /// Returns whether it may be sent signals.
-    pub(super) fn may_signal(self) -> bool {
+    pub(in crate::workload) fn may_signal(self) -> bool {
         test_kill_process(self.pid).is_ok()
     }
 
     /// Sends a signal to this very process; one that is gone is left alone.
-    pub(super) fn signal(self, signal: Signal) -> io::Result<()> {
+    pub(in crate::workload) fn signal(self, signal: Signal) -> io::Result<()> {
         let sent = match pidfd_open(self.pid, PidfdFlags::empty()) {
             // The descriptor holds on to one process, so it is asked who that is before the signal goes there.
             Ok(holder) if self.runs() => pidfd_send_signal(holder, signal),
@@ -96,7 +96,10 @@ impl Process {
 }
 
 /// Returns the value of a variable in an environment, as `getenv` would.
-pub(super) fn variable<'a>(environment: &'a SecretValue, name: &str) -> Option<&'a [u8]> {
+pub(in crate::workload) fn variable<'a>(
+    environment: &'a SecretValue,
+    name: &str,
+) -> Option<&'a [u8]> {
     let named = |entry: &'a [u8]| entry.strip_prefix(name.as_bytes())?.strip_prefix(b"=");
     environment.expose().split(|byte| *byte == 0).find_map(named)
 }
@@ -106,7 +109,7 @@ pub(super) fn variable<'a>(environment: &'a SecretValue, name: &str) -> Option<&
 /// When the wall clock is set, earlier starts and the times of earlier writes no longer compare. What started before that is
 /// unknown from then on (H32). This is noticed within the life of one `WallClock` only.
 #[derive(Default)]
-pub(super) struct WallClock(Mutex<Memory>);
+pub(in crate::workload) struct WallClock(Mutex<Memory>);
 
 #[derive(Default)]
 struct Memory {
