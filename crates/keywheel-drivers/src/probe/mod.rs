@@ -10,5 +10,7 @@ drivers! {
     ProbeConfig for dyn Probe {
         http => Http,
         command => Command,
+        tcp => Tcp,
+        tls => Tls,
     }
 }
