@@ -1,5 +1,6 @@
 //! JSON that holds values, spoken with the user's own programs: it is written into memory that never moves, and the values in
-//! an answer are kept in memory that is overwritten.
+//! an answer are kept in memory that is overwritten. A text with escapes passes through a buffer of the parser, which is not
+//! (H113).
 //!
 //! What an error of a parser says may repeat what it stumbled over, so it is never passed on (H115).
 

@@ -13,5 +13,6 @@ drivers! {
         compose_service => ComposeService,
         process => Process,
         command => Command,
+        systemd => Systemd,
     }
 }
