@@ -33,8 +33,10 @@ pub enum Turn {
 pub fn turn(members: &[&Rotation], now: Timestamp) -> Turn {
     let owed: SmallVec<[Next; 2]> = members.iter().map(|member| member.next(now)).collect();
     // Those on their way to promotion go first: a retirement of one member must not keep the others half delivered.
-    let (moving, retiring): (SmallVec<[usize; 2]>, SmallVec<[usize; 2]>) =
+    let (mut moving, retiring): (SmallVec<[usize; 2]>, SmallVec<[usize; 2]>) =
         (0..members.len()).partition(|index| moves_left(members[*index]).is_some());
+    // A person is asked before anything else is made: the others would only wait for the answer.
+    moving.sort_by_key(|index| members[*index].plan().issuer.facts.by_hand.is_none());
     for index in moving.into_iter().chain(retiring) {
         let next = &owed[index];
         match next {

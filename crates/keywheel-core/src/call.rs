@@ -96,4 +96,6 @@ pub enum RefusalKind {
     Unsupported,
     /// The local system refused: permission, disk full, read-only.
     Local,
+    /// It takes a person, and nobody is there to be asked.
+    NeedsPerson,
 }

@@ -33,6 +33,9 @@ pub struct IssuerFacts {
     pub propagation: Span,
     /// How long a call without an answer can still take effect and stay out of a list: the longest life of a request plus list lag.
     pub settle_for: Span,
+    /// How long a person is given for a step, where the issuer is one: who mints and ends versions by hand, on what keywheel says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by_hand: Option<Span>,
 }
 
 /// How exact and how late an issuer's last-used data are.

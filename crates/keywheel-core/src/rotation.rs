@@ -158,6 +158,12 @@ impl Tries {
     fn is_answered_no(&self) -> bool {
         self.last.as_ref().is_some_and(|refusal| refusal.remedy == Remedy::Operator)
     }
+
+    /// Whether it was refused only because nobody was there: going back would need somebody as much as going on.
+    fn waits_for_a_person(&self) -> bool {
+        let refused = self.last.as_ref();
+        refused.is_some_and(|refusal| refusal.kind == RefusalKind::NeedsPerson)
+    }
 }
 
 impl Rotation {
@@ -413,7 +419,8 @@ impl Rotation {
         let mut exhausted = self.tries.iter().filter(|tries| self.is_exhausted(tries));
         let tries = exhausted.find(|tries| !self.goes_on_without(tries.step, now))?;
         let refusal = tries.last.clone();
-        Some(Next::Record(if self.way_back().is_ok() && self.promoted == Side::Previous {
+        let turns_back = self.way_back().is_ok() && self.promoted == Side::Previous;
+        Some(Next::Record(if turns_back && !tries.waits_for_a_person() {
             Event::TurnedBack { because: Because::Step { step: tries.step, refusal } }
         } else {
             Event::Parked { reason: park_reason(tries) }
@@ -673,6 +680,10 @@ impl Rotation {
         let settles_at = open.until + self.settle_for(step);
         self.forgive(Some(open.until), at);
         match step {
+            // A person who looks for it is the one who would have made it: nothing of it is on its way.
+            Step::Mint { attempt } if self.plan.issuer.facts.by_hand.is_some() => {
+                self.lost(attempt, at)
+            }
             Step::Mint { attempt } => self.lost(attempt, settles_at),
             Step::Write { store, to } => self.walk.unanswered(store, to, settles_at),
             Step::Roll { workload, .. } => self.walk.must_roll(workload),

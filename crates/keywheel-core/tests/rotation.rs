@@ -75,6 +75,7 @@ fn plan(strategy: Strategy) -> Plan {
                 }),
                 propagation: Span::seconds(30),
                 settle_for: Span::seconds(60),
+                by_hand: None,
             },
         },
         stores: vec![StorePlan {
@@ -290,6 +291,52 @@ fn a_batch_shares_its_rolls_and_a_short_walk_joins_the_last_one() {
         .iter()
         .position(|coming| matches!(coming.event, Event::Intended { step: Step::Verify(_), .. }));
     assert!(verified < first_roll, "every version is verified before the first roll");
+}
+
+/// A plan whose versions a person makes.
+fn by_hand(name: &str) -> Plan {
+    let mut plan = plan(Strategy::Overlap);
+    plan.secret = format!("{name}@production").parse().unwrap();
+    plan.issuer.facts.by_hand = Some(Span::minutes(15));
+    plan
+}
+
+#[test]
+fn a_person_is_asked_before_any_other_member_of_a_batch_is_begun() {
+    let plans = [Arc::new(plan(Strategy::Overlap)), Arc::new(by_hand("model"))];
+    let mints: Vec<usize> = forecast(&plans, START)
+        .iter()
+        .filter(|coming| matches!(coming.event, Event::Intended { step: Step::Mint { .. }, .. }))
+        .flat_map(|coming| coming.members.clone())
+        .collect();
+    assert_eq!(mints, [1, 0]);
+}
+
+#[test]
+fn where_a_person_is_missing_the_rotation_waits_and_does_not_turn_round() {
+    let mut world = World::new(by_hand("model"));
+    let step = world.until(|step| matches!(step, Step::Mint { .. }));
+    let refusal = Refusal::operator(RefusalKind::NeedsPerson, "needs a person");
+    world.apply(Event::Refused { step, refusal: refusal.clone() });
+    let parked = Event::Parked { reason: ParkReason::Refused { step, refusal } };
+    assert_eq!(world.rotation.next(world.now), Next::Record(parked.clone()));
+    world.apply(parked);
+    world.apply(Event::Resumed);
+    assert_eq!(world.rotation.next(world.now), Next::Do(Step::Mint { attempt: 2 }));
+}
+
+#[test]
+fn what_a_person_did_not_do_is_not_on_its_way() {
+    let mut world = World::new(by_hand("model"));
+    let step = world.until(|step| matches!(step, Step::Mint { .. }));
+    world.apply(Event::Unknown { step });
+    world.now = world.now + Span::minutes(1);
+    let step = Step::FindMint { attempt: 1 };
+    assert_eq!(world.rotation.next(world.now), Next::Do(step));
+    world.apply(Event::Intended { step, until: world.now + Span::minutes(15) });
+    let absent = Report::Found { issued: None, held: false, fingerprint: None };
+    world.apply(Event::Done { step, report: absent });
+    assert_eq!(world.rotation.next(world.now), Next::Do(Step::Mint { attempt: 2 }));
 }
 
 #[test]

@@ -79,6 +79,8 @@ pub struct Mint<'a> {
     pub value: Option<&'a Credential>,
     /// The version in use, for issuers that copy its settings (H91).
     pub previous: Option<&'a IssuedId>,
+    /// The credential in use, for issuers that are told the new one and must know the two apart.
+    pub in_use: Option<&'a Credential>,
 }
 
 /// What a mint made.

@@ -12,6 +12,7 @@
 
 pub mod duration;
 pub mod fail_point;
+pub mod guide;
 pub mod issuer;
 pub mod probe;
 pub mod reference;

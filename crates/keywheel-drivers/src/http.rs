@@ -33,6 +33,16 @@ pub(crate) fn over_socket(socket: &Path) -> reqwest::Client {
     built(settings)
 }
 
+/// Returns whether what goes to a URL stays unread on its way: HTTPS, or a loopback address.
+pub(crate) fn is_private(url: &reqwest::Url) -> bool {
+    let loopback = match url.host_str() {
+        Some("localhost" | "[::1]") => true,
+        Some(host) => host.parse::<std::net::Ipv4Addr>().is_ok_and(|address| address.is_loopback()),
+        None => false,
+    };
+    url.scheme() == "https" || (url.scheme() == "http" && loopback)
+}
+
 /// Makes the value of a header that holds a credential; `Debug`, which traces of requests use, does not show it (H110).
 pub(crate) fn secret_header(value: &[u8]) -> Result<HeaderValue, InvalidHeaderValue> {
     let mut value = HeaderValue::from_bytes(value)?;

@@ -22,12 +22,22 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use keywheel_driver::Refusal;
+use keywheel_driver::guide::{Guide, Nobody};
 
 /// What a driver is built with beside its own configuration.
 #[derive(Clone)]
 pub struct Context {
     /// The folder of the configuration file; relative paths begin here.
     pub root: PathBuf,
+    /// Whom a driver can ask that cannot do everything by itself.
+    pub guide: Arc<dyn Guide>,
+}
+
+impl Context {
+    /// Begins at a folder, with nobody to ask.
+    pub fn at(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into(), guide: Arc::new(Nobody) }
+    }
 }
 
 /// A driver that can be built from its configuration.

@@ -157,7 +157,7 @@ impl Project {
         config.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
         let config: WorkloadConfig =
             serde_json::from_value(json!({ "compose_service": config })).unwrap();
-        config.build(&Context { root: self.folder.path().into() }).unwrap()
+        config.build(&Context::at(self.folder.path())).unwrap()
     }
 
     fn slots(&self, file: &str, address: &str, value: &str) -> Slots {
@@ -317,7 +317,7 @@ fn an_engine_that_cannot_be_reached_is_named() {
     let config =
         json!({ "compose_service": { "file": "c.yml", "service": "s", "socket": socket } });
     let config: WorkloadConfig = serde_json::from_value(config).unwrap();
-    let workload = config.build(&Context { root: "/nonexistent".into() }).unwrap();
+    let workload = config.build(&Context::at("/nonexistent")).unwrap();
     wait(async {
         let error = workload.preflight().await.expect_err("nobody answers").to_string();
         assert!(

@@ -5,7 +5,7 @@
 use keywheel_core::call::{CallError, Refusal, RefusalKind};
 use keywheel_core::event::{Death, Report, Step};
 use keywheel_core::evidence::{self, Count, Expected};
-use keywheel_core::facts::{Authority, Observe, ReadBack};
+use keywheel_core::facts::{Authority, Observe, ReadBack, ValueOrigin};
 use keywheel_core::fingerprint::{Compared, Fingerprint};
 use keywheel_core::gate::{UsageSample, Visit};
 use keywheel_core::plan::{Plan, Role, Slot};
@@ -14,7 +14,7 @@ use keywheel_core::secret::{Credential, SecretValue};
 use keywheel_core::strategy::{Arrangement, Position, Side};
 use keywheel_core::version::{IssuedId, VersionId};
 use keywheel_driver::issuer::{Mint, Verdict};
-use keywheel_driver::probe::Health;
+use keywheel_driver::probe::{Asked, Health};
 use keywheel_driver::store::{Accept, Edit};
 use keywheel_driver::workload::Ensure;
 use keywheel_driver::{Severity, slot};
@@ -290,7 +290,14 @@ impl Work<'_> {
         let label = self.member.rotation.id().label(attempt);
         let ours = self.sealed(self.plan.pending).await?;
         let previous = self.plan.previous.as_ref().and_then(|previous| previous.issued.as_ref());
-        let request = Mint { label: &label, value: ours.as_ref(), previous };
+        let in_use = match &self.plan.previous {
+            Some(previous) if self.plan.issuer.facts.by_hand.is_some() => {
+                self.sealed(previous.version).await?
+            }
+            _ => None,
+        };
+        let request =
+            Mint { label: &label, value: ours.as_ref(), previous, in_use: in_use.as_ref() };
         let minted = self.member.drivers.issuer.mint(&request).await?;
         let credential = minted.credential.as_ref().or(ours.as_ref());
         let fingerprint = credential.map(|credential| self.fingerprint(credential));
@@ -306,7 +313,8 @@ impl Work<'_> {
 
     async fn find_mint(&self, attempt: u16) -> Outcome {
         let facts = &self.plan.issuer.facts;
-        if facts.authority != Authority::Issuer {
+        let ours = facts.value == ValueOrigin::Ours || planted!("value_of_theirs_taken_for_ours");
+        if ours && facts.authority != Authority::Issuer {
             // No one but us knows the value: it was sealed with the intent, and that is all a mint is here.
             let value = self.sealed(self.plan.pending).await?;
             return Ok(self.found(IssuedId::new(""), true, value.as_ref()).into());
@@ -675,9 +683,13 @@ impl Work<'_> {
         Ok(evidence::count(&replicas, &expected))
     }
 
+    fn asked(&self) -> Asked {
+        Asked { began_at: self.member.rotation.began_at(), now: self.engine.clock.now() }
+    }
+
     async fn probe(&self) -> Outcome {
         for (probe, planned) in self.member.drivers.probes.iter().zip(&self.plan.probes) {
-            if let Health::Red(reason) = probe.ask().await? {
+            if let Health::Red(reason) = probe.ask(&self.asked()).await? {
                 let message = format!("probe `{}` is red: {reason}", planned.bound.name);
                 return Err(Refusal::retry(RefusalKind::WorkloadFailed, None, message).into());
             }
@@ -759,7 +771,7 @@ impl Work<'_> {
     async fn probes_are_green(&self, notes: &mut Vec<String>) -> Option<bool> {
         let mut all = None;
         for (probe, planned) in self.member.drivers.probes.iter().zip(&self.plan.probes) {
-            match probe.ask().await {
+            match probe.ask(&self.asked()).await {
                 Ok(Health::Green) => all = all.or(Some(true)),
                 Ok(Health::Red(reason)) => {
                     notes.push(format!("probe `{}` is red: {reason}", planned.bound.name));

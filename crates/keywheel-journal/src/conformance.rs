@@ -477,6 +477,7 @@ fn issuer_facts() -> IssuerFacts {
         last_used: None,
         propagation: Span::ZERO,
         settle_for: Span::ZERO,
+        by_hand: None,
     }
 }
 

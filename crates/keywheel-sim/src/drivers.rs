@@ -15,7 +15,7 @@ use keywheel_core::version::IssuedId;
 use keywheel_driver::issuer::{
     Extend, LastUsed, Live, Mint, Minted, Randomness, Suspend, Tokens, Usage, Verdict,
 };
-use keywheel_driver::probe::Health;
+use keywheel_driver::probe::{Asked, Health};
 use keywheel_driver::store::{Accept, Edit, Written};
 use keywheel_driver::workload::{Answer as Token, Ensure};
 use keywheel_driver::{CallError, Finding, Issuer, Probe, Refusal, Store, Workload, slot};
@@ -395,7 +395,7 @@ struct SimProbe {
 
 #[async_trait]
 impl Probe for SimProbe {
-    async fn ask(&self) -> Result<Health, CallError> {
+    async fn ask(&self, _asked: &Asked) -> Result<Health, CallError> {
         match self.line.call(Request::Ask { workloads: self.workloads.clone() }).await? {
             Answer::Health(true) => Ok(Health::Green),
             Answer::Health(false) => Ok(Health::Red("it does not answer".into())),

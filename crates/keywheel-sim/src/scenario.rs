@@ -476,6 +476,7 @@ fn facts(random: &mut Random, shape: Shape, lag: Millis) -> IssuerFacts {
             Span::ZERO
         },
         settle_for: Span::millis(60_000 + lag as u64),
+        by_hand: None,
     }
 }
 

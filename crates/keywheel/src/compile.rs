@@ -3,7 +3,6 @@
 //! A plan holds everything that a rotation needs to finish after the file was edited. So a rotation is only ever run with
 //! the drivers that [`drivers_of`] makes from its plan, in the first process and in the tenth alike.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use keywheel_core::facts::{Revert, StoreFacts};
@@ -23,6 +22,7 @@ use crate::code;
 use crate::config::suggest::shown;
 use crate::config::{self, Config, Environment, Secret};
 use crate::exit::Exit;
+use crate::guide::Terminal;
 use crate::output::Failure;
 
 /// What the configuration does not say about one rotation.
@@ -77,7 +77,7 @@ pub(crate) fn compile(config: &Config, name: &SecretName, inputs: Inputs) -> Res
             .exit(Exit::Refused)
             .hint("say why with `--because TEXT`"));
     }
-    let planner = Planner { context: Context { root: config.folder.clone() }, environment, secret };
+    let planner = Planner { context: Context::at(&config.folder), environment, secret };
     let issuer = planner.issuer()?;
     let stores = planner.stores()?;
     let workloads = planner.workloads(&stores)?;
@@ -110,7 +110,8 @@ pub(crate) fn compile(config: &Config, name: &SecretName, inputs: Inputs) -> Res
 /// # Errors
 /// A [`Failure`] where this version of keywheel lacks a driver, or a driver refuses its settings.
 pub(crate) fn drivers_of(plan: &Plan) -> Result<Built, Failure> {
-    let context = Context { root: PathBuf::from(&plan.folder) };
+    let guide = Terminal::for_secret(&plan.secret);
+    let context = Context { guide, ..Context::at(&plan.folder) };
     let stores = plan.stores.iter().map(|store| rebuild::<StoreConfig>(&store.bound, &context));
     let workloads =
         plan.workloads.iter().map(|workload| rebuild::<WorkloadConfig>(&workload.bound, &context));

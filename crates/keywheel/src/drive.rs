@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::future::join_all;
-use keywheel_core::event::{Death, Outcome};
+use keywheel_core::event::{Death, Outcome, ParkReason};
 use keywheel_core::planted;
 use keywheel_core::rotation::{Next, Rotation};
 use keywheel_core::strategy::Side;
@@ -241,8 +241,12 @@ fn ending(session: &Session, rotation: &Rotation) -> String {
                 Ok(()) => format!("  back: keywheel undo {secret}\n"),
                 Err(_) => String::new(),
             };
+            let name_it = match reason {
+                ParkReason::IdUnknown { .. } => " --previous-id ID",
+                _ => "",
+            };
             format!(
-                "{secret}: needs you: {}\n  then: keywheel resume {secret}\n{undo}  \
+                "{secret}: needs you: {}\n  then: keywheel resume {secret}{name_it}\n{undo}  \
                  or close it on your word: keywheel resolve {secret} --as completed|undone --because \"…\"\n",
                 words::parked(plan, reason)
             )

@@ -10,6 +10,7 @@ mod confirm;
 mod demo;
 mod drive;
 mod exit;
+mod guide;
 mod outlook;
 mod output;
 mod prepare;

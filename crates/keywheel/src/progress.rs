@@ -44,13 +44,15 @@ impl Progress {
     }
 
     fn began(&self, rotation: &Rotation, step: Step, limit: Span) {
+        let by_hand = rotation.plan().issuer.facts.by_hand == Some(limit);
         let open = Open {
             rotation: rotation.id().clone(),
             step,
             line: words::step(rotation.plan(), step),
             since: Instant::now(),
             limit,
-            told_after: SLOW,
+            // A person who is at it is not disturbed.
+            told_after: if by_hand { limit.into() } else { SLOW },
         };
         self.open.lock().expect("no holder of the lock panics").push(open);
     }

@@ -215,7 +215,7 @@ fn label(subject: &Subject<'_>, name: &str) -> Label {
 
 async fn attempt(issuer: &dyn Issuer, label: &Label) -> Result<Minted, CallError> {
     let value = issuer.generate(&mut Stream::new(label.0.len() as u64).fill());
-    issuer.mint(&Mint { label, value: value.as_ref(), previous: None }).await
+    issuer.mint(&Mint { label, value: value.as_ref(), previous: None, in_use: None }).await
 }
 
 async fn mint(subject: &Subject<'_>, label: &Label) -> Minted {

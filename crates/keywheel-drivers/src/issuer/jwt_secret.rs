@@ -134,6 +134,7 @@ impl Issuer for JwtSecret {
             last_used: None,
             propagation: Span::ZERO,
             settle_for: Span::ZERO,
+            by_hand: None,
         }
     }
 
@@ -238,7 +239,7 @@ mod tests {
 
     fn issuer(config: Value) -> Arc<dyn Issuer> {
         let config: Config = serde_json::from_value(config).unwrap();
-        config.build(&Context { root: "/".into() }).unwrap_or_else(|e| panic!("{e}"))
+        config.build(&Context::at("/")).unwrap_or_else(|e| panic!("{e}"))
     }
 
     fn credential(value: &str) -> Credential {
@@ -292,7 +293,7 @@ mod tests {
     #[test]
     fn a_short_secret_is_refused() {
         let config: Config = serde_json::from_value(json!({ "bytes": 31 })).unwrap();
-        assert!(config.build(&Context { root: "/".into() }).is_err());
+        assert!(config.build(&Context::at("/")).is_err());
     }
 
     /// RFC 7515, A.1: its key is 64 bytes in base64url and its signature covers these two parts.
@@ -333,7 +334,7 @@ mod tests {
     fn the_life_of_a_token_cannot_be_chosen() {
         let config: Config =
             serde_json::from_value(json!({ "token": { "claims": { "exp": 9e9 } } })).unwrap();
-        let refusal = config.build(&Context { root: "/".into() }).err().unwrap();
+        let refusal = config.build(&Context::at("/")).err().unwrap();
         assert_eq!(refusal.message, "claim `exp` is made for each token and cannot be chosen");
     }
 

@@ -9,7 +9,9 @@ use crate::list::drivers;
 drivers! {
     /// The configuration of an issuer: `{ openai: {…} }`.
     IssuerConfig for dyn Issuer {
+        command => Command,
         jwt_secret => JwtSecret,
+        manual => Manual,
         openai => Openai,
         random => Random,
     }
@@ -34,6 +36,7 @@ mod tests {
                 "openai" => {
                     serde_json::json!({ "project": "proj_1", "admin_key": { "env": "ADMIN_KEY" } })
                 }
+                "command" => serde_json::json!({ "mint": ["tools/keys"] }),
                 _ => serde_json::json!({}),
             };
             let read: IssuerConfig =
@@ -44,7 +47,7 @@ mod tests {
 
     #[test]
     fn a_relative_file_begins_at_the_configuration() {
-        let context = Context { root: "/etc/app".into() };
+        let context = Context::at("/etc/app");
         let rooted = |path: &str| from_root(&SecretReference::File(path.into()), &context);
         assert_eq!(rooted("admin.key"), SecretReference::File("/etc/app/admin.key".into()));
         assert_eq!(rooted("/run/admin.key"), SecretReference::File("/run/admin.key".into()));

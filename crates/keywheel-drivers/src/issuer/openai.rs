@@ -159,12 +159,7 @@ impl Build for Config {
 fn base(url: Option<&str>) -> Result<Url, Refusal> {
     let url =
         Url::parse(url.unwrap_or(OFFICIAL)).map_err(|_| unsupported("`base_url` is not a URL"))?;
-    let loopback = match url.host_str() {
-        Some("localhost" | "[::1]") => true,
-        Some(host) => host.parse::<std::net::Ipv4Addr>().is_ok_and(|address| address.is_loopback()),
-        None => false,
-    };
-    let safe = url.scheme() == "https" || (url.scheme() == "http" && loopback);
+    let safe = http::is_private(&url);
     let plain = url.username().is_empty()
         && url.password().is_none()
         && url.query().is_none()
@@ -204,6 +199,7 @@ impl Issuer for OpenAi {
             }),
             propagation: self.config.propagation.span(),
             settle_for: self.config.settle_for.span(),
+            by_hand: None,
         }
     }
 
@@ -968,9 +964,8 @@ mod tests {
             });
             config.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
             let config: Config = serde_json::from_value(config).unwrap();
-            let issuer = config
-                .build(&Context { root: folder.path().into() })
-                .unwrap_or_else(|e| panic!("{e}"));
+            let issuer =
+                config.build(&Context::at(folder.path())).unwrap_or_else(|e| panic!("{e}"));
             Self { twin, issuer, _folder: folder }
         }
 
@@ -980,7 +975,9 @@ mod tests {
 
         async fn mint(&self, label: &str) -> Result<Minted, CallError> {
             let label = Label(label.into());
-            self.issuer.mint(&Mint { label: &label, value: None, previous: None }).await
+            self.issuer
+                .mint(&Mint { label: &label, value: None, previous: None, in_use: None })
+                .await
         }
 
         async fn minted(&self, label: &str) -> (IssuedId, Credential) {
@@ -1123,8 +1120,9 @@ mod tests {
         let Bench { twin, issuer, _folder } = Bench::new();
         twin.shutdown();
         let label = Label("kw-1-1".into());
-        let refusal =
-            refusal(issuer.mint(&Mint { label: &label, value: None, previous: None }).await);
+        let refusal = refusal(
+            issuer.mint(&Mint { label: &label, value: None, previous: None, in_use: None }).await,
+        );
         assert_eq!(
             (refusal.kind, refusal.remedy),
             (RefusalKind::Unavailable, Remedy::Retry { after: None })
@@ -1597,7 +1595,7 @@ mod tests {
             let mut config = json!({ "project": "proj_1", "admin_key": { "env": "ADMIN_KEY" } });
             config.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
             let config: Config = serde_json::from_value(config).unwrap();
-            config.build(&Context { root: "/".into() }).err().map(|refusal| refusal.kind)
+            config.build(&Context::at("/")).err().map(|refusal| refusal.kind)
         };
         assert_eq!(build(json!({})), None);
         for wrong in [

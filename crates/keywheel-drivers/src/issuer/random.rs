@@ -44,6 +44,14 @@ impl Build for Config {
     }
 }
 
+/// Makes a value of random characters, of 6 bits each.
+pub(super) fn characters(length: u16, random: Randomness<'_>) -> SecretValue {
+    let mut bytes = vec![0; usize::from(length)];
+    random(&mut bytes);
+    bytes.iter_mut().for_each(|b| *b = ALPHABET[usize::from(*b & 63)]);
+    SecretValue::new(bytes)
+}
+
 struct Random {
     length: u16,
 }
@@ -65,6 +73,7 @@ impl Issuer for Random {
             last_used: None,
             propagation: Span::ZERO,
             settle_for: Span::ZERO,
+            by_hand: None,
         }
     }
 
@@ -73,10 +82,7 @@ impl Issuer for Random {
     }
 
     fn generate(&self, random: Randomness<'_>) -> Option<Credential> {
-        let mut bytes = vec![0; usize::from(self.length)];
-        random(&mut bytes);
-        bytes.iter_mut().for_each(|b| *b = ALPHABET[usize::from(*b & 63)]);
-        Some(Credential::of_value(SecretValue::new(bytes)))
+        Some(Credential::of_value(characters(self.length, random)))
     }
 
     async fn mint(&self, _request: &Mint<'_>) -> Result<Minted, CallError> {
@@ -103,7 +109,7 @@ mod tests {
     use super::*;
 
     fn build(length: u16) -> Result<Arc<dyn Issuer>, Refusal> {
-        Config { length }.build(&Context { root: "/".into() })
+        Config { length }.build(&Context::at("/"))
     }
 
     #[tokio::test]

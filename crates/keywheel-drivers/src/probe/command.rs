@@ -6,7 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use keywheel_core::time::Span;
 use keywheel_driver::duration::Duration;
-use keywheel_driver::probe::{Health, Probe};
+use keywheel_driver::probe::{Asked, Health, Probe};
 use keywheel_driver::{CallError, Refusal};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -44,7 +44,7 @@ struct Command {
 
 #[async_trait]
 impl Probe for Command {
-    async fn ask(&self) -> Result<Health, CallError> {
+    async fn ask(&self, _asked: &Asked) -> Result<Health, CallError> {
         let Config { argv, within } = &self.config;
         let ended = program::run(argv, &self.folder, &[], within.span()).await?;
         Ok(match ended.well() {
@@ -63,7 +63,7 @@ mod tests {
     async fn ask(argv: &[&str], within: Span) -> Result<Health, CallError> {
         let argv = argv.iter().map(|&word| word.into()).collect();
         let config = Config { argv, within: within.into() };
-        config.build(&Context { root: "/".into() }).unwrap().ask().await
+        config.build(&Context::at("/")).unwrap().ask(&crate::probe::NOW).await
     }
 
     #[tokio::test]
@@ -84,6 +84,6 @@ mod tests {
         let error = ask(&["./no-such-program"], Span::seconds(1)).await.expect_err("nothing ran");
         assert!(matches!(error, CallError::Refused(Refusal { kind: RefusalKind::Local, .. })));
         let empty = Config { argv: Vec::new(), within: default_within() };
-        assert!(empty.build(&Context { root: "/".into() }).is_err());
+        assert!(empty.build(&Context::at("/")).is_err());
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use keywheel_core::time::Span;
 use keywheel_driver::duration::Duration;
-use keywheel_driver::probe::{Health, Probe};
+use keywheel_driver::probe::{Asked, Health, Probe};
 use keywheel_driver::{CallError, Refusal, RefusalKind, SecretReference};
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use schemars::JsonSchema;
@@ -93,7 +93,7 @@ struct Http {
 
 #[async_trait]
 impl Probe for Http {
-    async fn ask(&self) -> Result<Health, CallError> {
+    async fn ask(&self, _asked: &Asked) -> Result<Health, CallError> {
         let headers = self.resolve().await?;
         let asked = http::client()
             .get(self.url.clone())
@@ -167,7 +167,7 @@ mod tests {
     }
 
     async fn ask(config: &Config) -> Result<Health, CallError> {
-        config.build(&Context { root: "/".into() }).unwrap().ask().await
+        config.build(&Context::at("/")).unwrap().ask(&crate::probe::NOW).await
     }
 
     #[tokio::test]
@@ -211,7 +211,7 @@ mod tests {
     #[test]
     fn a_url_with_a_credential_in_it_is_refused_unseen() {
         for url in [format!("http://u:{CANARY}@h/"), format!("ftp://h/{CANARY}"), CANARY.into()] {
-            let refusal = config(url).build(&Context { root: "/".into() }).err().unwrap();
+            let refusal = config(url).build(&Context::at("/")).err().unwrap();
             assert!(!refusal.message.contains(CANARY), "{refusal}");
         }
     }

@@ -14,3 +14,10 @@ drivers! {
         tls => Tls,
     }
 }
+
+/// A moment for the tests of probes that compare nothing.
+#[cfg(test)]
+pub(crate) const NOW: keywheel_driver::probe::Asked = keywheel_driver::probe::Asked {
+    began_at: keywheel_core::time::Timestamp::from_millis(0),
+    now: keywheel_core::time::Timestamp::from_millis(1),
+};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use keywheel_core::time::Span;
 use keywheel_driver::duration::Duration;
-use keywheel_driver::probe::{Health, Probe};
+use keywheel_driver::probe::{Asked, Health, Probe};
 use keywheel_driver::{CallError, Refusal, RefusalKind};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -82,7 +82,7 @@ struct Tcp {
 
 #[async_trait]
 impl Probe for Tcp {
-    async fn ask(&self) -> Result<Health, CallError> {
+    async fn ask(&self, _asked: &Asked) -> Result<Health, CallError> {
         Ok(match self.address.connect(self.within).await {
             Ok(_) => Health::Green,
             Err(why) => Health::Red(why),
@@ -98,7 +98,7 @@ mod tests {
 
     async fn ask(address: String) -> Health {
         let config = Config { address, within: Span::seconds(60).into() };
-        config.build(&Context { root: "/".into() }).unwrap().ask().await.unwrap()
+        config.build(&Context::at("/")).unwrap().ask(&crate::probe::NOW).await.unwrap()
     }
 
     #[tokio::test]

@@ -9,7 +9,7 @@ use std::time::{Duration as StdDuration, SystemTime};
 use async_trait::async_trait;
 use keywheel_core::time::Span;
 use keywheel_driver::duration::Duration;
-use keywheel_driver::probe::{Health, Probe};
+use keywheel_driver::probe::{Asked, Health, Probe};
 use keywheel_driver::{CallError, Refusal, RefusalKind};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
@@ -79,7 +79,7 @@ struct Tls {
 
 #[async_trait]
 impl Probe for Tls {
-    async fn ask(&self) -> Result<Health, CallError> {
+    async fn ask(&self, _asked: &Asked) -> Result<Health, CallError> {
         let provider = Arc::new(ring::default_provider());
         let verifier: Arc<dyn ServerCertVerifier> = match self.config.verify {
             true => trusted_by_this_machine(Arc::clone(&provider)).await?,
@@ -349,13 +349,19 @@ mod tests {
     async fn this_machine_does_not_trust_a_stranger_and_can_be_told_not_to_care() {
         let authority = Authority::new("ours");
         let mut config = config(authority.serve("elsewhere.example", HOUR, HOUR * 2).await);
-        let context = Context { root: "/".into() };
-        let asked = config.build(&context).unwrap().ask().await;
+        let context = Context::at("/");
+        let asked = config.build(&context).unwrap().ask(&crate::probe::NOW).await;
         assert!(!matches!(asked, Ok(Health::Green)), "{asked:?}");
         config.verify = false;
-        assert_eq!(config.build(&context).unwrap().ask().await, Ok(Health::Green));
+        assert_eq!(
+            config.build(&context).unwrap().ask(&crate::probe::NOW).await,
+            Ok(Health::Green)
+        );
         config.remaining = 70;
-        assert!(matches!(config.build(&context).unwrap().ask().await, Ok(Health::Red(_))));
+        assert!(matches!(
+            config.build(&context).unwrap().ask(&crate::probe::NOW).await,
+            Ok(Health::Red(_))
+        ));
     }
 
     #[tokio::test]
@@ -398,7 +404,7 @@ mod tests {
 
     #[test]
     fn only_a_host_and_a_share_are_taken() {
-        let context = Context { root: "/".into() };
+        let context = Context::at("/");
         let mut config = config("shop.example:443".into());
         assert_eq!((config.remaining, config.verify), (25, true));
         assert!(config.build(&context).is_ok());

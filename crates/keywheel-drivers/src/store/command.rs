@@ -334,7 +334,7 @@ print(json.dumps(answer))
             json!({ "id": "vault", "read": keeper(&["read"]), "write": keeper(&["write"]) });
         config.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
         let config: Config = serde_json::from_value(config).unwrap();
-        config.build(&Context { root: folder.path().into() }).unwrap()
+        config.build(&Context::at(folder.path())).unwrap()
     }
 
     fn comparing(folder: &TempDir) -> Arc<dyn Store> {
@@ -488,7 +488,7 @@ print(json.dumps(answer))
 
     #[test]
     fn a_program_and_a_name_are_needed() {
-        let context = Context { root: "/".into() };
+        let context = Context::at("/");
         for (id, read, write) in [("", "true", "true"), ("x", "", "true"), ("x", "true", "")] {
             let config = json!({ "id": id, "read": [read], "write": [write] });
             let config: Config = serde_json::from_value(config).unwrap();

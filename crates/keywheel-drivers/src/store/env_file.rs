@@ -175,7 +175,7 @@ mod tests {
 
     fn store_at(root: &Path, create: bool) -> Arc<dyn Store> {
         let config = Config { path: ".env".into(), create };
-        config.build(&Context { root: root.into() }).unwrap_or_else(|refusal| panic!("{refusal}"))
+        config.build(&Context::at(root)).unwrap_or_else(|refusal| panic!("{refusal}"))
     }
 
     fn folder_with(text: impl AsRef<[u8]>) -> (TempDir, Arc<dyn Store>) {

@@ -178,7 +178,7 @@ mod tests {
     }
 
     fn store_at(root: &Path, config: &Config) -> Arc<dyn Store> {
-        config.build(&Context { root: root.into() }).unwrap_or_else(|refusal| panic!("{refusal}"))
+        config.build(&Context::at(root)).unwrap_or_else(|refusal| panic!("{refusal}"))
     }
 
     async fn write(store: &dyn Store, value: Option<&[u8]>) -> Result<Written, CallError> {
@@ -249,7 +249,7 @@ mod tests {
             fs::metadata(folder.path().join("key")).unwrap().permissions().mode() & 0o777,
             0o640
         );
-        let context = Context { root: folder.path().into() };
+        let context = Context::at(folder.path());
         for bad in [
             config(false, Some("0640")),
             config(true, Some("0999")),

@@ -372,7 +372,7 @@ mod tests {
             });
             config.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
             let config: Config = serde_json::from_value(config).unwrap();
-            config.build(&Context { root: self.folder.path().into() }).unwrap()
+            config.build(&Context::at(self.folder.path())).unwrap()
         }
 
         async fn roll_to(&self, workload: &dyn Workload, value: &str) -> Result<(), CallError> {
@@ -552,7 +552,7 @@ mod tests {
 
     #[test]
     fn programs_and_a_name_are_needed() {
-        let context = Context { root: "/".into() };
+        let context = Context::at("/");
         for (id, observe, roll) in [("", "true", "true"), ("x", "", "true"), ("x", "true", "")] {
             let config = json!({ "id": id, "gap": false, "observe": [observe], "roll": [roll] });
             let config: Config = serde_json::from_value(config).unwrap();

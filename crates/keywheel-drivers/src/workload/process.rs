@@ -896,7 +896,7 @@ mod tests {
         }
 
         fn build(&self, extra: Value) -> Arc<dyn Workload> {
-            self.config(extra).build(&Context { root: self.folder.path().into() }).unwrap()
+            self.config(extra).build(&Context::at(self.folder.path())).unwrap()
         }
 
         /// Writes a value and rolls to it at once.
@@ -1014,7 +1014,7 @@ mod tests {
         for shows in ["environ", "start"] {
             let config =
                 fleet.config(json!({ "shows": shows, "take_up": { "signal": { "name": "HUP" } } }));
-            let refusal = config.build(&Context { root: "/".into() }).err().unwrap();
+            let refusal = config.build(&Context::at("/")).err().unwrap();
             assert_eq!(refusal.kind, RefusalKind::Unsupported);
         }
     }
@@ -1365,6 +1365,6 @@ mod tests {
         let roundabout = json!({ "pid_file": "../".to_owned() + fleet.folder.path().file_name().unwrap().to_str().unwrap() + "/a.pid" });
         assert_eq!(resource(json!([a, b])), resource(json!([b, roundabout])));
         let twice = fleet.config(json!({ "shows": "start", "replicas": [a, a] }));
-        assert!(twice.build(&Context { root: "/".into() }).is_err());
+        assert!(twice.build(&Context::at("/")).is_err());
     }
 }

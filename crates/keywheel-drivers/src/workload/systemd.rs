@@ -462,7 +462,7 @@ esac
             });
             config.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
             let config: Config = serde_json::from_value(config).unwrap();
-            config.build(&Context { root: self.folder.path().into() }).unwrap()
+            config.build(&Context::at(self.folder.path())).unwrap()
         }
 
         async fn roll_to(&self, workload: &dyn Workload, value: &str) -> Result<(), CallError> {

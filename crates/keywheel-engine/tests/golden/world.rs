@@ -19,7 +19,7 @@ use keywheel_core::fingerprint::Fingerprinter;
 use keywheel_core::plan::{Bound, Plan};
 use keywheel_core::secret::{Credential, SecretValue};
 use keywheel_core::time::Span;
-use keywheel_driver::probe::Health;
+use keywheel_driver::probe::{Asked, Health};
 use keywheel_driver::store::{Edit, Written};
 use keywheel_driver::workload::Ensure;
 use keywheel_driver::{Finding, Issuer, Probe, Store, Workload, slot};
@@ -116,7 +116,7 @@ impl World {
     }
 
     fn context(&self) -> Context {
-        Context { root: self.folder.path().to_owned() }
+        Context::at(self.folder.path())
     }
 }
 
@@ -230,7 +230,7 @@ impl Workload for Reader {
 
 #[async_trait]
 impl Probe for Reader {
-    async fn ask(&self) -> Result<Health, CallError> {
+    async fn ask(&self, _asked: &Asked) -> Result<Health, CallError> {
         let answers = self.0.read(REPLICA).contains(SLOT);
         Ok(if answers { Health::Green } else { Health::Red("it does not answer".into()) })
     }

@@ -27,6 +27,7 @@ pub(crate) const ISSUER: IssuerFacts = IssuerFacts {
     last_used: None,
     propagation: Span::ZERO,
     settle_for: Span::ZERO,
+    by_hand: None,
 };
 
 pub(crate) const STORE: StoreFacts = StoreFacts {

@@ -177,8 +177,18 @@ fn line(prepared: &[Prepared], coming: &Coming) -> Option<words::Line> {
             step: Step::Preflight | Step::Capture | Step::Evidence { .. } | Step::Sweep,
             ..
         } => None,
-        Event::Intended { step, .. } => Some(words::step(plan, *step)),
+        Event::Intended { step, .. } => Some(with_help(plan, *step)),
         Event::Promoted { .. } => words::record(plan, &coming.event),
         _ => None,
     }
+}
+
+/// A step in words, and whether it takes a person.
+fn with_help(plan: &Plan, step: Step) -> words::Line {
+    let mut line = words::step(plan, step);
+    let by_hand = matches!(step, Step::Mint { .. } | Step::Revoke(_));
+    if by_hand && plan.issuer.facts.by_hand.is_some() {
+        line.what.push_str(" (guided: needs you)");
+    }
+    line
 }

@@ -140,7 +140,7 @@ impl Config {
         let tree = Node::parse(text).map_err(|problem| vec![problem])?;
         version::check(&tree).map_err(|problem| vec![problem])?;
         let declared = declared_environments(&tree);
-        let context = Context { root: folder.to_owned() };
+        let context = Context::at(folder);
         let mut found = Found::default();
         let mut project = String::new();
         let mut environments = Vec::new();

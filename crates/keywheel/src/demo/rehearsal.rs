@@ -99,7 +99,7 @@ async fn refused_value(world: &World) -> anyhow::Result<()> {
 async fn roll(world: &World) -> anyhow::Result<Result<(), CallError>> {
     let config: WorkloadConfig = serde_json::from_value(world.workload())?;
     let root = world.env_file().parent().context("the .env file is in a folder")?.to_owned();
-    let workload = config.build(&Context { root }).map_err(CallError::from)?;
+    let workload = config.build(&Context::at(root)).map_err(CallError::from)?;
     let fingerprinter = Fingerprinter::new(FingerprintKeyId(1), [0; 32].into());
     let digest = fingerprinter.digest([]);
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_millis();
