@@ -10,6 +10,7 @@ drivers! {
     ProbeConfig for dyn Probe {
         http => Http,
         command => Command,
+        log_scan => LogScan,
         tcp => Tcp,
         tls => Tls,
     }

@@ -13,7 +13,7 @@
 //! - `docker compose run` leaves containers that no roll replaces. While one of them runs, it counts as a replica.
 
 mod compose;
-mod engine;
+pub(crate) mod engine;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -161,7 +161,7 @@ impl Config {
 }
 
 /// Returns the socket that `docker` itself would use.
-fn usual_socket() -> PathBuf {
+pub(crate) fn usual_socket() -> PathBuf {
     let of_host = std::env::var("DOCKER_HOST")
         .ok()
         .and_then(|host| host.strip_prefix("unix://").map(PathBuf::from));
@@ -173,7 +173,7 @@ fn usual_socket() -> PathBuf {
 }
 
 /// Compose writes the folder of its files on containers with links resolved.
-fn settled(file: &Path) -> PathBuf {
+pub(crate) fn settled(file: &Path) -> PathBuf {
     let folder = file.parent().and_then(|folder| folder.canonicalize().ok());
     match (folder, file.file_name()) {
         (Some(folder), Some(name)) => folder.join(name),

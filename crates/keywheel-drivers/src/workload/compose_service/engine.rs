@@ -1,6 +1,7 @@
 //! The container engine behind a Compose project, asked over its socket: Docker's API, which Podman serves too.
 
 use std::net::IpAddr;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use keywheel_core::secret::SecretValue;
@@ -19,15 +20,18 @@ const ONE_OFF: &str = "com.docker.compose.oneoff";
 const HASH: &str = "com.docker.compose.config-hash";
 const VERSION: &str = "com.docker.compose.version";
 
+/// The most of a line of a container's log that is looked at.
+const LONGEST_LINE: usize = 64 * 1024;
+
 /// A connection to the engine.
-pub(super) struct Engine {
+pub(crate) struct Engine {
     client: reqwest::Client,
     name: String,
 }
 
 /// One container, as the engine tells of it. It holds values, so nothing of it is ever printed but its name and its state.
-pub(super) struct Container {
-    pub(super) id: String,
+pub(crate) struct Container {
+    pub(crate) id: String,
     pub(super) name: String,
     pub(super) labels: Labels,
     pub(super) created: Option<Timestamp>,
@@ -42,7 +46,7 @@ pub(super) struct Container {
 }
 
 /// What Compose wrote on a container.
-pub(super) struct Labels {
+pub(crate) struct Labels {
     pub(super) project: Option<String>,
     pub(super) is_one_off: bool,
     pub(super) hash: Option<String>,
@@ -52,7 +56,7 @@ pub(super) struct Labels {
 /// How a container does.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-pub(super) struct State {
+pub(crate) struct State {
     pub(super) status: String,
     #[serde(default)]
     pub(super) exit_code: i64,
@@ -60,23 +64,23 @@ pub(super) struct State {
 }
 
 impl State {
-    pub(super) fn runs(&self) -> bool {
+    pub(crate) fn runs(&self) -> bool {
         self.status == "running"
     }
 
     /// Whether nothing will come of it any more.
-    pub(super) fn has_ended(&self) -> bool {
+    pub(crate) fn has_ended(&self) -> bool {
         matches!(self.status.as_str(), "exited" | "dead")
     }
 
-    pub(super) fn health(&self) -> &str {
+    pub(crate) fn health(&self) -> &str {
         self.health.as_ref().map_or("none", |health| &health.status)
     }
 }
 
 impl Container {
     /// Returns what its environment gives a variable; the last assignment counts.
-    pub(super) fn variable(&self, name: &str) -> Option<&[u8]> {
+    pub(crate) fn variable(&self, name: &str) -> Option<&[u8]> {
         self.variables.iter().rev().find_map(|variable| {
             let whole = variable.0.expose();
             let at = whole.iter().position(|byte| *byte == b'=')?;
@@ -85,12 +89,12 @@ impl Container {
     }
 
     /// Returns whether a file of this machine is mounted into it, by itself or with a folder that holds it.
-    pub(super) fn mounts(&self, file: &Path) -> bool {
+    pub(crate) fn mounts(&self, file: &Path) -> bool {
         self.mounts.iter().any(|mount| mount.kind == "bind" && file.starts_with(&mount.source))
     }
 
     /// Returns whether it has a volume without a name, which nothing but this container knows.
-    pub(super) fn has_anonymous_volume(&self) -> bool {
+    pub(crate) fn has_anonymous_volume(&self) -> bool {
         self.mounts.iter().any(|mount| {
             mount.kind == "volume"
                 && mount.name.len() == 64
@@ -100,13 +104,13 @@ impl Container {
 }
 
 impl Engine {
-    pub(super) fn at(socket: &Path) -> Self {
+    pub(crate) fn at(socket: &Path) -> Self {
         let name = format!("the container engine at `{}`", socket.display());
         Self { client: http::over_socket(socket), name }
     }
 
     /// Lists every container of a service, one-off ones and those that do not run included.
-    pub(super) async fn containers(
+    pub(crate) async fn containers(
         &self,
         folder: &Path,
         project: Option<&str>,
@@ -133,7 +137,7 @@ impl Engine {
     }
 
     /// Looks at one container; none where it is gone.
-    pub(super) async fn container(&self, id: &str) -> Result<Option<Container>, CallError> {
+    pub(crate) async fn container(&self, id: &str) -> Result<Option<Container>, CallError> {
         match self.get(&format!("containers/{id}/json"), &[]).await {
             Ok(body) => {
                 let inspected: Inspected = parsed(&body)?;
@@ -144,18 +148,55 @@ impl Engine {
         }
     }
 
+    /// Reads what a container wrote in a time, line by line, each after its time in RFC 3339 and a space. A container that is
+    /// gone wrote nothing.
+    pub(crate) async fn logs(
+        &self,
+        id: &str,
+        range: &Range<Timestamp>,
+        take: &mut (dyn FnMut(&str) + Send),
+    ) -> Result<(), CallError> {
+        let seconds = |at: Timestamp| format!("{}.{:03}", at.millis() / 1_000, at.millis() % 1_000);
+        let (since, until) = (seconds(range.start), seconds(range.end));
+        let yes = "1";
+        let query = [
+            ("stdout", yes),
+            ("stderr", yes),
+            ("timestamps", yes),
+            ("since", &since),
+            ("until", &until),
+        ];
+        let url = format!("http://localhost/containers/{id}/logs");
+        let request = self.client.get(url).query(&query);
+        let mut response = request.send().await.map_err(|error| self.call_error(error))?;
+        match response.status() {
+            StatusCode::OK => {}
+            StatusCode::NOT_FOUND => return Ok(()),
+            status => {
+                let headers = response.headers();
+                return Err(http::answer_error(&self.name, Effect::Reads, status, headers));
+            }
+        }
+        let mut lines = Lines::default();
+        while let Some(chunk) = response.chunk().await.map_err(|error| self.call_error(error))? {
+            lines.read(&chunk, take);
+        }
+        lines.end(take);
+        Ok(())
+    }
+
     /// Asks a container to end, with the signal and the time that its service grants it.
-    pub(super) async fn stop(&self, id: &str) -> Result<(), CallError> {
+    pub(crate) async fn stop(&self, id: &str) -> Result<(), CallError> {
         self.change(Method::POST, &format!("containers/{id}/stop")).await
     }
 
     /// Removes a container that does not run; its volumes stay.
-    pub(super) async fn remove(&self, id: &str) -> Result<(), CallError> {
+    pub(crate) async fn remove(&self, id: &str) -> Result<(), CallError> {
         self.change(Method::DELETE, &format!("containers/{id}")).await
     }
 
     /// The mistake of the hand-made way: a container that is started again keeps the environment that it was made with.
-    pub(super) async fn restart(&self, id: &str) -> Result<(), CallError> {
+    pub(crate) async fn restart(&self, id: &str) -> Result<(), CallError> {
         self.change(Method::POST, &format!("containers/{id}/restart")).await
     }
 
@@ -187,6 +228,62 @@ impl Engine {
                 response.status(),
                 response.headers(),
             )),
+        }
+    }
+}
+
+/// What a container wrote, put together again: with a terminal as it is, else in frames with a header of 8 bytes, whose first
+/// names the stream and whose last four tell the length.
+#[derive(Default)]
+struct Lines {
+    is_framed: Option<bool>,
+    header: Vec<u8>,
+    left: usize,
+    stream: usize,
+    /// The line that is not whole yet, of each stream.
+    lines: [Vec<u8>; 3],
+}
+
+impl Lines {
+    fn read(&mut self, mut chunk: &[u8], take: &mut (dyn FnMut(&str) + Send)) {
+        while let Some(first) = chunk.first() {
+            // No text begins with one of these.
+            if !*self.is_framed.get_or_insert(*first <= 2) {
+                return self.text(chunk, take);
+            }
+            if self.left == 0 {
+                let (header, rest) = chunk.split_at(chunk.len().min(8 - self.header.len()));
+                self.header.extend(header);
+                chunk = rest;
+                if let [stream, _, _, _, a, b, c, d] = self.header[..] {
+                    self.stream = usize::from(stream).min(2);
+                    self.left = u32::from_be_bytes([a, b, c, d]) as usize;
+                    self.header.clear();
+                }
+            } else {
+                let (text, rest) = chunk.split_at(chunk.len().min(self.left));
+                self.left -= text.len();
+                chunk = rest;
+                self.text(text, take);
+            }
+        }
+    }
+
+    fn text(&mut self, text: &[u8], take: &mut (dyn FnMut(&str) + Send)) {
+        for part in text.split_inclusive(|byte| *byte == b'\n') {
+            let line = &mut self.lines[self.stream];
+            let room = LONGEST_LINE.saturating_sub(line.len());
+            line.extend(&part[..part.len().min(room)]);
+            if part.ends_with(b"\n") {
+                take(String::from_utf8_lossy(line).trim_end());
+                line.clear();
+            }
+        }
+    }
+
+    fn end(self, take: &mut (dyn FnMut(&str) + Send)) {
+        for line in self.lines.iter().filter(|line| !line.is_empty()) {
+            take(String::from_utf8_lossy(line).trim_end());
         }
     }
 }
@@ -321,5 +418,39 @@ impl From<Inspected> for Container {
             variables: inspected.config.env.unwrap_or_default(),
             mounts: inspected.mounts,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(stream: u8, text: &str) -> Vec<u8> {
+        let length = u32::try_from(text.len()).unwrap().to_be_bytes();
+        [&[stream, 0, 0, 0], &length[..], text.as_bytes()].concat()
+    }
+
+    fn lines(bytes: &[u8], size: usize) -> Vec<String> {
+        let mut seen = Vec::new();
+        let mut take = |line: &str| seen.push(line.to_owned());
+        let mut lines = Lines::default();
+        bytes.chunks(size).for_each(|chunk| lines.read(chunk, &mut take));
+        lines.end(&mut take);
+        seen
+    }
+
+    #[test]
+    fn lines_are_put_together_again_however_they_come() {
+        let framed = [frame(1, "one\ntw"), frame(2, "error\n"), frame(1, "o\n"), frame(1, "three")];
+        let framed = framed.concat();
+        for size in 1..=framed.len() {
+            assert_eq!(lines(&framed, size), ["one", "error", "two", "three"], "{size}");
+            assert_eq!(lines(b"one\r\ntwo\n", size), ["one", "two"], "{size}");
+        }
+        let long = format!("{}\nnext\n", "x".repeat(LONGEST_LINE + 9));
+        assert_eq!(
+            lines(long.as_bytes(), 999).iter().map(String::len).collect::<Vec<_>>(),
+            [LONGEST_LINE, 4]
+        );
     }
 }
