@@ -306,6 +306,7 @@ impl Rotation {
     fn light(&self, visit: &Visit) -> Light {
         let policy = &self.plan.policy;
         let terms = Terms {
+            has_probes: !self.plan.probes.is_empty(),
             evidence_at: self.promoted_at,
             last_used: self.plan.issuer.facts.last_used,
             cannot_tell: policy.cannot_tell,

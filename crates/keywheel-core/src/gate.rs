@@ -86,6 +86,8 @@ pub struct Terms {
     pub evidence_at: Timestamp,
     /// How the issuer tells last use, where it does.
     pub last_used: Option<LastUsedFacts>,
+    /// Whether there are probes at all.
+    pub has_probes: bool,
     /// What a gate that cannot tell does.
     pub cannot_tell: CannotTell,
 }
@@ -118,7 +120,7 @@ pub enum Light {
 /// Judges a visit.
 pub fn judge(visit: &Visit, terms: &Terms) -> Gates {
     Gates {
-        probes: visit.probes.map_or(Gate::NotApplicable, from_green),
+        probes: probes(visit.probes, terms),
         drift: visit.stores.map_or(Gate::CannotTell, from_green),
         evidence: evidence(&visit.evidence),
         quiet: quiet(visit.usage, terms),
@@ -137,6 +139,15 @@ impl Gates {
             [self.drift, self.evidence].contains(&Gate::CannotTell) || self.quiet == Gate::NotYet;
         let untold = all.contains(&Gate::CannotTell) && cannot_tell == CannotTell::Wait;
         if unproven || untold { Light::Amber } else { Light::Green }
+    }
+}
+
+/// A probe that gave no answer leaves it open whether all is well.
+fn probes(green: Option<bool>, terms: &Terms) -> Gate {
+    match green {
+        Some(green) => from_green(green),
+        None if terms.has_probes => Gate::CannotTell,
+        None => Gate::NotApplicable,
     }
 }
 
@@ -236,6 +247,7 @@ mod tests {
         Terms {
             evidence_at: Timestamp::from_millis(0),
             last_used: Some(last_used),
+            has_probes: true,
             cannot_tell: CannotTell::Allow,
         }
     }
@@ -243,6 +255,14 @@ mod tests {
     fn sample(asked: i64, used: Option<i64>) -> Option<UsageSample> {
         let last_used_at = used.map(Timestamp::from_millis);
         Some(UsageSample { asked_at: Timestamp::from_millis(asked), last_used_at })
+    }
+
+    #[test]
+    fn probes_that_give_no_answer_are_not_green() {
+        assert_eq!(probes(None, &terms()), Gate::CannotTell);
+        assert_eq!(probes(None, &Terms { has_probes: false, ..terms() }), Gate::NotApplicable);
+        assert_eq!(probes(Some(true), &terms()), Gate::Open);
+        assert_eq!(probes(Some(false), &terms()), Gate::Closed);
     }
 
     #[test]

@@ -769,15 +769,18 @@ impl Work<'_> {
     }
 
     async fn probes_are_green(&self, notes: &mut Vec<String>) -> Option<bool> {
-        let mut all = None;
+        let mut all = (!self.plan.probes.is_empty()).then_some(true);
         for (probe, planned) in self.member.drivers.probes.iter().zip(&self.plan.probes) {
             match probe.ask(&self.asked()).await {
-                Ok(Health::Green) => all = all.or(Some(true)),
+                Ok(Health::Green) => {}
                 Ok(Health::Red(reason)) => {
                     notes.push(format!("probe `{}` is red: {reason}", planned.bound.name));
                     all = Some(false);
                 }
-                Err(error) => notes.push(format!("probe `{}`: {error}", planned.bound.name)),
+                Err(error) => {
+                    notes.push(format!("probe `{}`: {error}", planned.bound.name));
+                    all = all.filter(|green| !green);
+                }
             }
         }
         all

@@ -47,12 +47,10 @@ impl Build for Config {
     type Driver = dyn Probe;
 
     fn build(&self, _context: &Context) -> Result<Arc<dyn Probe>, Refusal> {
-        let headers =
-            self.header.iter().map(|(name, value)| Ok((header_name(name)?, value.clone())));
         Ok(Arc::new(Http {
             url: plain_url("url", &self.url)?,
             expect: self.expect,
-            headers: headers.collect::<Result<_, Refusal>>()?,
+            headers: Headers::of(&self.header)?,
             within: self.within.span(),
         }))
     }
@@ -87,14 +85,14 @@ fn header_name(name: &str) -> Result<HeaderName, Refusal> {
 struct Http {
     url: Url,
     expect: u16,
-    headers: Vec<(HeaderName, SecretReference)>,
+    headers: Headers,
     within: Span,
 }
 
 #[async_trait]
 impl Probe for Http {
     async fn ask(&self, _asked: &Asked) -> Result<Health, CallError> {
-        let headers = self.resolve().await?;
+        let headers = self.headers.resolve().await?;
         let asked = http::client()
             .get(self.url.clone())
             .headers(headers)
@@ -113,10 +111,21 @@ impl Probe for Http {
     }
 }
 
-impl Http {
+/// Headers whose values are secret.
+#[derive(Clone)]
+pub(super) struct Headers(Vec<(HeaderName, SecretReference)>);
+
+impl Headers {
+    /// # Errors
+    /// A refusal where a name is no header's.
+    pub(super) fn of(named: &BTreeMap<String, SecretReference>) -> Result<Self, Refusal> {
+        let headers = named.iter().map(|(name, value)| Ok((header_name(name)?, value.clone())));
+        headers.collect::<Result<_, _>>().map(Self)
+    }
+
     /// Reads the references; off the runtime's threads, since a reference may be a program.
-    async fn resolve(&self) -> Result<HeaderMap, Refusal> {
-        let headers = self.headers.clone();
+    pub(super) async fn resolve(&self) -> Result<HeaderMap, Refusal> {
+        let headers = self.0.clone();
         let read = move || {
             headers.into_iter().map(|(name, reference)| Ok((name, value(&reference)?))).collect()
         };

@@ -11,6 +11,7 @@ drivers! {
         http => Http,
         command => Command,
         log_scan => LogScan,
+        prometheus_query => PrometheusQuery,
         tcp => Tcp,
         tls => Tls,
     }
