@@ -5,6 +5,7 @@
 
 pub mod docker;
 pub mod podman;
+pub mod postgres;
 
 use std::path::PathBuf;
 

@@ -18,7 +18,7 @@ drivers! {
 }
 
 /// Makes a relative path of a reference begin at the folder of the configuration file.
-fn from_root(reference: &SecretReference, context: &Context) -> SecretReference {
+pub(crate) fn from_root(reference: &SecretReference, context: &Context) -> SecretReference {
     match reference {
         SecretReference::File(path) => SecretReference::File(context.root.join(path)),
         other => other.clone(),

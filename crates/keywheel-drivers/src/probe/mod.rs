@@ -12,6 +12,7 @@ drivers! {
         command => Command,
         log_scan => LogScan,
         prometheus_query => PrometheusQuery,
+        sql => Sql,
         tcp => Tcp,
         tls => Tls,
     }
