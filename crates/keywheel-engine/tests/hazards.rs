@@ -13,18 +13,19 @@ use std::task::Poll;
 use async_trait::async_trait;
 use futures_util::FutureExt;
 use keywheel_core::call::{CallError, Refusal, RefusalKind};
-use keywheel_core::event::{Event, Outcome};
+use keywheel_core::event::{Event, Outcome, ParkReason};
 use keywheel_core::evidence::{Replica, Shows};
 use keywheel_core::facts::{IssuerFacts, StoreFacts, ValueOrigin, WorkloadFacts};
 use keywheel_core::fingerprint::Fingerprinter;
 use keywheel_core::gate::Clocks;
-use keywheel_core::plan::{Label, Mode, Plan, Policy, VersionRef};
+use keywheel_core::plan::{Bound, CannotTell, Label, Mode, Plan, Policy, ProbePlan, VersionRef};
 use keywheel_core::rotation::Rotation;
 use keywheel_core::secret::{Credential, SecretName, SecretValue};
 use keywheel_core::time::{Span, Timestamp};
 use keywheel_core::version::{IssuedId, State, VersionId};
 use keywheel_driver::Finding;
 use keywheel_driver::issuer::{Issuer, Live, Mint, Minted, Randomness, Verdict};
+use keywheel_driver::probe::{Asked, Health, Probe};
 use keywheel_driver::store::{Edit, Store, Written};
 use keywheel_driver::workload::{Ensure, Workload};
 use keywheel_engine::clock::Clock;
@@ -307,6 +308,51 @@ enum Fate {
     Stops,
 }
 
+/// A rotation with three probes whose soak waits for those that give no answer.
+async fn with_probes(fate: impl Fn(Call<'_>) -> Fate + Send + Sync + 'static) -> (Setup, Group) {
+    let setup = Setup::new(fate);
+    let mut plan = plan("s", ValueOrigin::Theirs);
+    let probe = |name: &&str| {
+        let bound = Bound { name: (*name).into(), driver: serde_json::json!({}) };
+        ProbePlan { bound }
+    };
+    plan.probes = PROBES.iter().map(probe).collect();
+    plan.policy.cannot_tell = CannotTell::Wait;
+    plan.policy.soak = Span::hours(1);
+    plan.policy.gate_limit = Span::hours(6);
+    let group = setup.engine.begin(&[Arc::new(plan)]).await.unwrap();
+    (setup, group)
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_probe_is_asked_at_each_visit() {
+    let (setup, mut group) = with_probes(|_| Fate::Well).await;
+    assert_eq!(setup.rest(&mut group).await, Some(Outcome::Completed));
+    let asked: Vec<usize> = PROBES
+        .iter()
+        .map(|name| {
+            setup.of("s", |place| place.effects.iter().filter(|effect| *effect == name).count())
+        })
+        .collect();
+    assert!(asked[0] > 3 && asked.iter().all(|times| *times == asked[0]), "{asked:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_probe_that_gives_no_answer_holds_up_the_soak_beside_green_ones() {
+    let asked = AtomicUsize::new(0);
+    let silent = move |call: Call<'_>| match call.name {
+        // It answers after the roll, and never again.
+        "second probe" if asked.fetch_add(1, Ordering::SeqCst) > 0 => {
+            Fate::Refused(Refusal::retry(RefusalKind::Unavailable, None, "nobody is there"))
+        }
+        _ => Fate::Well,
+    };
+    let (setup, mut group) = with_probes(silent).await;
+    assert_eq!(setup.rest(&mut group).await, None);
+    let parked = group.rotations().next().unwrap().parked().cloned();
+    assert_eq!(parked, Some(ParkReason::GateClosed));
+}
+
 /// Everything outside of the engine.
 struct World {
     origin: ValueOrigin,
@@ -554,6 +600,26 @@ impl Workload for Place {
     }
 }
 
+const PROBES: [&str; 3] = ["first probe", "second probe", "third probe"];
+
+struct Question {
+    place: Arc<Place>,
+    name: &'static str,
+}
+
+#[async_trait]
+impl Probe for Question {
+    async fn ask(&self, asked: &Asked) -> Result<Health, CallError> {
+        assert_eq!(
+            asked.began_at, START,
+            "whenever it is asked, it is told when the rotation began"
+        );
+        self.place.call(self.name).await?;
+        self.place.with(|place| place.effects.push(self.name));
+        Ok(Health::Green)
+    }
+}
+
 /// Builds drivers that call the world.
 struct FromWorld(Arc<World>);
 
@@ -565,8 +631,13 @@ impl Build for FromWorld {
         Ok(Drivers {
             issuer: place.clone(),
             stores: vec![place.clone()],
-            workloads: vec![place],
-            probes: Vec::new(),
+            workloads: vec![place.clone()],
+            probes: (0..plan.probes.len())
+                .map(|index| {
+                    Arc::new(Question { place: place.clone(), name: PROBES[index] })
+                        as Arc<dyn Probe>
+                })
+                .collect(),
         })
     }
 }
