@@ -122,6 +122,33 @@ pub(crate) async fn roll(engine: &Engine, members: &[(&Member, Step)]) -> Outcom
     Ok(Report::Plain.into())
 }
 
+/// Writes what the stores of a rotation should hold over what somebody else wrote there, and replaces the replicas that may
+/// have read it. Returns the names of the stores that were written.
+pub(crate) async fn put_right(engine: &Engine, member: &Member) -> Outcome<Vec<String>> {
+    let work = Work { engine, member, plan: member.rotation.plan() };
+    let at = member.rotation.walk().should_hold();
+    let mut written = Vec::new();
+    for (index, planned) in work.plan.stores.iter().enumerate() {
+        if work.put_right(index, at).await? {
+            written.push((index, planned.bound.name.clone()));
+        }
+    }
+    let held_since = engine.clock.now();
+    let fingerprinter = &engine.journal.installation().fingerprinter;
+    for (index, planned) in work.plan.workloads.iter().enumerate() {
+        let reads = |store: usize| planned.reads.iter().any(|read| usize::from(*read) == store);
+        if !written.iter().any(|(store, _)| reads(*store)) {
+            continue;
+        }
+        let slots = work.expected(index, at).await?;
+        let held = slots.iter().map(|(address, held)| (address.as_str(), held.as_ref()));
+        let digest = fingerprinter.digest(held);
+        let ensure = Ensure { slots: &slots, held_since, digest, fingerprinter };
+        member.drivers.workloads[index].roll(&ensure).await?;
+    }
+    Ok(written.into_iter().map(|(_, name)| name).collect())
+}
+
 /// A planted bug: a stamp over the current slots alone is the same before and after a move that changes what is also accepted.
 async fn stamp_is_the_same(engine: &Engine, members: &[(&Member, Step)]) -> Outcome<bool> {
     for (member, step) in members {
@@ -574,6 +601,42 @@ impl Work<'_> {
             self.read_back(index, &edits).await?;
         }
         Ok(Report::Written { changed: written.changed }.into())
+    }
+
+    /// Makes a store hold an arrangement, whatever it holds now, and says whether it had to be written.
+    async fn put_right(&self, index: usize, at: Position) -> Outcome<bool> {
+        if self.store_holds(index, at).await? {
+            return Ok(false);
+        }
+        let (store, planned) = (&self.member.drivers.stores[index], &self.plan.stores[index]);
+        let present = store.read(&addresses(&planned.slots)).await?;
+        let line = self.member.rotation.line();
+        let mut wanted = Vec::new();
+        for (slot, present) in planned.slots.iter().zip(&present) {
+            if !self.is_suspect(slot, line.at(at)) {
+                let content = self.content(index, slot, at).await?;
+                if content.is_none() && self.has_content(slot, line.at(at)) {
+                    return Err(unsupported("a value that is no longer sealed"));
+                }
+                wanted.push((slot, present, content));
+            }
+        }
+        let edits: Vec<Edit<'_>> = wanted
+            .iter()
+            .map(|(slot, present, content)| Edit {
+                address: &slot.address,
+                accept: Accept::OneOf(vec![present.as_ref()]),
+                value: content.as_ref(),
+            })
+            .collect();
+        store.write(&edits).await?;
+        Ok(true)
+    }
+
+    /// Whether an arrangement puts a version into a slot.
+    fn has_content(&self, slot: &Slot, arrangement: Arrangement) -> bool {
+        let side = in_role(slot.role, arrangement);
+        side.is_some_and(|side| self.member.rotation.version(side).is_some())
     }
 
     /// A slot that would be given a suspect version is left as it is: a suspect is never written again.

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use keywheel_core::call::{Refusal, RefusalKind};
+use keywheel_core::call::{CallError, Refusal, RefusalKind};
 use keywheel_core::event::{Because, Event, Outcome};
 use keywheel_core::inventory::Inventory;
 use keywheel_core::plan::{Plan, RotationId};
@@ -176,6 +176,35 @@ impl Engine {
         self.flush(group).await
     }
 
+    /// Puts the stores of the open rotations of these secrets right after an edit by hand: writes what they should hold, and
+    /// replaces replicas that may have read something else. Returns each secret with the stores that were written.
+    ///
+    /// # Errors
+    /// A refusal where one of them is on its way ([`can_be_put_right`]), or where a store or a workload refuses; what was
+    /// written before stays, and it can be asked again.
+    pub async fn put_right(
+        &self,
+        secrets: &[SecretName],
+    ) -> Result<Vec<(SecretName, Vec<String>)>, EngineError> {
+        let group = self.recover(secrets).await?;
+        let done = self.put_group_right(&group).await;
+        self.give_up(&group).await?;
+        done
+    }
+
+    async fn put_group_right(
+        &self,
+        group: &Group,
+    ) -> Result<Vec<(SecretName, Vec<String>)>, EngineError> {
+        group.rotations().try_for_each(can_be_put_right)?;
+        let mut done = Vec::new();
+        for member in &group.members {
+            let written = perform::put_right(self, member).await.map_err(not_put_right)?;
+            done.push((member.rotation.plan().secret.clone(), written));
+        }
+        Ok(done)
+    }
+
     /// Closes parked rotations on the operator's word.
     ///
     /// # Errors
@@ -242,6 +271,29 @@ pub fn can_undo(rotation: &Rotation) -> Result<(), Refusal> {
         let message = format!("`{}` cannot be undone: {no}", rotation.plan().secret);
         Refusal::operator(RefusalKind::Unsupported, message)
     })
+}
+
+fn not_put_right(error: CallError) -> Refusal {
+    match error {
+        CallError::Refused(refusal) => refusal,
+        CallError::Unknown(_) => Refusal::retry(RefusalKind::Unavailable, None, error.to_string()),
+    }
+}
+
+/// Checks that the stores of an open rotation may be put right from outside: it is parked, or what is left of it is the
+/// retirement of a version. One that is on its way writes them itself.
+///
+/// # Errors
+/// A refusal that says so.
+pub fn can_be_put_right(rotation: &Rotation) -> Result<(), Refusal> {
+    let retires = rotation.was_ever_promoted()
+        && rotation.promoted_side() == rotation.toward()
+        && rotation.walk().moving_to().is_none();
+    if rotation.walk().is_touched() && (retires || rotation.parked().is_some()) {
+        return Ok(());
+    }
+    let message = format!("`{}` has an open rotation that is on its way", rotation.plan().secret);
+    Err(Refusal::operator(RefusalKind::Unsupported, message))
 }
 
 /// Reads the credential that the current slots of one store hold; none where they are absent.

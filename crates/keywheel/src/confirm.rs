@@ -7,8 +7,21 @@ use crate::config::Environment;
 use crate::exit::Exit;
 use crate::output::Failure;
 
-/// Asks whether to go on. `--yes` answers for scripts; without a terminal and without it the answer is no.
-pub(crate) fn go_on(environment: &Environment, question: &str, yes: bool) -> Result<(), Failure> {
+/// How to say yes without a terminal, where there is nothing to read before it.
+pub(crate) const SAY_YES: &str = "say `--yes`";
+
+/// How to say yes without a terminal, where a plan was shown.
+pub(crate) const READ_THE_PLAN: &str =
+    "read the plan above, then say `--yes`, or `--plan` with its hash to run exactly this one";
+
+/// Asks whether to go on. `--yes` answers for scripts; without a terminal and without it the answer is no, and `hint` says how
+/// to say yes.
+pub(crate) fn go_on(
+    environment: &Environment,
+    question: &str,
+    hint: &str,
+    yes: bool,
+) -> Result<(), Failure> {
     if yes {
         return Ok(());
     }
@@ -16,8 +29,7 @@ pub(crate) fn go_on(environment: &Environment, question: &str, yes: bool) -> Res
         Failure::new(message).code(code::NOT_CONFIRMED).exit(Exit::Refused).now("nothing changed")
     };
     if !std::io::stdin().is_terminal() {
-        return Err(declined("there is no terminal to ask on")
-            .hint("say `--yes` when you have read what it will do"));
+        return Err(declined("there is no terminal to ask on").hint(hint));
     }
     let (prompt, wanted) = if environment.protected {
         (

@@ -144,7 +144,9 @@ impl Stand {
                 output.json(&json!({ "rotations": list }))?;
             }
             Format::Text => {
-                let ran = rotations.iter().map(|rotation| ending(session, rotation));
+                let ran = rotations
+                    .iter()
+                    .map(|rotation| ending(session, rotation, &self.back(rotation)));
                 let lines: String = ran.chain(queued.iter().map(Waiting::text)).collect();
                 output.text(&lines)?;
             }
@@ -153,6 +155,21 @@ impl Stand {
             output.note("stopped; `keywheel resume` goes on");
         }
         Ok(rotations.iter().map(exit).max_by_key(|exit| weight(*exit)).unwrap_or(Exit::Done))
+    }
+
+    /// The line that offers `undo`; empty where there is no way back. Members of a batch turn round together or not at all.
+    fn back(&self, rotation: &Rotation) -> String {
+        let batch = &rotation.plan().batch;
+        let together = |other: &&Rotation| {
+            other.id() == rotation.id()
+                || (!batch.is_empty() && other.plan().batch == *batch && other.outcome().is_none())
+        };
+        let mut members = self.rotations.iter().filter(together);
+        if members.all(|member| member.way_back().is_ok()) {
+            format!("  back: keywheel undo {}\n", rotation.plan().secret)
+        } else {
+            String::new()
+        }
     }
 }
 
@@ -210,12 +227,15 @@ fn reason_unasked(rotation: &Rotation) -> Option<&'static str> {
     if deaths.any(|death| death == Some(Death::NoOneToAsk)) { Some("no one to ask") } else { None }
 }
 
-fn ending(session: &Session, rotation: &Rotation) -> String {
+fn ending(session: &Session, rotation: &Rotation, back: &str) -> String {
     let plan = rotation.plan();
     let (secret, new) = (&plan.secret, plan.pending);
     let old =
         plan.previous.as_ref().map_or("nothing".into(), |previous| previous.version.to_string());
     match (rotation.outcome(), rotation.parked()) {
+        (Some(Outcome::Completed), _) if plan.previous.is_none() => {
+            format!("{secret}: completed; {new} is current, the first version\n")
+        }
         (Some(Outcome::Completed), _) => {
             let dead = if old_refused(rotation) == Some(true) {
                 "refused everywhere"
@@ -237,25 +257,21 @@ fn ending(session: &Session, rotation: &Rotation) -> String {
         }
         (Some(Outcome::Superseded), _) => format!("{secret}: taken over by an emergency\n"),
         (None, Some(reason)) => {
-            let undo = match rotation.way_back() {
-                Ok(()) => format!("  back: keywheel undo {secret}\n"),
-                Err(_) => String::new(),
-            };
             let name_it = match reason {
                 ParkReason::IdUnknown { .. } => " --previous-id ID",
                 _ => "",
             };
             format!(
-                "{secret}: needs you: {}\n  then: keywheel resume {secret}{name_it}\n{undo}  \
+                "{secret}: needs you: {}\n  then: keywheel resume {secret}{name_it}\n{back}  \
                  or close it on your word: keywheel resolve {secret} --as completed|undone --because \"…\"\n",
                 words::parked(plan, reason)
             )
         }
-        (None, None) => owed(session, rotation),
+        (None, None) => owed(session, rotation, back),
     }
 }
 
-fn owed(session: &Session, rotation: &Rotation) -> String {
+fn owed(session: &Session, rotation: &Rotation, back: &str) -> String {
     let plan = rotation.plan();
     let (secret, new) = (&plan.secret, plan.pending);
     let old =
@@ -269,7 +285,7 @@ fn owed(session: &Session, rotation: &Rotation) -> String {
     if has_promoted(rotation) && rotation.toward() == Side::Pending {
         format!(
             "{secret}: promoted; {new} is current, {old} still works and is ended later: next look {next}\n  \
-             for cron: keywheel resume --all --quiet -e {}\n  back: keywheel undo {secret}\n",
+             for cron: keywheel resume --all --quiet -e {}\n{back}",
             secret.environment()
         )
     } else if has_promoted(rotation) {

@@ -47,11 +47,13 @@ impl<'a> Asked<'a> {
                 asked.now.push(secret);
                 continue;
             };
+            let group = groups.iter().find(|group| group.contains(&secret.name));
             if !open.retirement || open.parked.is_some() {
-                return Err(still_moving(&secret.name, &open));
+                let group = group.map(Vec::as_slice).unwrap_or_default();
+                let no_way_back = session.no_way_back(group).await?.is_some();
+                return Err(still_moving(&secret.name, &open, no_way_back));
             }
             let is_asked = |name: &SecretName| secrets.iter().any(|asked| asked.name == *name);
-            let group = groups.iter().find(|group| group.contains(&secret.name));
             let closes =
                 secret.rules.close_window && open.phase == Phase::RollbackWindow.to_string();
             if closes && group.is_some_and(|group| group.iter().all(is_asked)) {
@@ -64,15 +66,18 @@ impl<'a> Asked<'a> {
     }
 }
 
-fn still_moving(secret: &SecretName, open: &OpenRotation) -> Failure {
+fn still_moving(secret: &SecretName, open: &OpenRotation, no_way_back: bool) -> Failure {
+    let on = format!("`keywheel resume {secret}` lets it go on");
+    let hint = match no_way_back {
+        true => on,
+        false => format!("{on}, `keywheel undo {secret}` turns it round"),
+    };
     let failure = Failure::new(format!("`{secret}` has an open rotation, {}", open.rotation));
-    failure
+    let failure = failure
         .code(code::OPEN_ALREADY)
         .exit(Exit::Refused)
-        .now(format!("nothing changed; the open rotation is in phase {}", open.phase))
-        .hint(format!(
-            "`keywheel resume {secret}` lets it go on, `keywheel undo {secret}` turns it round"
-        ))
+        .now(format!("nothing changed; the open rotation is in phase {}", open.phase));
+    failure.hint(hint)
 }
 
 impl Waiting {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use keywheel_core::call::{Refusal, RefusalKind};
 use keywheel_core::inventory::Inventory;
-use keywheel_core::plan::Plan;
+use keywheel_core::plan::{Plan, RotationId};
 use keywheel_core::rotation::Rotation;
 use keywheel_core::secret::SecretName;
 use keywheel_core::time::Timestamp;
@@ -134,13 +134,29 @@ impl Session {
     ) -> Result<Option<Rotation>, Failure> {
         let row = self.inventory(secret).await?;
         match row.and_then(|row| row.open) {
-            Some(open) => {
-                let rotation =
-                    keywheel_engine::recover::read(self.journal.as_ref(), &open.rotation).await;
-                Ok(Some(rotation.map_err(engine_failure)?))
-            }
+            Some(open) => Ok(Some(self.replay(&open.rotation).await?)),
             None => Ok(None),
         }
+    }
+
+    /// Returns why secrets that are rotated together cannot turn round; none where every one of them can.
+    pub(crate) async fn no_way_back(
+        &self,
+        group: &[SecretName],
+    ) -> Result<Option<Refusal>, Failure> {
+        for secret in group {
+            let Some(rotation) = self.open_rotation(secret).await? else { continue };
+            if let Err(refusal) = keywheel_engine::request::can_undo(&rotation) {
+                return Ok(Some(refusal));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Replays a rotation without taking it over.
+    pub(crate) async fn replay(&self, rotation: &RotationId) -> Result<Rotation, Failure> {
+        let rotation = keywheel_engine::recover::read(self.journal.as_ref(), rotation).await;
+        rotation.map_err(engine_failure)
     }
 }
 
@@ -234,7 +250,7 @@ pub(crate) fn journal_failure(error: JournalError) -> Failure {
             .code(code::OPEN_ALREADY)
             .exit(Exit::Refused)
             .now("nothing changed; `keywheel status` says what the open rotation owes")
-            .hint(format!("let it go on with `keywheel resume {secret}`, or turn it round with `keywheel undo {secret}`")),
+            .hint(format!("`keywheel resume {secret}` lets it go on")),
         JournalError::Busy { .. } => failure
             .code(code::BUSY)
             .exit(Exit::Refused)

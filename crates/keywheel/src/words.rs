@@ -2,7 +2,7 @@
 
 use jiff::Timestamp as Instant;
 use jiff::tz::TimeZone;
-use keywheel_core::call::Refusal;
+use keywheel_core::call::{Refusal, RefusalKind};
 use keywheel_core::event::{Because, Event, Outcome, ParkReason, Step};
 use keywheel_core::facts::Authority;
 use keywheel_core::plan::{Plan, Role, Slot};
@@ -164,6 +164,9 @@ pub(crate) fn record(plan: &Plan, event: &Event) -> Option<Line> {
 /// Says why a rotation is parked.
 pub(crate) fn parked(plan: &Plan, reason: &ParkReason) -> String {
     match reason {
+        ParkReason::Refused { step, refusal } if refusal.kind == RefusalKind::Conflict => {
+            format!("drift: {}", failed(plan, *step, Some(refusal)))
+        }
         ParkReason::Refused { step, refusal } => failed(plan, *step, Some(refusal)),
         ParkReason::OutOfPatience { step } => failed(plan, *step, None),
         other => other.to_string(),

@@ -10,6 +10,9 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+#[path = "rotations/parked.rs"]
+mod parked;
+
 const CONFIG: &str = "
 project: shop
 policies:
@@ -258,8 +261,10 @@ fn h119_no_command_prints_a_value() {
 #[test]
 fn without_a_terminal_and_without_yes_the_answer_is_no() {
     let project = Project::new();
-    project.run(&["rotate", "pepper"]).ends(4).says("K0206").says("now: nothing changed");
+    let ran = project.run(&["rotate", "pepper"]);
+    ran.ends(4).says("K0206").says("now: nothing changed").says("read the plan above, then say");
     assert!(project.read("app.env").contains(OLD));
+    project.run(&["adopt", "pepper"]).ends(4).says("K0206").says("hint: say `--yes`");
 }
 
 #[test]
@@ -310,7 +315,7 @@ fn h35_an_edit_by_hand_while_a_rotation_soaks_is_found() {
         "{parked:?}"
     );
     project.run(&["status"]).ends(0).says("write web: PEPPER");
-    project.run(&["doctor"]).ends(3).says("parked: write web: PEPPER");
+    project.run(&["doctor"]).ends(3).says("parked: drift: write web: PEPPER");
     project
         .run(&["undo", "pepper", "--because", "again"])
         .ends(4)

@@ -45,7 +45,7 @@ pub(crate) async fn run(args: &AdoptArgs, globals: &Globals) -> Result<Exit, Fai
     let lines: String = rows.iter().map(line).collect();
     output.note(lines.trim_end());
     if !rows.is_empty() {
-        confirm::go_on(environment, "Adopt these?", args.yes)?;
+        confirm::go_on(environment, "Adopt these?", confirm::SAY_YES, args.yes)?;
     }
     for row in &rows {
         session.engine.note(row.clone(), "adopted").await.map_err(engine_failure)?;

@@ -5,8 +5,10 @@ use keywheel_core::evidence::{Expected, Proof, judge};
 use keywheel_core::fingerprint::{Compared, Fingerprint};
 use keywheel_core::inventory::{Inventory, Version};
 use keywheel_core::plan::{Plan, RotationId};
+use keywheel_core::rotation::Rotation;
+use keywheel_core::strategy::Side;
 use keywheel_core::version::Stage;
-use keywheel_engine::request::held_by;
+use keywheel_engine::request::{can_be_put_right, held_by};
 use serde_json::json;
 
 use crate::cli::Globals;
@@ -68,6 +70,18 @@ pub(crate) async fn run(args: &DoctorArgs, globals: &Globals) -> Result<Exit, Fa
     Ok(if found.is_empty() { Exit::Done } else { Exit::NeedsOperator })
 }
 
+/// Whether readers have what the rotation walks towards, and no move is under way: what a replica holds can be judged.
+fn rests(rotation: &Rotation) -> bool {
+    rotation.was_ever_promoted()
+        && rotation.promoted_side() == rotation.toward()
+        && rotation.walk().moving_to().is_none()
+}
+
+/// Before a secret's first version is promoted, and after it was taken back, its stores may hold nothing.
+fn may_hold_nothing(rotation: &Rotation) -> bool {
+    rotation.plan().previous.is_none() && rotation.promoted_side() == Side::Previous
+}
+
 struct Check<'a> {
     session: &'a Session,
     config: &'a Config,
@@ -77,19 +91,23 @@ struct Check<'a> {
 
 impl Check<'_> {
     async fn all(&self) -> Result<Vec<Finding>, Failure> {
-        let plan = prepare::draft(self.session, self.config, self.secret)?;
+        let open = match &self.row.open {
+            Some(_) => self.session.open_rotation(&self.secret.name).await?,
+            None => None,
+        };
+        let open = open.as_ref();
+        let plan = match open {
+            Some(rotation) => rotation.plan().as_ref().clone(),
+            None => prepare::draft(self.session, self.config, self.secret)?,
+        };
         let built = drivers_of(&plan)?;
         let mut found = Vec::new();
-        self.stores(&plan, &built, &mut found).await;
-        match self.session.open_rotation(&self.secret.name).await? {
-            None => self.replicas(&plan, &built, &mut found).await,
-            Some(rotation) => {
-                let reason = rotation.parked().map(|reason| words::parked(rotation.plan(), reason));
-                found.extend(
-                    reason.map(|reason| self.finding(format!("parked: {reason}"), "resume")),
-                );
-            }
+        self.stores(&plan, &built, open, &mut found).await;
+        if open.is_none_or(rests) {
+            self.replicas(&plan, &built, &mut found).await;
         }
+        let parked = open.and_then(Rotation::parked).map(|reason| words::parked(&plan, reason));
+        found.extend(parked.map(|reason| self.finding(format!("parked: {reason}"), "resume")));
         self.unended(&mut found);
         self.orphans(&built, &mut found).await?;
         Ok(found)
@@ -111,18 +129,26 @@ impl Check<'_> {
         expected.filter_map(|version| version.fingerprint).collect()
     }
 
-    async fn stores(&self, plan: &Plan, built: &Built, found: &mut Vec<Finding>) {
+    async fn stores(
+        &self,
+        plan: &Plan,
+        built: &Built,
+        open: Option<&Rotation>,
+        found: &mut Vec<Finding>,
+    ) {
         let known = self.known();
-        let mend = if self.row.open.is_some() { "resume" } else { "reconcile" };
+        let is_on_its_way = open.is_some_and(|rotation| can_be_put_right(rotation).is_err());
+        let mend = if is_on_its_way { "resume" } else { "reconcile" };
+        let may_be_empty = known.is_empty() || open.is_some_and(may_hold_nothing);
         for (store, planned) in built.stores.iter().zip(&plan.stores) {
             let name = &planned.bound.name;
             match held_by(store.as_ref(), planned).await {
                 Err(error) => found
                     .push(self.finding(format!("store `{name}` cannot be read: {error}"), "check")),
-                Ok(None) if !known.is_empty() => {
+                Ok(None) if may_be_empty => {}
+                Ok(None) => {
                     found.push(self.finding(format!("store `{name}` holds no value"), mend))
                 }
-                Ok(None) => {}
                 Ok(Some(held)) => {
                     let seen = self.session.engine.fingerprint(&held);
                     let is_other =

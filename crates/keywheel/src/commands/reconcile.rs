@@ -7,7 +7,7 @@ use clap::Args;
 use keywheel_core::fingerprint::Compared;
 use keywheel_core::inventory::{Inventory, Version};
 use keywheel_core::plan::{Plan, Role, StorePlan};
-use keywheel_core::secret::{Credential, SecretValue};
+use keywheel_core::secret::{Credential, SecretName, SecretValue};
 use keywheel_core::version::Stage;
 use keywheel_driver::slot;
 use keywheel_driver::store::{Accept, Edit, Store};
@@ -43,9 +43,19 @@ pub(crate) async fn run(args: &ReconcileArgs, globals: &Globals) -> Result<Exit,
     let environment = args.selection.environment(&config)?;
     let secrets = args.selection.secrets(globals, &config).await?;
     let session = Session::act(globals, &config, &environment.name, Arc::new(NoWatch))?;
-    confirm::go_on(environment, "Make stores and workloads agree with the journal?", args.yes)?;
+    let question = "Make stores and workloads agree with the journal?";
+    confirm::go_on(environment, question, confirm::SAY_YES, args.yes)?;
     let mut done = Vec::new();
-    for secret in secrets {
+    let groups = session.engine.open_groups().await.map_err(engine_failure)?;
+    let (open, rest): (Vec<&Secret>, Vec<&Secret>) = secrets
+        .into_iter()
+        .partition(|secret| !args.keep && groups.iter().any(|group| group.contains(&secret.name)));
+    for group in &groups {
+        if open.iter().any(|secret| group.contains(&secret.name)) {
+            done.extend(put_right(&session, group).await?);
+        }
+    }
+    for secret in rest {
         let work = Work::of(&session, &config, secret).await?;
         done.extend(if args.keep { work.keep().await? } else { work.restore().await? });
     }
@@ -58,6 +68,20 @@ pub(crate) async fn run(args: &ReconcileArgs, globals: &Globals) -> Result<Exit,
         }
     }
     Ok(Exit::Done)
+}
+
+/// During a retirement, and while a rotation waits for an operator, its own plan says what the stores should hold.
+async fn put_right(session: &Session, group: &[SecretName]) -> Result<Vec<String>, Failure> {
+    let written = session.engine.put_right(group).await.map_err(|error| {
+        let secret = &group[0];
+        engine_failure(error)
+            .now("what was written before stays; it can be run again")
+            .hint(format!("`keywheel resume {secret}` lets a rotation that is on its way go on"))
+    })?;
+    let told = |(secret, stores): (SecretName, Vec<String>)| {
+        stores.into_iter().map(move |store| format!("{secret}: wrote store `{store}`"))
+    };
+    Ok(written.into_iter().flat_map(told).collect())
 }
 
 struct Work<'a> {
@@ -83,7 +107,7 @@ impl<'a> Work<'a> {
                 .code(code::OPEN_ALREADY);
             let failure = failure.exit(Exit::Refused).now("nothing changed");
             return Err(failure.hint(format!(
-                "`keywheel resume {}` makes stores and workloads agree",
+                "`keywheel reconcile {}` without `--keep` puts back what its plan says",
                 secret.name
             )));
         }

@@ -8,7 +8,6 @@ use keywheel_core::planted;
 use keywheel_core::secret::SecretName;
 use keywheel_core::version::IssuedId;
 use keywheel_engine::EngineError;
-use keywheel_engine::request::can_undo;
 use keywheel_engine::run::Group;
 use serde_json::json;
 
@@ -160,7 +159,7 @@ pub(crate) async fn undo(args: &UndoArgs, globals: &Globals) -> Result<Exit, Fai
     if let Some(session) = Session::read(globals, &config, &environment.name)? {
         args.open.can_undo(&session, environment).await?;
     }
-    confirm::go_on(environment, "Turn these rotations round?", args.open.yes)?;
+    confirm::go_on(environment, "Turn these rotations round?", confirm::SAY_YES, args.open.yes)?;
     let output = globals.output();
     let session =
         Session::act(globals, &config, &environment.name, Arc::new(Progress::new(output)))?;
@@ -190,7 +189,10 @@ pub(crate) async fn cancel(args: &CancelArgs, globals: &Globals) -> Result<Exit,
                 .code(code::NOT_NOW)
                 .exit(Exit::Refused)
                 .now("nothing changed by this command");
-            return Err(failure.hint(format!("`keywheel undo {secret}` turns it round")));
+            return Err(match begun.way_back() {
+                Ok(()) => failure.hint(format!("`keywheel undo {secret}` turns it round")),
+                Err(_) => failure.hint(format!("`keywheel resume {secret}` lets it go on")),
+            });
         }
         let because = "cancelled before anything was changed";
         session.engine.undo(group, because).await.map_err(engine_failure)
@@ -215,7 +217,12 @@ fn tell_unqueued(secrets: &[SecretName], output: Output) -> Result<Exit, Failure
 pub(crate) async fn resolve(args: &ResolveArgs, globals: &Globals) -> Result<Exit, Failure> {
     let config = globals.load()?;
     let environment = args.open.chosen(&config)?;
-    confirm::go_on(environment, "Close these rotations on your word?", args.open.yes)?;
+    confirm::go_on(
+        environment,
+        "Close these rotations on your word?",
+        confirm::SAY_YES,
+        args.open.yes,
+    )?;
     let output = globals.output();
     let session =
         Session::act(globals, &config, &environment.name, Arc::new(Progress::new(output)))?;
@@ -264,14 +271,13 @@ impl Open {
         Ok(unqueued)
     }
 
-    /// Says, before anybody is asked, that none of the rotations can turn round.
+    /// Says, before anybody is asked, that none of the groups can turn round.
     async fn can_undo(&self, session: &Session, environment: &Environment) -> Result<(), Failure> {
         let mut refused = None;
-        for secret in self.groups(session, environment).await?.iter().flatten() {
-            let Some(rotation) = session.open_rotation(secret).await? else { continue };
-            match can_undo(&rotation) {
-                Ok(()) => return Ok(()),
-                Err(refusal) => refused = refused.or(Some(refusal)),
+        for group in self.groups(session, environment).await? {
+            match session.no_way_back(&group).await? {
+                None => return Ok(()),
+                first => refused = refused.or(first),
             }
         }
         refused.map_or(Ok(()), |refusal| Err(engine_failure(EngineError::Refused(refusal))))

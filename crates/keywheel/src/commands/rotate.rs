@@ -68,7 +68,7 @@ pub(crate) async fn run(args: &RotateArgs, globals: &Globals) -> Result<Exit, Fa
     let mut now = asked.now;
     if !asked.windows.is_empty() {
         let question = "Close the rollback window first? The former version is revoked then.";
-        confirm::go_on(environment, question, args.yes)?;
+        confirm::go_on(environment, question, confirm::SAY_YES, args.yes)?;
         let closing = queue::close_windows(&session, &asked.windows).await?;
         let ran = drive::go(&session, closing, true, output).await?;
         if ran.rotations.iter().any(|rotation| rotation.outcome().is_none()) {
@@ -88,12 +88,16 @@ pub(crate) async fn run(args: &RotateArgs, globals: &Globals) -> Result<Exit, Fa
         output.note(super::plan::text(prepared, session.now(), "").trim_end());
         check_hash(args.plan.as_deref(), prepared)?;
     }
-    let question = if batches.is_empty() { "Queue this?" } else { "Run this plan?" };
+    let (question, hint) = if batches.is_empty() {
+        ("Queue this?", confirm::SAY_YES)
+    } else {
+        ("Run this plan?", confirm::READ_THE_PLAN)
+    };
     let shown = args.plan.is_some() && !batches.is_empty();
     if !args.yes {
         asked.later.iter().for_each(|waiting| output.note(waiting.text().trim_end()));
     }
-    confirm::go_on(environment, question, args.yes || shown)?;
+    confirm::go_on(environment, question, hint, args.yes || shown)?;
     for waiting in &asked.later {
         waiting.note(&session, args.because.as_deref()).await?;
     }
