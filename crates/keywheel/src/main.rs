@@ -10,6 +10,7 @@ mod confirm;
 mod demo;
 mod drive;
 mod exit;
+mod init;
 mod outlook;
 mod output;
 mod prepare;
