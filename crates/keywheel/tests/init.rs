@@ -153,7 +153,64 @@ fn the_first_run_writes_a_file_that_the_program_takes_and_the_second_adds_nothin
     let mode = fs::metadata(world.path().join("keywheel.yaml")).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o644);
     let (_, text) = text.split_once("stores:").unwrap();
-    insta::assert_snapshot!(format!("stores:{text}"), @"FIRST");
+    insta::assert_snapshot!(format!("stores:{text}"), @"
+    stores:
+      app: { env_file: { path: .env } }
+      db-password: { file: { path: secrets/db_password.txt } }
+
+    workloads:
+      backend:
+        compose_service: { file: compose.yaml, service: backend }
+        reads: [app, db-password]
+      worker:
+        compose_service: { file: compose.yaml, service: worker, replicas: 2, variables: { OPENAI_API_KEY: AI_KEY } }
+        reads: [app]
+
+    secrets:
+      # `JWT_SECRET` in `.env`: a signing secret; read by backend, worker
+      jwt-secret:
+        issuer: { jwt_secret: { bytes: 32 } }
+        # There are two roads. This one ends every session that the former secret signed, at each rotation:
+        # `accept` says that you know. The other one ends none: let the application accept tokens of a second
+        # secret too, from a variable `JWT_SECRET_ALSO_ACCEPTED` beside the first, and write
+        #   strategy: { keyring: { longest_token: 24h } }
+        #   stores: { …: { JWT_SECRET: current, JWT_SECRET_ALSO_ACCEPTED: also_accepted } }
+        strategy: cutover
+        accept: [sessions_end]
+        stores: { app: JWT_SECRET }
+        read_by: [backend, worker]
+
+      # `OPENAI_API_KEY` in `.env`: an OpenAI key; read by backend, worker
+      openai-api-key:
+        issuer:
+          openai:
+            # The id of the project that the key belongs to, from the settings of your organisation at OpenAI.
+            # Where environments have projects of their own: { by_env: { staging: proj_…, production: proj_… } }
+            project: proj_REPLACE_ME
+            # An admin key, which keywheel reads from its own environment.
+            admin_key: { env: OPENAI_ADMIN_KEY }
+        stores: { app: OPENAI_API_KEY }
+        read_by: [backend, worker]
+
+      # `SESSION_SECRET` in `.env`: a secret, by its name; read by backend
+      # Whether it is ours to make, only you know. If nobody else issues it, take the first `# ` off these lines:
+      # session-secret:
+      #   issuer: { random: {} }
+      #   stores: { app: SESSION_SECRET }
+      #   read_by: [backend]
+
+      # `secrets/db_password.txt`: a secret, by its name; read by backend
+      # Whether it is ours to make, only you know. If nobody else issues it, take the first `# ` off these lines:
+      # db-password:
+      #   issuer: { random: {} }
+      #   stores: { db-password: content }
+      #   read_by: [backend]
+
+    # Found, and left to you:
+    # `STRIPE_KEY` in `.env`: a Stripe key; no issuer for it yet
+    # `SENTRY_DSN` in `.env`: a Sentry DSN, which is made to be published; nothing to rotate
+    # `PHC` in `.env`: a PostHog project key, which is made to be published; nothing to rotate
+    ");
     let again = world.run(&["init", "--write"]);
     assert_eq!((again.code, again.stdout.as_str()), (0, ""));
     assert!(again.stderr.contains("lacks nothing"), "{}", again.stderr);
@@ -169,7 +226,16 @@ fn a_dry_run_writes_nothing_and_json_tells_the_findings() {
         let text = |key: &str| one[key].as_str().unwrap_or("-").to_owned();
         format!("{} {} {} {}", text("variable"), text("issuer"), text("state"), one["services"])
     });
-    insta::assert_snapshot!(rows.collect::<Vec<_>>().join("\n"), @"ROWS");
+    insta::assert_snapshot!(rows.collect::<Vec<_>>().join("\n"), @r#"
+    JWT_SECRET jwt_secret proposed ["backend","worker"]
+    JWT_SECRET_PREVIOUS jwt_secret listed ["backend"]
+    OPENAI_API_KEY openai proposed ["backend","worker"]
+    SESSION_SECRET random commented_out ["backend"]
+    STRIPE_KEY - listed ["backend"]
+    SENTRY_DSN - listed ["backend"]
+    PHC - listed ["backend"]
+    - random commented_out ["backend"]
+    "#);
     assert!(json["proposal"].as_str().unwrap().contains("jwt-secret:"));
 }
 
@@ -252,7 +318,16 @@ fn what_endangers_values_is_told() {
     let told = warnings(&world.json(&["init", "--dry-run"]));
     let tracked = ".env.production:null: is tracked by git, whose history keeps every value that was committed\n";
     assert_eq!(told.contains(tracked), with_git);
-    insta::assert_snapshot!(told.replace(tracked, ""), @"TOLD");
+    insta::assert_snapshot!(told.replace(tracked, ""), @"
+    .env:null: is open to every user of this machine (`chmod 600` closes it)
+    .env:1: `API_TOKEN` is hidden from service `web` by its `environment` (compose.yaml:5), so that a new value would not reach it
+    .env:3: `A_SECRET` holds the same value as `OTHER` in `.env`
+    .env.bak:null: looks like a copy of a file of variables, and may hold former values; remove it
+    .env.example:1: `OPENAI_API_KEY` has the format of a credential, in an example: an OpenAI key
+    .env.production:1: `MAIL_TOKEN` holds the same value as `MAIL_TOKEN` in `.env.staging`: production and staging share it; give each its own before the first rotation
+    compose.yaml:5: `API_TOKEN` stands in the Compose file itself: a secret, by its name; move it into a file of variables
+    docker-compose.yml:null: is not read: Compose prefers `compose.yaml` beside it
+    ");
 }
 
 #[test]
@@ -268,7 +343,34 @@ fn environments_get_their_own_parts() {
     assert_eq!(world.run(&["init"]).code, 0);
     let text = world.written();
     let (_, text) = text.split_once("environments:").unwrap();
-    insta::assert_snapshot!(format!("environments:{text}"), @"ENVS");
+    insta::assert_snapshot!(format!("environments:{text}"), @"
+    environments:
+      production:
+        protected: true
+        stores:
+          app: { env_file: { path: production/.env } }
+        workloads:
+          web:
+            compose_service: { file: production/compose.yaml, service: web }
+      staging:
+        stores:
+          app: { env_file: { path: staging/.env } }
+        workloads:
+          web:
+            compose_service: { file: staging/compose.yaml, service: web }
+
+    secrets:
+      # `JWT_SECRET` in `production/.env` (production): a signing secret; read by web
+      # `JWT_SECRET_ALSO_ACCEPTED` in `production/.env` (production): a signing secret; read by web
+      # `JWT_SECRET` in `staging/.env` (staging): a signing secret; read by web
+      # `JWT_SECRET_ALSO_ACCEPTED` in `staging/.env` (staging): a signing secret; read by web
+      jwt-secret:
+        issuer: { jwt_secret: { bytes: 32 } }
+        # How long the longest token that the application signs is good for.
+        strategy: { keyring: { longest_token: 24h } }
+        stores: { app: { JWT_SECRET: current, JWT_SECRET_ALSO_ACCEPTED: also_accepted } }
+        read_by: [web]
+    ");
 }
 
 #[test]
@@ -339,7 +441,11 @@ fn what_cannot_be_read_is_named_and_the_rest_goes_on() {
     assert_eq!(json["found"].as_array().unwrap().len(), 1);
     assert!(world.written().contains("jwt-secret:"));
     let told = warnings(&json);
-    insta::assert_snapshot!(told.replace("pipe.env:null: is no file\n", ""), @"BROKEN");
+    insta::assert_snapshot!(told.replace("pipe.env:null: is no file\n", ""), @"
+    .env:null: is a symlink that leads out of this folder, and is not read
+    a/.env:2: this is nothing that Compose can read; the file is left out
+    a/compose.yaml:2: this is not YAML: unclosed bracket '['; the file is left out
+    ");
 }
 
 #[test]
