@@ -1,14 +1,14 @@
 //! The command line. To add a command: write its file in `commands/`, and name it once in [`Command`] and once in
 //! [`Command::run`].
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
-    adopt, audit, check, completions, config, doctor, explain, man, plan, reconcile, resume,
+    adopt, audit, check, completions, config, doctor, explain, init, man, plan, reconcile, resume,
     rotate, rotation, schema, status, where_,
 };
 use crate::config::Config;
@@ -65,6 +65,11 @@ impl Globals {
         Output { format: self.output, quiet: self.quiet }
     }
 
+    /// Returns the configuration file that was named.
+    pub(crate) fn file(&self) -> Option<&Path> {
+        self.config.as_deref()
+    }
+
     /// Returns where journal and key lie, where somebody named the places.
     pub(crate) fn places(&self) -> Option<(PathBuf, PathBuf)> {
         Some((self.journal.clone()?, self.kek.clone()?))
@@ -88,6 +93,7 @@ impl Globals {
 
 #[derive(Subcommand)]
 enum Command {
+    Init(init::InitArgs),
     Check(check::CheckArgs),
     Plan(plan::PlanArgs),
     Adopt(adopt::AdoptArgs),
@@ -117,6 +123,7 @@ enum Command {
 impl Command {
     async fn run(self, globals: &Globals) -> Result<Exit, Failure> {
         match self {
+            Self::Init(args) => init::run(&args, globals).await,
             Self::Check(args) => check::run(&args, globals).await,
             Self::Plan(args) => plan::run(&args, globals).await,
             Self::Adopt(args) => adopt::run(&args, globals).await,

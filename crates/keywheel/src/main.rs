@@ -11,6 +11,7 @@ mod demo;
 mod drive;
 mod exit;
 mod guide;
+mod init;
 mod outlook;
 mod output;
 mod prepare;

@@ -41,6 +41,60 @@ pub(super) enum DotenvError {
     Disturbs { name: String },
 }
 
+/// What Compose reads under one name of a `.env` file.
+pub struct Variable {
+    /// The name.
+    pub name: String,
+    /// The line on which it begins.
+    pub line: usize,
+    /// What it holds.
+    pub held: Held,
+}
+
+/// What a variable holds.
+pub enum Held {
+    /// A value that stands in the file.
+    Literal(SecretValue),
+    /// A value that hangs on other variables.
+    Expanded,
+    /// Nothing: the variable is inherited.
+    Inherited,
+}
+
+/// A file that Compose would not read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unreadable {
+    /// The line where it would give up.
+    pub line: usize,
+}
+
+/// Returns every variable of a text, in its order.
+///
+/// # Errors
+/// [`Unreadable`] where Compose would refuse the text.
+pub fn variables(text: &SecretValue) -> Result<Vec<Variable>, Unreadable> {
+    let text = text.expose();
+    let statements = parse(text).map_err(|error| match error {
+        DotenvError::Malformed { line } => Unreadable { line },
+        _ => Unreadable { line: 1 },
+    })?;
+    let variable = |statement: &Statement| Variable {
+        name: String::from_utf8_lossy(&text[statement.name.clone()]).into_owned(),
+        line: line_of(text, statement.start),
+        held: match statement.reading(text) {
+            Reading::Literal(value) => Held::Literal(value),
+            Reading::Expanded(_) => Held::Expanded,
+            Reading::Inherited => Held::Inherited,
+        },
+    };
+    Ok(statements.iter().map(variable).collect())
+}
+
+/// Returns whether a variable can be a slot.
+pub fn is_slot_name(name: &str) -> bool {
+    check_name(name).is_ok()
+}
+
 /// Checks that a name can be owned.
 pub(super) fn check_name(name: &str) -> Result<(), DotenvError> {
     let first = name.bytes().next().is_some_and(|b| b.is_ascii_alphabetic() || b == b'_');
@@ -370,7 +424,11 @@ fn parse(text: &[u8]) -> Result<Vec<Statement>, DotenvError> {
 }
 
 fn malformed(text: &[u8], at: usize) -> DotenvError {
-    DotenvError::Malformed { line: 1 + text[..at].iter().filter(|b| **b == b'\n').count() }
+    DotenvError::Malformed { line: line_of(text, at) }
+}
+
+fn line_of(text: &[u8], at: usize) -> usize {
+    1 + text[..at].iter().filter(|b| **b == b'\n').count()
 }
 
 /// Skips blanks, line ends and comments.
@@ -632,6 +690,23 @@ mod tests {
 
     fn remove_text(text: &str, name: &str) -> Result<String, DotenvError> {
         Ok(String::from_utf8(remove(&value(text), name)?.expose().to_vec()).unwrap())
+    }
+
+    #[test]
+    fn every_variable_is_listed_with_its_line() {
+        let listed = variables(&value("# first\nA=1\n\nB='x\ny'\nexport C\nD=$A\n")).ok().unwrap();
+        let rows = listed.iter().map(|one| {
+            let held = match &one.held {
+                Held::Literal(value) => String::from_utf8(value.expose().to_vec()).unwrap(),
+                Held::Expanded => "expanded".into(),
+                Held::Inherited => "inherited".into(),
+            };
+            (one.name.as_str(), one.line, held)
+        });
+        let expected =
+            [("A", 2, "1"), ("B", 4, "x\ny"), ("C", 6, "inherited"), ("D", 7, "expanded")];
+        assert!(rows.eq(expected.map(|(name, line, held)| (name, line, held.to_owned()))));
+        assert_eq!(variables(&value("A=1\nnothing at all\n")).err(), Some(Unreadable { line: 2 }));
     }
 
     /// Names and values of a text, as Compose reads them; none for what is not a literal.

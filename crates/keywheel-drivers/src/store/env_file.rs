@@ -17,6 +17,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::dotenv::{self, DotenvError};
+pub use super::dotenv::{Held, Unreadable, Variable, is_slot_name, variables};
 use super::local::{self, OwnedEdit, PRIVATE};
 use super::replace::{Change, LocalFile};
 use crate::{Build, Context};

@@ -18,7 +18,7 @@ mod tests;
 pub(crate) mod tree;
 pub(crate) mod typed;
 mod version;
-mod yaml;
+pub(crate) mod yaml;
 
 use std::path::{Path, PathBuf};
 
@@ -61,7 +61,7 @@ fn nearest_file() -> Result<PathBuf, Failure> {
         let failure = Failure::new(format!("there is no `{FILE}` here or in a folder above"))
             .code(code::UNREADABLE);
         let failure = failure.hint(
-            "write one (`keywheel explain K0101` shows the smallest), or name one with `--config`",
+            "let `keywheel init` propose one (`keywheel explain K0101` shows the smallest), or name one with `--config`",
         );
         if cause.is_empty() { failure } else { failure.caused_by(cause) }
     };

@@ -3,11 +3,13 @@
 //! The YAML crate turns the text into events; this module gives them the meaning of the core schema. Merge keys, tags and
 //! more than one document are refused, so that what a reviewer sees is what holds. The crate's own error texts are replaced
 //! by ours, because some of them repeat what stands in the file.
+//!
+//! Files of other programs are read by the same code in another [`Dialect`], which takes what theirs may hold.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
-use granit_parser::{ErrorKind, Event, Marker, Parser, ScalarStyle, ScanError, StrInput};
+use granit_parser::{ErrorKind, Event, Marker, Parser, ScalarStyle, ScanError, StrInput, Tag};
 
 use super::problem::{Place, Problem};
 use super::suggest::shown;
@@ -20,20 +22,38 @@ const NODES: usize = 250_000;
 /// How deep nodes may stand within each other, within aliases too.
 const DEPTH: usize = 100;
 
+/// Whose file it is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Dialect {
+    /// Ours: what a reviewer sees is what holds.
+    Strict,
+    /// Compose's: merge keys are merged, tags are taken for what Compose means by them.
+    Compose,
+}
+
 impl Node {
-    /// Parses a document.
+    /// Parses a document of ours.
     ///
     /// # Errors
     /// A [`Problem`] with the place, and nothing of what stands there.
     pub(crate) fn parse(text: &str) -> Result<Self, Problem> {
+        Self::parse_as(text, Dialect::Strict)
+    }
+
+    /// Parses a document.
+    ///
+    /// # Errors
+    /// A [`Problem`] with the place, and nothing of what stands there.
+    pub(crate) fn parse_as(text: &str, dialect: Dialect) -> Result<Self, Problem> {
         let events = Parser::new_from_str(text);
-        Reader { events, anchored: BTreeMap::new(), nodes: 0 }.document()
+        Reader { events, dialect, anchored: BTreeMap::new(), nodes: 0 }.document()
     }
 }
 
 /// Reads the events of one text.
 struct Reader<'t> {
     events: Parser<'t, StrInput<'t>>,
+    dialect: Dialect,
     /// The finished nodes that an alias may name.
     anchored: BTreeMap<usize, Rc<Node>>,
     /// How many nodes were read.
@@ -81,24 +101,41 @@ impl<'t> Reader<'t> {
     }
 
     fn node(&mut self, event: Event<'t>, place: Place, depth: usize) -> Result<Node, Problem> {
-        if event.tag().is_some() {
-            return Err(Problem::new(code::NOT_USED, "tags (`!`) are not read").at(place));
-        }
+        let meaning = self.meaning(event.tag(), place)?;
         if let Event::Alias(anchor) = event {
             return self.repeat(anchor, place, depth);
         }
         self.count(place, depth)?;
         let (value, anchor) = match event {
-            Event::Scalar(text, style, anchor, _) => (scalar(&text, style, place)?, anchor),
+            Event::Scalar(text, style, anchor, _) => (self.scalar(&text, style, place)?, anchor),
             Event::SequenceStart(_, anchor, _) => (self.list(depth)?, anchor),
             Event::MappingStart(_, anchor, _) => (self.map(depth)?, anchor),
             _ => return Err(Problem::new(code::NOT_YAML, "this is not YAML").at(place)),
         };
+        let value = if meaning == Meaning::Reset { Value::Null } else { value };
         let node = Node { value, place };
         if anchor != 0 {
             self.anchored.insert(anchor, Rc::new(node.clone()));
         }
         Ok(node)
+    }
+
+    fn meaning(&self, tag: Option<&Tag>, place: Place) -> Result<Meaning, Problem> {
+        match (tag, self.dialect) {
+            (None, _) => Ok(Meaning::AsItStands),
+            (Some(_), Dialect::Strict) => {
+                Err(Problem::new(code::NOT_USED, "tags (`!`) are not read").at(place))
+            }
+            (Some(tag), Dialect::Compose) if tag.suffix() == "reset" => Ok(Meaning::Reset),
+            (Some(_), Dialect::Compose) => Ok(Meaning::AsItStands),
+        }
+    }
+
+    fn scalar(&self, text: &str, style: ScalarStyle, place: Place) -> Result<Value, Problem> {
+        match (scalar(text, style, place), self.dialect) {
+            (Err(_), Dialect::Compose) => Ok(Value::Text(text.into())),
+            (read, _) => read,
+        }
     }
 
     fn list(&mut self, depth: usize) -> Result<Value, Problem> {
@@ -113,16 +150,23 @@ impl<'t> Reader<'t> {
 
     fn map(&mut self, depth: usize) -> Result<Value, Problem> {
         let mut entries = Vec::new();
+        let mut merged = Vec::new();
         loop {
-            let key = match self.expect()? {
+            let (event, place) = match self.expect()? {
                 (Event::MappingEnd, _) => break,
-                (event, place) => key(&event, place)?,
+                other => other,
             };
+            let merges = self.dialect == Dialect::Compose && is_merge_key(&event);
+            let key = if merges { None } else { Some(key(&event, place)?) };
             let (event, place) = self.expect()?;
-            entries.push((key, self.node(event, place, depth + 1)?));
+            let node = self.node(event, place, depth + 1)?;
+            match key {
+                Some(key) => entries.push((key, node)),
+                None => merged.push(node),
+            }
         }
         match twice(&entries) {
-            None => Ok(Value::Map(entries)),
+            None => Ok(Value::Map(with_merged(entries, merged))),
             Some(key) => {
                 let message = format!("key `{}` stands twice in one mapping", shown(&key.name));
                 Err(Problem::new(code::DUPLICATE_KEY, message).at(key.place))
@@ -159,6 +203,33 @@ impl<'t> Reader<'t> {
         self.nodes += 1;
         if self.nodes > NODES || depth > DEPTH { Err(too_much(place)) } else { Ok(()) }
     }
+}
+
+/// What a tag makes of a node.
+#[derive(PartialEq, Eq)]
+enum Meaning {
+    AsItStands,
+    /// Nothing: Compose takes it away.
+    Reset,
+}
+
+fn is_merge_key(event: &Event<'_>) -> bool {
+    matches!(event, Event::Scalar(text, ScalarStyle::Plain, ..) if text.as_ref() == "<<")
+}
+
+/// Adds what merge keys name: a mapping or a list of them, of which the first that has a key counts.
+fn with_merged(mut entries: Vec<(Key, Node)>, merged: Vec<Node>) -> Vec<(Key, Node)> {
+    let mut names: BTreeSet<String> = entries.iter().map(|(key, _)| key.name.clone()).collect();
+    let sources = merged.into_iter().flat_map(|node| match node.value {
+        Value::List(items) => items,
+        value => vec![Node { value, place: node.place }],
+    });
+    for source in sources {
+        if let Value::Map(source) = source.value {
+            entries.extend(source.into_iter().filter(|(key, _)| names.insert(key.name.clone())));
+        }
+    }
+    entries
 }
 
 fn key(event: &Event<'_>, place: Place) -> Result<Key, Problem> {
@@ -385,6 +456,23 @@ mod tests {
         insta::assert_snapshot!(refused("a: .inf\n"), @"K0105 1:4: a number here is not finite");
         insta::assert_snapshot!(refused("a: 1e999\n"), @"K0105 1:4: a number here is not finite");
         assert!(matches!(parsed("\"<<\": 1\n").value, Value::Map(_)));
+    }
+
+    #[test]
+    fn the_dialect_of_compose_merges_and_takes_tags() {
+        let read = |text: &str| {
+            Node::parse_as(text, Dialect::Compose)
+                .map(|node| node.json())
+                .map_err(|p| p.to_string())
+        };
+        let merged =
+            read("x: &x {a: 1, b: 2}\ny: &y {b: 3, c: 4}\nz:\n  <<: [*x, *y]\n  a: 5\n").unwrap();
+        assert_eq!(merged["z"], serde_json::json!({ "a": 5, "b": 2, "c": 4 }));
+        let one = read("x: &x {a: 1}\nz: {<<: *x}\n").unwrap();
+        assert_eq!(one["z"], serde_json::json!({ "a": 1 }));
+        let tagged = read("a: !reset [1]\nb: !override {c: 1}\nd: .inf\n").unwrap();
+        assert_eq!(tagged, serde_json::json!({ "a": null, "b": { "c": 1 }, "d": ".inf" }));
+        insta::assert_snapshot!(read("a: 1\na: CANARY\n").unwrap_err(), @"K0103 2:1: key `a` stands twice in one mapping");
     }
 
     #[test]

@@ -81,7 +81,7 @@ fn a_missing_file_is_told() {
     --- stdout
     --- stderr
     error: there is no `keywheel.yaml` here or in a folder above
-      hint: write one (`keywheel explain K0101` shows the smallest), or name one with `--config`
+      hint: let `keywheel init` propose one (`keywheel explain K0101` shows the smallest), or name one with `--config`
       code: K0101 (`keywheel explain K0101`)
     ");
     insta::assert_snapshot!(keywheel(folder.path(), &["config", "show", "-c", "other.yaml"]).whole(), @r"

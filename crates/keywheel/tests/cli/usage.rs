@@ -11,6 +11,7 @@ fn a_wrong_command_line_ends_with_1_and_never_with_2() {
     assert_eq!(code(&["--no-such-flag"]), Some(1));
     assert_eq!(code(&["explain", "K9999"]), Some(1));
     assert_eq!(code(&["config", "show", "--output", "xml"]), Some(1));
+    assert_eq!(code(&["init", "--dry-run", "--write"]), Some(1));
 }
 
 #[test]
