@@ -462,7 +462,8 @@ fn a_missing_permission_is_told() {
         }
         command.uid(65534);
     }
-    fs::set_permissions(world.path().join("closed.env"), fs::Permissions::from_mode(0o000)).unwrap();
+    fs::set_permissions(world.path().join("closed.env"), fs::Permissions::from_mode(0o000))
+        .unwrap();
     fs::set_permissions(world.path(), fs::Permissions::from_mode(0o555)).unwrap();
     let output = command.output();
     fs::set_permissions(world.path(), fs::Permissions::from_mode(0o755)).unwrap();

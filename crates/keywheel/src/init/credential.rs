@@ -9,6 +9,8 @@ pub(crate) enum Kind {
     Jwt,
     /// A key at OpenAI.
     OpenAi,
+    /// A key that only a person can make, and the provider as the issuer `manual` knows it.
+    Guided(&'static str, &'static str),
     /// A secret by its name alone.
     Unknown,
     /// A credential that no issuer of ours can mint.
@@ -24,7 +26,7 @@ impl Kind {
             Self::Jwt => "a signing secret",
             Self::OpenAi => "an OpenAI key",
             Self::Unknown => "a secret, by its name",
-            Self::NoIssuer(what) | Self::Public(what) => what,
+            Self::Guided(what, _) | Self::NoIssuer(what) | Self::Public(what) => what,
         }
     }
 
@@ -33,6 +35,7 @@ impl Kind {
         match self {
             Self::Jwt => Some("jwt_secret"),
             Self::OpenAi => Some("openai"),
+            Self::Guided(..) => Some("manual"),
             Self::Unknown => Some("random"),
             Self::NoIssuer(_) | Self::Public(_) => None,
         }
@@ -43,7 +46,8 @@ impl Kind {
 struct Format(&'static str, usize, fn(&u8) -> bool, Kind);
 
 const FORMATS: &[Format] = &[
-    Format("sk-ant-", 20, token, Kind::NoIssuer("an Anthropic key")),
+    Format("sk-ant-api", 30, token, Kind::Guided("an Anthropic key", "anthropic")),
+    Format("sk-ant-", 20, token, Kind::NoIssuer("a credential of Anthropic that is no API key")),
     Format("sk-or-v1-", 20, token, Kind::NoIssuer("an OpenRouter key")),
     Format(
         "sk-admin-",
@@ -53,8 +57,13 @@ const FORMATS: &[Format] = &[
     ),
     Format("sk-proj-", 16, token, Kind::OpenAi),
     Format("sk-svcacct-", 16, token, Kind::OpenAi),
-    Format("sntryu_", 32, token, Kind::NoIssuer("a Sentry token")),
-    Format("sntrys_", 20, base64, Kind::NoIssuer("a Sentry token")),
+    Format("sntryu_", 32, token, Kind::Guided("a personal token of Sentry", "sentry_personal")),
+    Format(
+        "sntrys_",
+        20,
+        base64,
+        Kind::Guided("an organisation token of Sentry", "sentry_organization"),
+    ),
     Format("phc_", 20, token, Kind::Public("a PostHog project key, which is made to be published")),
     Format("phx_", 20, token, Kind::NoIssuer("a PostHog personal key")),
     Format("phs_", 20, token, Kind::NoIssuer("a PostHog secure key")),
@@ -249,7 +258,9 @@ mod tests {
         for (start, expected) in [
             ("sk-proj-", Kind::OpenAi),
             ("sk-svcacct-", Kind::OpenAi),
-            ("sk-ant-api03-", Kind::NoIssuer("an Anthropic key")),
+            ("sk-ant-api03-", Kind::Guided("an Anthropic key", "anthropic")),
+            ("sk-ant-oat01-", Kind::NoIssuer("a credential of Anthropic that is no API key")),
+            ("sntryu_", Kind::Guided("a personal token of Sentry", "sentry_personal")),
             ("sk-or-v1-", Kind::NoIssuer("an OpenRouter key")),
             ("sk_live_", Kind::NoIssuer("a Stripe key")),
             ("ghp_", Kind::NoIssuer("a GitHub token")),

@@ -217,6 +217,12 @@ fn body(secret: &Secret, proposal: &Proposal) -> Vec<String> {
 
 fn issuer(secret: &Secret) -> Vec<String> {
     let lines: &[&str] = match secret.kind {
+        Kind::Guided(_, provider) => {
+            return vec![
+                "  # Only a person can make these: a rotation says what to click, and takes the value.".into(),
+                format!("  issuer: {{ manual: {{ provider: {provider} }} }}"),
+            ];
+        }
         Kind::Jwt => &["  issuer: { jwt_secret: { bytes: 32 } }"],
         Kind::OpenAi => &[
             "  issuer:",
