@@ -353,10 +353,10 @@ mod tests {
     proptest! {
         #[test]
         fn every_text_is_read_back_as_it_was(text in any::<String>()) {
-            let written = format!("a: [{}]\n{}: b\n", scalar(&text), scalar(&text));
+            let written = format!("list: [{0}]\nmap: {{ {0}: b }}\n", scalar(&text));
             let read = Node::parse(&written);
             let read = read.map_err(|problem| TestCaseError::fail(problem.to_string()))?;
-            let Some(Value::List(items)) = read.get("a").map(|node| &node.value) else {
+            let Some(Value::List(items)) = read.get("list").map(|node| &node.value) else {
                 return Err(TestCaseError::fail("no list"));
             };
             prop_assert!(matches!(&items[0].value, Value::Text(found) if *found == text));
