@@ -266,8 +266,7 @@ impl OpenRotation {
             phase: rotation.phase().to_string(),
             owed_at,
             parked: rotation.parked().cloned(),
-            retirement: rotation.promoted_side() == rotation.toward()
-                && rotation.was_ever_promoted(),
+            retirement: rotation.retires(),
         }
     }
 }

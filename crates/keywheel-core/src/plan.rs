@@ -8,6 +8,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::event::Step;
 use crate::facts::{IssuerFacts, StoreFacts, WorkloadFacts};
 use crate::fingerprint::Fingerprint;
 use crate::secret::{Field, SecretName};
@@ -80,6 +81,19 @@ impl Plan {
     /// Returns the id of the rotation that runs this plan. Version numbers are never used twice, so neither is the id.
     pub fn rotation(&self) -> RotationId {
         RotationId(self.hash().0[..12].to_owned())
+    }
+
+    /// Returns how long a person is given for a step, where it takes one: what mints, finds and ends versions at an issuer that
+    /// is a person.
+    pub fn by_hand(&self, step: Step) -> Option<Span> {
+        match step {
+            Step::Mint { .. }
+            | Step::FindMint { .. }
+            | Step::RevokeStray { .. }
+            | Step::Revoke(_)
+            | Step::Sweep => self.issuer.facts.by_hand,
+            _ => None,
+        }
     }
 
     /// Returns whether the plan is run as an emergency.

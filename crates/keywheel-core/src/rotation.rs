@@ -883,6 +883,17 @@ impl Rotation {
         self.was_promoted
     }
 
+    /// Returns whether readers were told to use the version that it walks towards: what is left is a retirement.
+    pub fn retires(&self) -> bool {
+        self.was_promoted && self.promoted == self.toward
+    }
+
+    /// Returns whether it [retires](Self::retires) a version and no move is under way: what stores and replicas hold can be
+    /// judged.
+    pub fn rests(&self) -> bool {
+        self.retires() && self.walk.moving_to().is_none()
+    }
+
     /// Returns when that version was promoted; when the rotation began, where none was.
     pub fn promoted_at(&self) -> Timestamp {
         self.promoted_at

@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use keywheel_core::secret::SecretValue;
-use keywheel_core::time::Span;
+use keywheel_core::time::{Span, Timestamp};
 use keywheel_driver::{CallError, Refusal, RefusalKind};
 use reqwest::StatusCode;
 use reqwest::header::{DATE, HeaderMap, HeaderName, HeaderValue, InvalidHeaderValue, RETRY_AFTER};
@@ -31,6 +31,11 @@ pub(crate) fn client() -> reqwest::Client {
 pub(crate) fn over_socket(socket: &Path) -> reqwest::Client {
     let settings = || settings().unix_socket(socket);
     built(settings)
+}
+
+/// Writes a time as APIs over HTTP take it: in seconds since 1970, with three decimals.
+pub(crate) fn unix_seconds(at: Timestamp) -> String {
+    format!("{}.{:03}", at.millis() / 1_000, at.millis() % 1_000)
 }
 
 /// Returns whether what goes to a URL stays unread on its way: HTTPS, or a loopback address.

@@ -3,9 +3,11 @@
 //! The rest of the program knows them by [`IssuerConfig`], [`StoreConfig`], [`WorkloadConfig`] and [`ProbeConfig`] only:
 //! externally tagged configuration that builds the driver.
 
+pub mod git;
 mod http;
 mod list;
 mod program;
+mod reference;
 mod secret_json;
 
 pub mod issuer;

@@ -6,12 +6,13 @@ use keywheel_core::call::{CallError, Refusal, RefusalKind};
 use keywheel_core::event::{Death, Report, Step};
 use keywheel_core::evidence::{self, Count, Expected};
 use keywheel_core::facts::{Authority, Observe, ReadBack, ValueOrigin};
-use keywheel_core::fingerprint::{Compared, Fingerprint};
+use keywheel_core::fingerprint::{Compared, Fingerprint, Fingerprinter};
 use keywheel_core::gate::{UsageSample, Visit};
 use keywheel_core::plan::{Plan, Role, Slot};
 use keywheel_core::planted;
 use keywheel_core::secret::{Credential, SecretValue};
 use keywheel_core::strategy::{Arrangement, Position, Side};
+use keywheel_core::time::Timestamp;
 use keywheel_core::version::{IssuedId, VersionId};
 use keywheel_driver::issuer::{Mint, Verdict};
 use keywheel_driver::probe::{Asked, Health};
@@ -113,10 +114,7 @@ pub(crate) async fn roll(engine: &Engine, members: &[(&Member, Step)]) -> Outcom
     if planted!("stamp_ignores_also_accepted") && stamp_is_the_same(engine, members).await? {
         return Ok(Report::Plain.into());
     }
-    let digest =
-        fingerprinter.digest(slots.iter().map(|(address, held)| (address.as_str(), held.as_ref())));
-    let ensure =
-        Ensure { slots: &slots, held_since: held_since.unwrap_or_default(), digest, fingerprinter };
+    let ensure = ensure(&slots, held_since.unwrap_or_default(), fingerprinter);
     let (first, Step::Roll { workload, .. }) = members[0] else { return Ok(Report::Plain.into()) };
     first.drivers.workloads[usize::from(workload)].roll(&ensure).await?;
     Ok(Report::Plain.into())
@@ -141,12 +139,21 @@ pub(crate) async fn put_right(engine: &Engine, member: &Member) -> Outcome<Vec<S
             continue;
         }
         let slots = work.expected(index, at).await?;
-        let held = slots.iter().map(|(address, held)| (address.as_str(), held.as_ref()));
-        let digest = fingerprinter.digest(held);
-        let ensure = Ensure { slots: &slots, held_since, digest, fingerprinter };
+        let ensure = ensure(&slots, held_since, fingerprinter);
         member.drivers.workloads[index].roll(&ensure).await?;
     }
     Ok(written.into_iter().map(|(_, name)| name).collect())
+}
+
+/// What a roll is asked for.
+fn ensure<'a>(
+    slots: &'a [(String, Option<Fingerprint>)],
+    held_since: Timestamp,
+    fingerprinter: &'a Fingerprinter,
+) -> Ensure<'a> {
+    let digest =
+        fingerprinter.digest(slots.iter().map(|(address, held)| (address.as_str(), held.as_ref())));
+    Ensure { slots, held_since, digest, fingerprinter }
 }
 
 /// A planted bug: a stamp over the current slots alone is the same before and after a move that changes what is also accepted.

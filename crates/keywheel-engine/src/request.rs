@@ -286,10 +286,7 @@ fn not_put_right(error: CallError) -> Refusal {
 /// # Errors
 /// A refusal that says so.
 pub fn can_be_put_right(rotation: &Rotation) -> Result<(), Refusal> {
-    let retires = rotation.was_ever_promoted()
-        && rotation.promoted_side() == rotation.toward()
-        && rotation.walk().moving_to().is_none();
-    if rotation.walk().is_touched() && (retires || rotation.parked().is_some()) {
+    if rotation.walk().is_touched() && (rotation.rests() || rotation.parked().is_some()) {
         return Ok(());
     }
     let message = format!("`{}` has an open rotation that is on its way", rotation.plan().secret);

@@ -431,13 +431,10 @@ impl Engine {
 
     fn allowed(&self, rotation: &Rotation, step: Step) -> Span {
         let policy = &rotation.plan().policy;
-        let by_hand = rotation.plan().issuer.facts.by_hand;
+        if let Some(given) = rotation.plan().by_hand(step) {
+            return given;
+        }
         match step {
-            Step::Mint { .. }
-            | Step::FindMint { .. }
-            | Step::RevokeStray { .. }
-            | Step::Revoke(_)
-            | Step::Sweep => by_hand.unwrap_or(policy.call),
             Step::Roll { .. } => policy.roll,
             Step::Verify(_) | Step::VerifyDead(_) => {
                 Span::millis(policy.call.as_millis() * u64::from(policy.refusals))

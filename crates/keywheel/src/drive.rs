@@ -282,13 +282,13 @@ fn owed(session: &Session, rotation: &Rotation, back: &str) -> String {
         }
         _ => "now".into(),
     };
-    if has_promoted(rotation) && rotation.toward() == Side::Pending {
+    if rotation.retires() && rotation.toward() == Side::Pending {
         format!(
             "{secret}: promoted; {new} is current, {old} still works and is ended later: next look {next}\n  \
              for cron: keywheel resume --all --quiet -e {}\n{back}",
             secret.environment()
         )
-    } else if has_promoted(rotation) {
+    } else if rotation.retires() {
         format!(
             "{secret}: turned round; {old} is current again, {new} still works and is ended later: next look {next}\n  \
              for cron: keywheel resume --all --quiet -e {}\n",
@@ -308,16 +308,12 @@ fn exit(rotation: &Rotation) -> Exit {
         Some(Outcome::Undone) => Exit::Undone,
         Some(_) => Exit::Done,
         None if rotation.parked().is_some() => Exit::NeedsOperator,
-        None if has_promoted(rotation) => Exit::Done,
+        None if rotation.retires() => Exit::Done,
         None => Exit::NeedsOperator,
     }
 }
 
 /// Whether readers have what the rotation walks towards: what is left is the retirement of the other version.
-fn has_promoted(rotation: &Rotation) -> bool {
-    rotation.was_ever_promoted() && rotation.promoted_side() == rotation.toward()
-}
-
 fn weight(exit: Exit) -> u8 {
     match exit {
         Exit::Done => 0,

@@ -23,7 +23,6 @@ impl Outlook {
     /// Looks ahead from `now`. Nothing is known of a rotation that a process is working on, or that waits for an operator.
     pub(crate) fn of(rotation: &Rotation, now: Timestamp) -> Self {
         let coming = continue_forecast(vec![rotation.clone()], now);
-        let retires = rotation.was_ever_promoted() && rotation.promoted_side() == rotation.toward();
         let first = |is_it: fn(&Event) -> bool| {
             coming.iter().find(|coming: &&Coming| is_it(&coming.event)).map(|coming| coming.at)
         };
@@ -32,7 +31,7 @@ impl Outlook {
         let over_at = revoked_at.or_else(|| first(|event| matches!(event, Event::Purged)));
         Self {
             soak_until: first(ends_soak)
-                .filter(|_| retires && rotation.ending().soaked_at().is_none()),
+                .filter(|_| rotation.retires() && rotation.ending().soaked_at().is_none()),
             revoked_at,
             undo_until: over_at.filter(|_| rotation.way_back().is_ok()),
         }

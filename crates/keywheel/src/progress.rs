@@ -44,7 +44,7 @@ impl Progress {
     }
 
     fn began(&self, rotation: &Rotation, step: Step, limit: Span) {
-        let by_hand = rotation.plan().issuer.facts.by_hand == Some(limit);
+        let by_hand = rotation.plan().by_hand(step);
         let open = Open {
             rotation: rotation.id().clone(),
             step,
@@ -52,7 +52,7 @@ impl Progress {
             since: Instant::now(),
             limit,
             // A person who is at it is not disturbed.
-            told_after: if by_hand { limit.into() } else { SLOW },
+            told_after: by_hand.map_or(SLOW, Into::into),
         };
         self.open.lock().expect("no holder of the lock panics").push(open);
     }

@@ -1,9 +1,8 @@
 //! Issuers. To add one: write its file beside this one, with a `Config` that implements [`Build`](crate::Build), and name it
 //! in the list below. Nothing else in the program changes.
 
-use keywheel_driver::{Issuer, SecretReference};
+use keywheel_driver::Issuer;
 
-use crate::Context;
 use crate::list::drivers;
 
 drivers! {
@@ -14,14 +13,6 @@ drivers! {
         manual => Manual,
         openai => Openai,
         random => Random,
-    }
-}
-
-/// Makes a relative path of a reference begin at the folder of the configuration file.
-pub(crate) fn from_root(reference: &SecretReference, context: &Context) -> SecretReference {
-    match reference {
-        SecretReference::File(path) => SecretReference::File(context.root.join(path)),
-        other => other.clone(),
     }
 }
 
@@ -43,13 +34,5 @@ mod tests {
                 serde_json::from_value(serde_json::json!({ *kind: config })).unwrap();
             assert_eq!(read.kind(), *kind);
         }
-    }
-
-    #[test]
-    fn a_relative_file_begins_at_the_configuration() {
-        let context = Context::at("/etc/app");
-        let rooted = |path: &str| from_root(&SecretReference::File(path.into()), &context);
-        assert_eq!(rooted("admin.key"), SecretReference::File("/etc/app/admin.key".into()));
-        assert_eq!(rooted("/run/admin.key"), SecretReference::File("/run/admin.key".into()));
     }
 }

@@ -29,9 +29,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::from_root;
 use crate::http::{self, Effect};
-use crate::{Build, Context};
+use crate::{Build, Context, reference};
 
 const TARGET: &str = "issuer `openai`";
 const OFFICIAL: &str = "https://api.openai.com/v1";
@@ -150,7 +149,8 @@ impl Build for Config {
         if self.expires_in.is_some_and(|life| !lives.contains(&life.span())) {
             return Err(unsupported("`expires_in` must be between `1s` and `365d`"));
         }
-        let config = Self { admin_key: from_root(&self.admin_key, context), ..self.clone() };
+        let config =
+            Self { admin_key: reference::from_root(&self.admin_key, context), ..self.clone() };
         Ok(Arc::new(OpenAi { base: base(self.base_url.as_deref())?, http: http::client(), config }))
     }
 }
@@ -381,11 +381,7 @@ impl Usage for OpenAi {
 impl OpenAi {
     /// Reads the admin key, which may run a program, and makes the header of it.
     async fn admin(&self) -> Result<HeaderValue, CallError> {
-        let reference = self.config.admin_key.clone();
-        let read = tokio::task::spawn_blocking(move || reference.resolve()).await;
-        let value = read.map_err(|_| {
-            Refusal::operator(RefusalKind::Local, "the admin key could not be read")
-        })??;
+        let value = reference::read(&self.config.admin_key).await?;
         Ok(bearer(&value, "admin key")?)
     }
 

@@ -13,7 +13,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use url::Url;
 
-use crate::{Build, Context, http};
+use crate::{Build, Context, http, reference};
 
 /// A URL that is asked with GET and answers with one status when all is well.
 ///
@@ -123,21 +123,21 @@ impl Headers {
         headers.collect::<Result<_, _>>().map(Self)
     }
 
-    /// Reads the references; off the runtime's threads, since a reference may be a program.
+    /// Reads the references.
     pub(super) async fn resolve(&self) -> Result<HeaderMap, Refusal> {
-        let headers = self.0.clone();
-        let read = move || {
-            headers.into_iter().map(|(name, reference)| Ok((name, value(&reference)?))).collect()
-        };
-        tokio::task::spawn_blocking(read).await.expect("reading a reference does not panic")
+        let mut headers = HeaderMap::new();
+        for (name, reference) in &self.0 {
+            headers.append(name, value(reference).await?);
+        }
+        Ok(headers)
     }
 }
 
-fn value(reference: &SecretReference) -> Result<HeaderValue, Refusal> {
+async fn value(reference: &SecretReference) -> Result<HeaderValue, Refusal> {
     let refused = |_| {
         Refusal::operator(RefusalKind::Local, format!("{reference} does not fit into a header"))
     };
-    http::secret_header(reference.resolve()?.expose()).map_err(refused)
+    http::secret_header(reference::read(reference).await?.expose()).map_err(refused)
 }
 
 #[cfg(test)]

@@ -145,6 +145,8 @@ enum Source {
 /// What is counted, and how often it was seen.
 struct Tally {
     words: Vec<String>,
+    /// How much time is looked at, before and after.
+    length: Span,
     before: Range<Timestamp>,
     after: Range<Timestamp>,
     count_before: u64,
@@ -159,6 +161,7 @@ impl Tally {
         let now = asked.now.max(began);
         Self {
             words: config.words.iter().map(|word| word.to_lowercase()).collect(),
+            length,
             before: earlier(began, length)..began,
             // A line may be written in the very moment.
             after: earlier(now, length)..now + Span::millis(1),
@@ -202,7 +205,7 @@ impl Probe for LogScan {
         if after <= before.saturating_add(self.config.more_than) {
             return Ok(Health::Green);
         }
-        let length = self.config.span.span().min(asked.now.since(asked.began_at));
+        let length = tally.length;
         let last = tally.last.and_then(|at| jiff::Timestamp::from_millisecond(at.millis()).ok());
         let last = last.map(|at| format!("; the last one at {at}")).unwrap_or_default();
         Ok(Health::Red(format!(

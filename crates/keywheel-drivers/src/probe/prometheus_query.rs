@@ -163,9 +163,8 @@ impl PrometheusQuery {
     /// Asks for the number at a time; now by Prometheus' own clock, where none is given.
     async fn number(&self, at: Option<Timestamp>) -> Result<Found, CallError> {
         let headers = self.headers.resolve().await?;
-        let seconds = |at: Timestamp| format!("{}.{:03}", at.millis() / 1_000, at.millis() % 1_000);
         let mut query = vec![("query", self.config.query.clone())];
-        query.extend(at.map(|at| ("time", seconds(at))));
+        query.extend(at.map(|at| ("time", http::unix_seconds(at))));
         let within = self.config.within.span();
         let request = http::client().get(self.url.clone()).query(&query);
         let response = request.headers(headers).timeout(within.into()).send().await;

@@ -33,8 +33,7 @@ use tokio_postgres::{NoTls, SimpleQueryMessage, Socket};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use crate::issuer::from_root;
-use crate::{Build, Context};
+use crate::{Build, Context, reference};
 
 /// A query that PostgreSQL answers when all is well, over a connection of its own.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -71,7 +70,7 @@ impl Build for Config {
         if self.query.trim().is_empty() {
             return Err(refused(RefusalKind::Unsupported, "`query` is empty"));
         }
-        let url = from_root(&self.url, context);
+        let url = reference::from_root(&self.url, context);
         let ca = self.ca.as_ref().map(|ca| context.root.join(ca));
         Ok(Arc::new(Sql { config: Self { url, ca, ..self.clone() } }))
     }
@@ -97,11 +96,9 @@ impl Probe for Sql {
 }
 
 impl Sql {
-    /// Reads the connection string; off the runtime's threads, since a reference may be a program.
+    /// Reads the connection string.
     async fn place(&self) -> Result<tokio_postgres::Config, Refusal> {
-        let reference = self.config.url.clone();
-        let read = tokio::task::spawn_blocking(move || reference.resolve()).await;
-        let value = read.expect("reading a reference does not panic")?;
+        let value = reference::read(&self.config.url).await?;
         let text = std::str::from_utf8(value.expose()).ok();
         let place = text.and_then(|text| tokio_postgres::Config::from_str(text).ok());
         let no_place = || {
@@ -428,7 +425,7 @@ mod tests {
             std::fs::write(folder.path().join("url"), url).unwrap();
             let config: Config =
                 serde_json::from_value(json!({ "url": { "file": "url" } })).unwrap();
-            let url = from_root(&config.url, &Context::at(folder.path()));
+            let url = reference::from_root(&config.url, &Context::at(folder.path()));
             let place = Sql { config: Config { url, ..config } }.place().await;
             assert_eq!(place.ok().map(|place| place.get_ssl_mode()), wanted, "{host} {mode}");
         }

@@ -1,11 +1,9 @@
 //! What the stores that are files on this machine have in common: facts, findings, and work that may block.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use keywheel_core::facts::{Pickup, ReadBack, Revert, StoreFacts};
 use keywheel_core::secret::SecretValue;
@@ -15,13 +13,10 @@ use keywheel_driver::{CallError, Finding};
 use rustix::fs::{Access, IFlags, Mode};
 
 use super::replace::{LocalFile, Place, Present, obstacle};
-use crate::Context;
+use crate::{Context, git};
 
 /// The mode of a file that is made, if nothing else is configured.
 pub(super) const PRIVATE: Mode = Mode::RUSR.union(Mode::WUSR);
-
-/// How long `git` may think about one file.
-const GIT_WAIT: Duration = Duration::from_secs(5);
 
 /// Names a configured file.
 pub(super) fn local_file(context: &Context, path: &Path, create: Option<Mode>) -> LocalFile {
@@ -196,36 +191,19 @@ fn can_own(user: u32) -> bool {
     us.is_root() || us.as_raw() == user
 }
 
-/// Notes a file that git tracks, whose values its history keeps (H105). The repository's own configuration runs nothing.
+/// Notes a file that git tracks, whose values its history keeps (H105).
 async fn tracked_by_git(place: &Place) -> Option<Finding> {
-    place.folder.ancestors().find(|folder| folder.join(".git").symlink_metadata().is_ok())?;
-    let mut git = tokio::process::Command::new("git");
-    git.arg("-C").arg(&place.folder);
-    git.args([
-        "-c",
-        "core.fsmonitor=false",
-        "--literal-pathspecs",
-        "ls-files",
-        "--error-unmatch",
-        "--",
-    ])
-    .arg(&place.name);
-    git.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
-    git.envs([
-        ("GIT_CONFIG_NOSYSTEM", OsStr::new("1")),
-        ("GIT_CONFIG_GLOBAL", OsStr::new("/dev/null")),
-    ]);
-    git.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
-    let status = tokio::time::timeout(GIT_WAIT, git.status()).await;
-    match status.map(|answer| answer.map(|status| status.code())) {
-        Ok(Ok(Some(0))) => Some(Finding::note(format!(
-            "file `{}` is tracked by git, whose history keeps every value that is committed",
-            place.path().display()
-        ))),
-        Ok(Ok(Some(1)) | Err(_)) => None,
-        _ => Some(Finding::note(format!(
-            "git does not say whether it tracks file `{}`",
-            place.path().display()
-        ))),
+    let file = place.path();
+    let file = file.display();
+    match git::tracked(&place.folder, &[&place.name]).await {
+        Ok(Some(names)) => (!names.is_empty()).then(|| {
+            Finding::note(format!(
+                "file `{file}` is tracked by git, whose history keeps every value that is committed"
+            ))
+        }),
+        Ok(None) => {
+            Some(Finding::note(format!("git does not say whether it tracks file `{file}`")))
+        }
+        Err(_) => None,
     }
 }

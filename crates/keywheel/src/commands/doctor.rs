@@ -70,13 +70,6 @@ pub(crate) async fn run(args: &DoctorArgs, globals: &Globals) -> Result<Exit, Fa
     Ok(if found.is_empty() { Exit::Done } else { Exit::NeedsOperator })
 }
 
-/// Whether readers have what the rotation walks towards, and no move is under way: what a replica holds can be judged.
-fn rests(rotation: &Rotation) -> bool {
-    rotation.was_ever_promoted()
-        && rotation.promoted_side() == rotation.toward()
-        && rotation.walk().moving_to().is_none()
-}
-
 /// Before a secret's first version is promoted, and after it was taken back, its stores may hold nothing.
 fn may_hold_nothing(rotation: &Rotation) -> bool {
     rotation.plan().previous.is_none() && rotation.promoted_side() == Side::Previous
@@ -103,7 +96,7 @@ impl Check<'_> {
         let built = drivers_of(&plan)?;
         let mut found = Vec::new();
         self.stores(&plan, &built, open, &mut found).await;
-        if open.is_none_or(rests) {
+        if open.is_none_or(Rotation::rests) {
             self.replicas(&plan, &built, &mut found).await;
         }
         let parked = open.and_then(Rotation::parked).map(|reason| words::parked(&plan, reason));

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::cli::Globals;
 use crate::code;
-use crate::config::{self, Config};
+use crate::config;
 use crate::exit::Exit;
 use crate::init::known::Known;
 use crate::init::propose::{self, Proposal};
@@ -87,12 +87,8 @@ fn known(target: &Path, root: &Path) -> Result<Option<Known>, Failure> {
     if target.symlink_metadata().is_err() {
         return Ok(None);
     }
-    let config = config::load(Some(target))?;
-    let text = std::fs::read_to_string(target).map_err(|error| {
-        Failure::new(format!("`{}` cannot be read", target.display()))
-            .caused_by(error.kind().to_string())
-            .code(code::UNREADABLE)
-    })?;
+    let text = config::read(target)?;
+    let config = config::parse(&text, target)?;
     Ok(Some(Known::of(&config, text, root)))
 }
 
@@ -146,15 +142,9 @@ fn next(work: &Work, shown: &str, args: &InitArgs) -> Result<Option<String>, Fai
 }
 
 fn check(work: &Work, text: &str) -> Result<(), Failure> {
-    let absolute = std::path::absolute(&work.target).unwrap_or_else(|_| work.target.clone());
-    let folder = absolute.parent().unwrap_or(Path::new("/"));
-    match Config::parse(text, &work.target, folder) {
+    match config::parse(text, &work.target) {
         Ok(_) => Ok(()),
-        Err(problems) => {
-            let problems = problems.into_iter().map(|problem| problem.failure(&work.target));
-            let failure = Failure::of_all(problems).expect("a refusal names a problem");
-            Err(failure.now("nothing was written"))
-        }
+        Err(failure) => Err(failure.now("nothing was written")),
     }
 }
 

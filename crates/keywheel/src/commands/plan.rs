@@ -186,8 +186,7 @@ fn line(prepared: &[Prepared], coming: &Coming) -> Option<words::Line> {
 /// A step in words, and whether it takes a person.
 fn with_help(plan: &Plan, step: Step) -> words::Line {
     let mut line = words::step(plan, step);
-    let by_hand = matches!(step, Step::Mint { .. } | Step::Revoke(_));
-    if by_hand && plan.issuer.facts.by_hand.is_some() {
+    if plan.by_hand(step).is_some() {
         line.what.push_str(" (guided: needs you)");
     }
     line

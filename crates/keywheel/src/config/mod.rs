@@ -39,21 +39,37 @@ pub(crate) fn load(given: Option<&Path>) -> Result<Config, Failure> {
         Some(file) => file.to_owned(),
         None => nearest_file()?,
     };
-    let unreadable = |error: std::io::Error| {
-        let failure =
-            Failure::new(format!("`{}` cannot be read", file.display())).code(code::UNREADABLE);
-        failure.caused_by(error.kind().to_string())
-    };
-    let bytes = std::fs::read(&file).map_err(unreadable)?;
-    let folder = std::path::absolute(&file).map_err(unreadable)?;
-    let folder = folder.parent().unwrap_or(Path::new("/"));
-    let text = String::from_utf8(bytes).map_err(|_| {
+    parse(&read(&file)?, &file)
+}
+
+/// Reads the text of a configuration file.
+///
+/// # Errors
+/// A [`Failure`] that names it.
+pub(crate) fn read(file: &Path) -> Result<String, Failure> {
+    let bytes = std::fs::read(file).map_err(|error| unreadable(file, &error))?;
+    String::from_utf8(bytes).map_err(|_| {
         Failure::new(format!("`{}` is not UTF-8", file.display())).code(code::NOT_YAML)
-    })?;
-    Config::parse(&text, &file, folder).map_err(|problems| {
-        Failure::of_all(problems.into_iter().map(|problem| problem.failure(&file)))
+    })
+}
+
+/// Checks a text that stands in a file, or is to stand there.
+///
+/// # Errors
+/// As [`load`].
+pub(crate) fn parse(text: &str, file: &Path) -> Result<Config, Failure> {
+    let folder = std::path::absolute(file).map_err(|error| unreadable(file, &error))?;
+    let folder = folder.parent().unwrap_or(Path::new("/"));
+    Config::parse(text, file, folder).map_err(|problems| {
+        Failure::of_all(problems.into_iter().map(|problem| problem.failure(file)))
             .expect("a refusal names at least one problem")
     })
+}
+
+fn unreadable(file: &Path, error: &std::io::Error) -> Failure {
+    let failure =
+        Failure::new(format!("`{}` cannot be read", file.display())).code(code::UNREADABLE);
+    failure.caused_by(error.kind().to_string())
 }
 
 fn nearest_file() -> Result<PathBuf, Failure> {

@@ -5,6 +5,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use keywheel_core::plan::Role;
+
 use super::compose::Project;
 use super::credential::Kind;
 use super::environment::{of_folder, of_path, of_word};
@@ -68,15 +70,6 @@ pub(crate) struct Workload {
     pub(crate) variables: BTreeMap<String, String>,
     /// The stores that it reads.
     pub(crate) reads: BTreeSet<String>,
-}
-
-/// What a slot holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Role {
-    /// The value that readers use.
-    Current,
-    /// A second value that readers accept.
-    AlsoAccepted,
 }
 
 /// How one version of a secret gives way to the next.

@@ -4,9 +4,11 @@
 
 use std::collections::BTreeMap;
 
+use keywheel_core::plan::Role;
+
 use super::credential::Kind;
 use super::plain;
-use super::propose::{Environment, Part, Proposal, Road, Role, Secret, Store, Workload};
+use super::propose::{Environment, Part, Proposal, Road, Secret, Store, Workload};
 
 /// Lines that belong below a path of keys.
 pub(crate) struct Section {
@@ -38,18 +40,14 @@ pub(crate) fn whole(proposal: &Proposal) -> String {
     let sections = sections(proposal);
     text.push('\n');
     text.push_str(&laid_out(&sections));
-    for line in listed(proposal) {
-        text.push_str(&format!("{line}\n"));
-    }
+    text.push_str(&indented(&listed(proposal), 0));
     text
 }
 
 /// Writes what is to be added to a file; empty where nothing is.
 pub(crate) fn additions(proposal: &Proposal) -> String {
     let mut text = laid_out(&sections(proposal));
-    for line in listed(proposal) {
-        text.push_str(&format!("{line}\n"));
-    }
+    text.push_str(&indented(&listed(proposal), 0));
     text.trim_start_matches('\n').into()
 }
 

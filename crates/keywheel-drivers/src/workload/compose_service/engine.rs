@@ -156,8 +156,7 @@ impl Engine {
         range: &Range<Timestamp>,
         take: &mut (dyn FnMut(&str) + Send),
     ) -> Result<(), CallError> {
-        let seconds = |at: Timestamp| format!("{}.{:03}", at.millis() / 1_000, at.millis() % 1_000);
-        let (since, until) = (seconds(range.start), seconds(range.end));
+        let (since, until) = (http::unix_seconds(range.start), http::unix_seconds(range.end));
         let yes = "1";
         let query = [
             ("stdout", yes),
