@@ -14,6 +14,7 @@
 
 mod compose;
 pub(crate) mod engine;
+mod running;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -37,6 +38,7 @@ use tokio::time::Instant;
 
 use self::compose::Compose;
 use self::engine::{Container, Engine};
+pub use self::running::{Running, running};
 use super::clock;
 use crate::store::file::CONTENT;
 use crate::{Build, Context, http, program};

@@ -19,12 +19,14 @@ use crate::config::yaml::Dialect;
 pub(crate) struct Project {
     /// The file.
     pub(crate) file: String,
-    /// The file that Compose merges into it.
-    pub(crate) over: Option<String>,
+    /// The files that Compose merges into it.
+    pub(crate) overs: Vec<String>,
     /// Its folder, empty for the folder that is looked at.
     pub(crate) folder: String,
     /// Its name, where the file says it.
     pub(crate) name: Option<String>,
+    /// The name under which its containers run, where Compose was given another one than it would find by itself.
+    pub(crate) runs_as: Option<String>,
     /// The services.
     pub(crate) services: Vec<Service>,
     /// The top-level `secrets`.
@@ -36,7 +38,7 @@ pub(crate) struct Project {
 pub(crate) struct Service {
     /// Its name.
     pub(crate) name: String,
-    /// How many containers it has, where the file says a number.
+    /// How many containers it has, where the file or the containers say a number.
     pub(crate) replicas: Option<i64>,
     /// What `env_file` lists, in its order.
     pub(crate) env_files: Vec<EnvFile>,
@@ -112,7 +114,7 @@ fn project(
         reading.file = over;
         if let Some(more) = reading.whole() {
             merge(&mut project, more);
-            project.over = Some(over.clone());
+            project.overs = vec![over.clone()];
         }
     }
     Some(project)
@@ -168,13 +170,14 @@ impl Reading<'_> {
         let secrets = tree.get("secrets").map(Node::entries).unwrap_or_default();
         Some(Project {
             file: self.file.into(),
-            over: None,
+            overs: Vec::new(),
             folder: self.folder.into(),
             name: tree
                 .get("name")
                 .and_then(text)
                 .filter(|name| !name.contains('$'))
                 .map(Into::into),
+            runs_as: None,
             services: services
                 .iter()
                 .filter_map(|(key, node)| self.service(&key.name, node))

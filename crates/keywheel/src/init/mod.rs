@@ -1,8 +1,9 @@
 //! What `keywheel init` finds in a folder, and the configuration that it proposes.
 //!
-//! [`walk`] finds the files, [`compose`] reads Compose files, [`survey`] recognises credentials ([`credential`]) and who reads
-//! them, [`propose`] arranges them, [`text`] writes the YAML, and [`write`] puts it into place. Values are compared in memory
-//! and nowhere else: what these modules say and write holds names, places and kinds only.
+//! [`walk`] finds the files, [`compose`] reads Compose files, [`running`] looks at what runs of them, [`survey`] recognises
+//! credentials ([`credential`]) and who reads them, [`propose`] arranges them, [`text`] writes the YAML, and [`write`] puts it
+//! into place. Values are compared in memory and nowhere else: what these modules say and write holds names, places and kinds
+//! only.
 
 pub(crate) mod compose;
 pub(crate) mod credential;
@@ -11,6 +12,7 @@ pub(crate) mod git;
 pub(crate) mod interpolation;
 pub(crate) mod known;
 pub(crate) mod propose;
+pub(crate) mod running;
 pub(crate) mod survey;
 pub(crate) mod text;
 pub(crate) mod walk;

@@ -60,8 +60,10 @@ pub(crate) struct Workload {
     pub(crate) known: bool,
     /// The Compose file.
     pub(crate) file: String,
-    /// The override that Compose merges into it.
-    pub(crate) over: Option<String>,
+    /// The files that Compose merges into it.
+    pub(crate) overs: Vec<String>,
+    /// The project's name, where Compose does not find it by itself.
+    pub(crate) project: Option<String>,
     /// The service.
     pub(crate) service: String,
     /// How many containers it has, where that is not one.
@@ -372,7 +374,8 @@ impl<'a> Draft<'a> {
             name,
             known: false,
             file: project.file.clone(),
-            over: project.over.clone(),
+            overs: project.overs.clone(),
+            project: project.runs_as.clone(),
             service: service.into(),
             replicas: found.and_then(|service| service.replicas),
             variables: BTreeMap::new(),
@@ -436,7 +439,8 @@ fn known_environment(one: &super::known::KnownEnvironment) -> Environment {
             name: name.clone(),
             known: true,
             file,
-            over: None,
+            overs: Vec::new(),
+            project: None,
             service,
             replicas: None,
             variables: BTreeMap::new(),

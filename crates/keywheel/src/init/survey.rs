@@ -8,7 +8,7 @@ use keywheel_drivers::store::env_file::{Held, Variable, is_slot_name, variables}
 use super::compose::{Project, Service, Setting, Source};
 use super::credential::{self, Kind};
 use super::walk::{self, Files};
-use super::{Warning, environment, git, plain};
+use super::{Warning, environment, git, plain, running};
 use crate::config::suggest::{reads_like_a_name, shown};
 
 /// Shorter values stand in two places by chance.
@@ -97,10 +97,11 @@ pub(crate) struct Survey {
 /// Looks at a folder.
 pub(crate) async fn survey(mut files: Files) -> Survey {
     let mut warnings = std::mem::take(&mut files.warnings);
-    let projects = super::compose::projects(&files, &mut warnings);
+    let mut projects = super::compose::projects(&files, &mut warnings);
     let any_file = !(files.compose.is_empty() && files.env.is_empty());
     let mut look = Look { files, warnings, sheets: BTreeMap::new(), found: Vec::new() };
     look.sheets(&projects);
+    look.running(&mut projects).await;
     look.mounted(&projects);
     look.readers(&projects);
     look.literals(&projects);
@@ -123,6 +124,21 @@ struct Look {
 impl Look {
     fn warn(&mut self, file: &str, line: u64, message: impl Into<String>) {
         self.warnings.push(Warning::of(file, message).line(line));
+    }
+
+    async fn running(&mut self, projects: &mut [Project]) {
+        let (root, sheets) = (&self.files.root, &self.sheets);
+        let named = |project: &Project| {
+            let sheet = sheets.get(&running::env_file(project)).into_iter().flatten();
+            let mut given = sheet.filter(|one| one.name == "COMPOSE_PROJECT_NAME");
+            let given = given.next_back().and_then(|one| match &one.held {
+                Held::Literal(name) => String::from_utf8(name.expose().to_vec()).ok(),
+                _ => None,
+            });
+            let of_folder = || running::name_of_folder(root, &project.folder);
+            given.or_else(|| project.name.clone()).unwrap_or_else(of_folder)
+        };
+        running::look(root, projects, named, &mut self.warnings).await;
     }
 
     fn sheets(&mut self, projects: &[Project]) {

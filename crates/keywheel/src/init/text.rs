@@ -137,7 +137,10 @@ fn workload(workload: &Workload, several: bool) -> Vec<String> {
         format!("file: {}", scalar(&workload.file)),
         format!("service: {}", scalar(&workload.service)),
     ];
-    keys.extend(workload.over.iter().map(|over| format!("overrides: [{}]", scalar(over))));
+    if !workload.overs.is_empty() {
+        keys.push(format!("overrides: {}", list(workload.overs.iter())));
+    }
+    keys.extend(workload.project.iter().map(|name| format!("project: {}", scalar(name))));
     keys.extend(workload.replicas.map(|count| format!("replicas: {count}")));
     if !workload.variables.is_empty() {
         let pairs = workload.variables.iter().map(|(a, b)| format!("{}: {}", scalar(a), scalar(b)));

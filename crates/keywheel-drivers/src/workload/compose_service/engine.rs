@@ -10,13 +10,15 @@ use keywheel_driver::CallError;
 use reqwest::{Method, StatusCode};
 use serde::{Deserialize, Deserializer};
 
+use super::running::Labelled;
 use crate::http::{self, Effect};
 
 /// The labels that Compose puts on what it makes.
-const SERVICE: &str = "com.docker.compose.service";
-const FOLDER: &str = "com.docker.compose.project.working_dir";
-const PROJECT: &str = "com.docker.compose.project";
-const ONE_OFF: &str = "com.docker.compose.oneoff";
+pub(super) const SERVICE: &str = "com.docker.compose.service";
+pub(super) const FOLDER: &str = "com.docker.compose.project.working_dir";
+pub(super) const PROJECT: &str = "com.docker.compose.project";
+pub(super) const ONE_OFF: &str = "com.docker.compose.oneoff";
+pub(super) const FILES: &str = "com.docker.compose.project.config_files";
 const HASH: &str = "com.docker.compose.config-hash";
 const VERSION: &str = "com.docker.compose.version";
 
@@ -134,6 +136,12 @@ impl Engine {
         }
         containers.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(containers)
+    }
+
+    /// Lists what the labels of every container of a Compose project say.
+    pub(super) async fn labels(&self) -> Result<Vec<Labelled>, CallError> {
+        let filters = serde_json::json!({ "label": [PROJECT] }).to_string();
+        parsed(&self.get("containers/json", &[("all", "1"), ("filters", &filters)]).await?)
     }
 
     /// Looks at one container; none where it is gone.
