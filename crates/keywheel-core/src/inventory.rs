@@ -31,6 +31,54 @@ pub struct Inventory {
     /// The rotation that waits for the retirement of the one before it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queued: Option<Queued>,
+    /// What people were not told of yet, oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub untold: Vec<News>,
+}
+
+/// Something of a rotation that people are to be told of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct News {
+    /// When it happened.
+    pub at: Timestamp,
+    /// The rotation.
+    pub rotation: RotationId,
+    /// What happened.
+    pub topic: Topic,
+}
+
+/// What people are told of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Topic {
+    /// A version is in other hands, and its emergency begins.
+    Emergency,
+    /// The rotation waits for an operator.
+    NeedsOperator,
+    /// Readers use the new version; the former one is ended later.
+    Promoted,
+    /// The former version is ended.
+    Completed,
+    /// The former version is current again, and the new one is ended.
+    Undone,
+}
+
+impl News {
+    fn of(rotation: &Rotation, event: &Event, at: Timestamp) -> Option<Self> {
+        let topic = match event {
+            Event::Planned(plan) if plan.is_emergency() => Topic::Emergency,
+            Event::Parked { .. } => Topic::NeedsOperator,
+            Event::Promoted { side: Side::Pending } => Topic::Promoted,
+            Event::Ended { outcome } | Event::Resolved { outcome, .. } => match outcome {
+                Outcome::Completed => Topic::Completed,
+                Outcome::Undone => Topic::Undone,
+                Outcome::Superseded => return None,
+            },
+            _ => return None,
+        };
+        let told = rotation.plan().policy.notify;
+        told.then(|| Self { at, rotation: rotation.id().clone(), topic })
+    }
 }
 
 /// A rotation that was asked for while the one before it still retires a version. Several requests are one.
@@ -90,6 +138,7 @@ impl Inventory {
             last_outcome: None,
             held_because: None,
             queued: None,
+            untold: Vec::new(),
         }
     }
 
@@ -145,6 +194,7 @@ impl Inventory {
             _ => {}
         }
         self.open = rotation.outcome().is_none().then(|| OpenRotation::of(rotation, at));
+        self.untold.extend(News::of(rotation, event, at));
     }
 
     fn done(&mut self, rotation: &Rotation, step: Step, report: &Report, at: Timestamp) {

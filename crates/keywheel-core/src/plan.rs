@@ -320,6 +320,9 @@ pub struct Policy {
     /// What the operator accepted in so many words.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub accept: Vec<Accept>,
+    /// Whether people are to be told of what happens while nobody watches.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub notify: bool,
 }
 
 impl Default for Policy {
@@ -339,6 +342,7 @@ impl Default for Policy {
             retry: Span::seconds(1),
             refusals: 3,
             accept: Vec::new(),
+            notify: false,
         }
     }
 }

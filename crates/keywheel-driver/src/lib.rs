@@ -1,6 +1,6 @@
 //! The contracts that every driver keeps.
 //!
-//! A driver is the code behind one issuer, store, workload or probe. What it can do is data ([`keywheel_core::facts`]); an
+//! A driver is the code behind one issuer, store, workload, probe or notifier. What it can do is data ([`keywheel_core::facts`]); an
 //! optional ability is an `Option<&dyn …>`, so that the two cannot disagree. Every method is safe to repeat, and safe to
 //! drop at any await: the engine treats a dropped call as unknown and observes it.
 //!
@@ -14,6 +14,7 @@ pub mod duration;
 pub mod fail_point;
 pub mod guide;
 pub mod issuer;
+pub mod notifier;
 pub mod probe;
 pub mod reference;
 pub mod slot;
@@ -26,6 +27,7 @@ pub mod conformance;
 pub use duration::Duration;
 pub use issuer::Issuer;
 pub use keywheel_core::call::{CallError, Refusal, RefusalKind, Remedy};
+pub use notifier::Notifier;
 pub use probe::Probe;
 pub use reference::SecretReference;
 pub use store::Store;

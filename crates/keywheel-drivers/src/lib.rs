@@ -1,7 +1,7 @@
 //! The drivers of keywheel: one file each, and one line in the list of its kind.
 //!
-//! The rest of the program knows them by [`IssuerConfig`], [`StoreConfig`], [`WorkloadConfig`] and [`ProbeConfig`] only:
-//! externally tagged configuration that builds the driver.
+//! The rest of the program knows them by [`IssuerConfig`], [`StoreConfig`], [`WorkloadConfig`], [`ProbeConfig`] and
+//! [`NotifierConfig`] only: externally tagged configuration that builds the driver.
 
 pub mod git;
 mod http;
@@ -11,11 +11,13 @@ mod reference;
 mod secret_json;
 
 pub mod issuer;
+pub mod notifier;
 pub mod probe;
 pub mod store;
 pub mod workload;
 
 pub use issuer::IssuerConfig;
+pub use notifier::NotifierConfig;
 pub use probe::ProbeConfig;
 pub use store::StoreConfig;
 pub use workload::WorkloadConfig;

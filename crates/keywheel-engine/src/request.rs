@@ -6,13 +6,13 @@ use std::sync::Arc;
 
 use keywheel_core::call::{CallError, Refusal, RefusalKind};
 use keywheel_core::event::{Because, Event, Outcome};
-use keywheel_core::inventory::Inventory;
+use keywheel_core::inventory::{Inventory, News};
 use keywheel_core::plan::{Plan, RotationId};
 use keywheel_core::rotation::Rotation;
 use keywheel_core::secret::{Credential, SecretName};
 use keywheel_core::time::{Span, Timestamp};
 use keywheel_driver::store::Store;
-use keywheel_journal::{Append, Entry, JournalError};
+use keywheel_journal::{Append, Entry, Epoch, JournalError};
 
 use crate::run::{Group, Member, group_name, resources};
 use crate::{Engine, EngineError, perform};
@@ -234,9 +234,35 @@ impl Engine {
     /// # Errors
     /// [`JournalError::Held`] where the secret is being worked on.
     pub async fn note(&self, inventory: Inventory, action: &str) -> Result<(), EngineError> {
-        let now = self.clock.now();
         let secret = inventory.secret.clone();
+        let now = self.clock.now();
         let epoch = self.journal.claim(&secret, &self.holder, now, CLAIM).await?;
+        self.write_row(inventory, action, epoch, now).await
+    }
+
+    /// Takes what people were told of out of a secret's row.
+    ///
+    /// # Errors
+    /// [`JournalError::Held`] where the secret is being worked on: it stays, and is told again.
+    pub async fn told(&self, secret: &SecretName, news: &News) -> Result<(), EngineError> {
+        let now = self.clock.now();
+        let epoch = self.journal.claim(secret, &self.holder, now, CLAIM).await?;
+        // Only now does nobody else change the row.
+        let Some(mut row) = self.journal.inventory(secret).await? else {
+            return Ok(self.journal.give_up(secret, epoch).await?);
+        };
+        row.untold.retain(|untold| untold != news);
+        self.write_row(row, "told", epoch, now).await
+    }
+
+    async fn write_row(
+        &self,
+        inventory: Inventory,
+        action: &str,
+        epoch: Epoch,
+        now: Timestamp,
+    ) -> Result<(), EngineError> {
+        let secret = inventory.secret.clone();
         let rotation = keywheel_core::plan::RotationId(action.into());
         let entry = Entry {
             group: rotation.clone(),

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use keywheel_core::facts::{Revert, StoreFacts};
 use keywheel_core::plan::{
-    Bound, FORMAT, IssuerPlan, Mode, Plan, ProbePlan, Reason, RotationId, StorePlan, VersionRef,
-    WorkloadPlan,
+    Bound, FORMAT, IssuerPlan, Mode, Plan, Policy, ProbePlan, Reason, RotationId, StorePlan,
+    VersionRef, WorkloadPlan,
 };
 use keywheel_core::secret::SecretName;
 use keywheel_core::time::Timestamp;
@@ -101,7 +101,7 @@ pub(crate) fn compile(config: &Config, name: &SecretName, inputs: Inputs) -> Res
         stores,
         workloads,
         probes: planner.probes(),
-        policy: secret.policy.clone(),
+        policy: Policy { notify: config.notifies(), ..secret.policy.clone() },
     })
 }
 

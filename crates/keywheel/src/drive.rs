@@ -16,7 +16,7 @@ use crate::exit::Exit;
 use crate::output::{Failure, Format, Output};
 use crate::queue::Waiting;
 use crate::session::{Session, engine_failure};
-use crate::words;
+use crate::{notify, words};
 
 /// The longest wait of a retirement that a command without `--soak` sits out.
 const PATIENCE: Span = Span::seconds(2);
@@ -62,6 +62,7 @@ pub(crate) async fn run(
     } else {
         go(session, groups, rest, output).await.and_then(|ran| ran.tell(session, queued, output))
     };
+    notify::deliver(session, output).await;
     let (exit, failure) = match ran {
         Ok(exit) => (exit, None),
         Err(failure) => (failure.exit, Some(failure)),

@@ -12,6 +12,7 @@ mod drive;
 mod exit;
 mod guide;
 mod init;
+mod notify;
 mod outlook;
 mod output;
 mod prepare;

@@ -8,6 +8,7 @@ use keywheel_core::plan::{Plan, RotationId};
 use keywheel_core::rotation::Rotation;
 use keywheel_core::secret::SecretName;
 use keywheel_core::time::Timestamp;
+use keywheel_driver::Notifier;
 use keywheel_engine::clock::{Clock, SystemClock};
 use keywheel_engine::limits::Limits;
 use keywheel_engine::{Build, Drivers, Engine, EngineError, Watch};
@@ -34,6 +35,8 @@ pub(crate) struct Session {
     pub(crate) journal: Arc<dyn Journal>,
     /// The engine on it.
     pub(crate) engine: Engine,
+    /// How people are told of what happens, where that is configured and this session acts.
+    pub(crate) notifier: Option<Arc<dyn Notifier>>,
 }
 
 /// Returns where an environment's journal and key lie.
@@ -61,7 +64,15 @@ impl Session {
             SqliteJournal::open(&places, Open::CreateIfMissing).map_err(journal_failure)?;
         let name = format!("pid {} on {}", std::process::id(), host());
         let holder = journal.holder(name).map_err(journal_failure)?;
-        Ok(Self::on(Arc::new(journal), holder, globals.method(), watch))
+        let notifier = config.notifier().map_err(|refusal| {
+            Failure::new("`notify` cannot be used")
+                .code(code::REFUSED)
+                .exit(Exit::Refused)
+                .caused_by(refusal.to_string())
+                .now("nothing changed")
+        })?;
+        let session = Self::on(Arc::new(journal), holder, globals.method(), watch);
+        Ok(Self { notifier, ..session })
     }
 
     /// Opens the journal of an environment to read it; none where there is none yet.
@@ -111,7 +122,7 @@ impl Session {
             limits: Limits::new(CALLS_AT_ONCE),
             watch,
         };
-        Self { journal, engine }
+        Self { journal, engine, notifier: None }
     }
 
     /// Reads the wall clock.

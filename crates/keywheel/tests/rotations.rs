@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+#[path = "rotations/notify.rs"]
+mod notify;
 #[path = "rotations/parked.rs"]
 mod parked;
 

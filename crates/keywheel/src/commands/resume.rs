@@ -18,7 +18,7 @@ use crate::exit::Exit;
 use crate::output::{Failure, Format, Output};
 use crate::progress::Progress;
 use crate::session::{Session, engine_failure};
-use crate::{code, confirm, drive, queue, session};
+use crate::{code, confirm, drive, notify, queue, session};
 
 /// Which open rotations.
 #[derive(Debug, Args)]
@@ -116,6 +116,7 @@ pub(crate) async fn resume(args: &ResumeArgs, globals: &Globals) -> Result<Exit,
     let chosen = |secret: &SecretName| args.open.takes(secret);
     taken.extend(queue::begin(&session, &config, environment, chosen).await?);
     if taken.is_empty() {
+        notify::deliver(&session, output).await;
         return nothing(output);
     }
     drive::run(&session, taken, &[], args.soak, output).await

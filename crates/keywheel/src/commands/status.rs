@@ -108,6 +108,7 @@ struct Facts {
     due_at: Option<String>,
     held_because: Option<String>,
     queued_at: Option<String>,
+    undelivered: usize,
 }
 
 /// A retirement that has been owed for this long is forgotten by whoever should resume it.
@@ -343,6 +344,7 @@ fn told(known: &Known, standing: Standing, upcoming: Option<&due::Due>) -> Told 
         due_at: upcoming.map(|due| words::rfc3339(due.since)),
         held_because: row.held_because.clone(),
         queued_at: row.queued.as_ref().map(|queued| words::rfc3339(queued.at)),
+        undelivered: row.untold.len(),
     };
     Told { secret: row.secret.clone(), standing, known: Some(facts) }
 }
@@ -365,6 +367,13 @@ fn page(environment: &Environment, rows: &[Row], all: bool) -> String {
     }
     let fine: Vec<Vec<String>> =
         rows.iter().filter(|row| row.standing == Standing::Fine).map(cells).collect();
+    let undelivered: usize =
+        rows.iter().filter_map(|row| row.told.known.as_ref()).map(|facts| facts.undelivered).sum();
+    if undelivered > 0 {
+        let messages = words::counted(undelivered, "message");
+        let then = "the next `keywheel resume --all` tries again";
+        text.push_str(&format!("undelivered: {messages}; {then}\n"));
+    }
     if all {
         text.push_str(&format!("ok ({})\n{}", fine.len(), words::table(&fine, "  ")));
     } else if !fine.is_empty() {

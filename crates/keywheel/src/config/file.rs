@@ -6,7 +6,7 @@ use keywheel_core::plan;
 use keywheel_core::strategy::Strategy;
 use keywheel_core::time::Span;
 use keywheel_driver::duration::Duration;
-use keywheel_drivers::{IssuerConfig, ProbeConfig, StoreConfig, WorkloadConfig};
+use keywheel_drivers::{IssuerConfig, NotifierConfig, ProbeConfig, StoreConfig, WorkloadConfig};
 use schemars::JsonSchema;
 
 /// The whole file.
@@ -19,6 +19,8 @@ pub(crate) struct File {
     pub(crate) requires: Option<String>,
     /// The name of the project; journals are kept apart by it.
     pub(crate) project: Name,
+    /// How people are told of what happens to rotations while nobody watches.
+    pub(crate) notify: Option<NotifierConfig>,
     /// Limits and rules, by name; the one called `default` holds where a secret names none.
     #[serde(default)]
     pub(crate) policies: Named<PolicyEntry>,

@@ -4,12 +4,16 @@
 //! checks each secret.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use keywheel_core::plan::{Policy, Slot};
 use keywheel_core::secret::SecretName;
 use keywheel_core::strategy::{Side, Strategy};
 use keywheel_core::time::Span;
-use keywheel_drivers::{Context, IssuerConfig, ProbeConfig, StoreConfig, WorkloadConfig};
+use keywheel_driver::{Notifier, Refusal};
+use keywheel_drivers::{
+    Build, Context, IssuerConfig, NotifierConfig, ProbeConfig, StoreConfig, WorkloadConfig,
+};
 
 use super::file::{After, File};
 use super::problem::Problem;
@@ -33,6 +37,8 @@ pub(crate) struct Config {
     pub(crate) folder: PathBuf,
     /// The name of the project.
     pub(crate) project: String,
+    /// How people are told of what happens.
+    notify: Option<NotifierConfig>,
     /// The environments, in the order of the file.
     pub(crate) environments: Vec<Environment>,
 }
@@ -143,6 +149,7 @@ impl Config {
         let context = Context::at(folder);
         let mut found = Found::default();
         let mut project = String::new();
+        let mut notify = None;
         let mut environments = Vec::new();
         for name in &declared {
             let seen = by_env::resolve(&tree, name, &declared).and_then(|tree| {
@@ -151,6 +158,7 @@ impl Config {
             });
             let Some((tree, file)) = found.keep(seen) else { continue };
             project.clone_from(&file.project.0);
+            notify.clone_from(&file.notify);
             let scope = Scope { tree, name, declared: &declared, context: &context };
             environments.extend(scope.environment(file, &mut found));
         }
@@ -159,8 +167,23 @@ impl Config {
             file: file.to_owned(),
             folder: folder.to_owned(),
             project,
+            notify,
             environments,
         })
+    }
+
+    /// Returns how people are told of what happens, where that is configured.
+    ///
+    /// # Errors
+    /// A [`Refusal`] that names what is wrong with it.
+    pub(crate) fn notifier(&self) -> Result<Option<Arc<dyn Notifier>>, Refusal> {
+        let context = Context::at(&self.folder);
+        self.notify.as_ref().map(|config| config.build(&context)).transpose()
+    }
+
+    /// Returns whether people are told of what happens.
+    pub(crate) fn notifies(&self) -> bool {
+        self.notify.is_some()
     }
 
     /// Returns an environment.

@@ -319,6 +319,7 @@ fn merge(entry: &PolicyEntry, secret: &SecretEntry) -> (Policy, Rules) {
         retry: span(entry.retry, built_in.retry),
         refusals: entry.refusals.unwrap_or(built_in.refusals).max(1),
         accept: secret.accept.iter().map(|accept| (*accept).into()).collect(),
+        notify: false,
     };
     let rules = Rules {
         remind: span(entry.remind, Span::days(30)),

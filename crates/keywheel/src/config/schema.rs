@@ -135,6 +135,7 @@ mod tests {
             keywheel_drivers::StoreConfig::KINDS,
             keywheel_drivers::WorkloadConfig::KINDS,
             keywheel_drivers::ProbeConfig::KINDS,
+            keywheel_drivers::NotifierConfig::KINDS,
         ];
         for kind in kinds.into_iter().flatten() {
             assert!(GUIDE.contains(&format!("`{kind}")), "the guide says nothing of `{kind}`");
