@@ -5,6 +5,7 @@
 mod bench;
 mod cargo;
 mod deny;
+mod example;
 mod fmt;
 mod hazards;
 mod leaks;
@@ -38,6 +39,8 @@ enum Chore {
     Leaks(leaks::Args),
     /// Follows every relative link in the documents.
     Links,
+    /// Builds the image of the example for Docker Compose.
+    Example,
     /// Builds the binary that is shipped, and looks for what may not be in it.
     Shipped,
     /// Checks licences, sources and advisories of the dependencies.
@@ -53,6 +56,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Chore::Hazards(args) => hazards::run(&args),
         Chore::Leaks(args) => leaks::run(&args),
         Chore::Links => links::run(),
+        Chore::Example => example::run(),
         Chore::Shipped => shipped::run(),
         Chore::Deny => deny::run(),
     }

@@ -10,7 +10,7 @@ use anyhow::Context;
 
 use crate::report::{Counts, Report};
 use crate::run_folder::RunFolder;
-use crate::{cargo, deny, fmt, hazards, leaks, links, shipped, sim, tools};
+use crate::{cargo, deny, example, fmt, hazards, leaks, links, shipped, sim, tools};
 
 /// How much.
 #[derive(clap::Args)]
@@ -74,6 +74,8 @@ fn lints() -> anyhow::Result<Counts> {
 
 /// Runs the tests of every crate, with nextest where there is one.
 fn tests(folder: &RunFolder, skipped: &mut Vec<String>) -> anyhow::Result<Counts> {
+    // Tests would build it one after another otherwise.
+    let _program = example::build()?;
     let features = cargo::test_features()?;
     let nextest = tools::find("cargo-nextest").is_some();
     let mut runner = match nextest {

@@ -109,10 +109,14 @@ impl Drop for Docker {
         let all = all
             .map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
             .unwrap_or_default();
+        let quietly = |arguments: &[&str]| {
+            let mut docker = self.command("docker");
+            docker.args(arguments).stdout(Stdio::null()).stderr(Stdio::null()).status().ok();
+        };
         if !all.trim().is_empty() {
-            let mut remove = self.command("docker");
-            remove.args(["rm", "-f"]).args(all.split_whitespace());
-            remove.stdout(Stdio::null()).stderr(Stdio::null()).status().ok();
+            quietly(&[&["rm", "-f"][..], &all.split_whitespace().collect::<Vec<_>>()].concat());
+            // Their bridges would stay behind on this machine.
+            quietly(&["network", "prune", "-f"]);
         }
         kill_process(Pid::from_child(&self.daemon), Signal::TERM).ok();
         self.daemon.wait().ok();

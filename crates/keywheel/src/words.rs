@@ -1,7 +1,7 @@
 //! Steps and times in words for people: the same ones in `plan`, in progress lines and in `rotation show`.
 
-use jiff::Timestamp as Instant;
 use jiff::tz::TimeZone;
+use jiff::{SignedDuration, Timestamp as Instant};
 use keywheel_core::call::{Refusal, RefusalKind};
 use keywheel_core::event::{Because, Event, Outcome, ParkReason, Step};
 use keywheel_core::facts::Authority;
@@ -10,6 +10,9 @@ use keywheel_core::rotation::Why;
 use keywheel_core::strategy::{Arrangement, Position, Side, Strategy};
 use keywheel_core::time::{Span, Timestamp};
 use keywheel_core::version::VersionId;
+
+/// Below it, minutes are too coarse.
+const HOUR: SignedDuration = SignedDuration::from_hours(1);
 
 /// Returns the name of a strategy.
 pub(crate) fn strategy(strategy: Strategy) -> &'static str {
@@ -201,13 +204,20 @@ pub(crate) fn why(why: Why) -> String {
     }
 }
 
-/// Puts an instant into words, in this machine's zone: `Tue 24 Nov 09:14`, with the year where it is another one.
+/// Puts an instant into words, in this machine's zone: `Tue 24 Nov 09:14`, with the year where it is another one, and with
+/// seconds where it is less than an hour away.
 pub(crate) fn when(at: Timestamp) -> String {
     let zone = TimeZone::system();
     let Ok(instant) = Instant::from_millisecond(at.millis()) else { return "never".into() };
-    let then = instant.to_zoned(zone.clone());
-    let same_year = Instant::now().to_zoned(zone).year() == then.year();
-    then.strftime(if same_year { "%a %d %b %H:%M" } else { "%a %d %b %Y %H:%M" }).to_string()
+    let (then, now) = (instant.to_zoned(zone.clone()), Instant::now());
+    let form = if instant.duration_since(now).abs() < HOUR {
+        "%a %d %b %H:%M:%S"
+    } else if now.to_zoned(zone).year() == then.year() {
+        "%a %d %b %H:%M"
+    } else {
+        "%a %d %b %Y %H:%M"
+    };
+    then.strftime(form).to_string()
 }
 
 /// Puts an instant into the form that programs read: RFC 3339, UTC.

@@ -160,9 +160,17 @@ fn the_first_run_writes_a_file_that_the_program_takes_and_the_second_adds_nothin
 
     workloads:
       backend:
+        # One container: nothing serves while its successor starts. Where two at once do no harm, add
+        #   start_first: true
+        # A former signing secret is proven dead where each container answers 200 to a token that it accepts,
+        # and 401 to any other. If there is such a place, add it:
+        #   token: { port: 8080, path: /me }
         compose_service: { file: compose.yaml, service: backend }
         reads: [app, db-password]
       worker:
+        # A former signing secret is proven dead where each container answers 200 to a token that it accepts,
+        # and 401 to any other. If there is such a place, add it:
+        #   token: { port: 8080, path: /me }
         compose_service: { file: compose.yaml, service: worker, replicas: 2, variables: { OPENAI_API_KEY: AI_KEY } }
         reads: [app]
 
@@ -351,12 +359,22 @@ fn environments_get_their_own_parts() {
           app: { env_file: { path: production/.env } }
         workloads:
           web:
+            # One container: nothing serves while its successor starts. Where two at once do no harm, add
+            #   start_first: true
+            # A former signing secret is proven dead where each container answers 200 to a token that it accepts,
+            # and 401 to any other. If there is such a place, add it:
+            #   token: { port: 8080, path: /me }
             compose_service: { file: production/compose.yaml, service: web }
       staging:
         stores:
           app: { env_file: { path: staging/.env } }
         workloads:
           web:
+            # One container: nothing serves while its successor starts. Where two at once do no harm, add
+            #   start_first: true
+            # A former signing secret is proven dead where each container answers 200 to a token that it accepts,
+            # and 401 to any other. If there is such a place, add it:
+            #   token: { port: 8080, path: /me }
             compose_service: { file: staging/compose.yaml, service: web }
 
     secrets:

@@ -35,15 +35,17 @@ pub(crate) async fn run(args: &AdoptArgs, globals: &Globals) -> Result<Exit, Fai
     let secrets = args.selection.secrets(globals, &config).await?;
     let last_rotated = args.last_rotated.as_deref().map(date).transpose()?;
     let session = Session::act(globals, &config, &environment.name, Arc::new(NoWatch))?;
-    let mut rows = Vec::new();
+    let (mut rows, mut told) = (Vec::new(), String::new());
     for secret in secrets {
         if session.inventory(&secret.name).await?.is_none() {
-            rows.push(prepare::adoption(&session, &config, secret, last_rotated).await?);
+            let row = prepare::adoption(&session, &config, secret, last_rotated).await?;
+            let facts = prepare::draft(&session, &config, secret)?.issuer.facts;
+            told.push_str(&line(&row, facts.destroy || facts.suspend));
+            rows.push(row);
         }
     }
     let output = globals.output();
-    let lines: String = rows.iter().map(line).collect();
-    output.note(lines.trim_end());
+    output.note(told.trim_end());
     if !rows.is_empty() {
         confirm::go_on(environment, "Adopt these?", confirm::SAY_YES, args.yes)?;
     }
@@ -58,7 +60,8 @@ pub(crate) async fn run(args: &AdoptArgs, globals: &Globals) -> Result<Exit, Fai
     Ok(Exit::Done)
 }
 
-fn line(row: &Inventory) -> String {
+/// Says what is taken over. An id matters only to an issuer that ends versions by it.
+fn line(row: &Inventory, is_ended_by_id: bool) -> String {
     let Some(current) = row.at(Stage::Current) else {
         return format!(
             "  {}: no store holds a value yet; its first rotation makes one\n",
@@ -66,11 +69,14 @@ fn line(row: &Inventory) -> String {
         );
     };
     let id = match &current.issued {
-        Some(issued) => format!("its issuer calls it {issued}"),
-        None => "its id at the issuer is not known: name it before it is to be ended".into(),
+        Some(issued) => format!("; its issuer calls it {issued}"),
+        None if is_ended_by_id => {
+            "; its id at the issuer is not known: name it before it is to be ended".into()
+        }
+        None => String::new(),
     };
     let age = row.rotated_at.map_or("age unknown".into(), |at| format!("made {}", words::when(at)));
-    format!("  {}: {}, {age}; {id}\n", row.secret, current.version)
+    format!("  {}: {}, {age}{id}\n", row.secret, current.version)
 }
 
 fn date(text: &str) -> Result<Timestamp, Failure> {

@@ -1,13 +1,13 @@
 //! `keywheel plan`: what a rotation would do, step by step, and how each step is undone.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use clap::Args;
 use keywheel_core::event::{Event, Step};
 use keywheel_core::forecast::{Coming, forecast};
 use keywheel_core::plan::{Accept, Plan, Reason};
-use keywheel_core::time::{Span, Timestamp};
+use keywheel_core::time::Timestamp;
 use keywheel_engine::NoWatch;
 use serde_json::json;
 
@@ -83,20 +83,12 @@ pub(crate) fn text(prepared: &[Prepared], now: Timestamp, run: &str) -> String {
     let hash = prepare::hash(prepared);
     let first = &prepared[0].plan;
     let coming = forecast(&arcs(prepared), now);
-    let rolls = |members: usize| {
-        let is_roll =
-            |one: &&Coming| matches!(one.event, Event::Intended { step: Step::Roll { .. }, .. });
-        coming.iter().filter(is_roll).filter(|one| one.members.len() >= members).count()
-    };
-    let shared = match (rolls(1), rolls(2)) {
-        (all, 0) => words::counted(all, "roll"),
-        (all, shared) => format!("{}, {shared} of them shared", words::counted(all, "roll")),
-    };
     let count = words::counted(prepared.len(), "secret");
     let mut text = format!(
-        "plan {} · {} · {count} · {shared} · disruption: {}\n",
+        "plan {} · {} · {count} · {} · disruption: {}\n",
         hash.short(),
         first.secret.environment(),
+        rolls(prepared, &coming),
         disruption(prepared)
     );
     let heads: Vec<Vec<String>> = prepared.iter().map(|one| head(&one.plan)).collect();
@@ -111,6 +103,30 @@ pub(crate) fn text(prepared: &[Prepared], now: Timestamp, run: &str) -> String {
         text.push_str(&format!("  run it: {run} --plan {}\n", hash.short()));
     }
     text
+}
+
+/// Counts the rolls of each workload, and those that there would be if each secret had its own.
+fn rolls(prepared: &[Prepared], coming: &[Coming]) -> String {
+    let mut counts: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
+    for one in coming {
+        let Event::Intended { step: Step::Roll { workload, .. }, .. } = &one.event else {
+            continue;
+        };
+        let plan = &prepared[one.members[0]].plan;
+        let workload = &plan.workloads[usize::from(*workload)].bound.name;
+        let (together, apart) = counts.entry(workload).or_default();
+        *together += 1;
+        *apart += one.members.len();
+    }
+    let count = |(workload, (together, apart)): (&str, (usize, usize))| {
+        let rolls = words::counted(together, "roll");
+        match apart {
+            _ if apart == together => format!("{rolls} of {workload}"),
+            _ => format!("{rolls} of {workload}, shared ({apart} apart)"),
+        }
+    };
+    let counts: Vec<String> = counts.into_iter().map(count).collect();
+    if counts.is_empty() { "no roll".into() } else { counts.join(", ") }
 }
 
 fn disruption(prepared: &[Prepared]) -> String {
@@ -160,8 +176,7 @@ fn rows(prepared: &[Prepared], coming: &[Coming], now: Timestamp) -> Vec<Vec<Str
     for one in coming {
         let Some(line) = line(prepared, one) else { continue };
         number += 1;
-        let when =
-            if one.at.since(now) < Span::minutes(1) { "now".into() } else { words::when(one.at) };
+        let when = if one.at <= now { "now".into() } else { words::when(one.at) };
         let shown = if when == last_when { String::new() } else { when.clone() };
         last_when = when;
         let undo = if prepared[one.members[0]].plan.is_emergency() { "-" } else { line.undo };

@@ -4,8 +4,6 @@
 //! Its processes are hidden subcommands of this binary.
 
 mod backend;
-mod edge;
-mod load;
 mod rehearsal;
 mod scenario;
 mod supervisor;
@@ -17,14 +15,16 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use keywheel_core::secret::SecretValue;
+use keywheel_example::backend::LONGEST_PEPPER;
+use keywheel_example::edge::Edge;
+pub(crate) use keywheel_example::load::Counts;
+use keywheel_example::load::{Load, Target};
+use keywheel_example::replicas::Replicas;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
+use tokio::net::TcpListener;
 use tokio::process::{Child, Command};
 
-use self::backend::LONGEST_PEPPER;
-use self::edge::Edge;
-pub(crate) use self::load::Counts;
-use self::load::{Load, Target};
 pub(crate) use self::scenario::{DemoArgs, run};
 pub(crate) use self::supervisor::Exit;
 
@@ -99,7 +99,8 @@ impl World {
         let supervisor = spawn_supervisor(setup, &folder)?;
         let up = async {
             let replicas = addresses(&folder, setup.replicas).await;
-            let edge = Edge::start(&replicas).await?;
+            let listener = TcpListener::bind("127.0.0.1:0").await?;
+            let edge = Edge::start(listener, Replicas::at(&replicas))?;
             while edge.healthy() < replicas.len() {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
@@ -108,8 +109,8 @@ impl World {
         let (replicas, edge) =
             tokio::time::timeout(UP_WITHIN, up).await.context("the backends did not come up")??;
         let target = Target {
-            edge: edge.address(),
-            replicas: replicas.clone(),
+            edge: edge.address().to_string(),
+            replicas: Replicas::at(&replicas),
             asks: setup.openai_base.is_some(),
         };
         let load = Load::start(target, setup.each_second)?;
@@ -235,19 +236,4 @@ async fn parent_gone() {
         drop(gone);
     });
     let _: Result<(), _> = seen.await;
-}
-
-/// Makes a client that tries nothing twice and keeps at most so many unused connections.
-fn client(idle: usize) -> anyhow::Result<reqwest::Client> {
-    // An error says that a provider is installed already.
-    rustls::crypto::ring::default_provider().install_default().ok();
-    let client = reqwest::Client::builder()
-        .pool_max_idle_per_host(idle)
-        .retry(reqwest::retry::never())
-        .redirect(reqwest::redirect::Policy::none())
-        .no_proxy()
-        .tls_certs_only([])
-        .connect_timeout(Duration::from_secs(5))
-        .timeout(Duration::from_secs(30));
-    Ok(client.build()?)
 }

@@ -13,8 +13,7 @@ use keywheel_driver::{CallError, RefusalKind};
 use keywheel_drivers::{Build, Context, WorkloadConfig};
 use serde_json::json;
 
-use super::backend::LONGEST_PEPPER;
-use super::{Setup, World};
+use super::{LONGEST_PEPPER, Setup, World};
 
 /// The arguments.
 #[derive(clap::Args)]

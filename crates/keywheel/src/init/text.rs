@@ -54,7 +54,7 @@ pub(crate) fn additions(proposal: &Proposal) -> String {
 /// Returns the sections with something in them.
 pub(crate) fn sections(proposal: &Proposal) -> Vec<Section> {
     let mut sections = Vec::new();
-    for environment in &proposal.environments {
+    for (home, environment) in proposal.environments.iter().enumerate() {
         let above: Vec<String> = match proposal.single {
             true => Vec::new(),
             false => vec!["environments".into(), environment.name.clone()],
@@ -71,7 +71,9 @@ pub(crate) fn sections(proposal: &Proposal) -> Vec<Section> {
         add("stores", stores.map(store).collect());
         let workloads = environment.workloads.iter().filter(|workload| !workload.known);
         let several = environment.stores.len() > 1;
-        add("workloads", workloads.flat_map(|one| workload(one, several)).collect());
+        let lines = workloads
+            .flat_map(|one| workload(one, several, takes_tokens(proposal, home, &one.name)));
+        add("workloads", lines.collect());
     }
     let blocks = proposal.secrets.iter().map(|one| secret(one, proposal));
     let lines = blocks.collect::<Vec<_>>().join(&String::new());
@@ -132,7 +134,13 @@ fn store(store: &Store) -> String {
     format!("{}: {{ {driver}: {{ path: {} }} }}", scalar(&store.name), scalar(&store.file))
 }
 
-fn workload(workload: &Workload, several: bool) -> Vec<String> {
+/// Returns whether a workload reads a signing secret.
+fn takes_tokens(proposal: &Proposal, home: usize, name: &str) -> bool {
+    let mut signing = proposal.secrets.iter().filter(|secret| secret.kind == Kind::Jwt);
+    signing.any(|secret| secret.parts.get(&home).is_some_and(|part| part.readers.contains(name)))
+}
+
+fn workload(workload: &Workload, several: bool, takes_tokens: bool) -> Vec<String> {
     let mut keys = vec![
         format!("file: {}", scalar(&workload.file)),
         format!("service: {}", scalar(&workload.service)),
@@ -146,10 +154,21 @@ fn workload(workload: &Workload, several: bool) -> Vec<String> {
         let pairs = workload.variables.iter().map(|(a, b)| format!("{}: {}", scalar(a), scalar(b)));
         keys.push(format!("variables: {{ {} }}", pairs.collect::<Vec<_>>().join(", ")));
     }
-    let mut lines = vec![
-        format!("{}:", scalar(&workload.name)),
-        format!("  compose_service: {{ {} }}", keys.join(", ")),
-    ];
+    let mut lines = vec![format!("{}:", scalar(&workload.name))];
+    if workload.replicas.is_none_or(|count| count == 1) {
+        lines.extend([
+            "  # One container: nothing serves while its successor starts. Where two at once do no harm, add".into(),
+            "  #   start_first: true".into(),
+        ]);
+    }
+    if takes_tokens {
+        lines.extend([
+            "  # A former signing secret is proven dead where each container answers 200 to a token that it accepts,".into(),
+            "  # and 401 to any other. If there is such a place, add it:".into(),
+            "  #   token: { port: 8080, path: /me }".into(),
+        ]);
+    }
+    lines.push(format!("  compose_service: {{ {} }}", keys.join(", ")));
     if several {
         lines.push(format!("  reads: {}", list(workload.reads.iter())));
     }

@@ -1,22 +1,25 @@
-//! What stands before the demo's backends: a reverse proxy that gives each request to the next replica that is healthy.
+//! What stands before the backends: a reverse proxy that gives each request to the next replica that is healthy.
 //!
 //! It does what an ordinary one does and no more. It sends a request to another replica only where the first refused the
-//! connection, before a byte was sent, and counts that.
+//! connection, before a byte was sent, and counts that. `/stats` shows the counts.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
-use axum::Router;
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::{Request, State};
 use axum::http::{Method, StatusCode, Uri, header::AUTHORIZATION, header::CONTENT_TYPE};
 use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
-use super::backend::{DRAINING, FORWARDED};
+use crate::backend::{DRAINING, FORWARDED};
+use crate::replicas::Replicas;
 
 /// The time between two health checks of a replica.
 const CHECK_EVERY: Duration = Duration::from_millis(50);
@@ -31,15 +34,16 @@ const IDLE: usize = 16;
 const LONGEST_BODY: usize = 1 << 20;
 
 /// A running edge; it ends when this is dropped.
-pub(crate) struct Edge {
+pub struct Edge {
     state: Arc<Balancer>,
     address: SocketAddr,
-    _tasks: JoinSet<()>,
+    tasks: JoinSet<()>,
 }
 
 struct Balancer {
-    replicas: Vec<Upstream>,
+    upstreams: RwLock<Vec<Arc<Upstream>>>,
     turn: AtomicUsize,
+    passed: AtomicU64,
     retried: AtomicU64,
     client: reqwest::Client,
 }
@@ -50,61 +54,97 @@ struct Upstream {
 }
 
 impl Edge {
-    /// Starts an edge before replicas, on a port of its own.
-    pub(crate) async fn start(replicas: &[SocketAddr]) -> anyhow::Result<Self> {
-        let upstream =
-            |address: &SocketAddr| Upstream { address: *address, healthy: AtomicBool::new(false) };
+    /// Starts an edge before replicas.
+    ///
+    /// # Errors
+    /// Where it cannot listen.
+    pub fn start(listener: TcpListener, replicas: Replicas) -> anyhow::Result<Self> {
         let state = Arc::new(Balancer {
-            replicas: replicas.iter().map(upstream).collect(),
+            upstreams: RwLock::new(Vec::new()),
             turn: AtomicUsize::new(0),
+            passed: AtomicU64::new(0),
             retried: AtomicU64::new(0),
-            client: super::client(IDLE)?,
+            client: crate::client(IDLE)?,
         });
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
-        let router = Router::new().fallback(pass).with_state(state.clone());
+        let router = Router::new().route("/stats", get(stats)).fallback(pass);
+        let router = router.with_state(state.clone());
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
             axum::serve(listener, router).await.expect("the edge serves until it is dropped");
         });
-        for replica in 0..replicas.len() {
-            tasks.spawn(check(state.clone(), replica));
-        }
-        Ok(Self { state, address, _tasks: tasks })
+        tasks.spawn(follow(state.clone(), replicas));
+        Ok(Self { state, address, tasks })
     }
 
     /// Returns where it listens.
-    pub(crate) fn address(&self) -> SocketAddr {
+    pub fn address(&self) -> SocketAddr {
         self.address
     }
 
     /// Returns how many replicas are healthy.
-    pub(crate) fn healthy(&self) -> usize {
-        self.state.replicas.iter().filter(|replica| replica.healthy.load(Ordering::Relaxed)).count()
+    pub fn healthy(&self) -> usize {
+        let is_healthy = |one: &&Arc<Upstream>| one.healthy.load(Ordering::Relaxed);
+        self.state.upstreams().iter().filter(is_healthy).count()
     }
 
     /// Returns how many requests went to a second replica because the first refused the connection.
-    pub(crate) fn retried(&self) -> u64 {
+    pub fn retried(&self) -> u64 {
         self.state.retried.load(Ordering::Relaxed)
+    }
+
+    /// Waits until it can serve no more.
+    pub async fn ended(mut self) {
+        drop(self.tasks.join_next().await);
     }
 }
 
-/// Checks one replica again and again. A definite no counts at once; silence only when it lasts, since a busy machine is
-/// silent as well.
-async fn check(balancer: Arc<Balancer>, replica: usize) {
-    let replica = &balancer.replicas[replica];
-    let url = format!("http://{}/health", replica.address);
-    let mut silences = 0;
+/// Keeps up with the replicas that there are. A new one is unhealthy until it says otherwise.
+async fn follow(balancer: Arc<Balancer>, replicas: Replicas) {
+    let mut checks = JoinSet::new();
     loop {
-        let asked = balancer.client.get(&url).timeout(Duration::from_secs(1)).send().await;
+        let before = balancer.upstreams();
+        let after = replicas.now().into_iter().map(|address| {
+            before.iter().find(|one| one.address == address).cloned().unwrap_or_else(|| {
+                let new = Arc::new(Upstream { address, healthy: AtomicBool::new(false) });
+                checks.spawn(check(balancer.client.clone(), Arc::downgrade(&new)));
+                new
+            })
+        });
+        let after = after.collect();
+        drop(before);
+        *balancer.upstreams.write().unwrap_or_else(PoisonError::into_inner) = after;
+        while checks.try_join_next().is_some() {}
+        tokio::time::sleep(CHECK_EVERY).await;
+    }
+}
+
+/// Checks one replica again and again until it is forgotten. A definite no counts at once; silence only when it lasts, since
+/// a busy machine is silent as well.
+async fn check(client: reqwest::Client, replica: Weak<Upstream>) {
+    let mut silences = 0;
+    while let Some(replica) = replica.upgrade() {
+        let url = format!("http://{}/health", replica.address);
+        let asked = client.get(&url).timeout(Duration::from_secs(1)).send().await;
         silences =
             if asked.as_ref().is_err_and(reqwest::Error::is_timeout) { silences + 1 } else { 0 };
         if !(1..SILENCES).contains(&silences) {
             let healthy = asked.is_ok_and(|answer| answer.status() == StatusCode::OK);
             replica.healthy.store(healthy, Ordering::Relaxed);
         }
+        drop(replica);
         tokio::time::sleep(CHECK_EVERY).await;
     }
+}
+
+async fn stats(State(balancer): State<Arc<Balancer>>) -> Json<Value> {
+    let upstreams = balancer.upstreams();
+    let replica = |one: &Arc<Upstream>| json!({ "address": one.address, "healthy": one.healthy.load(Ordering::Relaxed) });
+    Json(json!({
+        "passed": balancer.passed.load(Ordering::Relaxed),
+        "retried": balancer.retried.load(Ordering::Relaxed),
+        "replicas": upstreams.iter().map(replica).collect::<Vec<_>>(),
+    }))
 }
 
 async fn pass(State(balancer): State<Arc<Balancer>>, request: Request) -> Response {
@@ -118,6 +158,7 @@ async fn pass(State(balancer): State<Arc<Balancer>>, request: Request) -> Respon
         uri: parts.uri,
         body,
     };
+    balancer.passed.fetch_add(1, Ordering::Relaxed);
     balancer.pass(&asked).await
 }
 
@@ -129,25 +170,30 @@ struct Asked {
 }
 
 impl Balancer {
+    fn upstreams(&self) -> Vec<Arc<Upstream>> {
+        self.upstreams.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     async fn pass(&self, asked: &Asked) -> Response {
-        for attempt in 0..self.replicas.len() {
-            let Some(replica) = self.next() else { break };
+        let upstreams = self.upstreams();
+        for attempt in 0..upstreams.len() {
+            let Some(replica) = self.next(&upstreams) else { break };
             match self.send(replica, asked).await {
                 Ok(answer) => return self.answer(replica, answer).await,
                 Err(error) if error.is_connect() => replica.healthy.store(false, Ordering::Relaxed),
                 Err(_) => return StatusCode::BAD_GATEWAY.into_response(),
             }
-            if attempt + 1 < self.replicas.len() {
+            if attempt + 1 < upstreams.len() {
                 self.retried.fetch_add(1, Ordering::Relaxed);
             }
         }
         StatusCode::SERVICE_UNAVAILABLE.into_response()
     }
 
-    fn next(&self) -> Option<&Upstream> {
-        let count = self.replicas.len();
+    fn next<'a>(&self, upstreams: &'a [Arc<Upstream>]) -> Option<&'a Upstream> {
+        let count = upstreams.len();
         let first = self.turn.fetch_add(1, Ordering::Relaxed);
-        let mut turns = (0..count).map(|step| &self.replicas[first.wrapping_add(step) % count]);
+        let mut turns = (0..count).map(|step| &*upstreams[first.wrapping_add(step) % count]);
         turns.find(|replica| replica.healthy.load(Ordering::Relaxed))
     }
 

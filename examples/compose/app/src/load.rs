@@ -1,9 +1,10 @@
-//! The demo's load: requests at a steady pace that waits for no answer, and the count of what went wrong.
+//! The people who use the application: requests at a steady pace that waits for no answer, and the count of what went wrong.
 //!
 //! Nothing is tried twice. The connections to the edge are several and are used again; it closes none of them. A reset, a
 //! timeout, any answer but a success, and a refused token each count as failed. Every token that was issued is also shown to
 //! every replica, at its own address, until it expires.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,7 +14,8 @@ use serde::Serialize;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::backend::Session;
+use crate::backend::Session;
+use crate::replicas::Replicas;
 
 /// How long a request may take before it counts as failed.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -32,62 +34,76 @@ const KEPT: usize = 20;
 
 /// What was counted.
 #[derive(Clone, Debug, Default, Serialize)]
-pub(crate) struct Counts {
+pub struct Counts {
     /// For how long, in milliseconds.
-    pub(crate) elapsed_ms: u64,
+    pub elapsed_ms: u64,
     /// Requests that were sent.
-    pub(crate) requests: u64,
+    pub requests: u64,
     /// Requests that failed, refused tokens among them.
-    pub(crate) failed: u64,
+    pub failed: u64,
     /// Valid tokens that a replica refused, behind the edge or at its own address.
-    pub(crate) tokens_refused: u64,
+    pub tokens_refused: u64,
     /// Answers of single replicas to tokens.
-    pub(crate) tokens_shown: u64,
+    pub tokens_shown: u64,
     /// Requests that the edge gave to a second replica, since the first refused the connection.
-    pub(crate) retried_by_edge: u64,
+    pub retried_by_edge: u64,
     /// Logins.
-    pub(crate) login: Tally,
+    pub login: Tally,
     /// Requests with a token.
-    pub(crate) me: Tally,
+    pub me: Tally,
     /// Requests for which the backend asked the model.
-    pub(crate) ask: Tally,
+    pub ask: Tally,
     /// The first failures, in words.
-    pub(crate) failures: Vec<String>,
+    pub failures: Vec<String>,
+}
+
+impl fmt::Display for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { requests, failed, tokens_refused, tokens_shown, .. } = self;
+        write!(
+            f,
+            "{} s: {requests} requests, {failed} failed; {tokens_shown} tokens shown to single replicas, {tokens_refused} refused",
+            self.elapsed_ms / 1_000
+        )
+    }
 }
 
 /// What was counted of one kind of request.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
-pub(crate) struct Tally {
+pub struct Tally {
     /// Requests that were sent.
-    pub(crate) requests: u64,
+    pub requests: u64,
     /// Requests that failed.
-    pub(crate) failed: u64,
+    pub failed: u64,
 }
 
 /// What is asked for.
 #[derive(Clone)]
-pub(crate) struct Target {
-    /// Where the edge listens.
-    pub(crate) edge: SocketAddr,
-    /// Where each replica listens.
-    pub(crate) replicas: Vec<SocketAddr>,
+pub struct Target {
+    /// Where the edge listens, such as `edge:8080`.
+    pub edge: String,
+    /// The replicas themselves.
+    pub replicas: Replicas,
     /// Whether the backend can ask a model.
-    pub(crate) asks: bool,
+    pub asks: bool,
 }
 
 /// A running load; it ends when this is dropped.
-pub(crate) struct Load {
+pub struct Load {
     generator: Arc<Generator>,
     pace: JoinSet<()>,
 }
 
 impl Load {
     /// Starts to send requests, so many each second.
-    pub(crate) fn start(target: Target, each_second: u32) -> anyhow::Result<Self> {
+    ///
+    /// # Errors
+    /// Where no client can be made.
+    pub fn start(target: Target, each_second: u32) -> anyhow::Result<Self> {
         let generator = Arc::new(Generator {
             target,
-            clients: (0..CONNECTIONS).map(|_| super::client(1)).collect::<anyhow::Result<_>>()?,
-            direct: super::client(2)?,
+            clients: (0..CONNECTIONS).map(|_| crate::client(1)).collect::<anyhow::Result<_>>()?,
+            direct: crate::client(2)?,
             tokens: Mutex::new(Vec::new()),
             turn: AtomicUsize::new(0),
             counters: Counters::begin(),
@@ -98,12 +114,12 @@ impl Load {
     }
 
     /// Returns what was counted so far; requests that have no answer yet are not in it.
-    pub(crate) fn counts(&self) -> Counts {
+    pub fn counts(&self) -> Counts {
         self.generator.counters.read()
     }
 
     /// Sends no more, waits for what is under way, and returns what was counted.
-    pub(crate) async fn stop(mut self) -> Counts {
+    pub async fn stop(mut self) -> Counts {
         let stopped = Instant::now();
         self.pace.shutdown().await;
         // Each request holds on to the generator until it was counted.
@@ -227,14 +243,14 @@ impl Generator {
     /// Shows a token to every replica until it expires. A replica that is away is not asked; the edge knows it too.
     async fn show(&self, session: Arc<Session>) {
         while has_life_left(&session, LIFE_LEFT) {
-            for replica in &self.target.replicas {
+            for replica in self.target.replicas.now() {
                 self.show_to(replica, &session).await;
             }
             tokio::time::sleep(SHOW_EVERY).await;
         }
     }
 
-    async fn show_to(&self, replica: &SocketAddr, session: &Session) {
+    async fn show_to(&self, replica: SocketAddr, session: &Session) {
         let request = self.direct.get(format!("http://{replica}/me")).bearer_auth(&session.token);
         let Ok(answer) = request.timeout(PATIENCE).send().await else { return };
         self.counters.tokens_shown.fetch_add(1, Ordering::Relaxed);
