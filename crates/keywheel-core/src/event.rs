@@ -9,6 +9,7 @@ use crate::call::{Refusal, RefusalKind};
 use crate::evidence::Count;
 use crate::fingerprint::Fingerprint;
 use crate::gate::Visit;
+use crate::incident::{Behind, WorkloadLogs};
 use crate::plan::{Plan, RotationId};
 use crate::strategy::{Position, Side};
 use crate::time::Timestamp;
@@ -210,6 +211,19 @@ pub enum Report {
     Captured {
         /// The fingerprint of the credential that the stores agree on; none where there is none yet, or they are not asked to agree.
         fingerprint: Option<Fingerprint>,
+        /// Where the logs are of what may be replaced, by workload.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        logs: Vec<WorkloadLogs>,
+    },
+    /// It was done, and this is worth knowing: what an emergency passed over.
+    Noted {
+        /// Sentences for people.
+        notes: Vec<String>,
+    },
+    /// A suspect was ended while readers may still have needed it: a declared outage.
+    Revoked {
+        /// The replicas that did not prove the new version at that time.
+        behind: Vec<Behind>,
     },
     /// A mint made a version.
     Minted {

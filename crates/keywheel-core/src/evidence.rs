@@ -100,8 +100,13 @@ pub fn judge(replica: &Replica, expected: &Expected<'_>) -> Proof {
 
 /// Judges every replica and counts.
 pub fn count(replicas: &[Replica], expected: &Expected<'_>) -> Count {
-    replicas.iter().fold(Count::default(), |mut count, replica| {
-        match judge(replica, expected) {
+    tally(replicas.iter().map(|replica| judge(replica, expected)))
+}
+
+/// Counts what replicas prove.
+pub fn tally(proofs: impl IntoIterator<Item = Proof>) -> Count {
+    proofs.into_iter().fold(Count::default(), |mut count, proof| {
+        match proof {
             Proof::Holds => count.holds += 1,
             Proof::Other => count.other += 1,
             Proof::Unknown => count.unknown += 1,

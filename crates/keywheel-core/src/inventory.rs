@@ -200,7 +200,7 @@ impl Inventory {
     fn done(&mut self, rotation: &Rotation, step: Step, report: &Report, at: Timestamp) {
         let pending = rotation.plan().pending;
         match (step, report) {
-            (Step::Capture, Report::Captured { fingerprint }) => {
+            (Step::Capture, Report::Captured { fingerprint, .. }) => {
                 if let Some(previous) = rotation.version(Side::Previous) {
                     self.set(previous, |known| {
                         known.fingerprint = known.fingerprint.or(*fingerprint)

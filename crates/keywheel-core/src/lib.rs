@@ -13,6 +13,7 @@ pub mod facts;
 pub mod fingerprint;
 pub mod forecast;
 pub mod gate;
+pub mod incident;
 pub mod inventory;
 pub mod phase;
 pub mod plan;

@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 use crate::event::Step;
 use crate::facts::{IssuerFacts, StoreFacts, WorkloadFacts};
 use crate::fingerprint::Fingerprint;
+use crate::incident::Incident;
 use crate::secret::{Field, SecretName};
 use crate::strategy::Strategy;
 use crate::time::{Span, Timestamp};
@@ -50,6 +51,9 @@ pub struct Plan {
     /// Until when a call of the rotation that was taken over can still land.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub inherits_until: Option<Timestamp>,
+    /// The emergency that it is a part of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub incident: Option<Incident>,
     /// Whether this only extends a lease, and keeps its value.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub extend: bool,

@@ -397,8 +397,8 @@ impl Rotation {
         self.stage_ends_at().filter(|until| now >= *until).map(|_| Next::Record(Event::StageClosed))
     }
 
-    /// When an emergency ends the suspects although delivery is not complete, while that is still to come.
-    fn stage_ends_at(&self) -> Option<Timestamp> {
+    /// Returns when an emergency ends the suspects although delivery is not complete, while that is still to come.
+    pub fn stage_ends_at(&self) -> Option<Timestamp> {
         let Mode::Emergency { revoke_first: false, stage_for } = self.plan.mode else {
             return None;
         };
@@ -969,9 +969,12 @@ impl Rotation {
         self.ending.issued(version).or_else(planned)
     }
 
-    /// Returns until when any call of this rotation can still land, at the latest.
+    /// Returns until when any call of this rotation can still change a store or the issuer, at the latest. A roll that was
+    /// broken off is not among them: whoever goes on rolls again, and looks at every replica.
     pub fn unsettled_until(&self) -> Option<Timestamp> {
-        let open = self.open.iter().map(|open| open.until + self.settle_for(open.step)).max();
+        let lands = |open: &&Open| open.step.mutates() && !matches!(open.step, Step::Roll { .. });
+        let open = self.open.iter().filter(lands);
+        let open = open.map(|open| open.until + self.settle_for(open.step)).max();
         open.max(self.minting.settles_at).max(self.walk.settles_at())
     }
 

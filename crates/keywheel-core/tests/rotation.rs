@@ -53,6 +53,7 @@ fn plan(strategy: Strategy) -> Plan {
         suspects: vec![],
         takes_over: None,
         inherits_until: None,
+        incident: None,
         extend: false,
         batch: vec![],
         folder: "/srv".into(),

@@ -21,6 +21,12 @@ pub trait Store: Send + Sync {
     /// will be written; `sample` is a value of the kind that will be written, to check that it can be quoted.
     async fn preflight(&self, addresses: &[String]) -> Result<Vec<Finding>, CallError>;
 
+    /// Lists every slot that holds something, its neighbours' and strangers' too, by address; none where it cannot be listed.
+    /// An emergency asks it: whoever has one value of a container may have them all.
+    async fn addresses(&self) -> Result<Option<Vec<String>>, CallError> {
+        Ok(None)
+    }
+
     /// Reads the exact bytes of slots, in the order asked; none for a slot that is absent.
     async fn read(&self, addresses: &[String]) -> Result<Vec<Option<SecretValue>>, CallError>;
 

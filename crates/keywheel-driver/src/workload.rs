@@ -1,10 +1,13 @@
 //! Workloads: what runs and reads stores.
 
+use std::sync::{Mutex, PoisonError};
+
 use async_trait::async_trait;
 use keywheel_core::call::CallError;
 use keywheel_core::evidence::{self, Expected, Proof, Replica};
 use keywheel_core::facts::WorkloadFacts;
 use keywheel_core::fingerprint::{Fingerprint, Fingerprinter};
+use keywheel_core::incident::LogReference;
 use keywheel_core::secret::SecretValue;
 use keywheel_core::time::Timestamp;
 
@@ -35,6 +38,12 @@ pub trait Workload: Send + Sync {
     /// the roll at once as [`WorkloadFailed`](keywheel_core::call::RefusalKind::WorkloadFailed).
     async fn roll(&self, ensure: &Ensure<'_>) -> Result<(), CallError>;
 
+    /// Says where the log of each replica is, stopped ones included; none where that is not known. Asked before anything is
+    /// replaced (H124), and changes nothing.
+    async fn logs(&self) -> Result<Option<Vec<LogReference>>, CallError> {
+        Ok(None)
+    }
+
     /// Shows a bearer token to every replica at its own address, where the workload answers tokens.
     async fn present(&self, _token: &SecretValue) -> Result<Vec<Answer>, CallError> {
         Ok(Vec::new())
@@ -51,6 +60,24 @@ pub struct Ensure<'a> {
     pub digest: Fingerprint,
     /// Fingerprints what a replica shows.
     pub fingerprinter: &'a Fingerprinter,
+    /// In an emergency, what the roll gives up to be quick is noted here; at a steady pace it fails instead.
+    pub emergency: Option<&'a Notes>,
+}
+
+/// Sentences for people, about what was done all the same.
+#[derive(Default)]
+pub struct Notes(Mutex<Vec<String>>);
+
+impl Notes {
+    /// Adds a sentence without values.
+    pub fn add(&self, note: impl Into<String>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(note.into());
+    }
+
+    /// Returns them, in order.
+    pub fn into_inner(self) -> Vec<String> {
+        self.0.into_inner().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Ensure<'_> {

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use keywheel_core::evidence::{Expected, Proof, judge};
 use keywheel_core::fingerprint::{Fingerprint, FingerprintKeyId, Fingerprinter};
 use keywheel_core::time::Timestamp;
-use keywheel_driver::workload::Ensure;
+use keywheel_driver::workload::{Ensure, Notes};
 use keywheel_driver::{CallError, RefusalKind, Severity, Workload, slot};
 use keywheel_drivers::{Build, Context, WorkloadConfig};
 use keywheel_ground::docker::{Docker, IMAGE, composes};
@@ -23,7 +23,7 @@ const BACKEND: &str = r#"
     image: IMAGE
     network_mode: none
     stop_grace_period: 1s
-    command: ["/bin/busybox", "sh", "-c", "trap 'exit 0' TERM; [ \"$$VALUE\" = crash ] && exit 7; while :; do busybox sleep 0.1; done"]
+    command: ["/bin/busybox", "sh", "-c", "trap 'echo ends; exit 0' TERM; [ \"$$VALUE\" = crash ] && exit 7; echo begins; while :; do busybox sleep 0.1; done"]
 "#;
 
 const HEALTH: &str = r#"    healthcheck: { test: ["CMD", "/bin/busybox", "sh", "-c", "[ \"$$VALUE\" != sick ]"], interval: 500ms, timeout: 2s, retries: 1 }
@@ -177,9 +177,19 @@ impl Project {
         slots: &Slots,
         held_since: Timestamp,
     ) -> Result<(), CallError> {
+        self.roll_as(workload, slots, held_since, None).await
+    }
+
+    async fn roll_as(
+        &self,
+        workload: &dyn Workload,
+        slots: &Slots,
+        held_since: Timestamp,
+        emergency: Option<&Notes>,
+    ) -> Result<(), CallError> {
         let digest = self.fingerprinter.of(b"the arrangement");
         let fingerprinter = &self.fingerprinter;
-        workload.roll(&Ensure { slots, held_since, digest, fingerprinter }).await
+        workload.roll(&Ensure { slots, held_since, digest, fingerprinter, emergency }).await
     }
 
     async fn proofs(
@@ -417,6 +427,47 @@ fn a_single_container_is_removed_after_its_successor_serves() {
         project.roll_to(workload.as_ref(), "old").await.unwrap();
         project.roll_to(workload.as_ref(), "new").await.unwrap();
         assert_eq!(project.hold(workload.as_ref(), "new").await, [Proof::Holds]);
+    });
+}
+
+#[test]
+fn h124_the_log_of_a_container_is_copied_before_it_is_removed() {
+    let Some(project) = Project::one("") else { return };
+    wait(async {
+        project.up(1, &[]);
+        let before = project.ids();
+        let folder = project.folder.path().join("logs");
+        let workload = project.workload(json!({ "replicas": 1, "keep_logs": folder }));
+        let workload = workload.as_ref();
+        std::fs::write(&folder, "").unwrap();
+        assert!(blocking(workload).await[0].contains("is no folder"));
+        let refused = project.roll_to(workload, "new").await;
+        assert!(matches!(refused, Err(CallError::Refused(_))), "{refused:?}");
+        assert_eq!(
+            project.ids(),
+            before,
+            "a log that cannot be kept ends the roll before the stop"
+        );
+        assert_eq!(project.engine.run(&["ps", "-q"]).lines().count(), 1);
+
+        std::fs::remove_file(&folder).unwrap();
+        let [log] = &workload.logs().await.unwrap().unwrap()[..] else { panic!("it has one") };
+        assert_eq!((log.driver.as_deref(), log.outlives), (Some("json-file"), Some(false)));
+        assert_eq!(log.id.as_ref(), before.first());
+        project.roll_to(workload, "new").await.unwrap();
+        let kept = std::fs::read_to_string(log.kept_in.as_ref().unwrap()).unwrap();
+        let lines: Vec<_> = kept.lines().map(|line| line.split_once(' ').unwrap().1).collect();
+        assert_eq!(lines, ["begins", "ends"], "{kept}");
+
+        std::fs::remove_dir_all(&folder).unwrap();
+        std::fs::write(&folder, "").unwrap();
+        let (notes, between) = (Notes::default(), project.ids());
+        project.write("app.env", "VALUE=newer\n");
+        let slots = project.slots("app.env", "VALUE", "newer");
+        project.roll_as(workload, &slots, now(), Some(&notes)).await.unwrap();
+        assert!(between.is_disjoint(&project.ids()), "an emergency does not wait for a log");
+        let notes = notes.into_inner();
+        assert!(notes.len() == 1 && notes[0].contains("is not kept"), "{notes:?}");
     });
 }
 

@@ -18,15 +18,24 @@ impl Limits {
         Self { each, gates: Mutex::default() }
     }
 
+    /// Waits until nobody else works on one name: two rolls of one workload would take each other's replicas down.
+    pub async fn enter_alone(&self, name: &str) -> OwnedSemaphorePermit {
+        self.enter_as(&format!("{name}, alone"), 1).await
+    }
+
     /// Waits for a place at one name. Only rotations that call the same thing ever wait for each other.
     pub async fn enter(&self, name: &str) -> OwnedSemaphorePermit {
+        self.enter_as(name, self.each).await
+    }
+
+    async fn enter_as(&self, name: &str, places: usize) -> OwnedSemaphorePermit {
         let name = if planted!("one_gate_for_all") { "" } else { name };
         let gate = {
             let mut gates = self.gates.lock().expect("no holder of the lock panics");
             match gates.get(name) {
                 Some(gate) => Arc::clone(gate),
                 None => {
-                    let gate = Arc::new(Semaphore::new(self.each));
+                    let gate = Arc::new(Semaphore::new(places));
                     gates.insert(name.to_owned(), Arc::clone(&gate));
                     gate
                 }

@@ -4,26 +4,33 @@
 
 use keywheel_core::call::{CallError, Refusal, RefusalKind};
 use keywheel_core::event::{Death, Report, Step};
-use keywheel_core::evidence::{self, Count, Expected};
+use keywheel_core::evidence::{self, Count, Expected, Proof, Replica};
 use keywheel_core::facts::{Authority, Observe, ReadBack, ValueOrigin};
 use keywheel_core::fingerprint::{Compared, Fingerprint, Fingerprinter};
 use keywheel_core::gate::{UsageSample, Visit};
+use keywheel_core::incident::{Behind, WorkloadLogs};
 use keywheel_core::plan::{Plan, Role, Slot};
 use keywheel_core::planted;
 use keywheel_core::secret::{Credential, SecretValue};
 use keywheel_core::strategy::{Arrangement, Position, Side};
-use keywheel_core::time::Timestamp;
+use keywheel_core::time::{Span, Timestamp};
 use keywheel_core::version::{IssuedId, VersionId};
 use keywheel_driver::issuer::{Mint, Verdict};
 use keywheel_driver::probe::{Asked, Health};
 use keywheel_driver::store::{Accept, Edit};
-use keywheel_driver::workload::Ensure;
+use keywheel_driver::workload::{Ensure, Notes};
 use keywheel_driver::{Severity, slot};
 use keywheel_journal::{Sealed, ValueKey};
 use smallvec::SmallVec;
 
+use futures_util::future::{join, join_all};
+
 use crate::Engine;
+use crate::clock::within;
 use crate::run::Member;
+
+/// How long a look at workloads may hold up what does not depend on it.
+const LOOK: Span = Span::seconds(5);
 
 /// What a step brought, and the values to be sealed with its record.
 pub(crate) struct Performed {
@@ -114,10 +121,33 @@ pub(crate) async fn roll(engine: &Engine, members: &[(&Member, Step)]) -> Outcom
     if planted!("stamp_ignores_also_accepted") && stamp_is_the_same(engine, members).await? {
         return Ok(Report::Plain.into());
     }
-    let ensure = ensure(&slots, held_since.unwrap_or_default(), fingerprinter);
     let (first, Step::Roll { workload, .. }) = members[0] else { return Ok(Report::Plain.into()) };
-    first.drivers.workloads[usize::from(workload)].roll(&ensure).await?;
-    Ok(Report::Plain.into())
+    let notes = first.rotation.plan().is_emergency().then(Notes::default);
+    let ensure = Ensure {
+        emergency: notes.as_ref(),
+        ..ensure(&slots, held_since.unwrap_or_default(), fingerprinter)
+    };
+    let rolled = first.drivers.workloads[usize::from(workload)].roll(&ensure).await;
+    let notes = notes.map(Notes::into_inner).unwrap_or_default();
+    match rolled {
+        Ok(()) => Ok(noted(notes).into()),
+        Err(error) => Err(with_notes(error, &notes)),
+    }
+}
+
+fn noted(notes: Vec<String>) -> Report {
+    if notes.is_empty() { Report::Plain } else { Report::Noted { notes } }
+}
+
+/// A refusal keeps what was noted on the way to it.
+fn with_notes(error: CallError, notes: &[String]) -> CallError {
+    match error {
+        CallError::Refused(refusal) if !notes.is_empty() => {
+            let message = format!("{}; {}", refusal.message, notes.join("; "));
+            Refusal { message, ..refusal }.into()
+        }
+        error => error,
+    }
 }
 
 /// Writes what the stores of a rotation should hold over what somebody else wrote there, and replaces the replicas that may
@@ -153,7 +183,7 @@ fn ensure<'a>(
 ) -> Ensure<'a> {
     let digest =
         fingerprinter.digest(slots.iter().map(|(address, held)| (address.as_str(), held.as_ref())));
-    Ensure { slots, held_since, digest, fingerprinter }
+    Ensure { slots, held_since, digest, fingerprinter, emergency: None }
 }
 
 /// A planted bug: a stamp over the current slots alone is the same before and after a move that changes what is also accepted.
@@ -188,15 +218,67 @@ impl Work<'_> {
         for (store, planned) in drivers.stores.iter().zip(&self.plan.stores) {
             findings.extend(store.preflight(&addresses(&planned.slots)).await?);
         }
-        for workload in &drivers.workloads {
-            findings.extend(workload.preflight().await?);
+        let mut passed_over = Vec::new();
+        if self.plan.is_emergency() {
+            passed_over = self.workloads_in_the_way().await;
+        } else {
+            for workload in &drivers.workloads {
+                findings.extend(workload.preflight().await?);
+            }
         }
         match findings.into_iter().find(|finding| finding.severity == Severity::Blocks) {
             Some(finding) => {
                 Err(Refusal::operator(RefusalKind::Unsupported, finding.message).into())
             }
-            None => Ok(Report::Plain.into()),
+            None => Ok(noted(passed_over).into()),
         }
+    }
+
+    /// What speaks against rolling a workload. It keeps no emergency from ending a suspect, so it is told and passed over.
+    async fn workloads_in_the_way(&self) -> Vec<String> {
+        let planned = self.plan.workloads.iter().zip(&self.member.drivers.workloads);
+        let looks = planned.map(|(planned, workload)| async {
+            let name = &planned.bound.name;
+            let told = |why: String| format!("workload `{name}`: {why}");
+            match self.in_time(workload.preflight()).await {
+                Ok(findings) => {
+                    let blocks =
+                        findings.into_iter().filter(|one| one.severity == Severity::Blocks);
+                    blocks.map(|finding| told(finding.message)).collect()
+                }
+                Err(why) => vec![told(why)],
+            }
+        });
+        join_all(looks).await.concat()
+    }
+
+    /// Looks at a workload for a while only; else says why nothing was seen.
+    async fn in_time<T>(&self, look: impl Future<Output = Outcome<T>>) -> Result<T, String> {
+        let clock = self.engine.clock.as_ref();
+        match within(clock, clock.now() + LOOK, look).await {
+            Some(seen) => seen.map_err(|error| error.to_string()),
+            None => Err(format!("it did not answer within {LOOK}")),
+        }
+    }
+
+    /// Where the logs of all replicas are. What is not known holds nothing up, and is said (H124).
+    async fn logs(&self) -> Vec<WorkloadLogs> {
+        if planted!("logs_not_referenced") {
+            return Vec::new();
+        }
+        let looks =
+            (0..).zip(&self.member.drivers.workloads).map(|(workload, driver)| async move {
+                let (replicas, not_captured) = match self.in_time(driver.logs()).await {
+                    Ok(Some(replicas)) if replicas.is_empty() => {
+                        (replicas, Some("there was no replica".into()))
+                    }
+                    Ok(Some(replicas)) => (replicas, None),
+                    Ok(None) => (Vec::new(), Some("its kind does not tell where logs are".into())),
+                    Err(why) => (Vec::new(), Some(why)),
+                };
+                WorkloadLogs { workload, replicas, not_captured }
+            });
+        join_all(looks).await
     }
 
     /// Reads every slot. Stores must agree on the version in use, unless an emergency takes them as they are.
@@ -245,7 +327,8 @@ impl Work<'_> {
                 value: credential.duplicate(),
             });
         }
-        Ok(Performed { report: Report::Captured { fingerprint }, seal })
+        let logs = self.logs().await;
+        Ok(Performed { report: Report::Captured { fingerprint, logs }, seal })
     }
 
     /// The credential that is the version in use: the one that is known to be, else the one that every store holds. In an
@@ -425,8 +508,35 @@ impl Work<'_> {
     }
 
     async fn revoke(&self, version: VersionId) -> Outcome {
-        self.member.drivers.issuer.revoke(self.issued(version)?).await?;
-        Ok(Report::Plain.into())
+        let issued = self.issued(version)?;
+        let revoke = self.member.drivers.issuer.revoke(issued);
+        if !self.plan.is_emergency() || self.member.rotation.was_ever_promoted() {
+            revoke.await?;
+            return Ok(Report::Plain.into());
+        }
+        let (revoked, behind) = join(revoke, self.behind()).await;
+        revoked?;
+        Ok(Report::Revoked { behind }.into())
+    }
+
+    /// The replicas that do not prove the new version while a suspect is ended: a declared outage (H123).
+    async fn behind(&self) -> Vec<Behind> {
+        let to = self
+            .member
+            .rotation
+            .line()
+            .promotes(self.member.rotation.toward(), self.member.rotation.walk().position());
+        let looks = (0..).zip(&self.plan.workloads).map(|(workload, _)| async move {
+            let (replicas, unknown) =
+                match self.in_time(self.unproven(usize::from(workload), to)).await {
+                    Ok(replicas) => (replicas, None),
+                    Err(why) => (Vec::new(), Some(why)),
+                };
+            Behind { workload, replicas, unknown }
+        });
+        let mut behind = join_all(looks).await;
+        behind.retain(|behind| !behind.replicas.is_empty() || behind.unknown.is_some());
+        behind
     }
 
     fn issued(&self, version: VersionId) -> Result<&IssuedId, Refusal> {
@@ -739,6 +849,19 @@ impl Work<'_> {
     }
 
     async fn evidence(&self, workload: usize, to: Position) -> Outcome<Count> {
+        let proofs = self.proofs(workload, to).await?;
+        Ok(evidence::tally(proofs.into_iter().map(|(_, proof)| proof)))
+    }
+
+    /// The replicas of a workload that do not prove an arrangement, by name.
+    async fn unproven(&self, workload: usize, to: Position) -> Outcome<Vec<String>> {
+        let mut proofs = self.proofs(workload, to).await?;
+        proofs.retain(|(_, proof)| *proof != Proof::Holds);
+        Ok(proofs.into_iter().map(|(replica, _)| replica).collect())
+    }
+
+    /// What each replica of a workload proves.
+    async fn proofs(&self, workload: usize, to: Position) -> Outcome<Vec<(String, Proof)>> {
         let slots = self.expected(workload, to).await?;
         let names: Vec<String> = slots.iter().map(|(name, _)| name.clone()).collect();
         let fingerprinter = &self.engine.journal.installation().fingerprinter;
@@ -750,7 +873,11 @@ impl Work<'_> {
             held_since: self.member.rotation.walk().held_since(planned, to),
             granularity: planned.facts.start_granularity,
         };
-        Ok(evidence::count(&replicas, &expected))
+        let proof = |replica: Replica| {
+            let proof = evidence::judge(&replica, &expected);
+            (replica.id, proof)
+        };
+        Ok(replicas.into_iter().map(proof).collect())
     }
 
     fn asked(&self) -> Asked {

@@ -191,13 +191,15 @@ impl Engine {
     ) -> SmallVec<[Call<'s>; 1]> {
         let is_shared = steps.windows(2).any(|pair| pair[0].0 != pair[1].0);
         let calls = steps.chunks(if is_shared { steps.len() } else { 1 });
-        let allowed =
-            |(member, step): &(usize, Step)| self.allowed(&group.members[*member].rotation, *step);
+        let until = |(member, step): &(usize, Step)| {
+            let rotation = &group.members[*member].rotation;
+            let until = now + self.allowed(rotation, *step);
+            // A roll that takes longer than the stage does not put off the end of the suspects.
+            let stage = rotation.stage_ends_at().filter(|_| matches!(step, Step::Roll { .. }));
+            stage.map_or(until, |end| until.min(end))
+        };
         calls
-            .map(|steps| Call {
-                steps,
-                until: now + steps.iter().map(allowed).max().unwrap_or_default(),
-            })
+            .map(|steps| Call { steps, until: steps.iter().map(until).max().unwrap_or(now) })
             .collect()
     }
 
@@ -244,8 +246,13 @@ impl Engine {
             call.steps.iter().map(|(member, step)| (&group.members[*member], *step)).collect();
         let (member, step) = members[0];
         let called = perform::called(member, step);
-        let Some(_place) = within(self.clock.as_ref(), until, self.limits.enter(&called)).await
-        else {
+        let place = async {
+            match step {
+                Step::Roll { .. } => self.limits.enter_alone(&called).await,
+                _ => self.limits.enter(&called).await,
+            }
+        };
+        let Some(_place) = within(self.clock.as_ref(), until, place).await else {
             return Err(too_late("the deadline passed while other calls had the place").into());
         };
         let calls = async {
@@ -370,10 +377,13 @@ impl Engine {
             let append = Append { actor: self.actor.clone(), entries: vec![entry] };
             match self.journal.append(append).await {
                 Ok(()) => break,
-                Err(JournalError::Busy { resource, .. }) if rotation.waits_for_nobody() => {
-                    take.retain(|wanted| *wanted != resource)
-                }
                 Err(JournalError::Busy { resource, rotation: other }) => {
+                    if rotation.waits_for_nobody()
+                        || self.share_an_incident(&rotation, &other).await
+                    {
+                        take.retain(|wanted| *wanted != resource);
+                        continue;
+                    }
                     self.watch.busy(&resource, &other);
                     return Ok(Some(now + rotation.plan().policy.retry));
                 }
@@ -386,6 +396,16 @@ impl Engine {
         member.inventory = inventory;
         self.watch.recorded(&member.rotation, &event, now);
         Ok(None)
+    }
+
+    /// Whether another rotation is of the same emergency: those move together, and take turns only where they roll.
+    async fn share_an_incident(&self, rotation: &Rotation, other: &RotationId) -> bool {
+        let id_of = |rotation: &Rotation| {
+            rotation.plan().incident.as_ref().map(|incident| incident.id.clone())
+        };
+        let Some(mine) = id_of(rotation) else { return false };
+        let other = crate::recover::read(self.journal.as_ref(), other).await;
+        other.is_ok_and(|other| id_of(&other) == Some(mine))
     }
 
     /// Commits what is pending, and each member's row of the inventory with its last entry.

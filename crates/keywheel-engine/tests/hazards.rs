@@ -13,11 +13,12 @@ use std::task::Poll;
 use async_trait::async_trait;
 use futures_util::FutureExt;
 use keywheel_core::call::{CallError, Refusal, RefusalKind};
-use keywheel_core::event::{Event, Outcome, ParkReason};
+use keywheel_core::event::{Event, Outcome, ParkReason, Report};
 use keywheel_core::evidence::{Replica, Shows};
 use keywheel_core::facts::{IssuerFacts, StoreFacts, ValueOrigin, WorkloadFacts};
 use keywheel_core::fingerprint::Fingerprinter;
 use keywheel_core::gate::Clocks;
+use keywheel_core::incident::{Behind, LogReference, WorkloadLogs};
 use keywheel_core::plan::{Bound, CannotTell, Label, Mode, Plan, Policy, ProbePlan, VersionRef};
 use keywheel_core::rotation::Rotation;
 use keywheel_core::secret::{Credential, SecretName, SecretValue};
@@ -119,6 +120,93 @@ async fn h14_a_program_that_panics_calls_nobody_on_the_way_out() {
         assert_eq!(setup.of("s", |contents| contents.calls), nth + 1);
         assert_eq!(setup.recover_and_rest().await, Some(Outcome::Completed), "call {nth}");
     }
+}
+
+/// An emergency for the version that `begin` would rotate.
+fn emergency(revoke_first: bool) -> Plan {
+    let mut plan = plan("s", ValueOrigin::Theirs);
+    plan.mode = Mode::Emergency { revoke_first, stage_for: Span::minutes(10) };
+    plan.previous.as_mut().unwrap().state = State::Compromised;
+    plan
+}
+
+#[tokio::test(start_paused = true)]
+async fn h124_logs_are_referenced_before_anything_is_replaced_or_ended() {
+    for plan in [plan("s", ValueOrigin::Theirs), emergency(false), emergency(true)] {
+        let setup = Setup::new(|_| Fate::Well);
+        let mut group = setup.engine.begin(&[Arc::new(plan)]).await.unwrap();
+        assert_eq!(setup.rest(&mut group).await, Some(Outcome::Completed));
+        let records = setup.records(&group).await;
+        let captured = records.iter().find_map(|event| match event {
+            Event::Done { report: Report::Captured { logs, .. }, .. } => Some(logs.clone()),
+            _ => None,
+        });
+        let captured = captured.unwrap();
+        let [WorkloadLogs { replicas, not_captured: None, .. }] = &captured[..] else {
+            panic!("the logs of its one workload are not referenced: {captured:?}")
+        };
+        assert_eq!(replicas[0].place.as_deref(), Some("logs of the first"));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_workload_that_hangs_or_refuses_holds_no_emergency_up() {
+    for in_the_way in ["logs", "preflight of the workload"] {
+        for hangs in [true, false] {
+            let setup = Setup::new(move |call| match (call.name == in_the_way, hangs) {
+                (true, true) => Fate::Hangs,
+                (true, false) => Fate::Refused(Refusal::operator(RefusalKind::Local, "broken")),
+                (false, _) => Fate::Well,
+            });
+            let mut group = setup.engine.begin(&[Arc::new(emergency(true))]).await.unwrap();
+            assert_eq!(setup.rest(&mut group).await, Some(Outcome::Completed));
+            assert!(setup.engine.clock.now() <= START + Span::seconds(6), "{in_the_way}");
+            let records = setup.records(&group).await;
+            let why = if hangs { "it did not answer within 5 s" } else { "broken" };
+            let said = records.iter().any(|event| match event {
+                Event::Done { report: Report::Captured { logs, .. }, .. } => {
+                    logs[0].not_captured.as_deref().is_some_and(|said| said.contains(why))
+                }
+                Event::Done { report: Report::Noted { notes }, .. } => {
+                    notes[0].contains("workload of s") && notes[0].contains(why)
+                }
+                _ => false,
+            });
+            assert!(said, "{in_the_way}: {records:?}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn h123_a_revoke_before_delivery_names_the_replicas_that_are_out() {
+    for revoke_first in [true, false] {
+        let setup = Setup::new(|_| Fate::Well);
+        let plan = Arc::new(emergency(revoke_first));
+        let mut group = setup.engine.begin(&[plan]).await.unwrap();
+        assert_eq!(setup.rest(&mut group).await, Some(Outcome::Completed));
+        let records = setup.records(&group).await;
+        let behind = records.iter().find_map(|event| match event {
+            Event::Done { report: Report::Revoked { behind }, .. } => Some(behind.clone()),
+            _ => None,
+        });
+        let out = Behind { workload: 0, replicas: vec!["1".into()], unknown: None };
+        assert_eq!(behind, revoke_first.then(|| vec![out]), "revoke first: {revoke_first}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn h123_a_roll_that_hangs_does_not_put_off_the_end_of_the_suspects() {
+    let hung = AtomicBool::new(false);
+    let setup = Setup::new(move |call| match call.name {
+        "roll" if !hung.swap(true, Ordering::SeqCst) => Fate::Hangs,
+        _ => Fate::Well,
+    });
+    let mut plan = emergency(false);
+    plan.mode = Mode::Emergency { revoke_first: false, stage_for: Span::seconds(20) };
+    let mut group = setup.engine.begin(&[Arc::new(plan)]).await.unwrap();
+    assert_eq!(setup.rest(&mut group).await, Some(Outcome::Completed));
+    let ended_at = group.rotations().next().unwrap().ending().revoked_at(VersionId(1)).unwrap();
+    assert!(ended_at <= START + Span::seconds(21), "{}", ended_at.since(START));
 }
 
 #[tokio::test(start_paused = true)]
@@ -282,6 +370,13 @@ impl Setup {
             }
         }
         intended
+    }
+
+    /// Returns what the journal has of the one rotation of a group.
+    async fn records(&self, group: &Group) -> Vec<Event> {
+        let rotation = group.rotations().next().unwrap().id().clone();
+        let records = self.engine.journal.records(&rotation).await.unwrap();
+        records.into_iter().map(|record| record.event).collect()
     }
 
     /// Looks at what is outside of the engine for one secret.
@@ -588,6 +683,22 @@ impl Workload for Place {
         let held = self.with(|place| fingerprinter.of(place.held.as_ref().unwrap().expose()));
         let shown = addresses.iter().map(|address| (address.clone(), held));
         Ok(vec![Replica { id: "1".into(), started_at: None, shows: Shows::Slots(shown.collect()) }])
+    }
+
+    async fn logs(&self) -> Result<Option<Vec<LogReference>>, CallError> {
+        self.call("logs").await?;
+        let number = self.with(|place| place.effects.iter().filter(|one| **one == "roll").count());
+        Ok(Some(vec![LogReference {
+            replica: "1".into(),
+            id: None,
+            driver: None,
+            place: Some(if number == 0 { "logs of the first" } else { "logs of another" }.into()),
+            file: None,
+            since: None,
+            until: START,
+            outlives: Some(false),
+            kept_in: None,
+        }]))
     }
 
     async fn roll(&self, _ensure: &Ensure<'_>) -> Result<(), CallError> {

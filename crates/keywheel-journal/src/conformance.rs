@@ -445,6 +445,7 @@ pub fn plan(secret: &str) -> Plan {
         suspects: Vec::new(),
         takes_over: None,
         inherits_until: None,
+        incident: None,
         extend: false,
         batch: Vec::new(),
         folder: "/srv".into(),

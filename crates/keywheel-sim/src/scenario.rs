@@ -437,6 +437,7 @@ fn add_secret(
         suspects: Vec::new(),
         takes_over: None,
         inherits_until: None,
+        incident: None,
         extend: shape == Shape::Extension,
         batch: Vec::new(),
         folder: "/srv".into(),

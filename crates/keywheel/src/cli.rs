@@ -8,8 +8,8 @@ use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
-    adopt, audit, check, completions, config, doctor, explain, init, man, plan, reconcile, resume,
-    rotate, rotation, schema, status, where_,
+    adopt, audit, check, completions, config, doctor, explain, incident, init, man, plan,
+    reconcile, resume, rotate, rotation, schema, status, where_,
 };
 use crate::config::Config;
 use crate::exit::Exit;
@@ -107,6 +107,7 @@ enum Command {
     Reconcile(reconcile::ReconcileArgs),
     Doctor(doctor::DoctorArgs),
     Rotation(rotation::RotationArgs),
+    Incident(incident::IncidentArgs),
     Audit(audit::AuditArgs),
     Config(config::ConfigArgs),
     Explain(explain::ExplainArgs),
@@ -137,6 +138,7 @@ impl Command {
             Self::Reconcile(args) => reconcile::run(&args, globals).await,
             Self::Doctor(args) => doctor::run(&args, globals).await,
             Self::Rotation(args) => rotation::run(&args, globals).await,
+            Self::Incident(args) => incident::run(&args, globals).await,
             Self::Audit(args) => audit::run(&args, globals).await,
             Self::Config(args) => config::run(&args, globals),
             Self::Explain(args) => explain::run(&args, globals),

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use keywheel_core::facts::{Revert, StoreFacts};
+use keywheel_core::incident::Incident;
 use keywheel_core::plan::{
     Bound, FORMAT, IssuerPlan, Mode, Plan, Policy, ProbePlan, Reason, RotationId, StorePlan,
     VersionRef, WorkloadPlan,
@@ -46,6 +47,8 @@ pub(crate) struct Inputs {
     pub(crate) takes_over: Option<RotationId>,
     /// Until when a call of the rotation that is taken over can still land.
     pub(crate) inherits_until: Option<Timestamp>,
+    /// The emergency that it is a part of.
+    pub(crate) incident: Option<Incident>,
     /// The other secrets that share its rolls.
     pub(crate) batch: Vec<SecretName>,
 }
@@ -94,6 +97,7 @@ pub(crate) fn compile(config: &Config, name: &SecretName, inputs: Inputs) -> Res
         suspects: inputs.suspects,
         takes_over: inputs.takes_over,
         inherits_until: inputs.inherits_until,
+        incident: inputs.incident,
         extend: false,
         batch: inputs.batch,
         folder: config.folder.to_str().map(str::to_owned).ok_or_else(not_utf8)?,
@@ -309,6 +313,7 @@ secrets:
             suspects: Vec::new(),
             takes_over: None,
             inherits_until: None,
+            incident: None,
             batch: Vec::new(),
         }
     }

@@ -13,6 +13,7 @@ use keywheel_engine::run::{Group, Ran, Until};
 use serde_json::{Value, json};
 
 use crate::exit::Exit;
+use crate::incident;
 use crate::output::{Failure, Format, Output};
 use crate::queue::Waiting;
 use crate::session::{Session, engine_failure};
@@ -152,6 +153,14 @@ impl Stand {
                 output.text(&lines)?;
             }
         }
+        let mut incidents: Vec<_> =
+            rotations.iter().filter_map(|one| incident::id_of(one.plan())).collect();
+        incidents.dedup();
+        for id in incidents {
+            output.note(&format!(
+                "exposure, outage, logs and what else may be exposed: keywheel incident show {id}"
+            ));
+        }
         if self.stopped && rotations.iter().any(|rotation| rotation.outcome().is_none()) {
             output.note("stopped; `keywheel resume` goes on");
         }
@@ -181,6 +190,7 @@ pub(crate) fn summary(session: &Session, rotation: &Rotation) -> Value {
         "secret": plan.secret,
         "rotation": rotation.id(),
         "plan": plan.hash(),
+        "incident": incident::id_of(plan),
         "strategy": words::strategy(plan.strategy),
         "version": plan.pending,
         "outcome": outcome(rotation),

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use keywheel_core::call::CallError;
 use keywheel_core::event::Outcome;
+use keywheel_core::incident::{Incident, IncidentId};
 use keywheel_core::inventory::{Inventory, Version};
 use keywheel_core::plan::{Mode, Plan, PlanHash, Reason, VersionRef};
 use keywheel_core::planted;
@@ -20,6 +21,7 @@ use crate::compile::{Built, Inputs, compile, drivers_of};
 use crate::config::{Config, Secret};
 use crate::drive::Taken;
 use crate::exit::Exit;
+use crate::exposed;
 use crate::output::Failure;
 use crate::session::{Session, engine_failure};
 use crate::words;
@@ -33,12 +35,14 @@ pub(crate) struct Request {
     pub(crate) because: Option<String>,
     /// At a steady pace, or an emergency.
     pub(crate) mode: Mode,
+    /// The store from which an emergency's suspects leaked, where that is known.
+    pub(crate) in_store: Option<String>,
 }
 
 impl Request {
     /// What an operator asks for when nothing is wrong.
     pub(crate) fn at_a_steady_pace(because: Option<String>) -> Self {
-        Self { reason: Reason::Requested, because, mode: Mode::Normal }
+        Self { reason: Reason::Requested, because, mode: Mode::Normal, in_store: None }
     }
 }
 
@@ -66,11 +70,58 @@ pub(crate) async fn plans(
     } else {
         Vec::new()
     };
-    let mut prepared = Vec::new();
+    let mut members = Vec::new();
     for secret in secrets {
-        prepared.push(one(session, config, secret, request, batch.clone()).await?);
+        members.push(member(session, config, secret, request, batch.clone()).await?);
     }
-    Ok(prepared)
+    if request.mode != Mode::Normal {
+        note_incident(config, secrets, request.in_store.as_deref(), &mut members).await;
+    }
+    let compiled =
+        members.into_iter().zip(secrets).map(|(Member { inputs, adopted, .. }, secret)| {
+            let plan = Arc::new(compile(config, &secret.name, inputs)?);
+            Ok(Prepared { plan, adopted })
+        });
+    compiled.collect()
+}
+
+/// Gives the plans of an emergency their common name, and what they keep for whoever looks into it.
+async fn note_incident(
+    config: &Config,
+    secrets: &[&Secret],
+    in_store: Option<&str>,
+    members: &mut [Member],
+) {
+    let Some((environment, installation)) = secrets
+        .first()
+        .and_then(|first| config.environment(first.name.environment()))
+        .zip(members.first().map(|first| first.inputs.installation.clone()))
+    else {
+        return;
+    };
+    let named = secrets.iter().zip(&*members);
+    let named = named.map(|(secret, member)| (&secret.name, member.inputs.pending));
+    let id = IncidentId::of(&installation, named);
+    let listed = exposed::list(config, environment, secrets, in_store).await;
+    for (member, secret) in members.iter_mut().zip(secrets) {
+        let suspects = member.inputs.previous.iter().chain(&member.inputs.suspects);
+        let made = suspects.filter_map(|suspect| {
+            let known = member.row.version(suspect.version)?;
+            Some((suspect.version, known.created_at?))
+        });
+        member.inputs.incident = Some(Incident {
+            id: id.clone(),
+            made: made.collect(),
+            beside: exposed::beside(&listed, secret),
+        });
+    }
+}
+
+/// One secret on the way to its plan.
+struct Member {
+    inputs: Inputs,
+    row: Inventory,
+    adopted: Option<Inventory>,
 }
 
 /// Returns the hash that names these plans together.
@@ -81,13 +132,13 @@ pub(crate) fn hash(prepared: &[Prepared]) -> PlanHash {
     }
 }
 
-async fn one(
+async fn member(
     session: &Session,
     config: &Config,
     secret: &Secret,
     request: &Request,
     batch: Vec<SecretName>,
-) -> Result<Prepared, Failure> {
+) -> Result<Member, Failure> {
     let (row, adopted) = match session.inventory(&secret.name).await? {
         Some(row) => (row, None),
         None => {
@@ -109,13 +160,13 @@ async fn one(
         suspects: Vec::new(),
         takes_over: None,
         inherits_until: None,
+        incident: None,
         batch,
     };
     if emergency {
         take_over(session, &secret.name, &row, &mut inputs).await?;
     }
-    let plan = Arc::new(compile(config, &secret.name, inputs)?);
-    Ok(Prepared { plan, adopted })
+    Ok(Member { inputs, row, adopted })
 }
 
 /// A secret that follows another environment waits until the same rotation has completed there.
@@ -223,6 +274,7 @@ pub(crate) fn draft(session: &Session, config: &Config, secret: &Secret) -> Resu
         suspects: Vec::new(),
         takes_over: None,
         inherits_until: None,
+        incident: None,
         batch: Vec::new(),
     };
     compile(config, &secret.name, inputs)

@@ -3,7 +3,7 @@
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp as Instant};
 use keywheel_core::call::{Refusal, RefusalKind};
-use keywheel_core::event::{Because, Event, Outcome, ParkReason, Step};
+use keywheel_core::event::{Because, Event, Outcome, ParkReason, Report, Step};
 use keywheel_core::facts::Authority;
 use keywheel_core::plan::{Plan, Role, Slot};
 use keywheel_core::rotation::Why;
@@ -181,6 +181,20 @@ fn failed(plan: &Plan, of: Step, refusal: Option<&Refusal>) -> String {
     match refusal {
         Some(refusal) => format!("{} {}: {refusal}", line.step, line.what),
         None => format!("{} {}: not done in time", line.step, line.what),
+    }
+}
+
+/// Says what a step brought beside being done, in an emergency.
+pub(crate) fn noted(report: &Report) -> String {
+    match report {
+        Report::Noted { notes } => format!("; passed over: {}", notes.join("; ")),
+        Report::Revoked { behind } if !behind.is_empty() => {
+            let count: usize = behind.iter().map(|behind| behind.replicas.len()).sum();
+            let unknown =
+                if behind.iter().any(|behind| behind.unknown.is_some()) { " at least" } else { "" };
+            format!("; out until they hold the new version: {}{unknown}", counted(count, "replica"))
+        }
+        _ => String::new(),
     }
 }
 

@@ -11,6 +11,9 @@ use std::sync::Arc;
 
 use keywheel_ground::docker::{Docker, IMAGE, composes};
 
+#[path = "compose/emergency.rs"]
+mod emergency;
+
 /// Two services read the key: `backend` under its name, `worker` under another one. Neither starts without it, and `backend`
 /// does not start with a key that is longer than it knows.
 const COMPOSE: &str = r#"
@@ -66,22 +69,35 @@ impl Project {
     }
 
     fn with(docker: Arc<Docker>, compose: &Path) -> Self {
+        let project = Self::laid_out(docker, compose);
+        project.write("docker-compose.yml", &COMPOSE.replace("IMAGE", IMAGE));
+        project.write(".env", &format!("# the shop\nAPP_KEY={OLD}\nOTHER=1\n{}", project.named()));
+        project.mint(32);
+        project.up();
+        project
+    }
+
+    /// Makes the folders of a project, with nothing in them.
+    fn laid_out(docker: Arc<Docker>, compose: &Path) -> Self {
         let folder = tempfile::Builder::new().prefix("shop").tempdir().unwrap();
         for name in ["project", "state", "keys"] {
             std::fs::DirBuilder::new().mode(0o700).create(folder.path().join(name)).unwrap();
         }
-        let project = Self { docker, folder, compose: compose.display().to_string() };
-        let named = format!("COMPOSE_PROJECT_NAME={}\n", project.name());
-        project.write("docker-compose.yml", &COMPOSE.replace("IMAGE", IMAGE));
-        project.write(".env", &format!("# the shop\nAPP_KEY={OLD}\nOTHER=1\n{named}"));
-        project.mint(32);
-        let mut up = project.docker.command(&project.compose);
-        up.args(["up", "-d", "--scale", "backend=2"]).current_dir(project.path());
+        Self { docker, folder, compose: compose.display().to_string() }
+    }
+
+    /// Starts the services, with two healthy backends.
+    fn up(&self) {
+        let mut up = self.docker.command(&self.compose);
+        up.args(["up", "-d", "--scale", "backend=2"]).current_dir(self.path());
         assert!(up.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap().success());
-        while project.docker(&["ps", "-q", "--filter", "health=healthy"]).lines().count() < 2 {
+        while self.docker(&["ps", "-q", "--filter", "health=healthy"]).lines().count() < 2 {
             std::thread::sleep(std::time::Duration::from_millis(100));
         }
-        project
+    }
+
+    fn named(&self) -> String {
+        format!("COMPOSE_PROJECT_NAME={}\n", self.name())
     }
 
     /// Tells this project's containers apart from those of others on the same engine.

@@ -53,6 +53,7 @@ pub async fn every_case(fresh: impl AsyncFn() -> Subject) {
     h106_readers_see_only_whole_values(fresh().await).await;
     errors_hold_no_value(fresh().await).await;
     preflight_changes_nothing(fresh().await).await;
+    a_list_has_each_slot_that_holds_something(fresh().await).await;
 }
 
 /// Values that parsers, shells, templates and editors have stumbled over.
@@ -365,6 +366,21 @@ pub async fn preflight_changes_nothing(subject: Subject) {
             Err(error) => panic!("preflight: {error}"),
         }
         subject.holds(first, present).await;
+    }
+}
+
+/// A store that can be listed names every slot that holds something.
+pub async fn a_list_has_each_slot_that_holds_something(subject: Subject) {
+    for address in &subject.addresses {
+        must(set(&*subject.store, address, b"one").await);
+    }
+    match subject.other.addresses().await {
+        Ok(Some(listed)) => assert!(
+            subject.addresses.iter().all(|address| listed.contains(address)),
+            "a slot that holds something is not listed"
+        ),
+        Ok(None) => {}
+        Err(error) => panic!("a list: {error}"),
     }
 }
 

@@ -218,12 +218,13 @@ async fn read_container(engine: &Engine, id: &str, tally: &mut Tally) -> Result<
     // The time before may lie far back: what lies between is not asked for.
     for range in [tally.before.clone(), tally.after.clone()] {
         let mut take = |line: &str| {
-            let Some((at, line)) = line.split_once(' ') else { return };
-            let Ok(at) = at.parse::<jiff::Timestamp>() else { return };
+            let Some((at, line)) = line.split_once(' ') else { return Ok(()) };
+            let Ok(at) = at.parse::<jiff::Timestamp>() else { return Ok(()) };
             let at = Timestamp::from_millis(at.as_millisecond());
             if range.contains(&at) {
                 tally.take(at, line);
             }
+            Ok(())
         };
         engine.logs(id, &range, &mut take).await?;
     }

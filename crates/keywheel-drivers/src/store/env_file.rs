@@ -64,6 +64,19 @@ impl Store for EnvFile {
         Ok(findings)
     }
 
+    async fn addresses(&self) -> Result<Option<Vec<String>>, CallError> {
+        let file = self.file.clone();
+        local::blocking(move |_| {
+            let text = text_or_empty(file.read()?);
+            let variables = variables(&text).map_err(|Unreadable { line }| {
+                unreadable(&file, &DotenvError::Malformed { line })
+            })?;
+            let names: BTreeSet<_> = variables.into_iter().map(|variable| variable.name).collect();
+            Ok(Some(names.into_iter().collect()))
+        })
+        .await
+    }
+
     async fn read(&self, addresses: &[String]) -> Result<Vec<Option<SecretValue>>, CallError> {
         let (file, addresses) = (self.file.clone(), addresses.to_vec());
         let read = move || {

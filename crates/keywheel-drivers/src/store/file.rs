@@ -96,6 +96,10 @@ impl Store for WholeFile {
         Ok(findings)
     }
 
+    async fn addresses(&self) -> Result<Option<Vec<String>>, CallError> {
+        Ok(Some(vec![CONTENT.into()]))
+    }
+
     async fn read(&self, addresses: &[String]) -> Result<Vec<Option<SecretValue>>, CallError> {
         addresses.iter().try_for_each(|address| self.check_address(address))?;
         let file = self.file.clone();

@@ -384,6 +384,7 @@ mod tests {
                 held_since: now(),
                 digest: self.fingerprinter.of(b"the arrangement"),
                 fingerprinter: &self.fingerprinter,
+                emergency: None,
             };
             workload.roll(&ensure).await
         }

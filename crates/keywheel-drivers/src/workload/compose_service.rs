@@ -14,6 +14,7 @@
 
 mod compose;
 pub(crate) mod engine;
+mod keep;
 mod running;
 
 use std::collections::BTreeMap;
@@ -25,6 +26,7 @@ use async_trait::async_trait;
 use keywheel_core::evidence::{Proof, Replica, Shows};
 use keywheel_core::facts::WorkloadFacts;
 use keywheel_core::fingerprint::{Compared, Fingerprinter};
+use keywheel_core::incident::LogReference;
 use keywheel_core::planted;
 use keywheel_core::secret::SecretValue;
 use keywheel_core::time::Span;
@@ -38,6 +40,7 @@ use tokio::time::Instant;
 
 use self::compose::Compose;
 use self::engine::{Container, Engine};
+use self::keep::Keep;
 pub use self::running::{Running, running};
 use super::clock;
 use crate::store::file::CONTENT;
@@ -48,6 +51,9 @@ const POLL: StdDuration = StdDuration::from_millis(100);
 
 /// How long one question to a replica may take.
 const ANSWER: StdDuration = StdDuration::from_secs(3);
+
+/// How long the log of one container may hold up an emergency, before and after its stop.
+const COPY: StdDuration = StdDuration::from_secs(5);
 
 /// How exact the time is at which a container was made: the engine notes it when it begins to make it.
 const GRANULARITY: Span = Span::millis(20);
@@ -88,6 +94,10 @@ pub struct Config {
     /// The socket of the container engine; by default that of `DOCKER_HOST`, else Docker's, else Podman's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub socket: Option<PathBuf>,
+    /// A folder into which the log of a container is copied before a roll removes it, readable by its owner only; for logs
+    /// that go with their container.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep_logs: Option<PathBuf>,
     /// How long a container may take to be made and ready.
     #[serde(default = "seconds::<60>")]
     pub ready_within: Duration,
@@ -136,6 +146,7 @@ impl Build for Config {
                 socket,
                 found: OnceCell::new(),
             },
+            keep: self.keep_logs.as_ref().map(|folder| Keep::new(context.root.join(folder))),
             config: self.clone(),
         }))
     }
@@ -187,6 +198,7 @@ struct Service {
     config: Config,
     engine: Engine,
     compose: Compose,
+    keep: Option<Keep>,
 }
 
 #[async_trait]
@@ -211,6 +223,7 @@ impl Workload for Service {
         for container in &containers {
             self.examine(container, &mut findings);
         }
+        findings.extend(self.examine_logs(&containers));
         if self.facts().gap {
             let message = "there is one container: requests fail while its successor starts; `start_first: true` starts that one first where nothing forbids two at once";
             findings.push(Finding::note(message));
@@ -228,6 +241,11 @@ impl Workload for Service {
             containers.retain(|container| container.state.runs());
         }
         Ok(containers.iter().map(|one| self.look(one, slots, fingerprinter)).collect())
+    }
+
+    async fn logs(&self) -> Result<Option<Vec<LogReference>>, CallError> {
+        let containers = self.containers().await?;
+        Ok(Some(containers.iter().map(|container| self.log_of(container)).collect()))
     }
 
     async fn roll(&self, ensure: &Ensure<'_>) -> Result<(), CallError> {
@@ -309,6 +327,38 @@ impl Service {
             (false, false) => Shows::Partly { shown, fixed },
         };
         Replica { id: container.name.clone(), started_at: container.created, shows }
+    }
+
+    fn log_of(&self, container: &Container) -> LogReference {
+        let (id, log) = (&container.id, &container.log);
+        let is_podman = self.compose.socket.to_string_lossy().contains("podman");
+        let program = if is_podman { "podman" } else { "docker" };
+        let place = match log.outlives() {
+            _ if log.is_none() => None,
+            Some(true) if log.driver == "journald" => {
+                Some(format!("journalctl CONTAINER_ID_FULL={id}"))
+            }
+            Some(true) => None,
+            _ => Some(format!("{program} logs {id}")),
+        };
+        let keep = self.copies(container).filter(|keep| keep.obstacle().is_none());
+        LogReference {
+            replica: container.name.clone(),
+            id: Some(id.clone()),
+            driver: Some(log.driver.clone()),
+            place,
+            file: log.file.clone(),
+            since: container.created,
+            until: clock::now(),
+            outlives: log.outlives(),
+            kept_in: keep.map(|keep| keep.file(container).display().to_string()),
+        }
+    }
+
+    /// Returns where the log of a container is copied to, if it is one that goes with the container.
+    fn copies(&self, container: &Container) -> Option<&Keep> {
+        let goes = container.log.outlives() != Some(true) && !container.log.is_none();
+        self.keep.as_ref().filter(|_| goes)
     }
 
     /// Returns the variable of the container that holds a slot.
@@ -399,6 +449,18 @@ impl Service {
                 differ.join(", ")
             ))
         }))
+    }
+
+    fn examine_logs(&self, containers: &[Container]) -> Option<Finding> {
+        let Some((keep, folder)) = self.keep.as_ref().zip(self.config.keep_logs.as_ref()) else {
+            let goes = containers.iter().find(|one| one.log.outlives() == Some(false))?;
+            return Some(Finding::note(format!(
+                "a roll removes containers with their logs (`{}`): `keep_logs` names a folder for copies",
+                goes.log.driver
+            )));
+        };
+        let why = keep.obstacle()?;
+        Some(Finding::blocks(format!("folder `{}` of `keep_logs` {why}", folder.display())))
     }
 
     fn examine(&self, container: &Container, findings: &mut Vec<Finding>) {
@@ -505,18 +567,49 @@ impl Service {
         if planted!("restart_is_enough") {
             return self.engine.restart(&container.id).await;
         }
-        self.remove(&container).await?;
+        self.remove(&container, ensure).await?;
         self.fill(wanted, ensure).await
     }
 
-    async fn remove(&self, container: &Container) -> Result<(), CallError> {
+    async fn remove(&self, container: &Container, ensure: &Ensure<'_>) -> Result<(), CallError> {
+        let keep = self.copies(container).filter(|_| !planted!("log_goes_with_its_container"));
+        let begun = match keep {
+            Some(keep) => {
+                let copy = keep.begin(&self.engine, container);
+                self.in_time(container, ensure, copy).await?.map(|begun| (keep, begun))
+            }
+            None => None,
+        };
         if !container.state.has_ended() && container.state.status != "created" {
             self.engine.stop(&container.id).await?;
         }
         fail_point::pass("container_stopped", &self.config.service);
+        if let Some((keep, begun)) = begun {
+            let copy = keep.finish(&self.engine, container, begun);
+            self.in_time(container, ensure, copy).await?;
+        }
         self.engine.remove(&container.id).await?;
         fail_point::pass("container_removed", &self.config.service);
         Ok(())
+    }
+
+    /// A log that cannot be copied ends a roll at a steady pace; an emergency goes on without it, and soon.
+    async fn in_time<T>(
+        &self,
+        container: &Container,
+        ensure: &Ensure<'_>,
+        copy: impl Future<Output = Result<T, CallError>> + Send,
+    ) -> Result<Option<T>, CallError> {
+        let Some(notes) = ensure.emergency else { return copy.await.map(Some) };
+        let why = match tokio::time::timeout(COPY, copy).await {
+            Ok(Ok(done)) => return Ok(Some(done)),
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => {
+                format!("the log of container `{}` is long: not all of it is kept", container.name)
+            }
+        };
+        notes.add(why);
+        Ok(None)
     }
 
     /// Lets Compose make the containers that are missing, and waits until each serves.

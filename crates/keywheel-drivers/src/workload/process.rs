@@ -914,7 +914,9 @@ mod tests {
             let slots = self.slots(value);
             let digest = self.fingerprinter.of(b"the arrangement");
             let fingerprinter = &self.fingerprinter;
-            workload.roll(&Ensure { slots: &slots, held_since, digest, fingerprinter }).await
+            let ensure =
+                Ensure { slots: &slots, held_since, digest, fingerprinter, emergency: None };
+            workload.roll(&ensure).await
         }
 
         fn slots(&self, value: &str) -> [(String, Option<Fingerprint>); 1] {

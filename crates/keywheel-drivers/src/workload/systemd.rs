@@ -474,6 +474,7 @@ esac
                 held_since: now(),
                 digest: self.fingerprinter.of(b"the arrangement"),
                 fingerprinter: &self.fingerprinter,
+                emergency: None,
             };
             workload.roll(&ensure).await
         }

@@ -206,6 +206,7 @@ impl Past {
             suspects,
             takes_over,
             inherits_until: None,
+            incident: None,
             extend: false,
             batch: Vec::new(),
             folder: "/srv/shop".into(),

@@ -66,6 +66,7 @@ pub(crate) fn plain_plan(secret: &SecretName, previous: VersionRef, pending: Ver
         suspects: Vec::new(),
         takes_over: None,
         inherits_until: None,
+        incident: None,
         extend: false,
         batch: Vec::new(),
         folder: "/".into(),

@@ -7,6 +7,7 @@ pub(crate) mod completions;
 pub(crate) mod config;
 pub(crate) mod doctor;
 pub(crate) mod explain;
+pub(crate) mod incident;
 pub(crate) mod init;
 pub(crate) mod man;
 pub(crate) mod plan;

@@ -6,13 +6,15 @@ use std::sync::Arc;
 use clap::Args;
 use keywheel_core::event::{Event, Step};
 use keywheel_core::forecast::{Coming, forecast};
-use keywheel_core::plan::{Accept, Plan, Reason};
-use keywheel_core::time::Timestamp;
+use keywheel_core::plan::{Accept, Mode, Plan, Reason, WorkloadPlan};
+use keywheel_core::strategy::Strategy;
+use keywheel_core::time::{Span, Timestamp};
 use keywheel_engine::NoWatch;
 use serde_json::json;
 
 use crate::cli::Globals;
 use crate::exit::Exit;
+use crate::exposed;
 use crate::output::{Failure, Format};
 use crate::prepare::{self, Prepared, Request};
 use crate::select::Selection;
@@ -94,6 +96,7 @@ pub(crate) fn text(prepared: &[Prepared], now: Timestamp, run: &str) -> String {
     let heads: Vec<Vec<String>> = prepared.iter().map(|one| head(&one.plan)).collect();
     text.push_str(&words::table(&heads, "  "));
     text.push_str(&words::table(&rows(prepared, &coming, now), "  "));
+    text.push_str(&exposed(prepared));
     if prepared.iter().any(|one| one.adopted.is_some()) {
         text.push_str(
             "  values that are in use now are adopted as v1 first; they are not changed by that\n",
@@ -129,7 +132,29 @@ fn rolls(prepared: &[Prepared], coming: &[Coming]) -> String {
     if counts.is_empty() { "no roll".into() } else { counts.join(", ") }
 }
 
+/// What else may be in other hands, where that is why these plans are made.
+fn exposed(prepared: &[Prepared]) -> String {
+    let plans: Vec<&Plan> = prepared.iter().map(|one| one.plan.as_ref()).collect();
+    let (exposed, not_listed) = exposed::merged(&plans);
+    let mut text = String::new();
+    if !exposed.is_empty() {
+        text.push_str("  may be exposed too, since it stands in the same store:\n");
+    }
+    let rows: Vec<Vec<String>> = exposed
+        .into_iter()
+        .map(|one| vec![one.store.clone(), one.address.clone(), one.advice()])
+        .collect();
+    text.push_str(&words::table(&rows, "    "));
+    for (store, why) in not_listed {
+        text.push_str(&format!("  what else store `{store}` holds is not known: {why}\n"));
+    }
+    text
+}
+
 fn disruption(prepared: &[Prepared]) -> String {
+    if prepared.iter().any(|one| one.plan.is_emergency()) {
+        return emergency(prepared);
+    }
     let accepts = |what: Accept| prepared.iter().any(|one| one.plan.policy.accept.contains(&what));
     if accepts(Accept::Outage) {
         return "an outage, which you accepted".into();
@@ -138,17 +163,36 @@ fn disruption(prepared: &[Prepared]) -> String {
         return "sessions end, which you accepted".into();
     }
     let workloads = prepared.iter().flat_map(|one| &one.plan.workloads);
+    gaps(workloads).unwrap_or_else(|| "none".into())
+}
+
+fn gaps<'a>(workloads: impl Iterator<Item = &'a WorkloadPlan>) -> Option<String> {
     let gaps: BTreeSet<&str> = workloads
         .filter(|workload| workload.facts.gap)
         .map(|workload| workload.bound.name.as_str())
         .collect();
-    match gaps.len() {
-        0 => "none".into(),
-        _ => {
-            let names: Vec<&str> = gaps.into_iter().collect();
-            format!("requests fail while {} restarts", names.join(", "))
+    let names: Vec<&str> = gaps.into_iter().collect();
+    (!names.is_empty()).then(|| format!("requests fail while {} restarts", names.join(", ")))
+}
+
+/// What an emergency costs beside the end of its suspects.
+fn emergency(prepared: &[Prepared]) -> String {
+    let plans = || prepared.iter().map(|one| one.plan.as_ref());
+    let revokes = plans().any(|plan| plan.issuer.facts.destroy && plan.previous.is_some());
+    let ends = match prepared[0].plan.mode {
+        Mode::Emergency { revoke_first: true, .. } if revokes => {
+            Some("requests fail from the revoke until every replica holds the new version".into())
         }
-    }
+        Mode::Emergency { revoke_first: false, stage_for } if revokes => {
+            Some(format!("replicas that are not ready {stage_for} after the mint fail then"))
+        }
+        _ => None,
+    };
+    let signs = plans().any(|plan| matches!(plan.strategy, Strategy::Keyring { .. }));
+    let sessions = signs.then(|| "sessions that a suspect signed end".into());
+    let gaps = gaps(plans().flat_map(|plan| &plan.workloads));
+    let all: Vec<String> = [ends, sessions, gaps].into_iter().flatten().collect();
+    if all.is_empty() { "none".into() } else { all.join("; ") }
 }
 
 fn head(plan: &Plan) -> Vec<String> {

@@ -251,7 +251,8 @@ impl<'a> Work<'a> {
             let digest = fingerprinter
                 .digest(slots.iter().map(|(address, held)| (address.as_str(), held.as_ref())));
             let held_since = self.row.rotated_at.unwrap_or(self.session.now());
-            let ensure = Ensure { slots: &slots, held_since, digest, fingerprinter };
+            let ensure =
+                Ensure { slots: &slots, held_since, digest, fingerprinter, emergency: None };
             workload.roll(&ensure).await.map_err(|error| failed(error.to_string()))?;
             done.push(format!("{}: every replica of `{name}` holds it", self.plan.secret));
         }

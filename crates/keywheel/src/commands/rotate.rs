@@ -77,7 +77,8 @@ pub(crate) async fn run(args: &RotateArgs, globals: &Globals) -> Result<Exit, Fa
         now.extend(asked.windows);
     }
     let mut batches = Vec::new();
-    if args.separately {
+    // The rotations of an emergency never share what they roll, but they are one incident.
+    if args.separately && !args.emergency {
         for secret in now {
             batches.push(prepare::plans(&session, &config, &[secret], &request(args)).await?);
         }
@@ -117,6 +118,7 @@ fn request(args: &RotateArgs) -> Request {
         reason: Reason::Compromised,
         because: args.because.clone(),
         mode: Mode::Emergency { revoke_first: args.revoke_first, stage_for },
+        in_store: args.selection.in_store.clone(),
     }
 }
 

@@ -176,6 +176,9 @@ fn told<'a>(
                     Report::Minted { issued: Some(issued), .. } => {
                         format!("{} ({issued})", line.what)
                     }
+                    Report::Noted { .. } | Report::Revoked { .. } => {
+                        format!("{}{}", line.what, words::noted(report))
+                    }
                     _ => line.what,
                 };
                 words::Line { what, ..line }

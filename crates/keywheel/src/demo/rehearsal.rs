@@ -103,9 +103,9 @@ async fn roll(world: &World) -> anyhow::Result<Result<(), CallError>> {
     let digest = fingerprinter.digest([]);
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_millis();
     let held_since = Timestamp::from_millis(i64::try_from(now)?);
-    Ok(workload
-        .roll(&Ensure { slots: &[], held_since, digest, fingerprinter: &fingerprinter })
-        .await)
+    let ensure =
+        Ensure { slots: &[], held_since, digest, fingerprinter: &fingerprinter, emergency: None };
+    Ok(workload.roll(&ensure).await)
 }
 
 fn random() -> anyhow::Result<SecretValue> {

@@ -25,6 +25,9 @@ const VERSION: &str = "com.docker.compose.version";
 /// The most of a line of a container's log that is looked at.
 const LONGEST_LINE: usize = 64 * 1024;
 
+/// Takes one line of a log.
+pub(crate) type Take<'a> = dyn FnMut(&str) -> Result<(), CallError> + Send + 'a;
+
 /// A connection to the engine.
 pub(crate) struct Engine {
     client: reqwest::Client,
@@ -43,6 +46,7 @@ pub(crate) struct Container {
     pub(super) on_host_network: bool,
     pub(super) has_fixed_port: bool,
     pub(super) address: Option<IpAddr>,
+    pub(super) log: Log,
     variables: Vec<Variable>,
     mounts: Vec<Mount>,
 }
@@ -53,6 +57,30 @@ pub(crate) struct Labels {
     pub(super) is_one_off: bool,
     pub(super) hash: Option<String>,
     pub(super) version: Option<String>,
+}
+
+/// What takes what a container writes.
+pub(crate) struct Log {
+    pub(super) driver: String,
+    /// Its file on the engine's machine, where there is one.
+    pub(super) file: Option<String>,
+}
+
+impl Log {
+    /// Returns whether it is still there when the container is gone; none where that hangs on a plug-in.
+    pub(super) fn outlives(&self) -> Option<bool> {
+        match self.driver.as_str() {
+            "json-file" | "local" | "k8s-file" | "none" | "passthrough" => Some(false),
+            "journald" | "syslog" | "fluentd" | "gelf" | "awslogs" | "splunk" | "gcplogs"
+            | "etwlogs" | "logentries" => Some(true),
+            _ => None,
+        }
+    }
+
+    /// Returns whether nothing takes it.
+    pub(super) fn is_none(&self) -> bool {
+        matches!(self.driver.as_str(), "none" | "passthrough")
+    }
 }
 
 /// How a container does.
@@ -157,12 +185,12 @@ impl Engine {
     }
 
     /// Reads what a container wrote in a time, line by line, each after its time in RFC 3339 and a space. A container that is
-    /// gone wrote nothing.
+    /// gone wrote nothing. It ends with the first line that is not taken.
     pub(crate) async fn logs(
         &self,
         id: &str,
         range: &Range<Timestamp>,
-        take: &mut (dyn FnMut(&str) + Send),
+        take: &mut Take<'_>,
     ) -> Result<(), CallError> {
         let (since, until) = (http::unix_seconds(range.start), http::unix_seconds(range.end));
         let yes = "1";
@@ -186,10 +214,9 @@ impl Engine {
         }
         let mut lines = Lines::default();
         while let Some(chunk) = response.chunk().await.map_err(|error| self.call_error(error))? {
-            lines.read(&chunk, take);
+            lines.read(&chunk, take)?;
         }
-        lines.end(take);
-        Ok(())
+        lines.end(take)
     }
 
     /// Asks a container to end, with the signal and the time that its service grants it.
@@ -252,7 +279,7 @@ struct Lines {
 }
 
 impl Lines {
-    fn read(&mut self, mut chunk: &[u8], take: &mut (dyn FnMut(&str) + Send)) {
+    fn read(&mut self, mut chunk: &[u8], take: &mut Take<'_>) -> Result<(), CallError> {
         while let Some(first) = chunk.first() {
             // No text begins with one of these.
             if !*self.is_framed.get_or_insert(*first <= 2) {
@@ -271,27 +298,28 @@ impl Lines {
                 let (text, rest) = chunk.split_at(chunk.len().min(self.left));
                 self.left -= text.len();
                 chunk = rest;
-                self.text(text, take);
+                self.text(text, take)?;
             }
         }
+        Ok(())
     }
 
-    fn text(&mut self, text: &[u8], take: &mut (dyn FnMut(&str) + Send)) {
+    fn text(&mut self, text: &[u8], take: &mut Take<'_>) -> Result<(), CallError> {
         for part in text.split_inclusive(|byte| *byte == b'\n') {
             let line = &mut self.lines[self.stream];
             let room = LONGEST_LINE.saturating_sub(line.len());
             line.extend(&part[..part.len().min(room)]);
             if part.ends_with(b"\n") {
-                take(String::from_utf8_lossy(line).trim_end());
+                take(String::from_utf8_lossy(line).trim_end())?;
                 line.clear();
             }
         }
+        Ok(())
     }
 
-    fn end(self, take: &mut (dyn FnMut(&str) + Send)) {
-        for line in self.lines.iter().filter(|line| !line.is_empty()) {
-            take(String::from_utf8_lossy(line).trim_end());
-        }
+    fn end(self, take: &mut Take<'_>) -> Result<(), CallError> {
+        let mut left = self.lines.iter().filter(|line| !line.is_empty());
+        left.try_for_each(|line| take(String::from_utf8_lossy(line).trim_end()))
     }
 }
 
@@ -346,6 +374,8 @@ struct Inspected {
     #[serde(default)]
     host_config: HostSettings,
     #[serde(default)]
+    log_path: String,
+    #[serde(default)]
     mounts: Vec<Mount>,
     #[serde(default)]
     network_settings: Networks,
@@ -369,7 +399,15 @@ struct HealthCheck {
 #[serde(rename_all = "PascalCase", default)]
 struct HostSettings {
     network_mode: String,
+    log_config: LogConfig,
     port_bindings: Option<std::collections::BTreeMap<String, Option<Vec<PortBinding>>>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct LogConfig {
+    #[serde(rename = "Type")]
+    kind: String,
 }
 
 #[derive(Deserialize)]
@@ -422,6 +460,10 @@ impl From<Inspected> for Container {
                 .flatten()
                 .any(|port| !matches!(port.host_port.as_str(), "" | "0")),
             address: networks.values().find_map(|network| network.address.parse().ok()),
+            log: Log {
+                driver: inspected.host_config.log_config.kind,
+                file: Some(inspected.log_path).filter(|path| !path.is_empty()),
+            },
             variables: inspected.config.env.unwrap_or_default(),
             mounts: inspected.mounts,
         }
@@ -439,10 +481,13 @@ mod tests {
 
     fn lines(bytes: &[u8], size: usize) -> Vec<String> {
         let mut seen = Vec::new();
-        let mut take = |line: &str| seen.push(line.to_owned());
+        let mut take = |line: &str| {
+            seen.push(line.to_owned());
+            Ok(())
+        };
         let mut lines = Lines::default();
-        bytes.chunks(size).for_each(|chunk| lines.read(chunk, &mut take));
-        lines.end(&mut take);
+        bytes.chunks(size).for_each(|chunk| lines.read(chunk, &mut take).unwrap());
+        lines.end(&mut take).unwrap();
         seen
     }
 
