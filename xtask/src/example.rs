@@ -35,7 +35,10 @@ const DOCKERFILE: &str = "examples/compose/Dockerfile";
 pub(crate) fn build() -> anyhow::Result<PathBuf> {
     let target = target()?;
     let mut cargo = cargo::cargo(&["build", "--quiet", "-p", NAME, "--target", &target]);
-    let _built = cargo::output(cargo.env("RUSTFLAGS", "-C target-feature=+crt-static"))?;
+    cargo.env("RUSTFLAGS", "-C target-feature=+crt-static");
+    // Fast enough for many users on a small machine, and built in half the time of a release.
+    cargo.env("CARGO_PROFILE_DEV_OPT_LEVEL", "1").env("CARGO_PROFILE_DEV_DEBUG", "0");
+    let _built = cargo::output(&mut cargo)?;
     Ok(cargo::root().join("target").join(target).join("debug").join(NAME))
 }
 

@@ -46,6 +46,7 @@ impl Docker {
             .args(["--data-root", &at("data"), "--exec-root", &at("exec")])
             .args(["--pidfile", &at("pid"), "-H", &format!("unix://{}", at("docker.sock"))])
             .args(["--iptables=false", "--ip6tables=false", "--bridge=none", "--ip-forward=false"])
+            .args(["--default-address-pool", &pool()])
             .stdin(Stdio::null())
             .stdout(log.try_clone().map_err(|e| e.kind().to_string())?)
             .stderr(log)
@@ -121,6 +122,13 @@ impl Drop for Docker {
         kill_process(Pid::from_child(&self.daemon), Signal::TERM).ok();
         self.daemon.wait().ok();
     }
+}
+
+/// Returns the addresses of an engine's networks: a part, of this process only, of those that RFC 2544 keeps for tests. Two
+/// engines that begin a network at once would choose the same addresses by themselves.
+fn pool() -> String {
+    let process = std::process::id();
+    format!("base=198.{}.{}.0/24,size=26", 18 + process / 256 % 2, process % 256)
 }
 
 /// The generations of Compose that are installed here, as program and version.

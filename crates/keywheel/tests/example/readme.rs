@@ -17,8 +17,8 @@ pub(crate) enum Block {
 pub(crate) fn blocks(text: &str) -> Vec<Block> {
     let mut blocks = Vec::new();
     for fenced in text.split("\n```").skip(1).step_by(2) {
-        let (kind, inner) = fenced.split_once('\n').unwrap();
-        let inner = format!("{inner}\n");
+        let (kind, inner) = fenced.split_once('\n').unwrap_or((fenced, ""));
+        let inner = inner.lines().fold(String::new(), |text, line| text + line + "\n");
         match kind {
             "sh" => blocks.push(Block::Typed(inner)),
             "text" => blocks.push(Block::Answered(inner)),

@@ -1,7 +1,7 @@
 //! A copy of the example's folder, with an engine of its own and everything that a user types in the path.
 
 use std::fs;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt, symlink};
+use std::os::unix::fs::{DirBuilderExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 

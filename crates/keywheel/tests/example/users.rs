@@ -29,21 +29,22 @@ fn counts(shop: &mut Shop) -> (Counts, String) {
 fn busy_shop() -> Option<Shop> {
     let mut shop = Shop::copy()?;
     shop.edit("docker-compose.yml", |text| {
-        text.replace("REQUESTS_EACH_SECOND: 100", "REQUESTS_EACH_SECOND: 220")
-            .replace("JWT_LIFE_SECONDS: 15", "JWT_LIFE_SECONDS: 4")
+        text.replace("REQUESTS_EACH_SECOND: 50", "REQUESTS_EACH_SECOND: 220")
+            .replace("JWT_LIFE_SECONDS: 40", "JWT_LIFE_SECONDS: 4")
     });
     let _said = shop.well("cargo xtask example");
     let _said = shop.well("./open-shop");
     let _said = shop.well("keywheel init");
     let printed = shop.with_ports(include_str!("../../../../examples/compose/README.md"));
-    for block in blocks(&printed) {
+    let (proposed, _) = printed.split_once("## Check and adopt").unwrap();
+    for block in blocks(proposed) {
         if let Block::Edited(diff) = block {
             shop.edit("keywheel.yaml", |text| edited(&text, &diff));
         }
     }
     shop.edit("keywheel.yaml", |text| {
-        text.replace("soak: 10s, rollback: 10s", "soak: 1s, rollback: 1s, watch: 1s")
-            .replace("longest_token: 15s", "longest_token: 4s")
+        text.replace("soak: 20s, rollback: 5s", "soak: 1s, rollback: 1s, watch: 1s")
+            .replace("longest_token: 40s", "longest_token: 4s")
             .replace("service: backend,", "service: backend, ready_for: 200ms, settle_for: 1s,")
             .replace("service: worker,", "service: worker, ready_for: 200ms, settle_for: 1s,")
     });

@@ -48,7 +48,7 @@ enum Program {
         edge: String,
         #[arg(long, default_value = "backend:8080")]
         backend: String,
-        #[arg(long, env = "REQUESTS_EACH_SECOND", default_value_t = 100)]
+        #[arg(long, env = "REQUESTS_EACH_SECOND", default_value_t = 50)]
         each_second: u32,
     },
     /// What stands in for the provider
