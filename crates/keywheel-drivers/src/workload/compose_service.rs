@@ -208,6 +208,7 @@ impl Workload for Service {
         let mut findings = self.examine_project(&containers).await?;
         for container in &containers {
             self.examine(container, &mut findings);
+            findings.extend(self.other_image(container).await?.map(Finding::blocks));
         }
         if self.facts().gap {
             let message = "there is one container: requests fail while its successor starts; `start_first: true` starts that one first where nothing forbids two at once";
@@ -230,11 +231,15 @@ impl Workload for Service {
 
     async fn roll(&self, ensure: &Ensure<'_>) -> Result<(), CallError> {
         clock::pass(ensure.held_since, GRANULARITY).await?;
+        self.compose.is_idle(self.config.ready_within.span()).await?;
         self.check_environment(ensure).await?;
         let mut containers = self.containers().await?;
         self.refuse_one_off(&containers, ensure)?;
         containers.retain(|container| !container.labels.is_one_off);
         let wanted = self.wanted(&containers);
+        self.refuse_other_image(&containers, ensure).await?;
+        // What a roll that was broken off left missing is made before anything else is removed.
+        self.fill(wanted, ensure).await?;
         // One that serves is removed only when every other one serves.
         containers.sort_by_key(|one| (is_ready(one), self.proof(one, ensure) != Proof::Holds));
         for container in containers {
@@ -399,6 +404,25 @@ impl Service {
         }))
     }
 
+    /// Says why a successor would not run what a container runs: its image is gone, or was built or pulled anew.
+    async fn other_image(&self, container: &Container) -> Result<Option<String>, CallError> {
+        if planted!("other_image_rolled_out") || container.labels.is_one_off {
+            return Ok(None);
+        }
+        let image = &container.image;
+        let (name, of) = (&container.name, &image.name);
+        Ok(match self.engine.image(of).await? {
+            Some(id) if id == image.id => None,
+            Some(_) => Some(format!(
+                "`{of}` is another image now than the one that container `{name}` runs, so a roll would bring more than the secret: `docker compose up -d {}` brings it first",
+                self.config.service
+            )),
+            None => Some(format!(
+                "image `{of}` of container `{name}` is no longer there, so no successor could be made: build or pull it, or tag it again"
+            )),
+        })
+    }
+
     fn examine(&self, container: &Container, findings: &mut Vec<Finding>) {
         let name = &container.name;
         let mut blocks =
@@ -484,6 +508,21 @@ impl Service {
         }
     }
 
+    /// A successor is made from the image that the old one runs, or the old one stays.
+    async fn refuse_other_image(
+        &self,
+        containers: &[Container],
+        ensure: &Ensure<'_>,
+    ) -> Result<(), CallError> {
+        let to_replace = |one: &&Container| self.proof(one, ensure) != Proof::Holds;
+        for container in containers.iter().filter(to_replace) {
+            if let Some(why) = self.other_image(container).await? {
+                return Err(Refusal::operator(RefusalKind::WorkloadFailed, why).into());
+            }
+        }
+        Ok(())
+    }
+
     /// Replaces one container and waits until its successor serves; leaves one alone that holds the arrangement and can serve.
     async fn bring(
         &self,
@@ -494,7 +533,10 @@ impl Service {
         let holds = self.proof(&container, ensure) == Proof::Holds;
         let can_serve = !container.state.has_ended() && container.state.status != "created";
         if holds && can_serve {
-            return self.wait_until_ready(&container.id, ensure, is_ready(&container)).await;
+            return self.wait_until_ready(&container.id, ensure, Some(&container)).await;
+        }
+        if is_ready(&container) {
+            self.check_successors(ensure).await?;
         }
         let is_surplus = self.members().await?.len() > wanted;
         if self.config.start_first && container.state.runs() && !is_surplus {
@@ -505,6 +547,19 @@ impl Service {
         }
         self.remove(&container).await?;
         self.fill(wanted, ensure).await
+    }
+
+    /// One that came up with the new values may have ended since, and then the old ones are needed.
+    async fn check_successors(&self, ensure: &Ensure<'_>) -> Result<(), CallError> {
+        if planted!("successors_are_trusted") {
+            return Ok(());
+        }
+        for container in self.members().await? {
+            if self.proof(&container, ensure) == Proof::Holds {
+                self.wait_until_ready(&container.id, ensure, Some(&container)).await?;
+            }
+        }
+        Ok(())
     }
 
     async fn remove(&self, container: &Container) -> Result<(), CallError> {
@@ -526,16 +581,31 @@ impl Service {
         let up = self.compose.up(wanted, self.config.ready_within.span()).await;
         fail_point::pass("container_made", &self.config.service);
         let known: Vec<_> = before.iter().map(|one| one.id.as_str()).collect();
-        for made in self.members().await? {
-            if !known.contains(&made.id.as_str()) {
-                self.wait_until_ready(&made.id, ensure, false).await?;
-            }
+        let mut made = self.members().await?;
+        made.retain(|one| !known.contains(&one.id.as_str()));
+        if let (Err(why), true) = (&up, made.iter().all(|one| one.state.status == "created")) {
+            return Err(self.not_made(why, made.first()));
         }
-        up?;
-        match self.members().await?.len() {
-            enough if enough >= wanted => Ok(()),
+        for container in &made {
+            self.wait_until_ready(&container.id, ensure, None).await?;
+        }
+        match (up, before.len() + made.len()) {
+            (up, enough) if enough >= wanted || up.is_err() => up,
             _ => Err(self.failed("has fewer containers than before and Compose makes none")),
         }
+    }
+
+    /// Says that Compose made nothing that runs. Where it was ended at its limit, it may be made yet.
+    fn not_made(&self, why: &CallError, made: Option<&Container>) -> CallError {
+        let CallError::Refused(refusal) = why else { return why.clone() };
+        let what = match made {
+            Some(made) => format!("got container `{}`, which cannot be started", made.name),
+            None => "gets no new container".into(),
+        };
+        self.failed(&format!(
+            "{what}: {}; `docker compose up -d --no-recreate {}` says why",
+            refusal.message, self.config.service
+        ))
     }
 
     async fn members(&self) -> Result<Vec<Container>, CallError> {
@@ -544,26 +614,24 @@ impl Service {
         Ok(containers)
     }
 
-    /// Waits until a container serves with the expected values. One that holds other values, ends, or is started again by the
-    /// engine will not come to it.
+    /// Waits until a container serves with the expected values and has done so for a while. One that holds other values, ends,
+    /// or is started again by the engine will not come to it. One that was `there` before has been ready for as long as it runs.
     async fn wait_until_ready(
         &self,
         id: &str,
         ensure: &Ensure<'_>,
-        is_old: bool,
+        there: Option<&Container>,
     ) -> Result<(), CallError> {
         let within = self.config.ready_within.span();
         let deadline = Instant::now() + within.into();
-        let steady: StdDuration =
-            if is_old { StdDuration::ZERO } else { self.config.ready_for.span().into() };
+        let steady = self.config.ready_for.span();
+        let restarts = there.map_or(0, |container| container.restarts);
         let mut ready_since = None;
-        let mut restarts = None;
         loop {
             let Some(container) = self.engine.container(id).await? else {
                 return Err(self.failed("lost a container while it came up"));
             };
             let name = format!("container `{}`", container.name);
-            let before = *restarts.get_or_insert(if is_old { container.restarts } else { 0 });
             if planted!("ready_is_not_awaited") {
                 return Ok(());
             }
@@ -572,7 +640,7 @@ impl Service {
                     self.failed(&format!("got {name} with other values than its stores hold"))
                 );
             }
-            if container.state.has_ended() || container.restarts > before {
+            if container.state.has_ended() || container.restarts > restarts {
                 let code = container.state.exit_code;
                 return Err(self
                     .failed(&format!("got {name}, which ended with {code} before it was ready")));
@@ -582,7 +650,9 @@ impl Service {
             }
             if is_ready(&container) {
                 let since = *ready_since.get_or_insert_with(Instant::now);
-                if since.elapsed() >= steady {
+                if since.elapsed() >= steady.into()
+                    || there.is_some() && runs_for(&container, steady)
+                {
                     return Ok(());
                 }
             } else {
@@ -606,6 +676,10 @@ impl Service {
 /// Without a health check, one that runs is ready.
 fn is_ready(container: &Container) -> bool {
     container.state.runs() && matches!(container.state.health(), "healthy" | "none" | "")
+}
+
+fn runs_for(container: &Container, time: Span) -> bool {
+    container.state.started_at().is_some_and(|at| clock::now().since(at) >= time)
 }
 
 fn unsupported(message: &str) -> Refusal {

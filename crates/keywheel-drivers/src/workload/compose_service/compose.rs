@@ -2,15 +2,20 @@
 //!
 //! It is run without keywheel's own environment, so that a variable of a shell cannot mask what a file says (H100).
 
+use std::fs::{File, TryLockError};
+use std::io::{Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
+use keywheel_core::planted;
 use keywheel_core::secret::SecretValue;
 use keywheel_core::time::Span;
 use keywheel_driver::{CallError, Refusal, RefusalKind};
 use serde_json::Value;
 use tokio::sync::OnceCell;
+use tokio::time::Instant;
 
-use crate::program;
+use super::POLL;
+use crate::program::{self, Ended};
 
 /// How long Compose may take to read its files, or to say what it is.
 const ANSWER: Span = Span::seconds(30);
@@ -81,7 +86,7 @@ impl Compose {
     /// Makes the containers that are missing up to a number, and touches none that is there.
     ///
     /// # Errors
-    /// Unknown where Compose ended badly: it may have made some of them.
+    /// A refusal where Compose ended badly, and unknown where it was ended: either may have made some of them.
     pub(super) async fn up(&self, containers: usize, within: Span) -> Result<(), CallError> {
         let scale = format!("{}={containers}", self.service);
         let service = &self.service;
@@ -97,11 +102,53 @@ impl Compose {
                 service,
             ])
             .await?;
-        let ended = program::run(&argv, self.folder(), &self.variables(), within).await?;
-        match ended.well() {
-            true => Ok(()),
-            false => Err(CallError::Unknown(format!("`compose up` {}", ended.in_words()))),
+        let turn = self.turn(within).await?;
+        let ended =
+            program::run_with(&argv, self.folder(), &self.variables(), turn, within).await?;
+        match ended {
+            ended if ended.well() => Ok(()),
+            Ended::With(_) => {
+                let message = format!("`compose up` {}", ended.in_words());
+                Err(Refusal::operator(RefusalKind::WorkloadFailed, message).into())
+            }
+            _ => Err(CallError::Unknown(format!("`compose up` {}", ended.in_words()))),
         }
+    }
+
+    /// Waits until no `up` is under way.
+    ///
+    /// # Errors
+    /// A refusal where one does not end in time.
+    pub(super) async fn is_idle(&self, within: Span) -> Result<(), Refusal> {
+        self.turn(within).await.map(drop)
+    }
+
+    /// Waits until no other `up` is under way: one whose keywheel was killed still makes containers. The lock is on the
+    /// file that is this project, and whoever reads from it holds it: it is free when Compose and all that it started are gone.
+    async fn turn(&self, within: Span) -> Result<File, Refusal> {
+        let file = &self.files[0];
+        let failed = |error: std::io::Error| {
+            let message = format!("file `{}`: {}", file.display(), error.kind());
+            Refusal::operator(RefusalKind::Local, message)
+        };
+        let mut turn = File::open(file).map_err(failed)?;
+        turn.seek(SeekFrom::End(0)).map_err(failed)?;
+        let deadline = Instant::now() + within.into();
+        while !planted!("orphans_are_not_awaited") {
+            match turn.try_lock() {
+                Ok(()) => break,
+                Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
+                    tokio::time::sleep(POLL).await
+                }
+                Err(TryLockError::WouldBlock) => {
+                    let message = "another `compose up` of this project does not end";
+                    return Err(Refusal::retry(RefusalKind::Unavailable, None, message));
+                }
+                // Where a file system knows no locks, nobody holds one.
+                Err(TryLockError::Error(_)) => break,
+            }
+        }
+        Ok(turn)
     }
 
     /// Returns the hash that Compose would put on a container that it made now.

@@ -35,6 +35,7 @@ pub(crate) struct Container {
     pub(super) name: String,
     pub(super) labels: Labels,
     pub(super) created: Option<Timestamp>,
+    pub(super) image: Image,
     pub(super) state: State,
     pub(super) restarts: u32,
     pub(super) has_health_check: bool,
@@ -53,11 +54,21 @@ pub(crate) struct Labels {
     pub(super) version: Option<String>,
 }
 
+/// The image that a container was made from.
+pub(super) struct Image {
+    /// What it was asked for by.
+    pub(super) name: String,
+    /// What that meant then.
+    pub(super) id: String,
+}
+
 /// How a container does.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub(crate) struct State {
     pub(super) status: String,
+    #[serde(default)]
+    started_at: String,
     #[serde(default)]
     pub(super) exit_code: i64,
     health: Option<Health>,
@@ -75,6 +86,11 @@ impl State {
 
     pub(crate) fn health(&self) -> &str {
         self.health.as_ref().map_or("none", |health| &health.status)
+    }
+
+    /// Returns when it was started last.
+    pub(super) fn started_at(&self) -> Option<Timestamp> {
+        timestamp(&self.started_at)
     }
 }
 
@@ -143,6 +159,20 @@ impl Engine {
                 let inspected: Inspected = parsed(&body)?;
                 Ok((inspected.state.status != "removing").then(|| inspected.into()))
             }
+            Err(error) if is_gone(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Returns the id of the image that a name means now; none where there is none.
+    pub(super) async fn image(&self, name: &str) -> Result<Option<String>, CallError> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "PascalCase")]
+        struct Row {
+            id: String,
+        }
+        match self.get(&format!("images/{name}/json"), &[]).await {
+            Ok(body) => parsed::<Row>(&body).map(|row| Some(bare(row.id))),
             Err(error) if is_gone(&error) => Ok(None),
             Err(error) => Err(error),
         }
@@ -287,6 +317,16 @@ impl Lines {
     }
 }
 
+/// Podman writes ids without the name of their hash.
+fn bare(id: String) -> String {
+    id.strip_prefix("sha256:").map_or(id.clone(), str::to_owned)
+}
+
+fn timestamp(text: &str) -> Option<Timestamp> {
+    let at = text.parse::<jiff::Timestamp>().ok()?;
+    Some(Timestamp::from_millis(at.as_millisecond()))
+}
+
 fn is_gone(error: &CallError) -> bool {
     use keywheel_driver::RefusalKind;
     matches!(error, CallError::Refused(refusal) if refusal.kind == RefusalKind::NotFound)
@@ -331,6 +371,8 @@ struct Inspected {
     id: String,
     name: String,
     created: String,
+    #[serde(default)]
+    image: String,
     state: State,
     #[serde(default)]
     restart_count: u32,
@@ -346,6 +388,8 @@ struct Inspected {
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Settings {
+    #[serde(default)]
+    image: String,
     env: Option<Vec<Variable>>,
     labels: Option<std::collections::BTreeMap<String, String>>,
     healthcheck: Option<HealthCheck>,
@@ -399,11 +443,8 @@ impl From<Inspected> for Container {
                 hash: label(HASH),
                 version: label(VERSION),
             },
-            created: inspected
-                .created
-                .parse::<jiff::Timestamp>()
-                .ok()
-                .map(|at| Timestamp::from_millis(at.as_millisecond())),
+            created: timestamp(&inspected.created),
+            image: Image { name: inspected.config.image, id: bare(inspected.image) },
             state: inspected.state,
             restarts: inspected.restart_count,
             has_health_check: check.first().is_some_and(|first| first != "NONE"),
