@@ -293,6 +293,40 @@ fn a_batch_shares_its_rolls_and_a_short_walk_joins_the_last_one() {
     assert!(verified < first_roll, "every version is verified before the first roll");
 }
 
+#[test]
+fn members_that_share_some_of_their_workloads_share_each_roll_of_those() {
+    let reads = |secret: &str, names: &[&str]| {
+        let mut plan = plan(Strategy::Overlap);
+        plan.secret = format!("{secret}@production").parse().unwrap();
+        let named = |name: &&str| {
+            let mut workload = plan.workloads[0].clone();
+            workload.bound.name = (*name).into();
+            workload
+        };
+        plan.workloads = names.iter().map(named).collect();
+        Arc::new(plan)
+    };
+    let plans = [
+        reads("a", &["worker"]),
+        reads("b", &["backend", "worker"]),
+        reads("c", &["backend", "edge"]),
+        reads("d", &["edge", "worker"]),
+    ];
+    let rolls: Vec<(Vec<usize>, String)> = forecast(&plans, START)
+        .iter()
+        .filter_map(|coming| match coming.event {
+            Event::Intended { step: Step::Roll { workload, .. }, .. } => {
+                let workloads = &plans[coming.members[0]].workloads;
+                let name = workloads[usize::from(workload)].bound.name.clone();
+                Some((coming.members.clone(), name))
+            }
+            _ => None,
+        })
+        .collect();
+    let expected = [(vec![1, 2], "backend"), (vec![2, 3], "edge"), (vec![0, 1, 3], "worker")];
+    assert_eq!(rolls, expected.map(|(members, name)| (members, name.to_owned())));
+}
+
 /// A plan whose versions a person makes.
 fn by_hand(name: &str) -> Plan {
     let mut plan = plan(Strategy::Overlap);

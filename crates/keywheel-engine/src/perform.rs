@@ -22,8 +22,8 @@ use keywheel_driver::{Severity, slot};
 use keywheel_journal::{Sealed, ValueKey};
 use smallvec::SmallVec;
 
-use crate::Engine;
 use crate::run::Member;
+use crate::{Engine, readers};
 
 /// What a step brought, and the values to be sealed with its record.
 pub(crate) struct Performed {
@@ -120,29 +120,44 @@ pub(crate) async fn roll(engine: &Engine, members: &[(&Member, Step)]) -> Outcom
     Ok(Report::Plain.into())
 }
 
+/// What was put right.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct PutRight {
+    /// The stores that were written.
+    pub stores: Vec<String>,
+    /// The workloads that were rolled.
+    pub workloads: Vec<String>,
+}
+
 /// Writes what the stores of a rotation should hold over what somebody else wrote there, and replaces the replicas that may
-/// have read it. Returns the names of the stores that were written.
-pub(crate) async fn put_right(engine: &Engine, member: &Member) -> Outcome<Vec<String>> {
+/// have read it. Where no move is under way, replicas that somebody made to hold something else are replaced too.
+pub(crate) async fn put_right(engine: &Engine, member: &Member) -> Outcome<PutRight> {
     let work = Work { engine, member, plan: member.rotation.plan() };
     let at = member.rotation.walk().should_hold();
     let mut written = Vec::new();
-    for (index, planned) in work.plan.stores.iter().enumerate() {
+    for index in 0..work.plan.stores.len() {
         if work.put_right(index, at).await? {
-            written.push((index, planned.bound.name.clone()));
+            written.push(index);
         }
     }
     let held_since = engine.clock.now();
     let fingerprinter = &engine.journal.installation().fingerprinter;
+    let mut rolled = Vec::new();
     for (index, planned) in work.plan.workloads.iter().enumerate() {
-        let reads = |store: usize| planned.reads.iter().any(|read| usize::from(*read) == store);
-        if !written.iter().any(|(store, _)| reads(*store)) {
+        let may_have_read = planned.reads.iter().any(|read| written.contains(&usize::from(*read)));
+        let is_stale = member.rotation.rests()
+            && !planted!("stale_replicas_stay")
+            && !work.evidence(index, at).await?.complete();
+        if !may_have_read && !is_stale {
             continue;
         }
         let slots = work.expected(index, at).await?;
         let ensure = ensure(&slots, held_since, fingerprinter);
         member.drivers.workloads[index].roll(&ensure).await?;
+        rolled.push(planned.bound.name.clone());
     }
-    Ok(written.into_iter().map(|(_, name)| name).collect())
+    let stores = written.into_iter().map(|index| work.plan.stores[index].bound.name.clone());
+    Ok(PutRight { stores: stores.collect(), workloads: rolled })
 }
 
 /// What a roll is asked for.
@@ -188,8 +203,10 @@ impl Work<'_> {
         for (store, planned) in drivers.stores.iter().zip(&self.plan.stores) {
             findings.extend(store.preflight(&addresses(&planned.slots)).await?);
         }
-        for workload in &drivers.workloads {
+        for (index, workload) in drivers.workloads.iter().enumerate() {
             findings.extend(workload.preflight().await?);
+            let compared = readers::compare(self.plan, &drivers.stores, &drivers.workloads, index);
+            findings.extend(compared.await?);
         }
         match findings.into_iter().find(|finding| finding.severity == Severity::Blocks) {
             Some(finding) => {

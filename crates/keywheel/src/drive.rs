@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::future::join_all;
-use keywheel_core::event::{Death, Outcome, ParkReason};
+use keywheel_core::event::{Because, Death, Outcome, ParkReason, Step};
 use keywheel_core::planted;
 use keywheel_core::rotation::{Next, Rotation};
 use keywheel_core::strategy::Side;
@@ -144,12 +144,20 @@ impl Stand {
                 output.json(&json!({ "rotations": list }))?;
             }
             Format::Text => {
+                // Cron need not tell again and again what is only waited for.
+                let is_news = |rotation: &&Rotation| {
+                    !output.quiet || rotation.outcome().is_some() || rotation.parked().is_some()
+                };
                 let ran = rotations
                     .iter()
+                    .filter(is_news)
                     .map(|rotation| ending(session, rotation, &self.back(rotation)));
                 let lines: String = ran.chain(queued.iter().map(Waiting::text)).collect();
                 output.text(&lines)?;
             }
+        }
+        if let Some(hint) = not_attributed(rotations) {
+            output.note(&hint);
         }
         if self.stopped && rotations.iter().any(|rotation| rotation.outcome().is_none()) {
             output.note("stopped; `keywheel resume` goes on");
@@ -171,6 +179,23 @@ impl Stand {
             String::new()
         }
     }
+}
+
+/// Members of a batch that were undone by a roll that they shared: nobody knows which of them it was.
+fn not_attributed(rotations: &[Rotation]) -> Option<String> {
+    let failed_at_roll = |rotation: &&Rotation| {
+        let because = rotation.turned_back_because();
+        matches!(because, Some(Because::Step { step: Step::Roll { .. }, .. }))
+            && !rotation.plan().batch.is_empty()
+    };
+    let failed: Vec<&str> =
+        rotations.iter().filter(failed_at_roll).map(|one| one.plan().secret.name()).collect();
+    (failed.len() > 1).then(|| {
+        format!(
+            "they shared the roll that failed, so which of them it was is not known: `keywheel rotate {} --separately` tells",
+            failed.join(" ")
+        )
+    })
 }
 
 /// Returns what programs are told of a rotation.

@@ -12,6 +12,7 @@ use keywheel_core::strategy::Strategy;
 use keywheel_core::version::{Stage, State, VersionId};
 use keywheel_driver::issuer::Identity;
 use keywheel_driver::slot;
+use keywheel_engine::readers;
 use keywheel_engine::request::held_by;
 
 use crate::cli::Globals;
@@ -48,6 +49,8 @@ pub(crate) struct Prepared {
     pub(crate) plan: Arc<Plan>,
     /// Its row, where it is new and must be noted first.
     pub(crate) adopted: Option<Inventory>,
+    /// What is wrong with who reads it, as far as can be told now.
+    pub(crate) readers: Vec<String>,
 }
 
 /// Compiles the plans of a request. Nothing is changed: what would be adopted is only read.
@@ -115,7 +118,20 @@ async fn one(
         take_over(session, &secret.name, &row, &mut inputs).await?;
     }
     let plan = Arc::new(compile(config, &secret.name, inputs)?);
-    Ok(Prepared { plan, adopted })
+    let readers = compare_readers(&plan).await?;
+    Ok(Prepared { plan, adopted, readers })
+}
+
+/// What cannot be told now is left to the preflight, which says why.
+async fn compare_readers(plan: &Plan) -> Result<Vec<String>, Failure> {
+    let built = drivers_of(plan)?;
+    let mut found = Vec::new();
+    for workload in 0..plan.workloads.len() {
+        let compared = readers::compare(plan, &built.stores, &built.workloads, workload).await;
+        found.extend(compared.unwrap_or_default().into_iter().map(|finding| finding.message));
+    }
+    found.dedup();
+    Ok(found)
 }
 
 /// A secret that follows another environment waits until the same rotation has completed there.

@@ -25,7 +25,7 @@ pub(crate) struct Selection {
     #[arg(long)]
     pub(crate) all: bool,
     /// Those that are due, or will be within this time
-    #[arg(long, value_name = "WITHIN", num_args = 0..=1, default_missing_value = "0s", require_equals = true)]
+    #[arg(long, value_name = "WITHIN", num_args = 0..=1, default_missing_value = "0s")]
     pub(crate) due: Option<Duration>,
     /// Those that a store holds
     #[arg(long, value_name = "STORE")]

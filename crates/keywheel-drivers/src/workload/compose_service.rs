@@ -14,6 +14,8 @@
 
 mod compose;
 pub(crate) mod engine;
+mod model;
+mod yaml;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -28,7 +30,7 @@ use keywheel_core::planted;
 use keywheel_core::secret::SecretValue;
 use keywheel_core::time::Span;
 use keywheel_driver::duration::Duration;
-use keywheel_driver::workload::{Answer, Ensure, Workload};
+use keywheel_driver::workload::{Answer, Ensure, Reader, Workload};
 use keywheel_driver::{CallError, Finding, Refusal, RefusalKind, fail_point, slot};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -199,8 +201,7 @@ impl Workload for Service {
     }
 
     fn resource(&self) -> String {
-        let project = self.config.project.as_deref().unwrap_or_default();
-        format!("compose:{}:{project}:{}", self.compose.folder().display(), self.config.service)
+        self.resource_of(&self.config.service)
     }
 
     async fn preflight(&self) -> Result<Vec<Finding>, CallError> {
@@ -215,6 +216,31 @@ impl Workload for Service {
             findings.push(Finding::note(message));
         }
         Ok(findings)
+    }
+
+    async fn readers(&self, slots: &[String]) -> Result<Option<Vec<Reader>>, CallError> {
+        let model = self.compose.model().await?;
+        let mut readers = Vec::new();
+        for service in model.services() {
+            let is_own = *service == self.config.service;
+            let takes = |slot: &&String| {
+                let (file, address) = slot::parts(slot);
+                let file = Path::new(file.trim_start_matches("file:"));
+                let may_take = model.is_merged || model.sees(service, file);
+                model.takes(service, file, address) || is_own && may_take
+            };
+            let taken: Vec<String> = slots.iter().filter(takes).cloned().collect();
+            if taken.is_empty() && !is_own {
+                continue;
+            }
+            readers.push(Reader {
+                name: format!("service `{service}`"),
+                resource: self.resource_of(service),
+                slots: taken,
+                runs: self.containers_of(service).await?.iter().any(|one| !one.state.has_ended()),
+            });
+        }
+        Ok(Some(readers))
     }
 
     async fn observe(
@@ -280,11 +306,20 @@ impl Workload for Service {
 impl Service {
     /// Lists the containers of the service. One that `compose run` made and that ended is done, and cannot start by itself.
     async fn containers(&self) -> Result<Vec<Container>, CallError> {
+        self.containers_of(&self.config.service).await
+    }
+
+    async fn containers_of(&self, service: &str) -> Result<Vec<Container>, CallError> {
         let project = self.config.project.as_deref();
-        let service = &self.config.service;
         let mut found = self.engine.containers(self.compose.folder(), project, service).await?;
         found.retain(|container| !container.labels.is_one_off || container.state.runs());
         Ok(found)
+    }
+
+    /// The name under which everyone who rolls a service of the project knows it.
+    fn resource_of(&self, service: &str) -> String {
+        let project = self.config.project.as_deref().unwrap_or_default();
+        format!("compose:{}:{project}:{service}", self.compose.folder().display())
     }
 
     fn look(
@@ -340,6 +375,10 @@ impl Service {
     async fn examine_project(&self, containers: &[Container]) -> Result<Vec<Finding>, CallError> {
         let mut findings = Vec::new();
         let found = self.compose.found().await?;
+        if let Some(file) = self.compose.files.iter().find(|file| !file.is_file()) {
+            let message = format!("there is no Compose file `{}`", file.display());
+            return Ok(vec![Finding::blocks(message)]);
+        }
         let members: Vec<_> = containers.iter().filter(|one| !one.labels.is_one_off).collect();
         let service = &self.config.service;
         if members.is_empty() {
@@ -364,6 +403,27 @@ impl Service {
             findings.push(Finding::note("Compose 1 gets no more corrections since July 2023"));
         }
         findings.extend(self.examine_hash(&members, &found.version).await?);
+        findings.extend(self.examine_needs().await?);
+        Ok(findings)
+    }
+
+    /// A roll leaves the services alone that this one depends on, so they must be there.
+    async fn examine_needs(&self) -> Result<Vec<Finding>, CallError> {
+        let mut findings = Vec::new();
+        for need in self.compose.model().await?.needs(&self.config.service) {
+            let containers = self.containers_of(&need.service).await?;
+            let is_done = |one: &Container| one.state.has_ended() && one.state.exit_code == 0;
+            let is_there = match need.ends {
+                true => containers.is_empty() || containers.iter().any(is_done),
+                false => containers.iter().any(is_ready),
+            };
+            if !is_there {
+                let (service, needed) = (&self.config.service, &need.service);
+                findings.push(Finding::blocks(format!(
+                    "service `{service}` depends on `{needed}`, which is not there: `docker compose up -d {needed}` starts it"
+                )));
+            }
+        }
         Ok(findings)
     }
 
@@ -466,7 +526,7 @@ impl Service {
         if planted!("mask_unseen") {
             return Ok(());
         }
-        let Some(environment) = self.compose.environment().await? else { return Ok(()) };
+        let environment = self.compose.environment().await?;
         for (name, expected) in ensure.slots {
             let (_, address) = slot::parts(name);
             let Some(expected) = expected.filter(|_| address != CONTENT) else { continue };
@@ -650,7 +710,7 @@ impl Service {
             }
             if is_ready(&container) {
                 let since = *ready_since.get_or_insert_with(Instant::now);
-                if since.elapsed() >= steady.into()
+                if since.elapsed() >= StdDuration::from(steady)
                     || there.is_some() && runs_for(&container, steady)
                 {
                     return Ok(());

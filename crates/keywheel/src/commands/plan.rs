@@ -59,6 +59,7 @@ pub(crate) async fn run(args: &PlanArgs, globals: &Globals) -> Result<Exit, Fail
             "environment": environment.name,
             "rotations": prepared.iter().map(|one| one.plan.as_ref()).collect::<Vec<_>>(),
             "steps": steps(&prepared, session.now()),
+            "readers": prepared.iter().flat_map(|one| &one.readers).collect::<Vec<_>>(),
         }))?,
     }
     Ok(Exit::Done)
@@ -106,6 +107,10 @@ pub(crate) fn text(prepared: &[Prepared], now: Timestamp, run: &str) -> String {
         text.push_str(
             "  values that are in use now are adopted as v1 first; they are not changed by that\n",
         );
+    }
+    for one in prepared {
+        let name = one.plan.secret.name();
+        text.extend(one.readers.iter().map(|found| format!("  {name}: {found}\n")));
     }
     if !run.is_empty() {
         text.push_str(&format!("  run it: {run} --plan {}\n", hash.short()));

@@ -10,11 +10,12 @@ use keywheel_core::planted;
 use keywheel_core::secret::SecretValue;
 use keywheel_core::time::Span;
 use keywheel_driver::{CallError, Refusal, RefusalKind};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
-use super::POLL;
+use super::model::Model;
+use super::{POLL, yaml};
 use crate::program::{self, Ended};
 
 /// How long Compose may take to read its files, or to say what it is.
@@ -168,18 +169,15 @@ impl Compose {
         Ok(String::from_utf8_lossy(said.expose()).lines().map(str::to_owned).collect())
     }
 
-    /// Returns a variable as a container that is made now would get it; none where Compose does not tell.
-    pub(super) async fn environment(&self) -> Result<Option<Environment>, Refusal> {
-        if self.found().await?.is_first_generation() {
-            return Ok(None);
-        }
-        let said = self.say(&["config", "--format", "json"]).await?;
-        let mut model: Value = serde_json::from_slice(said.expose()).map_err(|_| {
-            Refusal::operator(RefusalKind::Unsupported, "`compose config` wrote no JSON")
-        })?;
-        let environment = model["services"][&self.service]["environment"].take();
-        let Value::Object(variables) = environment else {
-            return Ok(Some(Environment(Vec::new())));
+    /// Returns the environment that a container would get now.
+    ///
+    /// # Errors
+    /// A refusal where Compose cannot read the project.
+    pub(super) async fn environment(&self) -> Result<Environment, Refusal> {
+        let mut model = self.config(&[]).await?;
+        let variables = match model["services"][&self.service]["environment"].take() {
+            Value::Object(variables) => variables,
+            _ => Map::new(),
         };
         let text = |value: Value| match value {
             Value::String(text) => Some(SecretValue::new(text.replace("$$", "$").into_bytes())),
@@ -188,14 +186,40 @@ impl Compose {
         };
         let variables =
             variables.into_iter().filter_map(|(name, value)| Some((name, text(value)?)));
-        Ok(Some(Environment(variables.collect())))
+        Ok(Environment(variables.collect()))
+    }
+
+    /// Returns the project as its files have it, without values as far as this Compose can leave them out.
+    ///
+    /// # Errors
+    /// A refusal where Compose cannot read the project.
+    pub(super) async fn model(&self) -> Result<Model, Refusal> {
+        let bare = self.config(&["--no-interpolate", "--no-env-resolution"]).await;
+        let (document, is_merged) = match bare {
+            Ok(document) => (document, false),
+            Err(_) => (self.config(&["--no-interpolate"]).await?, true),
+        };
+        Ok(Model { document, folder: self.folder().to_owned(), is_merged })
+    }
+
+    async fn config(&self, words: &[&str]) -> Result<Value, Refusal> {
+        let speaks_json = !self.found().await?.is_first_generation();
+        let json: &[&str] = if speaks_json { &["--format", "json"] } else { &[] };
+        let said = self.say(&[&["config"], json, words].concat()).await?;
+        let read = match speaks_json {
+            true => serde_json::from_slice(said.expose()).ok(),
+            false => std::str::from_utf8(said.expose()).ok().and_then(yaml::read),
+        };
+        read.ok_or_else(|| {
+            let message = "`compose config` wrote what this version cannot read";
+            Refusal::operator(RefusalKind::Unsupported, message)
+        })
     }
 
     async fn say(&self, words: &[&str]) -> Result<SecretValue, Refusal> {
         let argv = self.argv(words).await?;
         program::read(&argv, self.folder(), &self.variables(), ANSWER).await.map_err(|refusal| {
-            let verb = words[0];
-            let message = format!("{}: `compose {verb}` cannot be read", refusal.message);
+            let message = format!("{}: `docker compose {}` says why", refusal.message, words[0]);
             Refusal::operator(refusal.kind, message)
         })
     }

@@ -1,12 +1,13 @@
 //! The container engine behind a Compose project, asked over its socket: Docker's API, which Podman serves too.
 
+use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use keywheel_core::secret::SecretValue;
 use keywheel_core::time::Timestamp;
-use keywheel_driver::CallError;
+use keywheel_driver::{CallError, Refusal, RefusalKind};
 use reqwest::{Method, StatusCode};
 use serde::{Deserialize, Deserializer};
 
@@ -242,7 +243,18 @@ impl Engine {
 
     /// The host of a URL means nothing on a socket.
     fn call_error(&self, error: reqwest::Error) -> CallError {
-        http::call_error(&self.name, &error.without_url())
+        match error.is_connect().then(|| http::io_kind(&error)).flatten() {
+            Some(ErrorKind::PermissionDenied) => {
+                let message = format!("{}: this account may not use it", self.name);
+                Refusal::operator(RefusalKind::Permission, message).into()
+            }
+            Some(ErrorKind::NotFound) => {
+                let message =
+                    format!("{}: there is no such socket; does the engine run?", self.name);
+                Refusal::retry(RefusalKind::Unavailable, None, message).into()
+            }
+            _ => http::call_error(&self.name, &error.without_url()),
+        }
     }
 
     /// What is changed already, or gone, is as it should be.
@@ -328,7 +340,6 @@ fn timestamp(text: &str) -> Option<Timestamp> {
 }
 
 fn is_gone(error: &CallError) -> bool {
-    use keywheel_driver::RefusalKind;
     matches!(error, CallError::Refused(refusal) if refusal.kind == RefusalKind::NotFound)
 }
 
