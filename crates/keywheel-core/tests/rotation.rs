@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use keywheel_core::batch::{Turn, turn};
 use keywheel_core::call::{Refusal, RefusalKind};
 use keywheel_core::event::{Because, Death, Event, Outcome, ParkReason, Report, Step};
 use keywheel_core::evidence::Count;
@@ -325,6 +326,39 @@ fn members_that_share_some_of_their_workloads_share_each_roll_of_those() {
         .collect();
     let expected = [(vec![1, 2], "backend"), (vec![2, 3], "edge"), (vec![0, 1, 3], "worker")];
     assert_eq!(rolls, expected.map(|(members, name)| (members, name.to_owned())));
+}
+
+#[test]
+fn h40_on_the_way_back_every_member_writes_before_anybody_rolls() {
+    let named = |name: &str| {
+        let mut plan = plan(Strategy::Overlap);
+        plan.secret = format!("{name}@production").parse().unwrap();
+        World::new(plan)
+    };
+    let mut worlds = [named("first"), named("second")];
+    for world in &mut worlds {
+        let step = world.until(|step| matches!(step, Step::Roll { .. }));
+        world.refuse(step, RefusalKind::WorkloadFailed);
+    }
+    let mut taken = Vec::new();
+    while taken.len() < 4 {
+        let now = worlds[0].now.max(worlds[1].now);
+        let members: Vec<&Rotation> = worlds.iter().map(|world| &world.rotation).collect();
+        match turn(&members, now) {
+            Turn::Record(member, event) => worlds[member].apply(event),
+            Turn::Do(steps) => {
+                for (member, step) in steps {
+                    worlds[member].apply(Event::Intended { step, until: now });
+                    worlds[member].finish(step);
+                    if !matches!(step, Step::Evidence { .. }) {
+                        taken.push((member, matches!(step, Step::Write { .. })));
+                    }
+                }
+            }
+            other => panic!("{other:?} after {taken:?}"),
+        }
+    }
+    assert_eq!(taken, [(0, true), (1, true), (0, false), (1, false)]);
 }
 
 /// A plan whose versions a person makes.

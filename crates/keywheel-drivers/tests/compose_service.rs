@@ -401,6 +401,7 @@ fn h51_nothing_is_removed_where_no_successor_could_be_made() {
         assert!(why.contains("image `local/app:1`"), "{why}");
         assert_eq!(project.ids(), before);
         // Built anew meanwhile: a roll would deploy that too.
+        project.write("app.env", "VALUE=old\n");
         let other = project.folder.path().join("other.tar");
         let archive = Command::new("tar")
             .arg("-cf")
@@ -415,6 +416,28 @@ fn h51_nothing_is_removed_where_no_successor_could_be_made() {
         let why = why_it_failed(project.roll_to(workload.as_ref(), "new").await);
         assert!(why.contains("is another image now"), "{why}");
         assert_eq!(project.ids(), before);
+    });
+}
+
+#[test]
+fn h14_a_compose_whose_keywheel_was_killed_is_waited_for() {
+    let Some(project) = Project::one("") else { return };
+    wait(async {
+        project.up(2, &[]);
+        let (before, workload) = (project.ids(), project.workload(json!({})));
+        project.write("app.env", "VALUE=new\n");
+        let slots = project.slots("app.env", "VALUE", "new");
+        // As long as it makes containers, a Compose holds the lock that its keywheel took.
+        let file = std::fs::File::open(project.folder.path().join("docker-compose.yml")).unwrap();
+        file.lock().unwrap();
+        let end = async {
+            tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+            assert_eq!(project.ids(), before, "nothing is touched while it works");
+            drop(file);
+        };
+        let (ended, ()) = tokio::join!(project.roll(workload.as_ref(), &slots, now()), end);
+        ended.unwrap();
+        assert!(before.is_disjoint(&project.ids()));
     });
 }
 

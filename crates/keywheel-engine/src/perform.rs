@@ -203,10 +203,9 @@ impl Work<'_> {
         for (store, planned) in drivers.stores.iter().zip(&self.plan.stores) {
             findings.extend(store.preflight(&addresses(&planned.slots)).await?);
         }
-        for (index, workload) in drivers.workloads.iter().enumerate() {
-            findings.extend(workload.preflight().await?);
-            let compared = readers::compare(self.plan, &drivers.stores, &drivers.workloads, index);
-            findings.extend(compared.await?);
+        for index in 0..drivers.workloads.len() {
+            let (stores, workloads) = (&drivers.stores, &drivers.workloads);
+            findings.extend(readers::preflight(self.plan, stores, workloads, index).await?);
         }
         match findings.into_iter().find(|finding| finding.severity == Severity::Blocks) {
             Some(finding) => {

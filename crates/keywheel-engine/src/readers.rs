@@ -7,7 +7,27 @@ use keywheel_core::call::CallError;
 use keywheel_core::plan::Plan;
 use keywheel_core::planted;
 use keywheel_driver::workload::Reader;
-use keywheel_driver::{Finding, Store, Workload, slot};
+use keywheel_driver::{Finding, Severity, Store, Workload, slot};
+
+/// Asks a workload whether it can be rolled, and who reads its stores beside it.
+///
+/// # Errors
+/// [`CallError`] where it cannot be asked, and nothing else is found.
+pub async fn preflight(
+    plan: &Plan,
+    stores: &[Arc<dyn Store>],
+    workloads: &[Arc<dyn Workload>],
+    workload: usize,
+) -> Result<Vec<Finding>, CallError> {
+    let mut findings = workloads[workload].preflight().await?;
+    match compare(plan, stores, workloads, workload).await {
+        Ok(compared) => findings.extend(compared),
+        // What stands in the way of the roll is probably the reason, and says more.
+        Err(_) if findings.iter().any(|finding| finding.severity == Severity::Blocks) => {}
+        Err(error) => return Err(error),
+    }
+    Ok(findings)
+}
 
 /// Compares who takes up the slots of a workload's stores with who is listed.
 ///

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::future::join_all;
 use keywheel_core::event::{Because, Death, Outcome, ParkReason, Step};
+use keywheel_core::plan::RotationId;
 use keywheel_core::planted;
 use keywheel_core::rotation::{Next, Rotation};
 use keywheel_core::strategy::Side;
@@ -72,6 +73,8 @@ pub(crate) async fn run(
 /// How rotations stand after a run.
 pub(crate) struct Stand {
     pub(crate) rotations: Vec<Rotation>,
+    /// Those that were promoted before the run already.
+    waited: Vec<RotationId>,
     stopped: bool,
 }
 
@@ -82,6 +85,8 @@ pub(crate) async fn go(
     rest: bool,
     output: Output,
 ) -> Result<Stand, Failure> {
+    let before = groups.iter().flat_map(Group::rotations);
+    let waited = before.filter(|one| one.retires()).map(|one| one.id().clone()).collect();
     let stop = stop_on_signals(output);
     let until = Until { rest, patience: PATIENCE, stop: &stop };
     let runs = groups.into_iter().map(|mut group| async {
@@ -98,7 +103,7 @@ pub(crate) async fn go(
     }
     match Failure::of_all(failures) {
         Some(failure) => Err(failure),
-        None => Ok(Stand { rotations, stopped }),
+        None => Ok(Stand { rotations, waited, stopped }),
     }
 }
 
@@ -144,10 +149,7 @@ impl Stand {
                 output.json(&json!({ "rotations": list }))?;
             }
             Format::Text => {
-                // Cron need not tell again and again what is only waited for.
-                let is_news = |rotation: &&Rotation| {
-                    !output.quiet || rotation.outcome().is_some() || rotation.parked().is_some()
-                };
+                let is_news = |rotation: &&Rotation| !output.quiet || self.is_news(rotation);
                 let ran = rotations
                     .iter()
                     .filter(is_news)
@@ -163,6 +165,13 @@ impl Stand {
             output.note("stopped; `keywheel resume` goes on");
         }
         Ok(rotations.iter().map(exit).max_by_key(|exit| weight(*exit)).unwrap_or(Exit::Done))
+    }
+
+    /// Cron need not tell again and again what is only waited for.
+    fn is_news(&self, rotation: &Rotation) -> bool {
+        rotation.outcome().is_some()
+            || rotation.parked().is_some()
+            || !self.waited.contains(rotation.id())
     }
 
     /// The line that offers `undo`; empty where there is no way back. Members of a batch turn round together or not at all.

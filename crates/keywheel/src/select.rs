@@ -63,7 +63,7 @@ impl Selection {
             && self.owner.is_none()
     }
 
-    /// Returns the secrets, in the order of the file.
+    /// Returns the secrets, in the order of the file; none only where it was asked for what is due, and nothing is.
     pub(crate) async fn secrets<'a>(
         &self,
         globals: &Globals,
@@ -75,10 +75,10 @@ impl Selection {
             return Err(failure.hint("name them, or use `--all`, `--due`, `--in-store`, `--read-by`, `--issuer` or `--owner`"));
         }
         self.check_names(config, environment)?;
-        let mut chosen: Vec<&Secret> =
+        let chosen: Vec<&Secret> =
             environment.secrets.iter().filter(|secret| self.takes(secret)).collect();
         if let Some(within) = self.due {
-            chosen = due(globals, config, environment, chosen, within.span()).await?;
+            return due(globals, config, environment, chosen, within.span()).await;
         }
         if chosen.is_empty() {
             return Err(Failure::new("no secret is selected")

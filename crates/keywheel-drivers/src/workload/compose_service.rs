@@ -135,6 +135,7 @@ impl Build for Config {
                 service: self.service.clone(),
                 socket,
                 found: OnceCell::new(),
+                model: OnceCell::new(),
             },
             config: self.clone(),
         }))
@@ -265,7 +266,9 @@ impl Workload for Service {
         let wanted = self.wanted(&containers);
         self.refuse_other_image(&containers, ensure).await?;
         // What a roll that was broken off left missing is made before anything else is removed.
-        self.fill(wanted, ensure).await?;
+        if !planted!("missing_is_made_later") {
+            self.fill(wanted, ensure).await?;
+        }
         // One that serves is removed only when every other one serves.
         containers.sort_by_key(|one| (is_ready(one), self.proof(one, ensure) != Proof::Holds));
         for container in containers {
@@ -700,10 +703,15 @@ impl Service {
                     self.failed(&format!("got {name} with other values than its stores hold"))
                 );
             }
-            if container.state.has_ended() || container.restarts > restarts {
+            if container.state.has_ended() {
                 let code = container.state.exit_code;
                 return Err(self
                     .failed(&format!("got {name}, which ended with {code} before it was ready")));
+            }
+            if container.restarts > restarts {
+                let message =
+                    format!("got {name}, which ended again and again before it was ready");
+                return Err(self.failed(&message));
             }
             if container.state.health() == "unhealthy" {
                 return Err(self.failed(&format!("got {name}, which is unhealthy")));

@@ -88,9 +88,8 @@ async fn one(session: &Session, config: &Config, secret: &Secret) -> Result<Vec<
         add(format!("store {}", planned.bound.name), store.preflight(&addresses).await);
     }
     for (index, planned) in plan.workloads.iter().enumerate() {
-        let place = || format!("workload {}", planned.bound.name);
-        add(place(), built.workloads[index].preflight().await);
-        add(place(), readers::compare(&plan, &built.stores, &built.workloads, index).await);
+        let found = readers::preflight(&plan, &built.stores, &built.workloads, index).await;
+        add(format!("workload {}", planned.bound.name), found);
     }
     add("stores".into(), held(&plan, &built).await);
     Ok(found)

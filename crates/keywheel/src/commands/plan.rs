@@ -33,6 +33,9 @@ pub(crate) async fn run(args: &PlanArgs, globals: &Globals) -> Result<Exit, Fail
     let config = globals.load()?;
     let environment = args.selection.environment(&config)?;
     let secrets = args.selection.secrets(globals, &config).await?;
+    if secrets.is_empty() {
+        return super::rotate::nothing_due(globals.output());
+    }
     // Where there is no journal yet, an empty one is made: the hash of a plan names the installation it belongs to.
     let session = match Session::read(globals, &config, &environment.name)? {
         Some(session) => session,

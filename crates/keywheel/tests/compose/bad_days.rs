@@ -94,7 +94,7 @@ fn crashes_again_and_again(ground: &Ground, compose: &Path) {
     let since = std::time::Instant::now();
     let said = project.run(&["rotate", "app-key", "--yes"], 2);
     println!("a value that is refused was undone {:?} after `rotate` was called", since.elapsed());
-    assert!(said.contains("ended with 7 before it was ready"), "{said}");
+    assert!(said.contains("before it was ready"), "{said}");
     assert_eq!((project.key().as_str(), project.holders(OLD)), (OLD, 2));
     assert_eq!(before.intersection(&project.containers()).count(), 1);
     project.run(&["doctor"], 0);

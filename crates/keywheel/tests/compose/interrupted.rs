@@ -122,7 +122,7 @@ fn killed(ground: &Ground, compose: &Path) {
 fn two_at_once(ground: &Ground, compose: &Path) {
     let running = Running::begin(ground, compose);
     let said = running.project.run(&["rotate", "app-key", "--yes"], 4);
-    assert!(said.contains("is being worked on by pid"), "{said}");
+    assert!(said.contains("`app-key@default` has an open rotation"), "{said}");
     let (project, output) = running.ends();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     project.run(&["resume", "--all", "--soak"], 0);

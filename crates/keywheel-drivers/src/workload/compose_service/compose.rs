@@ -31,6 +31,7 @@ pub(super) struct Compose {
     pub(super) service: String,
     pub(super) socket: PathBuf,
     pub(super) found: OnceCell<Found>,
+    pub(super) model: OnceCell<Model>,
 }
 
 /// The program, and its version.
@@ -193,11 +194,19 @@ impl Compose {
     ///
     /// # Errors
     /// A refusal where Compose cannot read the project.
-    pub(super) async fn model(&self) -> Result<Model, Refusal> {
-        let bare = self.config(&["--no-interpolate", "--no-env-resolution"]).await;
-        let (document, is_merged) = match bare {
-            Ok(document) => (document, false),
-            Err(_) => (self.config(&["--no-interpolate"]).await?, true),
+    pub(super) async fn model(&self) -> Result<&Model, Refusal> {
+        self.model.get_or_try_init(|| self.read_model()).await
+    }
+
+    async fn read_model(&self) -> Result<Model, Refusal> {
+        let (bare, partly) = (["--no-interpolate", "--no-env-resolution"], ["--no-interpolate"]);
+        let whole = match self.found().await?.is_first_generation() {
+            true => None,
+            false => self.config(&bare).await.ok(),
+        };
+        let (document, is_merged) = match whole {
+            Some(document) => (document, false),
+            None => (self.config(&partly).await?, true),
         };
         Ok(Model { document, folder: self.folder().to_owned(), is_merged })
     }
