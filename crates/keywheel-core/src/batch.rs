@@ -7,6 +7,7 @@
 use smallvec::SmallVec;
 
 use crate::event::{Event, Step};
+use crate::plan::Bound;
 use crate::rotation::{Next, Rotation, Why};
 use crate::strategy::Side;
 use crate::time::Timestamp;
@@ -50,6 +51,7 @@ pub fn turn(members: &[&Rotation], now: Timestamp) -> Turn {
                 let together = members[index].together(*step, now);
                 return Turn::Do(together.into_iter().map(|step| (index, step)).collect());
             }
+            Next::Do(Step::Roll { .. }) if others_write_first(members, &owed, index) => {}
             Next::Do(Step::Roll { .. }) => {
                 if let Some(rolls) = shared_roll(members, &owed, index) {
                     return Turn::Do(rolls);
@@ -88,6 +90,25 @@ fn held_at_barrier(members: &[&Rotation], owed: &[Next], index: usize) -> bool {
     })
 }
 
+/// On the way back every member's writes come before anybody's roll: a replica that is made while one value still stands in a
+/// store may come up with that one as little as before.
+fn others_write_first(members: &[&Rotation], owed: &[Next], index: usize) -> bool {
+    let writes = |next: &Next| {
+        matches!(next, Next::Record(Event::MoveBegun { .. }) | Next::Do(Step::Write { .. }))
+    };
+    returns(members[index])
+        && !crate::planted!("rolled_back_before_all_is_written")
+        && members.iter().zip(owed).any(|(member, next)| returns(member) && writes(next))
+}
+
+/// Whether a member turned round before anybody was told to use its version.
+fn returns(member: &Rotation) -> bool {
+    member.toward() == Side::Previous
+        && !member.was_ever_promoted()
+        && member.outcome().is_none()
+        && member.parked().is_none()
+}
+
 /// The roll of one member with that of all others at the same distance, once each of them has come to it.
 fn shared_roll(
     members: &[&Rotation],
@@ -101,17 +122,29 @@ fn shared_roll(
     let mut rolls = SmallVec::new();
     for (other, (member, next)) in members.iter().zip(owed).enumerate() {
         match next {
-            Next::Do(step @ Step::Roll { workload, .. }) if moves_left(member) == Some(mine) => {
-                let shared = member.plan().workloads[usize::from(*workload)].bound == *bound;
-                rolls.extend(shared.then_some((other, *step)));
+            Next::Do(step @ Step::Roll { workload, .. })
+                if moves_left(member) == Some(mine)
+                    && member.plan().workloads[usize::from(*workload)].bound == *bound =>
+            {
+                rolls.push((other, *step));
             }
-            _ if other != index && moves_left(member) == Some(mine) && !has_rolled(next) => {
-                return None;
-            }
+            _ if other == index || moves_left(member) != Some(mine) => {}
+            Next::Do(Step::Roll { .. }) if !comes_to(member, next, bound) => {}
+            next if !has_rolled(next) || comes_to(member, next, bound) => return None,
             _ => {}
         }
     }
     Some(rolls)
+}
+
+/// Whether a member is about to roll, or to prove, another workload and comes to this one after it. Members come to workloads
+/// in one order, so that no two of them wait for each other.
+fn comes_to(member: &Rotation, next: &Next, bound: &Bound) -> bool {
+    let Next::Do(Step::Roll { workload, .. } | Step::Evidence { workload, .. }) = next else {
+        return false;
+    };
+    let later = member.plan().workloads.iter().skip(usize::from(*workload) + 1);
+    later.into_iter().any(|workload| workload.bound == *bound)
 }
 
 /// Whether a member at the same distance is past its rolls, so that nobody needs to wait for it.

@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use keywheel_core::batch::{Turn, turn};
 use keywheel_core::call::{Refusal, RefusalKind};
 use keywheel_core::event::{Because, Death, Event, Outcome, ParkReason, Report, Step};
 use keywheel_core::evidence::Count;
@@ -292,6 +293,73 @@ fn a_batch_shares_its_rolls_and_a_short_walk_joins_the_last_one() {
         .iter()
         .position(|coming| matches!(coming.event, Event::Intended { step: Step::Verify(_), .. }));
     assert!(verified < first_roll, "every version is verified before the first roll");
+}
+
+#[test]
+fn members_that_share_some_of_their_workloads_share_each_roll_of_those() {
+    let reads = |secret: &str, names: &[&str]| {
+        let mut plan = plan(Strategy::Overlap);
+        plan.secret = format!("{secret}@production").parse().unwrap();
+        let named = |name: &&str| {
+            let mut workload = plan.workloads[0].clone();
+            workload.bound.name = (*name).into();
+            workload
+        };
+        plan.workloads = names.iter().map(named).collect();
+        Arc::new(plan)
+    };
+    let plans = [
+        reads("a", &["worker"]),
+        reads("b", &["backend", "worker"]),
+        reads("c", &["backend", "edge"]),
+        reads("d", &["edge", "worker"]),
+    ];
+    let rolls: Vec<(Vec<usize>, String)> = forecast(&plans, START)
+        .iter()
+        .filter_map(|coming| match coming.event {
+            Event::Intended { step: Step::Roll { workload, .. }, .. } => {
+                let workloads = &plans[coming.members[0]].workloads;
+                let name = workloads[usize::from(workload)].bound.name.clone();
+                Some((coming.members.clone(), name))
+            }
+            _ => None,
+        })
+        .collect();
+    let expected = [(vec![1, 2], "backend"), (vec![2, 3], "edge"), (vec![0, 1, 3], "worker")];
+    assert_eq!(rolls, expected.map(|(members, name)| (members, name.to_owned())));
+}
+
+#[test]
+fn h40_on_the_way_back_every_member_writes_before_anybody_rolls() {
+    let named = |name: &str| {
+        let mut plan = plan(Strategy::Overlap);
+        plan.secret = format!("{name}@production").parse().unwrap();
+        World::new(plan)
+    };
+    let mut worlds = [named("first"), named("second")];
+    for world in &mut worlds {
+        let step = world.until(|step| matches!(step, Step::Roll { .. }));
+        world.refuse(step, RefusalKind::WorkloadFailed);
+    }
+    let mut taken = Vec::new();
+    while taken.len() < 4 {
+        let now = worlds[0].now.max(worlds[1].now);
+        let members: Vec<&Rotation> = worlds.iter().map(|world| &world.rotation).collect();
+        match turn(&members, now) {
+            Turn::Record(member, event) => worlds[member].apply(event),
+            Turn::Do(steps) => {
+                for (member, step) in steps {
+                    worlds[member].apply(Event::Intended { step, until: now });
+                    worlds[member].finish(step);
+                    if !matches!(step, Step::Evidence { .. }) {
+                        taken.push((member, matches!(step, Step::Write { .. })));
+                    }
+                }
+            }
+            other => panic!("{other:?} after {taken:?}"),
+        }
+    }
+    assert_eq!(taken, [(0, true), (1, true), (0, false), (1, false)]);
 }
 
 /// A plan whose versions a person makes.

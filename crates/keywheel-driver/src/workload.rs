@@ -25,6 +25,12 @@ pub trait Workload: Send + Sync {
     /// Checks that it can be rolled, and how it reads its stores, without changing anything.
     async fn preflight(&self) -> Result<Vec<Finding>, CallError>;
 
+    /// Says who takes up which of these slots, which are [names](crate::slot::name), as far as the configuration of what runs
+    /// tells it: this workload, and whoever else does; none where it tells nothing.
+    async fn readers(&self, _slots: &[String]) -> Result<Option<Vec<Reader>>, CallError> {
+        Ok(None)
+    }
+
     /// Lists every replica that is not finally gone, ready or not, stopped ones too, with what it shows of
     /// `slots`, which are [names](crate::slot::name).
     async fn observe(
@@ -48,6 +54,19 @@ pub trait Workload: Send + Sync {
     async fn present(&self, _token: &SecretValue) -> Result<Vec<Answer>, CallError> {
         Ok(Vec::new())
     }
+}
+
+/// Who takes up slots.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reader {
+    /// What people call it.
+    pub name: String,
+    /// Its [`Workload::resource`], if it were a workload.
+    pub resource: String,
+    /// The slots.
+    pub slots: Vec<String>,
+    /// Whether it runs, and holds what it took up.
+    pub runs: bool,
 }
 
 /// What a roll brings about.

@@ -161,6 +161,18 @@ fn built(settings: impl Fn() -> reqwest::ClientBuilder) -> reqwest::Client {
         .expect("a client that needs nothing of the machine is built")
 }
 
+/// Returns what the operating system said, where it said anything.
+pub(crate) fn io_kind(error: &reqwest::Error) -> Option<std::io::ErrorKind> {
+    let mut cause = error.source();
+    while let Some(here) = cause {
+        if let Some(error) = here.downcast_ref::<std::io::Error>() {
+            return Some(error.kind());
+        }
+        cause = here.source();
+    }
+    None
+}
+
 fn in_words(error: &reqwest::Error) -> &'static str {
     if error.is_builder() {
         "the request could not be built"

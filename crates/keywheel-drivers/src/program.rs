@@ -6,6 +6,7 @@
 
 use keywheel_core::planted;
 use std::ffi::OsStr;
+use std::fs::File;
 use std::future::Future;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -92,6 +93,21 @@ pub(crate) async fn run(
     within: Span,
 ) -> Result<Ended, Refusal> {
     let started = start(argv, &mut command(argv, folder, variables))?;
+    Ok(started.end_after(async {}, within).await.0)
+}
+
+/// Runs a program as [`run`] does, with an open file as its input.
+///
+/// # Errors
+/// A refusal where the program could not be started; nothing ran.
+pub(crate) async fn run_with(
+    argv: &[String],
+    folder: &Path,
+    variables: &[(&str, String)],
+    input: File,
+    within: Span,
+) -> Result<Ended, Refusal> {
+    let started = start(argv, command(argv, folder, variables).stdin(input))?;
     Ok(started.end_after(async {}, within).await.0)
 }
 

@@ -4,6 +4,7 @@
 #![expect(clippy::print_stdout, reason = "a test says why it is skipped")]
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -139,6 +140,14 @@ impl Project {
         }
     }
 
+    /// Writes a program that stands before Compose.
+    fn program(&self, name: &str, text: &str) -> PathBuf {
+        self.write(name, &text.replace("COMPOSE", &self.compose.display().to_string()));
+        let path = self.folder.path().join(name);
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o700)).unwrap();
+        path
+    }
+
     fn ids(&self) -> BTreeSet<String> {
         let told = self.engine.run(&["ps", "-aq", "--no-trunc"]);
         told.lines().map(str::to_owned).collect()
@@ -270,13 +279,14 @@ async fn replaces_every_container(project: &Project) {
 
 #[test]
 fn h100_a_masked_variable_is_found_before_a_container_is_touched() {
-    let Some(project) = Project::one("    environment: { VALUE: old }\n") else { return };
-    wait(async {
-        project.up(2, &[]);
-        let (before, workload) = (project.ids(), project.workload(json!({})));
-        let why = why_it_failed(project.roll_to(workload.as_ref(), "new").await);
-        assert!(why.contains("`VALUE` of service `backend`"), "{why}");
-        assert_eq!(project.ids(), before);
+    Project::each("    environment: { VALUE: old }\n", |project| {
+        wait(async {
+            project.up(2, &[]);
+            let (before, workload) = (project.ids(), project.workload(json!({})));
+            let why = why_it_failed(project.roll_to(workload.as_ref(), "new").await);
+            assert!(why.contains("`VALUE` of service `backend`"), "{why}");
+            assert_eq!(project.ids(), before);
+        });
     });
 }
 
@@ -365,18 +375,126 @@ fn h51_the_next_container_waits_until_the_one_before_is_healthy() {
     });
 }
 
+/// A Compose that gives containers something else than it says.
+const LIAR: &str =
+    "#!/bin/sh\nfor word; do [ \"$word\" = up ] && export TAG=other; done\nexec COMPOSE \"$@\"\n";
+
 #[test]
 fn h53_a_new_container_with_other_values_fails_the_roll() {
-    // The first generation does not tell what it would give a container.
-    let Some(first) = composes().into_iter().nth(1) else {
-        return println!("skipped: Docker Compose 1 (not installed)");
+    let Some(project) = Project::one("    environment: { VALUE: \"${TAG:-new}\" }\n") else {
+        return;
     };
-    let Some(project) = Project::begin(first, "    environment: { VALUE: old }\n") else { return };
+    wait(async {
+        project.up(2, &[("TAG", "old")]);
+        let liar = project.program("liar", LIAR);
+        let (before, workload) = (project.ids(), project.workload(json!({ "program": [liar] })));
+        let why = why_it_failed(project.roll_to(workload.as_ref(), "new").await);
+        assert!(why.contains("with other values than its stores hold"), "{why}");
+        assert_eq!(before.intersection(&project.ids()).count(), 1);
+    });
+}
+
+#[test]
+fn h51_nothing_is_removed_where_no_successor_could_be_made() {
+    let Some(project) = Project::one("") else { return };
+    wait(async {
+        let _said = project.engine.run(&["tag", IMAGE, "local/app:1"]);
+        let file = project.folder.path().join("docker-compose.yml");
+        let text = std::fs::read_to_string(&file).unwrap().replace(IMAGE, "local/app:1");
+        project.write("docker-compose.yml", &text);
+        project.up(2, &[]);
+        let (before, workload) = (project.ids(), project.workload(json!({})));
+        let _said = project.engine.run(&["rmi", "local/app:1"]);
+        let found = blocking(workload.as_ref()).await;
+        assert!(found.len() == 2 && found[0].contains("is no longer there"), "{found:?}");
+        let why = why_it_failed(project.roll_to(workload.as_ref(), "new").await);
+        assert!(why.contains("image `local/app:1`"), "{why}");
+        assert_eq!(project.ids(), before);
+        // Built anew meanwhile: a roll would deploy that too.
+        project.write("app.env", "VALUE=old\n");
+        let other = project.folder.path().join("other.tar");
+        let archive = Command::new("tar")
+            .arg("-cf")
+            .arg(&other)
+            .args(["-C", "/"])
+            .arg("etc/hostname")
+            .status();
+        assert!(archive.unwrap().success());
+        let _id = project.engine.run(&["import", &other.display().to_string(), "local/app:1"]);
+        let found = blocking(workload.as_ref()).await;
+        assert!(found.len() == 2 && found[0].contains("is another image now"), "{found:?}");
+        let why = why_it_failed(project.roll_to(workload.as_ref(), "new").await);
+        assert!(why.contains("is another image now"), "{why}");
+        assert_eq!(project.ids(), before);
+    });
+}
+
+#[test]
+fn h14_a_compose_whose_keywheel_was_killed_is_waited_for() {
+    let Some(project) = Project::one("") else { return };
     wait(async {
         project.up(2, &[]);
         let (before, workload) = (project.ids(), project.workload(json!({})));
-        let why = why_it_failed(project.roll_to(workload.as_ref(), "new").await);
-        assert!(why.contains("with other values than its stores hold"), "{why}");
+        project.write("app.env", "VALUE=new\n");
+        let slots = project.slots("app.env", "VALUE", "new");
+        // As long as it makes containers, a Compose holds the lock that its keywheel took.
+        let file = std::fs::File::open(project.folder.path().join("docker-compose.yml")).unwrap();
+        file.lock().unwrap();
+        let end = async {
+            tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+            assert_eq!(project.ids(), before, "nothing is touched while it works");
+            drop(file);
+        };
+        let (ended, ()) = tokio::join!(project.roll(workload.as_ref(), &slots, now()), end);
+        ended.unwrap();
+        assert!(before.is_disjoint(&project.ids()));
+    });
+}
+
+/// A Compose that makes no container.
+const IDLER: &str =
+    "#!/bin/sh\nfor word; do [ \"$word\" = up ] && exit 1; done\nexec COMPOSE \"$@\"\n";
+
+#[test]
+fn h51_no_second_container_is_removed_while_the_first_has_no_successor() {
+    let Some(project) = Project::one("") else { return };
+    wait(async {
+        project.up(2, &[]);
+        let idler = project.program("idler", IDLER);
+        let (before, workload) = (project.ids(), project.workload(json!({ "program": [idler] })));
+        for _ in 0..2 {
+            let why = why_it_failed(project.roll_to(workload.as_ref(), "new").await);
+            assert!(why.contains("gets no new container: `compose up` ended with 1"), "{why}");
+            assert_eq!(before.intersection(&project.ids()).count(), 1);
+        }
+        project.roll_to(project.workload(json!({})).as_ref(), "new").await.unwrap();
+        assert_eq!(project.hold(workload.as_ref(), "new").await, [Proof::Holds; 2]);
+    });
+}
+
+#[test]
+fn h51_a_successor_that_ends_later_keeps_the_others_from_being_removed() {
+    let Some(project) = Project::one("") else { return };
+    wait(async {
+        project.up(3, &[]);
+        let workload = project.workload(json!({ "replicas": 3, "ready_for": "200ms" }));
+        project.write("app.env", "VALUE=new\n");
+        let slots = project.slots("app.env", "VALUE", "new");
+        let before = project.ids();
+        let kill = async {
+            let is_new = |id: &&String| !before.contains(*id);
+            for _ in 0..600 {
+                if project.ids().iter().filter(is_new).count() == 2 {
+                    let first = project.ids().into_iter().find(|id| is_new(&id)).unwrap();
+                    let _id = project.engine.run(&["kill", &first]);
+                    return;
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+        };
+        let (ended, ()) = tokio::join!(project.roll(workload.as_ref(), &slots, now()), kill);
+        let why = why_it_failed(ended);
+        assert!(why.contains("ended with 137"), "{why}");
         assert_eq!(before.intersection(&project.ids()).count(), 1);
     });
 }

@@ -7,6 +7,7 @@
 pub mod clock;
 pub mod limits;
 pub mod perform;
+pub mod readers;
 pub mod recover;
 pub mod request;
 pub mod run;

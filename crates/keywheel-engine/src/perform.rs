@@ -25,9 +25,9 @@ use smallvec::SmallVec;
 
 use futures_util::future::{join, join_all};
 
-use crate::Engine;
 use crate::clock::within;
 use crate::run::Member;
+use crate::{Drivers, Engine, readers};
 
 /// How long a look at workloads may hold up what does not depend on it.
 const LOOK: Span = Span::seconds(5);
@@ -150,29 +150,44 @@ fn with_notes(error: CallError, notes: &[String]) -> CallError {
     }
 }
 
+/// What was put right.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct PutRight {
+    /// The stores that were written.
+    pub stores: Vec<String>,
+    /// The workloads that were rolled.
+    pub workloads: Vec<String>,
+}
+
 /// Writes what the stores of a rotation should hold over what somebody else wrote there, and replaces the replicas that may
-/// have read it. Returns the names of the stores that were written.
-pub(crate) async fn put_right(engine: &Engine, member: &Member) -> Outcome<Vec<String>> {
+/// have read it. Where no move is under way, replicas that somebody made to hold something else are replaced too.
+pub(crate) async fn put_right(engine: &Engine, member: &Member) -> Outcome<PutRight> {
     let work = Work { engine, member, plan: member.rotation.plan() };
     let at = member.rotation.walk().should_hold();
     let mut written = Vec::new();
-    for (index, planned) in work.plan.stores.iter().enumerate() {
+    for index in 0..work.plan.stores.len() {
         if work.put_right(index, at).await? {
-            written.push((index, planned.bound.name.clone()));
+            written.push(index);
         }
     }
     let held_since = engine.clock.now();
     let fingerprinter = &engine.journal.installation().fingerprinter;
+    let mut rolled = Vec::new();
     for (index, planned) in work.plan.workloads.iter().enumerate() {
-        let reads = |store: usize| planned.reads.iter().any(|read| usize::from(*read) == store);
-        if !written.iter().any(|(store, _)| reads(*store)) {
+        let may_have_read = planned.reads.iter().any(|read| written.contains(&usize::from(*read)));
+        let is_stale = member.rotation.rests()
+            && !planted!("stale_replicas_stay")
+            && !work.evidence(index, at).await?.complete();
+        if !may_have_read && !is_stale {
             continue;
         }
         let slots = work.expected(index, at).await?;
         let ensure = ensure(&slots, held_since, fingerprinter);
         member.drivers.workloads[index].roll(&ensure).await?;
+        rolled.push(planned.bound.name.clone());
     }
-    Ok(written.into_iter().map(|(_, name)| name).collect())
+    let stores = written.into_iter().map(|index| work.plan.stores[index].bound.name.clone());
+    Ok(PutRight { stores: stores.collect(), workloads: rolled })
 }
 
 /// What a roll is asked for.
@@ -222,8 +237,9 @@ impl Work<'_> {
         if self.plan.is_emergency() {
             passed_over = self.workloads_in_the_way().await;
         } else {
-            for workload in &drivers.workloads {
-                findings.extend(workload.preflight().await?);
+            for index in 0..drivers.workloads.len() {
+                let (stores, workloads) = (&drivers.stores, &drivers.workloads);
+                findings.extend(readers::preflight(self.plan, stores, workloads, index).await?);
             }
         }
         match findings.into_iter().find(|finding| finding.severity == Severity::Blocks) {
@@ -236,11 +252,12 @@ impl Work<'_> {
 
     /// What speaks against rolling a workload. It keeps no emergency from ending a suspect, so it is told and passed over.
     async fn workloads_in_the_way(&self) -> Vec<String> {
-        let planned = self.plan.workloads.iter().zip(&self.member.drivers.workloads);
-        let looks = planned.map(|(planned, workload)| async {
+        let Drivers { stores, workloads, .. } = self.member.drivers.as_ref();
+        let looks = self.plan.workloads.iter().enumerate().map(|(index, planned)| async move {
             let name = &planned.bound.name;
             let told = |why: String| format!("workload `{name}`: {why}");
-            match self.in_time(workload.preflight()).await {
+            let look = readers::preflight(self.plan, stores, workloads, index);
+            match self.in_time(look).await {
                 Ok(findings) => {
                     let blocks =
                         findings.into_iter().filter(|one| one.severity == Severity::Blocks);

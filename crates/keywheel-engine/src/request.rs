@@ -14,8 +14,9 @@ use keywheel_core::time::{Span, Timestamp};
 use keywheel_driver::store::Store;
 use keywheel_journal::{Append, Entry, Epoch, JournalError};
 
+use crate::perform::{self, PutRight};
 use crate::run::{Group, Member, group_name, resources};
-use crate::{Engine, EngineError, perform};
+use crate::{Engine, EngineError};
 
 const CLAIM: Span = Span::minutes(30);
 
@@ -185,7 +186,7 @@ impl Engine {
     pub async fn put_right(
         &self,
         secrets: &[SecretName],
-    ) -> Result<Vec<(SecretName, Vec<String>)>, EngineError> {
+    ) -> Result<Vec<(SecretName, PutRight)>, EngineError> {
         let group = self.recover(secrets).await?;
         let done = self.put_group_right(&group).await;
         self.give_up(&group).await?;
@@ -195,7 +196,7 @@ impl Engine {
     async fn put_group_right(
         &self,
         group: &Group,
-    ) -> Result<Vec<(SecretName, Vec<String>)>, EngineError> {
+    ) -> Result<Vec<(SecretName, PutRight)>, EngineError> {
         group.rotations().try_for_each(can_be_put_right)?;
         let mut done = Vec::new();
         for member in &group.members {

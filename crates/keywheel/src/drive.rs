@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::future::join_all;
-use keywheel_core::event::{Death, Outcome, ParkReason};
+use keywheel_core::event::{Because, Death, Outcome, ParkReason, Step};
+use keywheel_core::plan::RotationId;
 use keywheel_core::planted;
 use keywheel_core::rotation::{Next, Rotation};
 use keywheel_core::strategy::Side;
@@ -74,6 +75,8 @@ pub(crate) async fn run(
 /// How rotations stand after a run.
 pub(crate) struct Stand {
     pub(crate) rotations: Vec<Rotation>,
+    /// Those that were promoted before the run already.
+    waited: Vec<RotationId>,
     stopped: bool,
 }
 
@@ -84,6 +87,8 @@ pub(crate) async fn go(
     rest: bool,
     output: Output,
 ) -> Result<Stand, Failure> {
+    let before = groups.iter().flat_map(Group::rotations);
+    let waited = before.filter(|one| one.retires()).map(|one| one.id().clone()).collect();
     let stop = stop_on_signals(output);
     let until = Until { rest, patience: PATIENCE, stop: &stop };
     let runs = groups.into_iter().map(|mut group| async {
@@ -100,7 +105,7 @@ pub(crate) async fn go(
     }
     match Failure::of_all(failures) {
         Some(failure) => Err(failure),
-        None => Ok(Stand { rotations, stopped }),
+        None => Ok(Stand { rotations, waited, stopped }),
     }
 }
 
@@ -146,8 +151,10 @@ impl Stand {
                 output.json(&json!({ "rotations": list }))?;
             }
             Format::Text => {
+                let is_news = |rotation: &&Rotation| !output.quiet || self.is_news(rotation);
                 let ran = rotations
                     .iter()
+                    .filter(is_news)
                     .map(|rotation| ending(session, rotation, &self.back(rotation)));
                 let lines: String = ran.chain(queued.iter().map(Waiting::text)).collect();
                 output.text(&lines)?;
@@ -161,10 +168,20 @@ impl Stand {
                 "exposure, outage, logs and what else may be exposed: keywheel incident show {id}"
             ));
         }
+        if let Some(hint) = not_attributed(rotations) {
+            output.note(&hint);
+        }
         if self.stopped && rotations.iter().any(|rotation| rotation.outcome().is_none()) {
             output.note("stopped; `keywheel resume` goes on");
         }
         Ok(rotations.iter().map(exit).max_by_key(|exit| weight(*exit)).unwrap_or(Exit::Done))
+    }
+
+    /// Cron need not tell again and again what is only waited for.
+    fn is_news(&self, rotation: &Rotation) -> bool {
+        rotation.outcome().is_some()
+            || rotation.parked().is_some()
+            || !self.waited.contains(rotation.id())
     }
 
     /// The line that offers `undo`; empty where there is no way back. Members of a batch turn round together or not at all.
@@ -181,6 +198,23 @@ impl Stand {
             String::new()
         }
     }
+}
+
+/// Members of a batch that were undone by a roll that they shared: nobody knows which of them it was.
+fn not_attributed(rotations: &[Rotation]) -> Option<String> {
+    let failed_at_roll = |rotation: &&Rotation| {
+        let because = rotation.turned_back_because();
+        matches!(because, Some(Because::Step { step: Step::Roll { .. }, .. }))
+            && !rotation.plan().batch.is_empty()
+    };
+    let failed: Vec<&str> =
+        rotations.iter().filter(failed_at_roll).map(|one| one.plan().secret.name()).collect();
+    (failed.len() > 1).then(|| {
+        format!(
+            "they shared the roll that failed, so which of them it was is not known: `keywheel rotate {} --separately` tells",
+            failed.join(" ")
+        )
+    })
 }
 
 /// Returns what programs are told of a rotation.

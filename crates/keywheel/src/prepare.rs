@@ -13,6 +13,7 @@ use keywheel_core::strategy::Strategy;
 use keywheel_core::version::{Stage, State, VersionId};
 use keywheel_driver::issuer::Identity;
 use keywheel_driver::slot;
+use keywheel_engine::readers;
 use keywheel_engine::request::held_by;
 
 use crate::cli::Globals;
@@ -52,6 +53,8 @@ pub(crate) struct Prepared {
     pub(crate) plan: Arc<Plan>,
     /// Its row, where it is new and must be noted first.
     pub(crate) adopted: Option<Inventory>,
+    /// What is wrong with who reads it, as far as can be told now.
+    pub(crate) readers: Vec<String>,
 }
 
 /// Compiles the plans of a request. Nothing is changed: what would be adopted is only read.
@@ -77,12 +80,13 @@ pub(crate) async fn plans(
     if request.mode != Mode::Normal {
         note_incident(config, secrets, request.in_store.as_deref(), &mut members).await;
     }
-    let compiled =
-        members.into_iter().zip(secrets).map(|(Member { inputs, adopted, .. }, secret)| {
-            let plan = Arc::new(compile(config, &secret.name, inputs)?);
-            Ok(Prepared { plan, adopted })
-        });
-    compiled.collect()
+    let mut prepared = Vec::new();
+    for (Member { inputs, adopted, .. }, secret) in members.into_iter().zip(secrets) {
+        let plan = Arc::new(compile(config, &secret.name, inputs)?);
+        let readers = compare_readers(&plan).await?;
+        prepared.push(Prepared { plan, adopted, readers });
+    }
+    Ok(prepared)
 }
 
 /// Gives the plans of an emergency their common name, and what they keep for whoever looks into it.
@@ -167,6 +171,18 @@ async fn member(
         take_over(session, &secret.name, &row, &mut inputs).await?;
     }
     Ok(Member { inputs, row, adopted })
+}
+
+/// What cannot be told now is left to the preflight, which says why.
+async fn compare_readers(plan: &Plan) -> Result<Vec<String>, Failure> {
+    let built = drivers_of(plan)?;
+    let mut found = Vec::new();
+    for workload in 0..plan.workloads.len() {
+        let compared = readers::compare(plan, &built.stores, &built.workloads, workload).await;
+        found.extend(compared.unwrap_or_default().into_iter().map(|finding| finding.message));
+    }
+    found.dedup();
+    Ok(found)
 }
 
 /// A secret that follows another environment waits until the same rotation has completed there.

@@ -25,7 +25,7 @@ pub(crate) struct Selection {
     #[arg(long)]
     pub(crate) all: bool,
     /// Those that are due, or will be within this time
-    #[arg(long, value_name = "WITHIN", num_args = 0..=1, default_missing_value = "0s", require_equals = true)]
+    #[arg(long, value_name = "WITHIN", num_args = 0..=1, default_missing_value = "0s")]
     pub(crate) due: Option<Duration>,
     /// Those that a store holds
     #[arg(long, value_name = "STORE")]
@@ -63,7 +63,7 @@ impl Selection {
             && self.owner.is_none()
     }
 
-    /// Returns the secrets, in the order of the file.
+    /// Returns the secrets, in the order of the file; none only where it was asked for what is due, and nothing is.
     pub(crate) async fn secrets<'a>(
         &self,
         globals: &Globals,
@@ -75,10 +75,10 @@ impl Selection {
             return Err(failure.hint("name them, or use `--all`, `--due`, `--in-store`, `--read-by`, `--issuer` or `--owner`"));
         }
         self.check_names(config, environment)?;
-        let mut chosen: Vec<&Secret> =
+        let chosen: Vec<&Secret> =
             environment.secrets.iter().filter(|secret| self.takes(secret)).collect();
         if let Some(within) = self.due {
-            chosen = due(globals, config, environment, chosen, within.span()).await?;
+            return due(globals, config, environment, chosen, within.span()).await;
         }
         if chosen.is_empty() {
             return Err(Failure::new("no secret is selected")

@@ -5,14 +5,28 @@
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 
 use keywheel_ground::docker::{Docker, IMAGE, composes};
+use keywheel_ground::podman::Podman;
 
+#[path = "compose/bad_days.rs"]
+mod bad_days;
+#[path = "compose/batches.rs"]
+mod batches;
+#[path = "compose/by_hand.rs"]
+mod by_hand;
+#[path = "compose/elsewhere.rs"]
+mod elsewhere;
 #[path = "compose/emergency.rs"]
 mod emergency;
+#[path = "compose/interrupted.rs"]
+mod interrupted;
+#[path = "compose/refused.rs"]
+mod refused;
 
 /// Two services read the key: `backend` under its name, `worker` under another one. Neither starts without it, and `backend`
 /// does not start with a key that is longer than it knows.
@@ -54,50 +68,116 @@ secrets:
 
 const OLD: &str = "kwcanary-0123456789abcdefghijkl";
 
+/// What a project is made of. `IMAGE`, `COMPOSE`, `SOCKET` and `LENGTH` are filled in.
+#[derive(Clone, Copy)]
+struct Files<'f> {
+    compose: &'f str,
+    config: &'f str,
+    env: &'f str,
+    /// Arguments of the first `up`.
+    up: &'f [&'f str],
+    /// How many containers it makes.
+    containers: usize,
+}
+
+const SHOP: Files<'_> = Files {
+    compose: COMPOSE,
+    config: CONFIG,
+    env: "# the shop\nAPP_KEY=kwcanary-0123456789abcdefghijkl\nOTHER=1\n",
+    up: &["--scale", "backend=2"],
+    containers: 3,
+};
+
+/// What makes the containers.
+#[derive(Clone)]
+enum Ground {
+    Docker(Arc<Docker>),
+    Podman(Arc<Podman>),
+}
+
+impl Ground {
+    fn run(&self, arguments: &[&str]) -> String {
+        match self {
+            Self::Docker(docker) => docker.docker(arguments),
+            Self::Podman(podman) => podman.podman(arguments),
+        }
+    }
+
+    fn command(&self, program: &str) -> Command {
+        match self {
+            Self::Docker(docker) => docker.command(program),
+            Self::Podman(podman) => podman.command(program),
+        }
+    }
+
+    fn socket(&self) -> PathBuf {
+        match self {
+            Self::Docker(docker) => docker.socket(),
+            Self::Podman(podman) => podman.socket(),
+        }
+    }
+}
+
 struct Project {
-    docker: Arc<Docker>,
+    ground: Ground,
     folder: tempfile::TempDir,
     compose: String,
+    config: String,
 }
 
 impl Project {
     /// Begins a project whose services run, with the present generation of Compose; none, with the reason, where that
     /// cannot be had.
     fn begin() -> Option<Self> {
-        let compose = first_or_skip(composes(), "none is installed")?;
-        Some(Self::with(engine()?, &compose))
+        let compose = compose()?;
+        Some(Self::with(Ground::Docker(engine()?), &compose))
     }
 
-    fn with(docker: Arc<Docker>, compose: &Path) -> Self {
-        let project = Self::laid_out(docker, compose);
-        project.write("docker-compose.yml", &COMPOSE.replace("IMAGE", IMAGE));
-        project.write(".env", &format!("# the shop\nAPP_KEY={OLD}\nOTHER=1\n{}", project.named()));
+    fn with(ground: Ground, compose: &Path) -> Self {
+        Self::of(ground, compose, &SHOP)
+    }
+
+    fn of(ground: Ground, compose: &Path, files: &Files<'_>) -> Self {
+        let project = Self::laid_out(ground, compose, files.config);
+        project.write("docker-compose.yml", &files.compose.replace("IMAGE", IMAGE));
+        project.write(".env", &format!("{}{}", files.env, project.named()));
         project.mint(32);
-        project.up();
+        project.up(files.up, &[]);
+        project.wait_for(files.containers);
         project
     }
 
     /// Makes the folders of a project, with nothing in them.
-    fn laid_out(docker: Arc<Docker>, compose: &Path) -> Self {
+    fn laid_out(ground: Ground, compose: &Path, config: &str) -> Self {
         let folder = tempfile::Builder::new().prefix("shop").tempdir().unwrap();
         for name in ["project", "state", "keys"] {
             std::fs::DirBuilder::new().mode(0o700).create(folder.path().join(name)).unwrap();
         }
-        Self { docker, folder, compose: compose.display().to_string() }
-    }
-
-    /// Starts the services, with two healthy backends.
-    fn up(&self) {
-        let mut up = self.docker.command(&self.compose);
-        up.args(["up", "-d", "--scale", "backend=2"]).current_dir(self.path());
-        assert!(up.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap().success());
-        while self.docker(&["ps", "-q", "--filter", "health=healthy"]).lines().count() < 2 {
-            std::thread::sleep(std::time::Duration::from_millis(100));
-        }
+        Self { ground, folder, compose: compose.display().to_string(), config: config.into() }
     }
 
     fn named(&self) -> String {
         format!("COMPOSE_PROJECT_NAME={}\n", self.name())
+    }
+
+    /// Calls Compose by hand.
+    fn up(&self, arguments: &[&str], variables: &[(&str, &str)]) {
+        let mut up = self.ground.command(&self.compose);
+        up.args(["up", "-d"]).args(arguments).current_dir(self.path());
+        up.envs(variables.iter().copied()).stdout(Stdio::null()).stderr(Stdio::null());
+        assert!(up.status().unwrap().success());
+    }
+
+    /// Waits until so many containers run, and none has a health check that was not answered yet.
+    fn wait_for(&self, containers: usize) {
+        let count = |filter: &str| self.docker(&["ps", "-q", "--filter", filter]).lines().count();
+        for _ in 0..600 {
+            if count("status=running") >= containers && count("health=starting") == 0 {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        panic!("{}", self.docker(&["ps", "-a"]));
     }
 
     /// Tells this project's containers apart from those of others on the same engine.
@@ -108,14 +188,15 @@ impl Project {
 
     fn docker(&self, arguments: &[&str]) -> String {
         let own = format!("label=com.docker.compose.project={}", self.name());
-        self.docker.docker(&[arguments, &["--filter", &own]].concat())
+        self.ground.run(&[arguments, &["--filter", &own]].concat())
     }
 
     /// Configures how long a new key is.
     fn mint(&self, length: usize) {
-        let config = CONFIG
+        let config = self
+            .config
             .replace("COMPOSE", &self.compose)
-            .replace("SOCKET", &self.docker.socket().display().to_string())
+            .replace("SOCKET", &self.ground.socket().display().to_string())
             .replace("LENGTH", &length.to_string());
         self.write("keywheel.yaml", &config);
     }
@@ -131,8 +212,29 @@ impl Project {
     }
 
     fn key(&self) -> String {
+        self.variable("APP_KEY")
+    }
+
+    fn variable(&self, name: &str) -> String {
         let text = std::fs::read_to_string(self.path().join(".env")).unwrap();
-        text.lines().find_map(|line| line.strip_prefix("APP_KEY=")).unwrap().to_owned()
+        let value = |line: &str| Some(line.strip_prefix(name)?.strip_prefix('=')?.to_owned());
+        text.lines().find_map(value).unwrap()
+    }
+
+    /// Edits `.env` as a person would.
+    fn set(&self, name: &str, value: &str) {
+        let text = std::fs::read_to_string(self.path().join(".env")).unwrap();
+        let old = format!("{name}={}", self.variable(name));
+        self.write(".env", &text.replace(&old, &format!("{name}={value}")));
+    }
+
+    /// Writes a program that stands before Compose, and has it used.
+    fn instead_of_compose(&mut self, text: &str) {
+        self.write("compose", &text.replace("COMPOSE", &self.compose));
+        let path = self.path().join("compose");
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o700)).unwrap();
+        self.config = self.config.replace("COMPOSE", &path.display().to_string());
+        self.mint(32);
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
@@ -149,7 +251,10 @@ impl Project {
         let Output { status, stdout, stderr } = self.command(arguments).output().unwrap();
         let said = [stdout, stderr].concat();
         let said = String::from_utf8(said).unwrap();
-        assert!(!said.contains(OLD) && !said.contains(&self.key()), "a value was printed: {said}");
+        let env = std::fs::read_to_string(self.path().join(".env")).unwrap();
+        let values = env.lines().filter_map(|line| Some(line.split_once('=')?.1));
+        let is_told = |value: &str| value.len() > 12 && said.contains(value);
+        assert!(!said.contains("kwcanary") && !values.into_iter().any(is_told), "{said}");
         assert_eq!(status.code(), Some(ends), "{said}");
         said
     }
@@ -163,7 +268,7 @@ impl Project {
     fn holders(&self, key: &str) -> usize {
         let each = self.containers().into_iter();
         let environments =
-            each.map(|id| self.docker.docker(&["inspect", "-f", "{{.Config.Env}}", &id]));
+            each.map(|id| self.ground.run(&["inspect", "-f", "{{.Config.Env}}", &id]));
         environments.filter(|environment| environment.contains(&format!("KEY={key}"))).count()
     }
 }
@@ -174,6 +279,10 @@ fn first_or_skip<T>(all: Vec<T>, why: &str) -> Option<T> {
         println!("skipped: Docker Compose ({why})");
     }
     first
+}
+
+fn compose() -> Option<PathBuf> {
+    first_or_skip(composes(), "none is installed")
 }
 
 fn engine() -> Option<Arc<Docker>> {
@@ -223,11 +332,7 @@ fn a_value_that_the_program_refuses_is_undone() {
 fn a_container_with_another_value_is_found() {
     let Some(project) = Project::begin() else { return };
     project.run(&["adopt", "app-key", "--yes"], 0);
-    let mut up = project.docker.command(&project.compose);
-    up.args(["up", "-d", "--no-deps", "worker"])
-        .current_dir(project.path())
-        .env("APP_KEY", "masked-by-a-shell");
-    assert!(up.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap().success());
+    project.up(&["--no-deps", "worker"], &[("APP_KEY", "masked-by-a-shell")]);
     let said = project.run(&["doctor"], 3);
     assert!(said.contains("1 of 1 replicas of `worker` hold another value"), "{said}");
     let said = project.run(&["check"], 4);
@@ -300,13 +405,14 @@ mod kills {
 
     fn kill_at_each(compose: &Path, choose: impl Fn(&[String]) -> Vec<String>) {
         let Some(docker) = engine() else { return };
-        let chosen = choose(&places(&Project::with(Arc::clone(&docker), compose)));
+        let ground = Ground::Docker(docker);
+        let chosen = choose(&places(&Project::with(ground.clone(), compose)));
         let queue = Mutex::new(VecDeque::from(chosen.clone()));
         std::thread::scope(|scope| {
             for _ in 0..AT_ONCE {
                 scope.spawn(|| {
                     while let Some(place) = { queue.lock().unwrap().pop_front() } {
-                        killed_at(&Project::with(Arc::clone(&docker), compose), &place);
+                        killed_at(&Project::with(ground.clone(), compose), &place);
                     }
                 });
             }
@@ -316,7 +422,7 @@ mod kills {
 
     #[test]
     fn a_kill_at_any_write_roll_or_evidence_ends_as_if_there_was_none() {
-        let Some(compose) = first_or_skip(composes(), "none is installed") else { return };
+        let Some(compose) = compose() else { return };
         kill_at_each(&compose, |places| {
             assert!(places.len() > 15, "{places:?}");
             places.to_vec()

@@ -15,7 +15,9 @@
 mod compose;
 pub(crate) mod engine;
 mod keep;
+mod model;
 mod running;
+mod yaml;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -31,7 +33,7 @@ use keywheel_core::planted;
 use keywheel_core::secret::SecretValue;
 use keywheel_core::time::Span;
 use keywheel_driver::duration::Duration;
-use keywheel_driver::workload::{Answer, Ensure, Workload};
+use keywheel_driver::workload::{Answer, Ensure, Reader, Workload};
 use keywheel_driver::{CallError, Finding, Refusal, RefusalKind, fail_point, slot};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -145,6 +147,7 @@ impl Build for Config {
                 service: self.service.clone(),
                 socket,
                 found: OnceCell::new(),
+                model: OnceCell::new(),
             },
             keep: self.keep_logs.as_ref().map(|folder| Keep::new(context.root.join(folder))),
             config: self.clone(),
@@ -213,8 +216,7 @@ impl Workload for Service {
     }
 
     fn resource(&self) -> String {
-        let project = self.config.project.as_deref().unwrap_or_default();
-        format!("compose:{}:{project}:{}", self.compose.folder().display(), self.config.service)
+        self.resource_of(&self.config.service)
     }
 
     async fn preflight(&self) -> Result<Vec<Finding>, CallError> {
@@ -222,6 +224,7 @@ impl Workload for Service {
         let mut findings = self.examine_project(&containers).await?;
         for container in &containers {
             self.examine(container, &mut findings);
+            findings.extend(self.other_image(container).await?.map(Finding::blocks));
         }
         findings.extend(self.examine_logs(&containers));
         if self.facts().gap {
@@ -229,6 +232,31 @@ impl Workload for Service {
             findings.push(Finding::note(message));
         }
         Ok(findings)
+    }
+
+    async fn readers(&self, slots: &[String]) -> Result<Option<Vec<Reader>>, CallError> {
+        let model = self.compose.model().await?;
+        let mut readers = Vec::new();
+        for service in model.services() {
+            let is_own = *service == self.config.service;
+            let takes = |slot: &&String| {
+                let (file, address) = slot::parts(slot);
+                let file = Path::new(file.trim_start_matches("file:"));
+                let may_take = model.is_merged || model.sees(service, file);
+                model.takes(service, file, address) || is_own && may_take
+            };
+            let taken: Vec<String> = slots.iter().filter(takes).cloned().collect();
+            if taken.is_empty() && !is_own {
+                continue;
+            }
+            readers.push(Reader {
+                name: format!("service `{service}`"),
+                resource: self.resource_of(service),
+                slots: taken,
+                runs: self.containers_of(service).await?.iter().any(|one| !one.state.has_ended()),
+            });
+        }
+        Ok(Some(readers))
     }
 
     async fn observe(
@@ -250,11 +278,17 @@ impl Workload for Service {
 
     async fn roll(&self, ensure: &Ensure<'_>) -> Result<(), CallError> {
         clock::pass(ensure.held_since, GRANULARITY).await?;
+        self.compose.is_idle(self.config.ready_within.span()).await?;
         self.check_environment(ensure).await?;
         let mut containers = self.containers().await?;
         self.refuse_one_off(&containers, ensure)?;
         containers.retain(|container| !container.labels.is_one_off);
         let wanted = self.wanted(&containers);
+        self.refuse_other_image(&containers, ensure).await?;
+        // What a roll that was broken off left missing is made before anything else is removed.
+        if !planted!("missing_is_made_later") {
+            self.fill(wanted, ensure).await?;
+        }
         // One that serves is removed only when every other one serves.
         containers.sort_by_key(|one| (is_ready(one), self.proof(one, ensure) != Proof::Holds));
         for container in containers {
@@ -295,11 +329,20 @@ impl Workload for Service {
 impl Service {
     /// Lists the containers of the service. One that `compose run` made and that ended is done, and cannot start by itself.
     async fn containers(&self) -> Result<Vec<Container>, CallError> {
+        self.containers_of(&self.config.service).await
+    }
+
+    async fn containers_of(&self, service: &str) -> Result<Vec<Container>, CallError> {
         let project = self.config.project.as_deref();
-        let service = &self.config.service;
         let mut found = self.engine.containers(self.compose.folder(), project, service).await?;
         found.retain(|container| !container.labels.is_one_off || container.state.runs());
         Ok(found)
+    }
+
+    /// The name under which everyone who rolls a service of the project knows it.
+    fn resource_of(&self, service: &str) -> String {
+        let project = self.config.project.as_deref().unwrap_or_default();
+        format!("compose:{}:{project}:{service}", self.compose.folder().display())
     }
 
     fn look(
@@ -387,6 +430,10 @@ impl Service {
     async fn examine_project(&self, containers: &[Container]) -> Result<Vec<Finding>, CallError> {
         let mut findings = Vec::new();
         let found = self.compose.found().await?;
+        if let Some(file) = self.compose.files.iter().find(|file| !file.is_file()) {
+            let message = format!("there is no Compose file `{}`", file.display());
+            return Ok(vec![Finding::blocks(message)]);
+        }
         let members: Vec<_> = containers.iter().filter(|one| !one.labels.is_one_off).collect();
         let service = &self.config.service;
         if members.is_empty() {
@@ -411,6 +458,27 @@ impl Service {
             findings.push(Finding::note("Compose 1 gets no more corrections since July 2023"));
         }
         findings.extend(self.examine_hash(&members, &found.version).await?);
+        findings.extend(self.examine_needs().await?);
+        Ok(findings)
+    }
+
+    /// A roll leaves the services alone that this one depends on, so they must be there.
+    async fn examine_needs(&self) -> Result<Vec<Finding>, CallError> {
+        let mut findings = Vec::new();
+        for need in self.compose.model().await?.needs(&self.config.service) {
+            let containers = self.containers_of(&need.service).await?;
+            let is_done = |one: &Container| one.state.has_ended() && one.state.exit_code == 0;
+            let is_there = match need.ends {
+                true => containers.is_empty() || containers.iter().any(is_done),
+                false => containers.iter().any(is_ready),
+            };
+            if !is_there {
+                let (service, needed) = (&self.config.service, &need.service);
+                findings.push(Finding::blocks(format!(
+                    "service `{service}` depends on `{needed}`, which is not there: `docker compose up -d {needed}` starts it"
+                )));
+            }
+        }
         Ok(findings)
     }
 
@@ -463,6 +531,25 @@ impl Service {
         Some(Finding::blocks(format!("folder `{}` of `keep_logs` {why}", folder.display())))
     }
 
+    /// Says why a successor would not run what a container runs: its image is gone, or was built or pulled anew.
+    async fn other_image(&self, container: &Container) -> Result<Option<String>, CallError> {
+        if planted!("other_image_rolled_out") || container.labels.is_one_off {
+            return Ok(None);
+        }
+        let image = &container.image;
+        let (name, of) = (&container.name, &image.name);
+        Ok(match self.engine.image(of).await? {
+            Some(id) if id == image.id => None,
+            Some(_) => Some(format!(
+                "`{of}` is another image now than the one that container `{name}` runs, so a roll would bring more than the secret: `docker compose up -d {}` brings it first",
+                self.config.service
+            )),
+            None => Some(format!(
+                "image `{of}` of container `{name}` is no longer there, so no successor could be made: build or pull it, or tag it again"
+            )),
+        })
+    }
+
     fn examine(&self, container: &Container, findings: &mut Vec<Finding>) {
         let name = &container.name;
         let mut blocks =
@@ -506,7 +593,7 @@ impl Service {
         if planted!("mask_unseen") {
             return Ok(());
         }
-        let Some(environment) = self.compose.environment().await? else { return Ok(()) };
+        let environment = self.compose.environment().await?;
         for (name, expected) in ensure.slots {
             let (_, address) = slot::parts(name);
             let Some(expected) = expected.filter(|_| address != CONTENT) else { continue };
@@ -548,6 +635,21 @@ impl Service {
         }
     }
 
+    /// A successor is made from the image that the old one runs, or the old one stays.
+    async fn refuse_other_image(
+        &self,
+        containers: &[Container],
+        ensure: &Ensure<'_>,
+    ) -> Result<(), CallError> {
+        let to_replace = |one: &&Container| self.proof(one, ensure) != Proof::Holds;
+        for container in containers.iter().filter(to_replace) {
+            if let Some(why) = self.other_image(container).await? {
+                return Err(Refusal::operator(RefusalKind::WorkloadFailed, why).into());
+            }
+        }
+        Ok(())
+    }
+
     /// Replaces one container and waits until its successor serves; leaves one alone that holds the arrangement and can serve.
     async fn bring(
         &self,
@@ -558,7 +660,10 @@ impl Service {
         let holds = self.proof(&container, ensure) == Proof::Holds;
         let can_serve = !container.state.has_ended() && container.state.status != "created";
         if holds && can_serve {
-            return self.wait_until_ready(&container.id, ensure, is_ready(&container)).await;
+            return self.wait_until_ready(&container.id, ensure, Some(&container)).await;
+        }
+        if is_ready(&container) {
+            self.check_successors(ensure).await?;
         }
         let is_surplus = self.members().await?.len() > wanted;
         if self.config.start_first && container.state.runs() && !is_surplus {
@@ -569,6 +674,19 @@ impl Service {
         }
         self.remove(&container, ensure).await?;
         self.fill(wanted, ensure).await
+    }
+
+    /// One that came up with the new values may have ended since, and then the old ones are needed.
+    async fn check_successors(&self, ensure: &Ensure<'_>) -> Result<(), CallError> {
+        if planted!("successors_are_trusted") {
+            return Ok(());
+        }
+        for container in self.members().await? {
+            if self.proof(&container, ensure) == Proof::Holds {
+                self.wait_until_ready(&container.id, ensure, Some(&container)).await?;
+            }
+        }
+        Ok(())
     }
 
     async fn remove(&self, container: &Container, ensure: &Ensure<'_>) -> Result<(), CallError> {
@@ -621,16 +739,31 @@ impl Service {
         let up = self.compose.up(wanted, self.config.ready_within.span()).await;
         fail_point::pass("container_made", &self.config.service);
         let known: Vec<_> = before.iter().map(|one| one.id.as_str()).collect();
-        for made in self.members().await? {
-            if !known.contains(&made.id.as_str()) {
-                self.wait_until_ready(&made.id, ensure, false).await?;
-            }
+        let mut made = self.members().await?;
+        made.retain(|one| !known.contains(&one.id.as_str()));
+        if let (Err(why), true) = (&up, made.iter().all(|one| one.state.status == "created")) {
+            return Err(self.not_made(why, made.first()));
         }
-        up?;
-        match self.members().await?.len() {
-            enough if enough >= wanted => Ok(()),
+        for container in &made {
+            self.wait_until_ready(&container.id, ensure, None).await?;
+        }
+        match (up, before.len() + made.len()) {
+            (up, enough) if enough >= wanted || up.is_err() => up,
             _ => Err(self.failed("has fewer containers than before and Compose makes none")),
         }
+    }
+
+    /// Says that Compose made nothing that runs. Where it was ended at its limit, it may be made yet.
+    fn not_made(&self, why: &CallError, made: Option<&Container>) -> CallError {
+        let CallError::Refused(refusal) = why else { return why.clone() };
+        let what = match made {
+            Some(made) => format!("got container `{}`, which cannot be started", made.name),
+            None => "gets no new container".into(),
+        };
+        self.failed(&format!(
+            "{what}: {}; `docker compose up -d --no-recreate {}` says why",
+            refusal.message, self.config.service
+        ))
     }
 
     async fn members(&self) -> Result<Vec<Container>, CallError> {
@@ -639,26 +772,24 @@ impl Service {
         Ok(containers)
     }
 
-    /// Waits until a container serves with the expected values. One that holds other values, ends, or is started again by the
-    /// engine will not come to it.
+    /// Waits until a container serves with the expected values and has done so for a while. One that holds other values, ends,
+    /// or is started again by the engine will not come to it. One that was `there` before has been ready for as long as it runs.
     async fn wait_until_ready(
         &self,
         id: &str,
         ensure: &Ensure<'_>,
-        is_old: bool,
+        there: Option<&Container>,
     ) -> Result<(), CallError> {
         let within = self.config.ready_within.span();
         let deadline = Instant::now() + within.into();
-        let steady: StdDuration =
-            if is_old { StdDuration::ZERO } else { self.config.ready_for.span().into() };
+        let steady = self.config.ready_for.span();
+        let restarts = there.map_or(0, |container| container.restarts);
         let mut ready_since = None;
-        let mut restarts = None;
         loop {
             let Some(container) = self.engine.container(id).await? else {
                 return Err(self.failed("lost a container while it came up"));
             };
             let name = format!("container `{}`", container.name);
-            let before = *restarts.get_or_insert(if is_old { container.restarts } else { 0 });
             if planted!("ready_is_not_awaited") {
                 return Ok(());
             }
@@ -667,17 +798,24 @@ impl Service {
                     self.failed(&format!("got {name} with other values than its stores hold"))
                 );
             }
-            if container.state.has_ended() || container.restarts > before {
+            if container.state.has_ended() {
                 let code = container.state.exit_code;
                 return Err(self
                     .failed(&format!("got {name}, which ended with {code} before it was ready")));
+            }
+            if container.restarts > restarts {
+                let message =
+                    format!("got {name}, which ended again and again before it was ready");
+                return Err(self.failed(&message));
             }
             if container.state.health() == "unhealthy" {
                 return Err(self.failed(&format!("got {name}, which is unhealthy")));
             }
             if is_ready(&container) {
                 let since = *ready_since.get_or_insert_with(Instant::now);
-                if since.elapsed() >= steady {
+                if since.elapsed() >= StdDuration::from(steady)
+                    || there.is_some() && runs_for(&container, steady)
+                {
                     return Ok(());
                 }
             } else {
@@ -701,6 +839,10 @@ impl Service {
 /// Without a health check, one that runs is ready.
 fn is_ready(container: &Container) -> bool {
     container.state.runs() && matches!(container.state.health(), "healthy" | "none" | "")
+}
+
+fn runs_for(container: &Container, time: Span) -> bool {
+    container.state.started_at().is_some_and(|at| clock::now().since(at) >= time)
 }
 
 fn unsupported(message: &str) -> Refusal {

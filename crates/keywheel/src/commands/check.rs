@@ -3,6 +3,7 @@
 use clap::Args;
 use keywheel_core::call::CallError;
 use keywheel_driver::{Finding, Severity};
+use keywheel_engine::readers;
 use serde_json::json;
 
 use crate::cli::Globals;
@@ -86,8 +87,9 @@ async fn one(session: &Session, config: &Config, secret: &Secret) -> Result<Vec<
             planned.slots.iter().map(|slot| slot.address.clone()).collect();
         add(format!("store {}", planned.bound.name), store.preflight(&addresses).await);
     }
-    for (workload, planned) in built.workloads.iter().zip(&plan.workloads) {
-        add(format!("workload {}", planned.bound.name), workload.preflight().await);
+    for (index, planned) in plan.workloads.iter().enumerate() {
+        let found = readers::preflight(&plan, &built.stores, &built.workloads, index).await;
+        add(format!("workload {}", planned.bound.name), found);
     }
     add("stores".into(), held(&plan, &built).await);
     Ok(found)

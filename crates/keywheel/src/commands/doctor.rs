@@ -5,6 +5,7 @@ use keywheel_core::evidence::{Expected, Proof, judge};
 use keywheel_core::fingerprint::{Compared, Fingerprint};
 use keywheel_core::inventory::{Inventory, Version};
 use keywheel_core::plan::{Plan, RotationId};
+use keywheel_core::planted;
 use keywheel_core::rotation::Rotation;
 use keywheel_core::strategy::Side;
 use keywheel_core::version::Stage;
@@ -115,9 +116,9 @@ impl Check<'_> {
     }
 
     /// Returns what a store may hold: the current version, and any of them while a rotation is on its way.
-    fn known(&self) -> Vec<Fingerprint> {
-        let is_expected =
-            |version: &&Version| self.row.open.is_some() || version.stage == Some(Stage::Current);
+    fn known(&self, open: Option<&Rotation>) -> Vec<Fingerprint> {
+        let is_moving = open.is_some_and(|rotation| !rotation.rests());
+        let is_expected = |version: &&Version| is_moving || version.stage == Some(Stage::Current);
         let expected = self.row.versions.iter().filter(is_expected);
         expected.filter_map(|version| version.fingerprint).collect()
     }
@@ -129,7 +130,7 @@ impl Check<'_> {
         open: Option<&Rotation>,
         found: &mut Vec<Finding>,
     ) {
-        let known = self.known();
+        let known = self.known(open);
         let is_on_its_way = open.is_some_and(|rotation| can_be_put_right(rotation).is_err());
         let mend = if is_on_its_way { "resume" } else { "reconcile" };
         let may_be_empty = known.is_empty() || open.is_some_and(may_hold_nothing);
@@ -174,6 +175,9 @@ impl Check<'_> {
                 Err(error) => found.push(
                     self.finding(format!("workload `{name}` cannot be observed: {error}"), "check"),
                 ),
+                Ok(replicas) if replicas.is_empty() && !planted!("no_replica_is_fine") => {
+                    found.push(self.finding(format!("workload `{name}` has no replica"), "check"))
+                }
                 Ok(replicas) => {
                     let stale = replicas
                         .iter()

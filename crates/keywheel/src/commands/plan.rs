@@ -8,7 +8,7 @@ use keywheel_core::event::{Event, Step};
 use keywheel_core::forecast::{Coming, forecast};
 use keywheel_core::plan::{Accept, Mode, Plan, Reason, WorkloadPlan};
 use keywheel_core::strategy::Strategy;
-use keywheel_core::time::{Span, Timestamp};
+use keywheel_core::time::Timestamp;
 use keywheel_engine::NoWatch;
 use serde_json::json;
 
@@ -35,6 +35,9 @@ pub(crate) async fn run(args: &PlanArgs, globals: &Globals) -> Result<Exit, Fail
     let config = globals.load()?;
     let environment = args.selection.environment(&config)?;
     let secrets = args.selection.secrets(globals, &config).await?;
+    if secrets.is_empty() {
+        return super::rotate::nothing_due(globals.output());
+    }
     // Where there is no journal yet, an empty one is made: the hash of a plan names the installation it belongs to.
     let session = match Session::read(globals, &config, &environment.name)? {
         Some(session) => session,
@@ -61,6 +64,7 @@ pub(crate) async fn run(args: &PlanArgs, globals: &Globals) -> Result<Exit, Fail
             "environment": environment.name,
             "rotations": prepared.iter().map(|one| one.plan.as_ref()).collect::<Vec<_>>(),
             "steps": steps(&prepared, session.now()),
+            "readers": prepared.iter().flat_map(|one| &one.readers).collect::<Vec<_>>(),
         }))?,
     }
     Ok(Exit::Done)
@@ -101,6 +105,10 @@ pub(crate) fn text(prepared: &[Prepared], now: Timestamp, run: &str) -> String {
         text.push_str(
             "  values that are in use now are adopted as v1 first; they are not changed by that\n",
         );
+    }
+    for one in prepared {
+        let name = one.plan.secret.name();
+        text.extend(one.readers.iter().map(|found| format!("  {name}: {found}\n")));
     }
     if !run.is_empty() {
         text.push_str(&format!("  run it: {run} --plan {}\n", hash.short()));

@@ -13,6 +13,7 @@ use keywheel_driver::slot;
 use keywheel_driver::store::{Accept, Edit, Store};
 use keywheel_driver::workload::Ensure;
 use keywheel_engine::NoWatch;
+use keywheel_engine::perform::PutRight;
 use keywheel_engine::request::held_by;
 use serde_json::json;
 
@@ -78,8 +79,10 @@ async fn put_right(session: &Session, group: &[SecretName]) -> Result<Vec<String
             .now("what was written before stays; it can be run again")
             .hint(format!("`keywheel resume {secret}` lets a rotation that is on its way go on"))
     })?;
-    let told = |(secret, stores): (SecretName, Vec<String>)| {
-        stores.into_iter().map(move |store| format!("{secret}: wrote store `{store}`"))
+    let told = |(secret, done): (SecretName, PutRight)| {
+        let wrote = done.stores.iter().map(|store| format!("{secret}: wrote store `{store}`"));
+        let holds = |name: &String| format!("{secret}: every replica of `{name}` holds it");
+        wrote.chain(done.workloads.iter().map(holds)).collect::<Vec<_>>()
     };
     Ok(written.into_iter().flat_map(told).collect())
 }

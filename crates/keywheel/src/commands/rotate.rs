@@ -7,11 +7,12 @@ use keywheel_core::plan::{Mode, Reason};
 use keywheel_core::planted;
 use keywheel_core::time::Span;
 use keywheel_driver::duration::Duration;
+use serde_json::json;
 
 use crate::cli::Globals;
 use crate::drive::Taken;
 use crate::exit::Exit;
-use crate::output::Failure;
+use crate::output::{Failure, Format, Output};
 use crate::prepare::{self, Prepared, Request};
 use crate::progress::Progress;
 use crate::queue::Asked;
@@ -55,6 +56,9 @@ pub(crate) async fn run(args: &RotateArgs, globals: &Globals) -> Result<Exit, Fa
     let environment = args.selection.environment(&config)?;
     let secrets = args.selection.secrets(globals, &config).await?;
     let output = globals.output();
+    if secrets.is_empty() {
+        return nothing_due(output);
+    }
     let session =
         Session::act(globals, &config, &environment.name, Arc::new(Progress::new(output)))?;
     let asked = if args.emergency {
@@ -107,6 +111,16 @@ pub(crate) async fn run(args: &RotateArgs, globals: &Globals) -> Result<Exit, Fa
         taken.extend(prepare::begin(&session, prepared).await?);
     }
     drive::run(&session, taken, &asked.later, args.soak, output).await
+}
+
+/// Says that nothing is due, which is no failure.
+pub(crate) fn nothing_due(output: Output) -> Result<Exit, Failure> {
+    match output.format {
+        Format::Json => output.json(&json!({ "rotations": [] }))?,
+        Format::Text if output.quiet => {}
+        Format::Text => output.text("nothing is due\n")?,
+    }
+    Ok(Exit::Done)
 }
 
 fn request(args: &RotateArgs) -> Request {

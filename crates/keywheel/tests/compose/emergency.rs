@@ -61,7 +61,7 @@ struct Leaked {
 
 impl Leaked {
     fn begin(docker: &Arc<Docker>, compose: &Path) -> Self {
-        let project = Project::laid_out(Arc::clone(docker), compose);
+        let project = Project::laid_out(Ground::Docker(Arc::clone(docker)), compose, CONFIG);
         let admin_key = format!("kwcanary-admin-{}", project.name());
         let options = TwinOptions { admin_key: Some(admin_key.clone()), ..TwinOptions::default() };
         let twin = Twin::start(options).unwrap();
@@ -69,16 +69,18 @@ impl Leaked {
         project.write("run.canaries", &by_hand.value);
         project.write("admin-key", &admin_key);
         project.write("docker-compose.yml", &COMPOSE.replace("IMAGE", IMAGE));
-        let config = CONFIG
-            .replace("COMPOSE", &project.compose)
-            .replace("SOCKET", &project.docker.socket().display().to_string())
+        let config = project
+            .config
             .replace("PROJECT", twin.project())
-            .replace("BASE", &twin.base_url());
+            .replace("BASE", &twin.base_url())
+            .replace("COMPOSE", &project.compose)
+            .replace("SOCKET", &project.ground.socket().display().to_string());
         project.write("keywheel.yaml", &config);
         let (named, key) = (project.named(), &by_hand.value);
         let env = format!("APP_KEY={OLD}\nMODEL_KEY={key}\nSMTP_PASSWORD=kwcanary-smtp\n{named}");
         project.write(".env", &env);
-        project.up();
+        project.up(&["--scale", "backend=2"], &[]);
+        project.wait_for(3);
         Self { project, twin, old: (by_hand.id, by_hand.value) }
     }
 

@@ -197,7 +197,7 @@ impl Drop for Supervised {
 }
 
 #[test]
-fn a_replica_with_another_environment_is_found_while_a_rotation_soaks_and_after_it() {
+fn h35_a_replica_with_another_environment_is_found_and_replaced_while_a_rotation_soaks() {
     const WORKLOAD: &str = "workloads:
   web: { process: { replicas: [{ pid_file: web.pid }], shows: environ, ready_for: 50ms, settle_for: 500ms } }
 secrets:";
@@ -216,6 +216,7 @@ secrets:";
     supervised.replace_by_hand();
     project.run(&["doctor"]).ends(3).says("1 of 1 replicas of `web` hold another value");
     std::fs::remove_file(project.path("override")).unwrap();
-    supervised.replace_by_hand();
+    project.run(&["reconcile", "pepper", "--yes"]).ends(0).says("every replica of `web` holds it");
     project.run(&["doctor"]).ends(0);
+    project.run(&["reconcile", "pepper", "--yes"]).ends(0).says("nothing to do");
 }

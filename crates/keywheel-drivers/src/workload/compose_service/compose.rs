@@ -2,15 +2,21 @@
 //!
 //! It is run without keywheel's own environment, so that a variable of a shell cannot mask what a file says (H100).
 
+use std::fs::{File, TryLockError};
+use std::io::{Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
+use keywheel_core::planted;
 use keywheel_core::secret::SecretValue;
 use keywheel_core::time::Span;
 use keywheel_driver::{CallError, Refusal, RefusalKind};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use tokio::sync::OnceCell;
+use tokio::time::Instant;
 
-use crate::program;
+use super::model::Model;
+use super::{POLL, yaml};
+use crate::program::{self, Ended};
 
 /// How long Compose may take to read its files, or to say what it is.
 const ANSWER: Span = Span::seconds(30);
@@ -25,6 +31,7 @@ pub(super) struct Compose {
     pub(super) service: String,
     pub(super) socket: PathBuf,
     pub(super) found: OnceCell<Found>,
+    pub(super) model: OnceCell<Model>,
 }
 
 /// The program, and its version.
@@ -81,7 +88,7 @@ impl Compose {
     /// Makes the containers that are missing up to a number, and touches none that is there.
     ///
     /// # Errors
-    /// Unknown where Compose ended badly: it may have made some of them.
+    /// A refusal where Compose ended badly, and unknown where it was ended: either may have made some of them.
     pub(super) async fn up(&self, containers: usize, within: Span) -> Result<(), CallError> {
         let scale = format!("{}={containers}", self.service);
         let service = &self.service;
@@ -97,11 +104,53 @@ impl Compose {
                 service,
             ])
             .await?;
-        let ended = program::run(&argv, self.folder(), &self.variables(), within).await?;
-        match ended.well() {
-            true => Ok(()),
-            false => Err(CallError::Unknown(format!("`compose up` {}", ended.in_words()))),
+        let turn = self.turn(within).await?;
+        let ended =
+            program::run_with(&argv, self.folder(), &self.variables(), turn, within).await?;
+        match ended {
+            ended if ended.well() => Ok(()),
+            Ended::With(_) => {
+                let message = format!("`compose up` {}", ended.in_words());
+                Err(Refusal::operator(RefusalKind::WorkloadFailed, message).into())
+            }
+            _ => Err(CallError::Unknown(format!("`compose up` {}", ended.in_words()))),
         }
+    }
+
+    /// Waits until no `up` is under way.
+    ///
+    /// # Errors
+    /// A refusal where one does not end in time.
+    pub(super) async fn is_idle(&self, within: Span) -> Result<(), Refusal> {
+        self.turn(within).await.map(drop)
+    }
+
+    /// Waits until no other `up` is under way: one whose keywheel was killed still makes containers. The lock is on the
+    /// file that is this project, and whoever reads from it holds it: it is free when Compose and all that it started are gone.
+    async fn turn(&self, within: Span) -> Result<File, Refusal> {
+        let file = &self.files[0];
+        let failed = |error: std::io::Error| {
+            let message = format!("file `{}`: {}", file.display(), error.kind());
+            Refusal::operator(RefusalKind::Local, message)
+        };
+        let mut turn = File::open(file).map_err(failed)?;
+        turn.seek(SeekFrom::End(0)).map_err(failed)?;
+        let deadline = Instant::now() + within.into();
+        while !planted!("orphans_are_not_awaited") {
+            match turn.try_lock() {
+                Ok(()) => break,
+                Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
+                    tokio::time::sleep(POLL).await
+                }
+                Err(TryLockError::WouldBlock) => {
+                    let message = "another `compose up` of this project does not end";
+                    return Err(Refusal::retry(RefusalKind::Unavailable, None, message));
+                }
+                // Where a file system knows no locks, nobody holds one.
+                Err(TryLockError::Error(_)) => break,
+            }
+        }
+        Ok(turn)
     }
 
     /// Returns the hash that Compose would put on a container that it made now.
@@ -121,18 +170,15 @@ impl Compose {
         Ok(String::from_utf8_lossy(said.expose()).lines().map(str::to_owned).collect())
     }
 
-    /// Returns a variable as a container that is made now would get it; none where Compose does not tell.
-    pub(super) async fn environment(&self) -> Result<Option<Environment>, Refusal> {
-        if self.found().await?.is_first_generation() {
-            return Ok(None);
-        }
-        let said = self.say(&["config", "--format", "json"]).await?;
-        let mut model: Value = serde_json::from_slice(said.expose()).map_err(|_| {
-            Refusal::operator(RefusalKind::Unsupported, "`compose config` wrote no JSON")
-        })?;
-        let environment = model["services"][&self.service]["environment"].take();
-        let Value::Object(variables) = environment else {
-            return Ok(Some(Environment(Vec::new())));
+    /// Returns the environment that a container would get now.
+    ///
+    /// # Errors
+    /// A refusal where Compose cannot read the project.
+    pub(super) async fn environment(&self) -> Result<Environment, Refusal> {
+        let mut model = self.config(&[]).await?;
+        let variables = match model["services"][&self.service]["environment"].take() {
+            Value::Object(variables) => variables,
+            _ => Map::new(),
         };
         let text = |value: Value| match value {
             Value::String(text) => Some(SecretValue::new(text.replace("$$", "$").into_bytes())),
@@ -141,14 +187,48 @@ impl Compose {
         };
         let variables =
             variables.into_iter().filter_map(|(name, value)| Some((name, text(value)?)));
-        Ok(Some(Environment(variables.collect())))
+        Ok(Environment(variables.collect()))
+    }
+
+    /// Returns the project as its files have it, without values as far as this Compose can leave them out.
+    ///
+    /// # Errors
+    /// A refusal where Compose cannot read the project.
+    pub(super) async fn model(&self) -> Result<&Model, Refusal> {
+        self.model.get_or_try_init(|| self.read_model()).await
+    }
+
+    async fn read_model(&self) -> Result<Model, Refusal> {
+        let (bare, partly) = (["--no-interpolate", "--no-env-resolution"], ["--no-interpolate"]);
+        let whole = match self.found().await?.is_first_generation() {
+            true => None,
+            false => self.config(&bare).await.ok(),
+        };
+        let (document, is_merged) = match whole {
+            Some(document) => (document, false),
+            None => (self.config(&partly).await?, true),
+        };
+        Ok(Model { document, folder: self.folder().to_owned(), is_merged })
+    }
+
+    async fn config(&self, words: &[&str]) -> Result<Value, Refusal> {
+        let speaks_json = !self.found().await?.is_first_generation();
+        let json: &[&str] = if speaks_json { &["--format", "json"] } else { &[] };
+        let said = self.say(&[&["config"], json, words].concat()).await?;
+        let read = match speaks_json {
+            true => serde_json::from_slice(said.expose()).ok(),
+            false => std::str::from_utf8(said.expose()).ok().and_then(yaml::read),
+        };
+        read.ok_or_else(|| {
+            let message = "`compose config` wrote what this version cannot read";
+            Refusal::operator(RefusalKind::Unsupported, message)
+        })
     }
 
     async fn say(&self, words: &[&str]) -> Result<SecretValue, Refusal> {
         let argv = self.argv(words).await?;
         program::read(&argv, self.folder(), &self.variables(), ANSWER).await.map_err(|refusal| {
-            let verb = words[0];
-            let message = format!("{}: `compose {verb}` cannot be read", refusal.message);
+            let message = format!("{}: `docker compose {}` says why", refusal.message, words[0]);
             Refusal::operator(refusal.kind, message)
         })
     }

@@ -1,12 +1,13 @@
 //! The container engine behind a Compose project, asked over its socket: Docker's API, which Podman serves too.
 
+use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use keywheel_core::secret::SecretValue;
 use keywheel_core::time::Timestamp;
-use keywheel_driver::CallError;
+use keywheel_driver::{CallError, Refusal, RefusalKind};
 use reqwest::{Method, StatusCode};
 use serde::{Deserialize, Deserializer};
 
@@ -40,6 +41,7 @@ pub(crate) struct Container {
     pub(super) name: String,
     pub(super) labels: Labels,
     pub(super) created: Option<Timestamp>,
+    pub(super) image: Image,
     pub(super) state: State,
     pub(super) restarts: u32,
     pub(super) has_health_check: bool,
@@ -83,11 +85,21 @@ impl Log {
     }
 }
 
+/// The image that a container was made from.
+pub(super) struct Image {
+    /// What it was asked for by.
+    pub(super) name: String,
+    /// What that meant then.
+    pub(super) id: String,
+}
+
 /// How a container does.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub(crate) struct State {
     pub(super) status: String,
+    #[serde(default)]
+    started_at: String,
     #[serde(default)]
     pub(super) exit_code: i64,
     health: Option<Health>,
@@ -105,6 +117,11 @@ impl State {
 
     pub(crate) fn health(&self) -> &str {
         self.health.as_ref().map_or("none", |health| &health.status)
+    }
+
+    /// Returns when it was started last.
+    pub(super) fn started_at(&self) -> Option<Timestamp> {
+        timestamp(&self.started_at)
     }
 }
 
@@ -184,6 +201,20 @@ impl Engine {
         }
     }
 
+    /// Returns the id of the image that a name means now; none where there is none.
+    pub(super) async fn image(&self, name: &str) -> Result<Option<String>, CallError> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "PascalCase")]
+        struct Row {
+            id: String,
+        }
+        match self.get(&format!("images/{name}/json"), &[]).await {
+            Ok(body) => parsed::<Row>(&body).map(|row| Some(bare(row.id))),
+            Err(error) if is_gone(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Reads what a container wrote in a time, line by line, each after its time in RFC 3339 and a space. A container that is
     /// gone wrote nothing. It ends with the first line that is not taken.
     pub(crate) async fn logs(
@@ -247,7 +278,18 @@ impl Engine {
 
     /// The host of a URL means nothing on a socket.
     fn call_error(&self, error: reqwest::Error) -> CallError {
-        http::call_error(&self.name, &error.without_url())
+        match error.is_connect().then(|| http::io_kind(&error)).flatten() {
+            Some(ErrorKind::PermissionDenied) => {
+                let message = format!("{}: this account may not use it", self.name);
+                Refusal::operator(RefusalKind::Permission, message).into()
+            }
+            Some(ErrorKind::NotFound) => {
+                let message =
+                    format!("{}: there is no such socket; does the engine run?", self.name);
+                Refusal::retry(RefusalKind::Unavailable, None, message).into()
+            }
+            _ => http::call_error(&self.name, &error.without_url()),
+        }
     }
 
     /// What is changed already, or gone, is as it should be.
@@ -323,8 +365,17 @@ impl Lines {
     }
 }
 
+/// Podman writes ids without the name of their hash.
+fn bare(id: String) -> String {
+    id.strip_prefix("sha256:").map_or(id.clone(), str::to_owned)
+}
+
+fn timestamp(text: &str) -> Option<Timestamp> {
+    let at = text.parse::<jiff::Timestamp>().ok()?;
+    Some(Timestamp::from_millis(at.as_millisecond()))
+}
+
 fn is_gone(error: &CallError) -> bool {
-    use keywheel_driver::RefusalKind;
     matches!(error, CallError::Refused(refusal) if refusal.kind == RefusalKind::NotFound)
 }
 
@@ -367,6 +418,8 @@ struct Inspected {
     id: String,
     name: String,
     created: String,
+    #[serde(default)]
+    image: String,
     state: State,
     #[serde(default)]
     restart_count: u32,
@@ -384,6 +437,8 @@ struct Inspected {
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Settings {
+    #[serde(default)]
+    image: String,
     env: Option<Vec<Variable>>,
     labels: Option<std::collections::BTreeMap<String, String>>,
     healthcheck: Option<HealthCheck>,
@@ -445,11 +500,8 @@ impl From<Inspected> for Container {
                 hash: label(HASH),
                 version: label(VERSION),
             },
-            created: inspected
-                .created
-                .parse::<jiff::Timestamp>()
-                .ok()
-                .map(|at| Timestamp::from_millis(at.as_millisecond())),
+            created: timestamp(&inspected.created),
+            image: Image { name: inspected.config.image, id: bare(inspected.image) },
             state: inspected.state,
             restarts: inspected.restart_count,
             has_health_check: check.first().is_some_and(|first| first != "NONE"),
