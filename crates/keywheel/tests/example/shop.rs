@@ -94,7 +94,6 @@ impl Shop {
         let output = shell.output().unwrap();
         let said = String::from_utf8(output.stdout).unwrap();
         self.learn();
-        // The one command that shows a key is not among them.
         let told = self.values.iter().any(|value| said.contains(value.as_str()));
         assert!(!told, "a value was printed by `{typed}`");
         Ran { code: output.status.code().unwrap(), said }

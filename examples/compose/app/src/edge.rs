@@ -93,9 +93,15 @@ impl Edge {
         self.state.retried.load(Ordering::Relaxed)
     }
 
-    /// Waits until it can serve no more.
-    pub async fn ended(mut self) {
-        drop(self.tasks.join_next().await);
+    /// Serves until the future is dropped.
+    ///
+    /// # Errors
+    /// Where it can serve no more.
+    pub async fn ended(mut self) -> anyhow::Result<()> {
+        match self.tasks.join_next().await {
+            Some(ended) => Ok(ended?),
+            None => Ok(()),
+        }
     }
 }
 

@@ -84,7 +84,7 @@ async fn main() -> anyhow::Result<()> {
         }
         Program::Edge { backend } => {
             let edge = Edge::start(listen().await?, Replicas::behind(&backend)?)?;
-            until_asked_to_end(async { Ok(edge.ended().await) }).await
+            until_asked_to_end(edge.ended()).await
         }
         Program::Worker { openai_base } => {
             let key = variable("OPENAI_API_KEY").context("OPENAI_API_KEY is missing")?;
