@@ -235,9 +235,9 @@ fn told_logs(incident: &Incident) -> String {
     let cells = incident.logs.iter().map(|Log { workload, reference }| {
         let place = reference.place.clone().or_else(|| reference.driver.clone());
         let kept = match (&reference.kept_in, reference.outlives) {
-            (Some(file), _) => format!("copied to {file} before its removal"),
+            (Some(file), _) => format!("copied to {file} on its removal"),
             (None, Some(true)) => "outlives the replica".into(),
-            (None, Some(false)) => "gone with the replica".into(),
+            (None, Some(false)) => "goes with the replica".into(),
             (None, None) => "whether it outlives the replica is not known".into(),
         };
         let since = reference.since.map_or("its start".into(), words::logged);

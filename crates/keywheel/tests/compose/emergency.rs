@@ -192,7 +192,7 @@ fn a_leaked_file_staged_first(leaked: &Leaked) {
     leaked.run(&["doctor"], 0);
     leaked.run(&["audit", "verify"], 0);
     let text = leaked.run(&["incident", "show"], 0);
-    assert!(text.contains("proven") && text.contains("gone with the replica"), "{text}");
+    assert!(text.contains("proven") && text.contains("goes with the replica"), "{text}");
     assert!(leaked.run(&["incident", "list"], 0).contains("closed"));
 }
 
