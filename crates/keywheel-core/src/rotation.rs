@@ -214,7 +214,13 @@ impl Rotation {
         if let Some(open) = self.open.first() {
             return Next::Await(open.step);
         }
-        self.stage_over(now).or_else(|| self.verdict(now)).unwrap_or_else(|| self.owed(now))
+        let next =
+            self.stage_over(now).or_else(|| self.verdict(now)).unwrap_or_else(|| self.owed(now));
+        match (next, self.stage_ends_at()) {
+            // Whatever is waited for, the suspects are ended when the stage is over.
+            (Next::Wait { until, why }, Some(end)) => wait(until.min(end), why),
+            (next, _) => next,
+        }
     }
 
     /// Returns the steps to take together with the one that [`Rotation::next`] named, that one first. Only an emergency takes

@@ -210,6 +210,37 @@ async fn h123_a_roll_that_hangs_does_not_put_off_the_end_of_the_suspects() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn h123_a_workload_that_nobody_can_reach_keeps_no_suspect_alive() {
+    for (revoke_first, within) in [(true, Span::seconds(1)), (false, Span::minutes(10))] {
+        let setup = Setup::new(|call| match call.name {
+            "preflight of the workload" | "logs" | "observe" | "roll" => {
+                Fate::Refused(Refusal::retry(RefusalKind::Unavailable, None, "nobody is there"))
+            }
+            _ => Fate::Well,
+        });
+        let mut group = setup.engine.begin(&[Arc::new(emergency(revoke_first))]).await.unwrap();
+        assert_eq!(setup.rest(&mut group).await, None, "an operator is asked for the replicas");
+        let rotation = group.rotations().next().unwrap();
+        let ended_at = rotation.ending().revoked_at(VersionId(1)).unwrap();
+        assert!(ended_at <= START + within + Span::seconds(1), "{}", ended_at.since(START));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn h123_emergencies_that_share_a_workload_take_turns_at_rolling_it() {
+    let mut setup = Setup::new(|_| Fate::Well);
+    setup.engine.limits = Limits::new(4);
+    let of = |secret| Arc::new(Plan { secret, ..emergency(true) });
+    let [a, b] = ["s-a", "s-b"].map(|name| SecretName::new(name, "production").unwrap());
+    let mut first = setup.engine.begin(&[of(a)]).await.unwrap();
+    let mut second = setup.engine.begin(&[of(b)]).await.unwrap();
+    let (first, second) = tokio::join!(setup.rest(&mut first), setup.rest(&mut second));
+    assert_eq!((first, second), (Some(Outcome::Completed), Some(Outcome::Completed)));
+    let [now, most] = *setup.world.rolls.lock().unwrap();
+    assert_eq!((now, most), (0, 1));
+}
+
+#[tokio::test(start_paused = true)]
 async fn h125_the_leases_of_a_batch_end_with_its_last_member_that_is_taken_over() {
     let setup = Setup::new(|call| if call.name == "roll" { Fate::Stops } else { Fate::Well });
     let batch: Vec<SecretName> =
@@ -456,6 +487,8 @@ struct World {
     stop: AtomicBool,
     intents: AtomicUsize,
     intents_at_stop: AtomicUsize,
+    /// How many rolls are under way, and how many were at once at the most.
+    rolls: Mutex<[usize; 2]>,
 }
 
 impl World {
@@ -467,6 +500,7 @@ impl World {
             stop: AtomicBool::new(false),
             intents: AtomicUsize::new(0),
             intents_at_stop: AtomicUsize::new(0),
+            rolls: Mutex::default(),
         }
     }
 
@@ -666,7 +700,8 @@ impl Workload for Place {
     }
 
     fn resource(&self) -> String {
-        format!("workload of {}", self.secret)
+        let shared = self.secret.split('-').next().unwrap_or_default();
+        format!("workload of {shared}")
     }
 
     async fn preflight(&self) -> Result<Vec<Finding>, CallError> {
@@ -702,12 +737,21 @@ impl Workload for Place {
     }
 
     async fn roll(&self, _ensure: &Ensure<'_>) -> Result<(), CallError> {
-        self.call("roll").await?;
-        self.change("roll", |place| {
-            place.held = place.stored.as_ref().map(SecretValue::duplicate);
-        })
-        .await;
-        Ok(())
+        let count = |up: bool| {
+            let [now, most] = &mut *locked(&self.world.rolls);
+            *now = if up { *now + 1 } else { *now - 1 };
+            *most = (*most).max(*now);
+        };
+        count(true);
+        let called = self.call("roll").await;
+        if called.is_ok() {
+            self.change("roll", |place| {
+                place.held = place.stored.as_ref().map(SecretValue::duplicate);
+            })
+            .await;
+        }
+        count(false);
+        called
     }
 }
 

@@ -1,6 +1,8 @@
 //! An emergency as the journal tells of it: what was suspected, how long it was exposed, what it cost, where the logs are,
 //! and what is still owed. Nobody is asked anything; what the journal does not know is said to be not known.
 
+use std::collections::BTreeSet;
+
 use keywheel_core::event::{Death, Event, Outcome, Report, Step};
 use keywheel_core::incident::{IncidentId, LogReference};
 use keywheel_core::plan::{Mode, Plan, RotationId};
@@ -96,7 +98,7 @@ pub(crate) struct Log {
 /// Something that is still to be done, and the command that does it.
 pub(crate) struct Owed {
     pub(crate) what: String,
-    pub(crate) command: Option<String>,
+    pub(crate) command: String,
 }
 
 /// One rotation with its records.
@@ -172,24 +174,21 @@ impl Incident {
         self.stories.iter().any(|story| story.rotation.outcome().is_none())
     }
 
+    /// What keywheel can do. What it does not manage is told among what may be exposed.
     fn owes(&self, all: &[Told]) -> Vec<Owed> {
-        let mut owed: Vec<_> = self.stories.iter().filter_map(Story::owes).collect();
-        for exposed in &self.exposed {
-            let what = |words: &str| format!("{} in `{}`: {words}", exposed.address, exposed.store);
-            match &exposed.standing {
-                Standing::Managed(owner) if !self.was_rotated_since(owner, all) => {
-                    owed.push(Owed {
-                        what: what("may be exposed, and was not rotated"),
-                        command: Some(format!("keywheel rotate {owner} --emergency")),
-                    });
-                }
-                Standing::Unmanaged => owed.push(Owed {
-                    what: what("may be exposed; if it is a secret, rotate it by hand"),
-                    command: None,
-                }),
-                _ => {}
-            }
-        }
+        let left = self.exposed.iter().filter_map(|exposed| match &exposed.standing {
+            Standing::Managed(owner) if !self.was_rotated_since(owner, all) => Some(Owed {
+                what: format!(
+                    "{owner} was not rotated: `{}` in store `{}` may be exposed",
+                    exposed.address, exposed.store
+                ),
+                command: format!("keywheel rotate {owner} --emergency"),
+            }),
+            _ => None,
+        });
+        let mut owed: Vec<Owed> = self.stories.iter().filter_map(Story::owes).chain(left).collect();
+        let mut seen = BTreeSet::new();
+        owed.retain(|owed| seen.insert(owed.command.clone()));
         owed
     }
 
@@ -235,7 +234,7 @@ impl Story {
             }
             None => format!("{secret} is under way, in phase {}", rotation.phase()),
         };
-        Some(Owed { what, command: Some(format!("keywheel resume {secret}")) })
+        Some(Owed { what, command: format!("keywheel resume {secret}") })
     }
 }
 

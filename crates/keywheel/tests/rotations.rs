@@ -229,7 +229,7 @@ fn h119_no_command_prints_a_value() {
     const HAND: &str = "kwcanary-made-by-hand-0123456";
     let project = Project::new();
     let files = project.path("").display().to_string();
-    let looks: [&[&str]; 9] = [
+    let looks: [&[&str]; 10] = [
         &["config", "show"],
         &["check"],
         &["plan", "pepper"],
@@ -238,6 +238,7 @@ fn h119_no_command_prints_a_value() {
         &["where", "pepper", "--scan", &files],
         &["rotation", "list"],
         &["audit", "list"],
+        &["incident", "list"],
         &["rotate", "pepper"],
     ];
     let look = |values: &[&str]| {
@@ -484,6 +485,8 @@ fn an_emergency_ends_without_soak() {
     let project = Project::new();
     project.write("keywheel.yaml", &CONFIG.replace("soak: 1s", "soak: 24h"));
     project.run(&["rotate", "pepper", "--yes"]).ends(0).says("promoted");
+    project.run(&["incident", "list"]).ends(0).says("no emergency yet");
+    project.run(&["incident", "show"]).ends(1).says("K0109");
     let ran = project.run(&["rotate", "pepper", "--emergency", "--because", "it leaked", "--yes"]);
     ran.ends(0).says("completed; v3 is current");
     assert!(!project.read("app.env").contains(OLD));
@@ -491,6 +494,32 @@ fn an_emergency_ends_without_soak() {
     assert_eq!(rotations["rotations"].as_array().unwrap().len(), 2);
     project.run(&["status"]).ends(0);
     project.run(&["doctor"]).ends(0);
+    let listed = project.json(&["incident", "list"]);
+    let id = listed["incidents"][0]["incident"].as_str().unwrap();
+    project.run(&["incident", "show", &id[..6]]).ends(0).says("it leaked").says("OTHER");
+    let shown = project.json(&["incident", "show", id]);
+    let suspects = shown["secrets"][0]["suspects"].as_array().unwrap();
+    let versions: Vec<_> = suspects.iter().map(|one| one["version"].as_u64().unwrap()).collect();
+    assert_eq!(versions, [2, 1], "both versions of the rotation that was taken over are suspect");
+    assert!(suspects.iter().all(|one| one["dead"] == "no_one_to_ask"), "{suspects:?}");
+}
+
+#[test]
+fn an_emergency_in_one_store_names_what_stands_beside_its_suspects() {
+    let project = project_of_two();
+    let emergency = ["rotate", "pepper", "--in-store", "app", "--emergency"];
+    let asked = project.run(&emergency);
+    asked.ends(4).says("OTHER").says("keywheel rotate salt@default --emergency");
+    project.run(&[&emergency[..], &["--yes"]].concat()).ends(0);
+    let shown = project.json(&["incident", "show"]);
+    let exposed: Vec<_> = shown["exposed"].as_array().unwrap().iter().collect();
+    assert!(exposed.iter().all(|one| one["store"] == "app"), "`web` did not leak: {exposed:?}");
+    assert_eq!(shown["owed"][0]["command"], "keywheel rotate salt@default --emergency");
+    project.run(&["rotate", "salt", "--emergency", "--yes"]).ends(0);
+    let listed = project.json(&["incident", "list"]);
+    let first = listed["incidents"][1]["incident"].as_str().unwrap();
+    let shown = project.json(&["incident", "show", first]);
+    assert_eq!(shown["owed"], serde_json::json!([]), "the other secret was rotated since");
 }
 
 /// A project with a second secret, whose retirement takes an hour; the first one's rotation waits in its rollback window.

@@ -102,7 +102,7 @@ fn names(incident: &Incident) -> Vec<String> {
 fn state(incident: &Incident) -> &'static str {
     match (incident.is_open(), incident.owed.is_empty()) {
         (true, _) => "open",
-        (false, false) => "rotated, more is owed",
+        (false, false) => "more is owed",
         (false, true) => "closed",
     }
 }
@@ -135,8 +135,7 @@ fn text(incident: &Incident, now: Timestamp) -> String {
         text.push_str("still owed\n");
     }
     for owed in &incident.owed {
-        let then = owed.command.as_ref().map(|command| format!("\n    then: {command}"));
-        text.push_str(&format!("  {}{}\n", owed.what, then.unwrap_or_default()));
+        text.push_str(&format!("  {}\n    then: {}\n", owed.what, owed.command));
     }
     text
 }
@@ -220,7 +219,7 @@ fn told_exposed(incident: &Incident) -> String {
         let standing = match &exposed.standing {
             Standing::Rotated => "rotated in this emergency".into(),
             Standing::Managed(owner) => format!("managed by `{owner}`"),
-            Standing::Unmanaged => "not managed by keywheel".into(),
+            Standing::Unmanaged => exposed.advice(),
         };
         vec![exposed.store.clone(), exposed.address.clone(), standing]
     });
@@ -236,9 +235,9 @@ fn told_logs(incident: &Incident) -> String {
     let cells = incident.logs.iter().map(|Log { workload, reference }| {
         let place = reference.place.clone().or_else(|| reference.driver.clone());
         let kept = match (&reference.kept_in, reference.outlives) {
-            (Some(file), _) => format!("copied to {file} before its removal"),
+            (Some(file), _) => format!("copied to {file} on its removal"),
             (None, Some(true)) => "outlives the replica".into(),
-            (None, Some(false)) => "gone with the replica".into(),
+            (None, Some(false)) => "goes with the replica".into(),
             (None, None) => "whether it outlives the replica is not known".into(),
         };
         let since = reference.since.map_or("its start".into(), words::logged);
