@@ -203,9 +203,13 @@ impl Work<'_> {
         for (store, planned) in drivers.stores.iter().zip(&self.plan.stores) {
             findings.extend(store.preflight(&addresses(&planned.slots)).await?);
         }
-        for index in 0..drivers.workloads.len() {
+        for (index, workload) in drivers.workloads.iter().enumerate() {
             let (stores, workloads) = (&drivers.stores, &drivers.workloads);
-            findings.extend(readers::preflight(self.plan, stores, workloads, index).await?);
+            // An emergency does not wait until everybody who reads is listed.
+            findings.extend(match self.plan.is_emergency() {
+                true => workload.preflight().await?,
+                false => readers::preflight(self.plan, stores, workloads, index).await?,
+            });
         }
         match findings.into_iter().find(|finding| finding.severity == Severity::Blocks) {
             Some(finding) => {
