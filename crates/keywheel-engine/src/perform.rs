@@ -22,7 +22,7 @@ use keywheel_driver::{Severity, slot};
 use keywheel_journal::{Sealed, ValueKey};
 use smallvec::SmallVec;
 
-use crate::run::Member;
+use crate::run::{Member, resources};
 use crate::{Engine, readers};
 
 /// What a step brought, and the values to be sealed with its record.
@@ -198,6 +198,7 @@ struct Work<'a> {
 /// Before anything changes.
 impl Work<'_> {
     async fn preflight(&self) -> Outcome {
+        let moved = self.moved_by_another().await?;
         let drivers = &self.member.drivers;
         let mut findings = drivers.issuer.preflight().await?;
         for (store, planned) in drivers.stores.iter().zip(&self.plan.stores) {
@@ -211,12 +212,23 @@ impl Work<'_> {
                 false => readers::preflight(self.plan, stores, workloads, index).await?,
             });
         }
-        match findings.into_iter().find(|finding| finding.severity == Severity::Blocks) {
-            Some(finding) => {
-                Err(Refusal::operator(RefusalKind::Unsupported, finding.message).into())
-            }
-            None => Ok(Report::Plain.into()),
-        }
+        let blocks = findings.into_iter().find(|finding| finding.severity == Severity::Blocks);
+        let Some(finding) = blocks else { return Ok(Report::Plain.into()) };
+        // What another rotation is about to put right stands in nobody's way for long.
+        Err(match moved.or(self.moved_by_another().await?) {
+            Some(other) => Refusal::retry(RefusalKind::Unavailable, None, other).into(),
+            None => Refusal::operator(RefusalKind::Unsupported, finding.message).into(),
+        })
+    }
+
+    /// Says which other rotation is moving a store or a workload of this one.
+    async fn moved_by_another(&self) -> Outcome<Option<String>> {
+        let own = resources(&self.member.drivers);
+        let leases = self.engine.journal.leases().await;
+        let leases =
+            leases.map_err(|error| Refusal::operator(RefusalKind::Local, error.to_string()))?;
+        let other = leases.into_iter().find(|(resource, _)| own.contains(resource));
+        Ok(other.map(|(resource, other)| format!("rotation {other} is moving {}", resource.0)))
     }
 
     /// Reads every slot. Stores must agree on the version in use, unless an emergency takes them as they are.
