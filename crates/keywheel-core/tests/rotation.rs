@@ -342,7 +342,7 @@ fn h40_on_the_way_back_every_member_writes_before_anybody_rolls() {
         world.refuse(step, RefusalKind::WorkloadFailed);
     }
     let mut taken = Vec::new();
-    while taken.len() < 4 {
+    while taken.len() < 3 {
         let now = worlds[0].now.max(worlds[1].now);
         let members: Vec<&Rotation> = worlds.iter().map(|world| &world.rotation).collect();
         match turn(&members, now) {
@@ -359,7 +359,7 @@ fn h40_on_the_way_back_every_member_writes_before_anybody_rolls() {
             other => panic!("{other:?} after {taken:?}"),
         }
     }
-    assert_eq!(taken, [(0, true), (1, true), (0, false), (1, false)]);
+    assert_eq!(taken, [(0, true), (1, true), (0, false)]);
 }
 
 /// A plan whose versions a person makes.

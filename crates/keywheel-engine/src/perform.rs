@@ -26,7 +26,7 @@ use smallvec::SmallVec;
 use futures_util::future::{join, join_all};
 
 use crate::clock::within;
-use crate::run::Member;
+use crate::run::{Member, resources};
 use crate::{Drivers, Engine, readers};
 
 /// How long a look at workloads may hold up what does not depend on it.
@@ -228,6 +228,7 @@ struct Work<'a> {
 /// Before anything changes.
 impl Work<'_> {
     async fn preflight(&self) -> Outcome {
+        let moved = self.moved_by_another().await?;
         let drivers = &self.member.drivers;
         let mut findings = drivers.issuer.preflight().await?;
         for (store, planned) in drivers.stores.iter().zip(&self.plan.stores) {
@@ -242,12 +243,23 @@ impl Work<'_> {
                 findings.extend(readers::preflight(self.plan, stores, workloads, index).await?);
             }
         }
-        match findings.into_iter().find(|finding| finding.severity == Severity::Blocks) {
-            Some(finding) => {
-                Err(Refusal::operator(RefusalKind::Unsupported, finding.message).into())
-            }
-            None => Ok(noted(passed_over).into()),
-        }
+        let blocks = findings.into_iter().find(|finding| finding.severity == Severity::Blocks);
+        let Some(finding) = blocks else { return Ok(noted(passed_over).into()) };
+        // What another rotation is about to put right stands in nobody's way for long.
+        Err(match moved.or(self.moved_by_another().await?) {
+            Some(other) => Refusal::retry(RefusalKind::Unavailable, None, other).into(),
+            None => Refusal::operator(RefusalKind::Unsupported, finding.message).into(),
+        })
+    }
+
+    /// Says which other rotation is moving a store or a workload of this one.
+    async fn moved_by_another(&self) -> Outcome<Option<String>> {
+        let own = resources(&self.member.drivers);
+        let leases = self.engine.journal.leases().await;
+        let leases =
+            leases.map_err(|error| Refusal::operator(RefusalKind::Local, error.to_string()))?;
+        let other = leases.into_iter().find(|(resource, _)| own.contains(resource));
+        Ok(other.map(|(resource, other)| format!("rotation {other} is moving {}", resource.0)))
     }
 
     /// What speaks against rolling a workload. It keeps no emergency from ending a suspect, so it is told and passed over.
