@@ -53,7 +53,7 @@ pub(crate) struct Prepared {
     pub(crate) plan: Arc<Plan>,
     /// Its row, where it is new and must be noted first.
     pub(crate) adopted: Option<Inventory>,
-    /// What is wrong with who reads it, as far as can be told now.
+    /// What is wrong with who reads it, where that was [looked at](compare_readers).
     pub(crate) readers: Vec<String>,
 }
 
@@ -83,8 +83,7 @@ pub(crate) async fn plans(
     let mut prepared = Vec::new();
     for (Member { inputs, adopted, .. }, secret) in members.into_iter().zip(secrets) {
         let plan = Arc::new(compile(config, &secret.name, inputs)?);
-        let readers = compare_readers(&plan).await?;
-        prepared.push(Prepared { plan, adopted, readers });
+        prepared.push(Prepared { plan, adopted, readers: Vec::new() });
     }
     Ok(prepared)
 }
@@ -173,16 +172,20 @@ async fn member(
     Ok(Member { inputs, row, adopted })
 }
 
-/// What cannot be told now is left to the preflight, which says why.
-async fn compare_readers(plan: &Plan) -> Result<Vec<String>, Failure> {
-    let built = drivers_of(plan)?;
-    let mut found = Vec::new();
-    for workload in 0..plan.workloads.len() {
-        let compared = readers::compare(plan, &built.stores, &built.workloads, workload).await;
-        found.extend(compared.unwrap_or_default().into_iter().map(|finding| finding.message));
+/// Looks who reads what these plans change. What cannot be told now is left to the preflight, which says why.
+pub(crate) async fn compare_readers(prepared: &mut [Prepared]) -> Result<(), Failure> {
+    for one in prepared {
+        let built = drivers_of(&one.plan)?;
+        for workload in 0..one.plan.workloads.len() {
+            let compared =
+                readers::compare(&one.plan, &built.stores, &built.workloads, workload).await;
+            let messages = compared.unwrap_or_default().into_iter().map(|found| found.message);
+            one.readers.extend(messages);
+        }
+        one.readers.sort();
+        one.readers.dedup();
     }
-    found.dedup();
-    Ok(found)
+    Ok(())
 }
 
 /// A secret that follows another environment waits until the same rotation has completed there.

@@ -44,7 +44,8 @@ pub(crate) async fn run(args: &PlanArgs, globals: &Globals) -> Result<Exit, Fail
         None => Session::act(globals, &config, &environment.name, Arc::new(NoWatch))?,
     };
     let request = Request::at_a_steady_pace(args.because.clone());
-    let prepared = prepare::plans(&session, &config, &secrets, &request).await?;
+    let mut prepared = prepare::plans(&session, &config, &secrets, &request).await?;
+    prepare::compare_readers(&mut prepared).await?;
     let output = globals.output();
     match output.format {
         Format::Text => {

@@ -89,6 +89,12 @@ pub(crate) async fn run(args: &RotateArgs, globals: &Globals) -> Result<Exit, Fa
     } else if !now.is_empty() {
         batches.push(prepare::plans(&session, &config, &now, &request(args)).await?);
     }
+    if args.emergency {
+        // Its preflight does not wait for readers that nobody listed, so the plan names them.
+        for prepared in &mut batches {
+            prepare::compare_readers(prepared).await?;
+        }
+    }
     for prepared in &batches {
         output.note(super::plan::text(prepared, session.now(), "").trim_end());
         check_hash(args.plan.as_deref(), prepared)?;

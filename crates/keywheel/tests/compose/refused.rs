@@ -119,7 +119,8 @@ fn read_by_others(ground: &Ground, compose: &Path) {
             .replace("service: backend", "service: unrelated")
             .replace("replicas: 2", "replicas: 1, start_first: true"),
     );
-    names(&project, "service `unrelated` is not given `APP_KEY`");
+    let said = project.run(&["check"], 4);
+    assert!(said.contains("service `unrelated` is not given `APP_KEY`"), "{said}");
 }
 
 #[test]
