@@ -17,7 +17,7 @@ use keywheel_core::version::{IssuedId, VersionId};
 use keywheel_driver::issuer::{Mint, Verdict};
 use keywheel_driver::probe::{Asked, Health};
 use keywheel_driver::store::{Accept, Edit};
-use keywheel_driver::workload::Ensure;
+use keywheel_driver::workload::{Ensure, check_pin};
 use keywheel_driver::{Severity, slot};
 use keywheel_journal::{Sealed, ValueKey};
 use smallvec::SmallVec;
@@ -108,6 +108,8 @@ pub(crate) async fn roll(engine: &Engine, members: &[(&Member, Step)]) -> Outcom
         let work = Work { engine, member, plan: member.rotation.plan() };
         slots.extend(work.expected(usize::from(workload), to).await?);
         let planned = &work.plan.workloads[usize::from(workload)];
+        let driver = member.drivers.workloads[usize::from(workload)].as_ref();
+        check_pin(driver, &planned.bound.name, planned.pin.as_ref()).await?;
         held_since = held_since.max(member.rotation.walk().held_since(planned, to));
     }
     let fingerprinter = &engine.journal.installation().fingerprinter;
@@ -138,9 +140,11 @@ pub(crate) async fn put_right(engine: &Engine, member: &Member) -> Outcome<Vec<S
         if !written.iter().any(|(store, _)| reads(*store)) {
             continue;
         }
+        let workload = member.drivers.workloads[index].as_ref();
+        check_pin(workload, &planned.bound.name, planned.pin.as_ref()).await?;
         let slots = work.expected(index, at).await?;
         let ensure = ensure(&slots, held_since, fingerprinter);
-        member.drivers.workloads[index].roll(&ensure).await?;
+        workload.roll(&ensure).await?;
     }
     Ok(written.into_iter().map(|(_, name)| name).collect())
 }
@@ -188,7 +192,8 @@ impl Work<'_> {
         for (store, planned) in drivers.stores.iter().zip(&self.plan.stores) {
             findings.extend(store.preflight(&addresses(&planned.slots)).await?);
         }
-        for workload in &drivers.workloads {
+        for (workload, planned) in drivers.workloads.iter().zip(&self.plan.workloads) {
+            check_pin(workload.as_ref(), &planned.bound.name, planned.pin.as_ref()).await?;
             findings.extend(workload.preflight().await?);
         }
         match findings.into_iter().find(|finding| finding.severity == Severity::Blocks) {

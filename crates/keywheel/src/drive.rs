@@ -62,6 +62,11 @@ pub(crate) async fn run(
     } else {
         go(session, groups, rest, output).await.and_then(|ran| ran.tell(session, queued, output))
     };
+    ended(ran, failures)
+}
+
+/// Says how a run ended, beside what could not run at all.
+pub(crate) fn ended(ran: Result<Exit, Failure>, failures: Vec<Failure>) -> Result<Exit, Failure> {
     let (exit, failure) = match ran {
         Ok(exit) => (exit, None),
         Err(failure) => (failure.exit, Some(failure)),
@@ -72,7 +77,8 @@ pub(crate) async fn run(
 /// How rotations stand after a run.
 pub(crate) struct Stand {
     pub(crate) rotations: Vec<Rotation>,
-    stopped: bool,
+    /// Whether somebody asked to stop.
+    pub(crate) stopped: bool,
 }
 
 /// Runs groups side by side, so that one that hangs delays nobody else.
@@ -129,6 +135,12 @@ fn stop_on_signals(output: Output) -> Arc<AtomicBool> {
 }
 
 impl Stand {
+    /// Adds how further rotations stand.
+    pub(crate) fn extend(&mut self, other: Self) {
+        self.rotations.extend(other.rotations);
+        self.stopped |= other.stopped;
+    }
+
     /// Says what is true of these rotations now, and of requests that wait in the queue, and which exit code that is.
     pub(crate) fn tell(
         &self,

@@ -24,6 +24,7 @@ use async_trait::async_trait;
 use keywheel_core::evidence::{Proof, Replica, Shows};
 use keywheel_core::facts::WorkloadFacts;
 use keywheel_core::fingerprint::{Compared, Fingerprinter};
+use keywheel_core::plan::Pin;
 use keywheel_core::planted;
 use keywheel_core::secret::SecretValue;
 use keywheel_core::time::Span;
@@ -214,6 +215,10 @@ impl Workload for Service {
             findings.push(Finding::note(message));
         }
         Ok(findings)
+    }
+
+    async fn identity(&self) -> Result<Option<Pin>, CallError> {
+        self.engine.identity().await
     }
 
     async fn observe(

@@ -8,10 +8,10 @@ use keywheel_core::event::{Event, Step};
 use keywheel_core::forecast::{Coming, forecast};
 use keywheel_core::plan::{Accept, Plan, Reason};
 use keywheel_core::time::{Span, Timestamp};
-use keywheel_engine::NoWatch;
 use serde_json::json;
 
 use crate::cli::Globals;
+use crate::copies::Copies;
 use crate::exit::Exit;
 use crate::output::{Failure, Format};
 use crate::prepare::{self, Prepared, Request};
@@ -33,19 +33,17 @@ pub(crate) async fn run(args: &PlanArgs, globals: &Globals) -> Result<Exit, Fail
     let config = globals.load()?;
     let environment = args.selection.environment(&config)?;
     let secrets = args.selection.secrets(globals, &config).await?;
-    // Where there is no journal yet, an empty one is made: the hash of a plan names the installation it belongs to.
-    let session = match Session::read(globals, &config, &environment.name)? {
-        Some(session) => session,
-        None => Session::act(globals, &config, &environment.name, Arc::new(NoWatch))?,
-    };
+    let session = Session::plan(globals, &config, &environment.name)?;
     let request = Request::at_a_steady_pace(args.because.clone());
     let prepared = prepare::plans(&session, &config, &secrets, &request).await?;
+    let copies = Copies::of_same_name(&config, secrets.iter().copied()).await;
     let output = globals.output();
     match output.format {
         Format::Text => {
             let names: Vec<&str> = secrets.iter().map(|secret| secret.name.name()).collect();
             let run = format!("keywheel rotate {} -e {}", names.join(" "), environment.name);
             output.text(&text(&prepared, session.now(), &run))?;
+            copies.tell(secrets.iter().copied(), output);
             for secret in &secrets {
                 if let Some(open) = session.inventory(&secret.name).await?.and_then(|row| row.open)
                 {
@@ -59,6 +57,7 @@ pub(crate) async fn run(args: &PlanArgs, globals: &Globals) -> Result<Exit, Fail
             "environment": environment.name,
             "rotations": prepared.iter().map(|one| one.plan.as_ref()).collect::<Vec<_>>(),
             "steps": steps(&prepared, session.now()),
+            "same_value": secrets.iter().flat_map(|secret| copies.of(&secret.name)).collect::<Vec<_>>(),
         }))?,
     }
     Ok(Exit::Done)
