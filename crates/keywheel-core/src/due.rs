@@ -3,8 +3,10 @@
 
 use crate::inventory::{Inventory, Version};
 use crate::plan::{Policy, Reason};
+use crate::secret::SecretName;
 use crate::time::{Span, Timestamp};
 use crate::version::{Stage, State};
+use sha2::{Digest, Sha256};
 
 /// Why a secret is due, and since when.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,7 +22,8 @@ pub struct Due {
 type Question = fn(&Inventory, &Version, &Policy) -> Option<Due>;
 
 /// The questions, most urgent first.
-const QUESTIONS: [Question; 4] = [compromised, expiring, asked_for, past_its_cryptoperiod];
+const QUESTIONS: [Question; 5] =
+    [compromised, expiring, asked_for, past_its_cryptoperiod, of_unknown_age];
 
 /// Returns why a secret is due at `now`; none where it is not, where nothing is known of it, or while its schedule is held.
 pub fn due(inventory: &Inventory, policy: &Policy, now: Timestamp) -> Option<Due> {
@@ -61,7 +64,8 @@ fn expiring(_: &Inventory, current: &Version, policy: &Policy) -> Option<Due> {
 
 /// Somebody asked for it while the rotation before it was still retiring a version.
 fn asked_for(inventory: &Inventory, _: &Version, _: &Policy) -> Option<Due> {
-    let queued = inventory.queued.as_ref()?;
+    // One that waits for another environment begins by itself.
+    let queued = inventory.queued.as_ref().filter(|queued| queued.after.is_none())?;
     let because = queued.because.as_deref().unwrap_or("an operator asked");
     Some(Due {
         reason: Reason::Requested,
@@ -82,6 +86,25 @@ fn past_its_cryptoperiod(inventory: &Inventory, current: &Version, policy: &Poli
         since,
         because: format!("its cryptoperiod of {} ends", policy.cryptoperiod),
     })
+}
+
+/// Nobody knows how old it is. What was taken over together would be due together; so each has its own turn, which hangs on
+/// its name alone, within one cryptoperiod.
+fn of_unknown_age(inventory: &Inventory, current: &Version, policy: &Policy) -> Option<Due> {
+    let is_known = inventory.rotated_at.or(current.created_at).is_some();
+    let adopted_at = inventory.adopted_at.filter(|_| !is_known)?;
+    let since = adopted_at + policy.cryptoperiod.part(turn(&inventory.secret), 1 << 32);
+    Some(Due {
+        reason: Reason::Scheduled,
+        since,
+        because: "its age is not known, and this is its turn".into(),
+    })
+}
+
+/// A share of 2³², even over names and the same for one name at any time.
+fn turn(secret: &SecretName) -> u64 {
+    let digest = Sha256::digest(secret.to_string());
+    u64::from(u32::from_be_bytes([digest[0], digest[1], digest[2], digest[3]])) + 1
 }
 
 /// What a lease needs (`Strategy::Lease`).
@@ -176,6 +199,45 @@ mod tests {
         let due = next(&row, &Policy::default()).unwrap();
         assert_eq!(due.reason, Reason::Expiring);
         assert!(due.since < after(Span::days(30)) && due.since >= after(Span::days(20)));
+    }
+
+    proptest::proptest! {
+        #![proptest_config(proptest::test_runner::Config::with_cases(64))]
+
+        /// What was taken over together has its first turns spread: each within one cryptoperiod, the same at any time, and no
+        /// day with much more than its share.
+        #[test]
+        fn h29_first_turns_of_unknown_ages_are_spread(
+            prefix in "[a-z]{1,12}",
+            count in 1_usize..2_000,
+            days in 1_u64..400,
+        ) {
+            let policy = Policy { cryptoperiod: Span::days(days), ..Policy::default() };
+            let adopted_at = after(Span::days(1_000));
+            let mut of_day = std::collections::BTreeMap::<u64, usize>::new();
+            for number in 0..count {
+                let mut row = inventory(|row, version| {
+                    row.secret = format!("{prefix}-{number}@production").parse().unwrap();
+                    (row.rotated_at, version.created_at) = (None, None);
+                    row.adopted_at = Some(adopted_at);
+                });
+                let due = next(&row, &policy).unwrap().since;
+                proptest::prop_assert!(due > adopted_at && due <= adopted_at + policy.cryptoperiod);
+                row.next = VersionId(9);
+                proptest::prop_assert_eq!(next(&row, &policy).unwrap().since, due);
+                *of_day.entry(due.since(adopted_at).as_millis() / 86_400_001).or_default() += 1;
+            }
+            // Five deviations of an even draw, and what a few draws may do.
+            let share = count as f64 / days as f64;
+            let most = share + 5.0 * share.sqrt() + 8.0;
+            proptest::prop_assert!(of_day.values().all(|due| (*due as f64) <= most), "{of_day:?}");
+        }
+    }
+
+    #[test]
+    fn a_known_age_has_no_turn() {
+        let row = inventory(|row, _| row.adopted_at = Some(after(Span::days(50))));
+        assert_eq!(next(&row, &Policy::default()).unwrap().since, after(Span::days(90)));
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! The inventory: one row for each secret, which `status` reads and each commit keeps in step with the rotation it belongs to.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::event::{Event, Outcome, ParkReason, Report, Step};
 use crate::fingerprint::Fingerprint;
-use crate::plan::{Label, RotationId, VersionRef};
+use crate::plan::{Bound, Label, Pin, PlanHash, RotationId, StorePlan, VersionRef, WorkloadPlan};
 use crate::rotation::{Next, Rotation};
 use crate::secret::SecretName;
 use crate::strategy::Side;
@@ -31,9 +33,32 @@ pub struct Inventory {
     /// The rotation that waits for the retirement of the one before it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queued: Option<Queued>,
+    /// The stores that were claimed for it, the ones that it no longer has included.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub claimed: Vec<Bound>,
+    /// Where its workloads run, by their names.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub pins: BTreeMap<String, Pin>,
+    /// When it was taken over; it stands for the age of a version where nobody knows that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adopted_at: Option<Timestamp>,
+    /// What an operator decided last about where it lives.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decided: Option<Decision>,
     /// What people were not told of yet, oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub untold: Vec<News>,
+}
+
+/// A decision of an operator outside a rotation, for the audit chain.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Decision {
+    /// When.
+    pub at: Timestamp,
+    /// What was done, as a past tense: `took over its stores`.
+    pub what: String,
+    /// Why, in the operator's words.
+    pub because: String,
 }
 
 /// Something of a rotation that people are to be told of.
@@ -88,6 +113,20 @@ pub struct Queued {
     pub at: Timestamp,
     /// Why, in the operator's words.
     pub because: Option<String>,
+    /// What must have completed first, in another environment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<Staged>,
+}
+
+/// A rotation in another environment that a queued one waits for, and the plan that was approved for afterwards.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Staged {
+    /// The secret in the other environment.
+    pub secret: SecretName,
+    /// Its rotation.
+    pub rotation: RotationId,
+    /// The plan that may follow it, and no other (H127).
+    pub approved: PlanHash,
 }
 
 /// One version of a secret.
@@ -139,6 +178,28 @@ impl Inventory {
             held_because: None,
             queued: None,
             untold: Vec::new(),
+            claimed: Vec::new(),
+            pins: BTreeMap::new(),
+            adopted_at: None,
+            decided: None,
+        }
+    }
+
+    /// Notes which stores are claimed for it.
+    pub fn claim<'a>(&mut self, stores: impl IntoIterator<Item = &'a StorePlan>) {
+        for store in stores {
+            if !self.claimed.contains(&store.bound) {
+                self.claimed.push(store.bound.clone());
+            }
+        }
+    }
+
+    /// Notes where its workloads run.
+    pub fn pin<'a>(&mut self, workloads: impl IntoIterator<Item = &'a WorkloadPlan>) {
+        for workload in workloads {
+            if let Some(pin) = &workload.pin {
+                self.pins.insert(workload.bound.name.clone(), pin.clone());
+            }
         }
     }
 
@@ -157,6 +218,8 @@ impl Inventory {
         match event {
             Event::Planned(plan) => {
                 self.queued = None;
+                self.claim(&plan.stores);
+                self.pin(&plan.workloads);
                 self.next = self.next.max(plan.pending.successor());
                 self.versions.retain(|known| known.version != plan.pending);
                 let suspects = plan.previous.iter().chain(&plan.suspects);

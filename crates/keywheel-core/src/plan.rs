@@ -283,6 +283,26 @@ pub struct WorkloadPlan {
     pub facts: WorkloadFacts,
     /// The stores it reads, by index into [`Plan::stores`].
     pub reads: Vec<u8>,
+    /// Where it runs; at another place it is not rolled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pin: Option<Pin>,
+}
+
+/// The place where a workload runs, as that place names itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pin {
+    /// Its id.
+    pub id: String,
+    /// The name of its machine: one that was copied keeps the id.
+    pub machine: String,
+    /// Its folder: two on one machine may have one id.
+    pub folder: String,
+}
+
+impl fmt::Display for Pin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} in `{}` on `{}`", self.id, self.folder, self.machine)
+    }
 }
 
 /// One probe as planned.

@@ -106,6 +106,7 @@ fn plan(strategy: Strategy) -> Plan {
                 gap: false,
             },
             reads: vec![0],
+            pin: None,
         }],
         probes: vec![],
         policy: Policy::default(),

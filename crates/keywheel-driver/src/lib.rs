@@ -10,6 +10,7 @@
 //! - Never put a value, a URL, or the body of an answer into a message: issuers echo keys (H115).
 //! - Do not retry. The engine does, after it has journaled what came of the call.
 
+pub mod claim;
 pub mod duration;
 pub mod fail_point;
 pub mod guide;
@@ -24,6 +25,7 @@ pub mod workload;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 
+pub use claim::{Claim, Claims, Owner};
 pub use duration::Duration;
 pub use issuer::Issuer;
 pub use keywheel_core::call::{CallError, Refusal, RefusalKind, Remedy};

@@ -6,7 +6,7 @@ use keywheel_core::facts::StoreFacts;
 use keywheel_core::planted;
 use keywheel_core::secret::SecretValue;
 
-use crate::Finding;
+use crate::{Claims, Finding};
 
 /// A place that holds slots: a file, a Secret, a path.
 #[async_trait]
@@ -34,6 +34,11 @@ pub trait Store: Send + Sync {
     ///
     /// Each edit names what the slot may hold now; anything else is refused as a conflict, with nothing written (H63, H126).
     async fn write(&self, edits: &[Edit<'_>]) -> Result<Written, CallError>;
+
+    /// Returns how the container says which installation owns it, where it can carry that.
+    fn claims(&self) -> Option<&dyn Claims> {
+        None
+    }
 }
 
 /// One slot to be written.

@@ -3,11 +3,13 @@
 use std::sync::{Mutex, PoisonError};
 
 use async_trait::async_trait;
-use keywheel_core::call::CallError;
+use keywheel_core::call::{CallError, Refusal, RefusalKind};
 use keywheel_core::evidence::{self, Expected, Proof, Replica};
 use keywheel_core::facts::WorkloadFacts;
 use keywheel_core::fingerprint::{Fingerprint, Fingerprinter};
 use keywheel_core::incident::LogReference;
+use keywheel_core::plan::Pin;
+use keywheel_core::planted;
 use keywheel_core::secret::SecretValue;
 use keywheel_core::time::Timestamp;
 
@@ -28,6 +30,12 @@ pub trait Workload: Send + Sync {
     /// Says who takes up which of these slots, which are [names](crate::slot::name), as far as the configuration of what runs
     /// tells it: this workload, and whoever else does; none where it tells nothing.
     async fn readers(&self, _slots: &[String]) -> Result<Option<Vec<Reader>>, CallError> {
+        Ok(None)
+    }
+
+    /// Returns the place where it runs, as that place names itself now; none where it has no name of its own, or none that
+    /// lasts.
+    async fn identity(&self) -> Result<Option<Pin>, CallError> {
         Ok(None)
     }
 
@@ -53,6 +61,46 @@ pub trait Workload: Send + Sync {
     /// Shows a bearer token to every replica at its own address, where the workload answers tokens.
     async fn present(&self, _token: &SecretValue) -> Result<Vec<Answer>, CallError> {
         Ok(Vec::new())
+    }
+}
+
+/// Says why a workload may not be touched where it is reached now; none where that is the place that it is pinned to.
+///
+/// # Errors
+/// [`CallError`] where the place gives no answer.
+pub async fn elsewhere(
+    workload: &dyn Workload,
+    pinned: Option<&Pin>,
+) -> Result<Option<String>, CallError> {
+    let Some(pinned) = pinned.filter(|_| !planted!("pin_ignored")) else { return Ok(None) };
+    let found = workload.identity().await?;
+    if found.as_ref() == Some(pinned) {
+        return Ok(None);
+    }
+    let found = found.map_or("one without a name".into(), |found| found.to_string());
+    Ok(Some(format!("it is pinned to the engine {pinned}, and another one answers: {found}")))
+}
+
+/// Refuses to touch a workload at another place than the one it is pinned to.
+///
+/// # Errors
+/// A refusal that names both, or one that may pass where the place gives no answer.
+pub async fn check_pin(
+    workload: &dyn Workload,
+    name: &str,
+    pinned: Option<&Pin>,
+) -> Result<(), Refusal> {
+    match elsewhere(workload, pinned).await {
+        Ok(None) => Ok(()),
+        Ok(Some(objection)) => {
+            let message = format!("workload `{name}`: {objection}");
+            Err(Refusal::operator(RefusalKind::Permission, message))
+        }
+        Err(CallError::Refused(refusal)) => Err(refusal),
+        // Nothing was done yet, whatever becomes of the question.
+        Err(CallError::Unknown(why)) => {
+            Err(Refusal::retry(RefusalKind::Unavailable, None, format!("workload `{name}`: {why}")))
+        }
     }
 }
 

@@ -25,8 +25,8 @@ pub use workload::WorkloadConfig;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use keywheel_driver::Refusal;
 use keywheel_driver::guide::{Guide, Nobody};
+use keywheel_driver::{Claim, Refusal};
 
 /// What a driver is built with beside its own configuration.
 #[derive(Clone)]
@@ -35,12 +35,14 @@ pub struct Context {
     pub root: PathBuf,
     /// Whom a driver can ask that cannot do everything by itself.
     pub guide: Arc<dyn Guide>,
+    /// The claim of the installation that acts; without one, claims are neither made nor compared.
+    pub claim: Option<Claim>,
 }
 
 impl Context {
-    /// Begins at a folder, with nobody to ask.
+    /// Begins at a folder, with nobody to ask, and for no installation.
     pub fn at(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into(), guide: Arc::new(Nobody) }
+        Self { root: root.into(), guide: Arc::new(Nobody), claim: None }
     }
 }
 

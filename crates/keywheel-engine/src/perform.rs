@@ -18,8 +18,8 @@ use keywheel_core::version::{IssuedId, VersionId};
 use keywheel_driver::issuer::{Mint, Verdict};
 use keywheel_driver::probe::{Asked, Health};
 use keywheel_driver::store::{Accept, Edit};
-use keywheel_driver::workload::{Ensure, Notes};
-use keywheel_driver::{Severity, slot};
+use keywheel_driver::workload::{Ensure, Notes, check_pin};
+use keywheel_driver::{Finding, Severity, slot};
 use keywheel_journal::{Sealed, ValueKey};
 use smallvec::SmallVec;
 
@@ -115,6 +115,8 @@ pub(crate) async fn roll(engine: &Engine, members: &[(&Member, Step)]) -> Outcom
         let work = Work { engine, member, plan: member.rotation.plan() };
         slots.extend(work.expected(usize::from(workload), to).await?);
         let planned = &work.plan.workloads[usize::from(workload)];
+        let driver = member.drivers.workloads[usize::from(workload)].as_ref();
+        check_pin(driver, &planned.bound.name, planned.pin.as_ref()).await?;
         held_since = held_since.max(member.rotation.walk().held_since(planned, to));
     }
     let fingerprinter = &engine.journal.installation().fingerprinter;
@@ -181,9 +183,11 @@ pub(crate) async fn put_right(engine: &Engine, member: &Member) -> Outcome<PutRi
         if !may_have_read && !is_stale {
             continue;
         }
+        let workload = member.drivers.workloads[index].as_ref();
+        check_pin(workload, &planned.bound.name, planned.pin.as_ref()).await?;
         let slots = work.expected(index, at).await?;
         let ensure = ensure(&slots, held_since, fingerprinter);
-        member.drivers.workloads[index].roll(&ensure).await?;
+        workload.roll(&ensure).await?;
         rolled.push(planned.bound.name.clone());
     }
     let stores = written.into_iter().map(|index| work.plan.stores[index].bound.name.clone());
@@ -239,8 +243,7 @@ impl Work<'_> {
             passed_over = self.workloads_in_the_way().await;
         } else {
             for index in 0..drivers.workloads.len() {
-                let (stores, workloads) = (&drivers.stores, &drivers.workloads);
-                findings.extend(readers::preflight(self.plan, stores, workloads, index).await?);
+                findings.extend(self.examine(index).await?);
             }
         }
         let blocks = findings.into_iter().find(|finding| finding.severity == Severity::Blocks);
@@ -250,6 +253,14 @@ impl Work<'_> {
             Some(other) => Refusal::retry(RefusalKind::Unavailable, None, other).into(),
             None => Refusal::operator(RefusalKind::Unsupported, finding.message).into(),
         })
+    }
+
+    /// Looks whether a workload is where it was, can be rolled, and is read by those who are listed.
+    async fn examine(&self, index: usize) -> Outcome<Vec<Finding>> {
+        let Drivers { stores, workloads, .. } = self.member.drivers.as_ref();
+        let planned = &self.plan.workloads[index];
+        check_pin(workloads[index].as_ref(), &planned.bound.name, planned.pin.as_ref()).await?;
+        readers::preflight(self.plan, stores, workloads, index).await
     }
 
     /// Says which other rotation is moving a store or a workload of this one.
@@ -264,12 +275,10 @@ impl Work<'_> {
 
     /// What speaks against rolling a workload. It keeps no emergency from ending a suspect, so it is told and passed over.
     async fn workloads_in_the_way(&self) -> Vec<String> {
-        let Drivers { stores, workloads, .. } = self.member.drivers.as_ref();
         let looks = self.plan.workloads.iter().enumerate().map(|(index, planned)| async move {
             let name = &planned.bound.name;
             let told = |why: String| format!("workload `{name}`: {why}");
-            let look = readers::preflight(self.plan, stores, workloads, index);
-            match self.in_time(look).await {
+            match self.in_time(self.examine(index)).await {
                 Ok(findings) => {
                     let blocks =
                         findings.into_iter().filter(|one| one.severity == Severity::Blocks);

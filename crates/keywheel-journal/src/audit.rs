@@ -15,7 +15,7 @@
 //! Numbers are 8 bytes, big-endian. An absent origin is fed as one byte 0, a present one as byte 1 and then its text.
 
 use keywheel_core::event::Event;
-use keywheel_core::inventory::Inventory;
+use keywheel_core::inventory::{Decision, Inventory};
 use keywheel_core::plan::RotationId;
 use keywheel_core::planted;
 use keywheel_core::secret::SecretName;
@@ -225,7 +225,7 @@ impl Walk {
 pub(crate) fn action(entry: &Entry, row_before: impl FnOnce() -> Option<Inventory>) -> String {
     match (&entry.event, &entry.inventory) {
         (Some(event), _) => event_action(event),
-        (None, Some(after)) => inventory_action(row_before().as_ref(), after).into(),
+        (None, Some(after)) => inventory_action(row_before().as_ref(), after),
         (None, None) => "nothing".into(),
     }
 }
@@ -255,7 +255,21 @@ fn event_action(event: &Event) -> String {
     }
 }
 
-fn inventory_action(before: Option<&Inventory>, after: &Inventory) -> &'static str {
+fn inventory_action(before: Option<&Inventory>, after: &Inventory) -> String {
+    let change = inventory_change(before, after);
+    match &after.decided {
+        Some(decided) if before.is_none_or(|before| before.decided != after.decided) => {
+            let Decision { what, because, .. } = decided;
+            match before {
+                None => format!("{change}, and {what}: {because}"),
+                Some(_) => format!("{what}: {because}"),
+            }
+        }
+        _ => change.into(),
+    }
+}
+
+fn inventory_change(before: Option<&Inventory>, after: &Inventory) -> &'static str {
     match before {
         None => "adopted",
         Some(before) if before.held_because.is_some() && after.held_because.is_none() => {

@@ -398,6 +398,7 @@ fn add_secret(
             bound: bound(format!("workload{workload}")),
             facts,
             reads,
+            pin: None,
         });
     }
     let held = world.fingerprint(value);

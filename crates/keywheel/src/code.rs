@@ -108,6 +108,8 @@ codes! {
     "K0209" ISSUER,
     "K0210" LOST,
     "K0211" ORDER,
+    "K0212" CLAIMED,
+    "K0213" ELSEWHERE,
     "K0301" PLACE,
     "K0302" SEALING,
     "K0303" CORRUPT,

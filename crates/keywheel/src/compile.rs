@@ -25,6 +25,7 @@ use crate::config::{self, Config, Environment, Secret};
 use crate::exit::Exit;
 use crate::guide::Terminal;
 use crate::output::Failure;
+use crate::session;
 
 /// What the configuration does not say about one rotation.
 #[derive(Clone, Debug)]
@@ -115,7 +116,8 @@ pub(crate) fn compile(config: &Config, name: &SecretName, inputs: Inputs) -> Res
 /// A [`Failure`] where this version of keywheel lacks a driver, or a driver refuses its settings.
 pub(crate) fn drivers_of(plan: &Plan) -> Result<Built, Failure> {
     let guide = Terminal::for_secret(&plan.secret);
-    let context = Context { guide, ..Context::at(&plan.folder) };
+    let claim = Some(session::claim(&plan.installation, &plan.folder, plan.secret.environment()));
+    let context = Context { guide, claim, ..Context::at(&plan.folder) };
     let stores = plan.stores.iter().map(|store| rebuild::<StoreConfig>(&store.bound, &context));
     let workloads =
         plan.workloads.iter().map(|workload| rebuild::<WorkloadConfig>(&workload.bound, &context));
@@ -196,6 +198,7 @@ impl Planner<'_> {
                 bound: bound(&workload.name, &workload.config),
                 facts: driver.facts(),
                 reads: reads.map(|(index, _)| index).collect(),
+                pin: None,
             });
         }
         Ok(plans)

@@ -14,6 +14,10 @@ pub(crate) const SAY_YES: &str = "say `--yes`";
 pub(crate) const READ_THE_PLAN: &str =
     "read the plan above, then say `--yes`, or `--plan` with its hash to run exactly this one";
 
+/// How to say yes without a terminal, where plans of two environments were shown.
+pub(crate) const READ_BOTH: &str =
+    "read the plans above, then say `--yes`, which answers for both environments";
+
 /// Asks whether to go on. `--yes` answers for scripts; without a terminal and without it the answer is no, and `hint` says how
 /// to say yes.
 pub(crate) fn go_on(

@@ -65,6 +65,11 @@ pub(crate) async fn run(
         go(session, groups, rest, output).await.and_then(|ran| ran.tell(session, queued, output))
     };
     notify::deliver(session, output).await;
+    ended(ran, failures)
+}
+
+/// Says how a run ended, beside what could not run at all.
+pub(crate) fn ended(ran: Result<Exit, Failure>, failures: Vec<Failure>) -> Result<Exit, Failure> {
     let (exit, failure) = match ran {
         Ok(exit) => (exit, None),
         Err(failure) => (failure.exit, Some(failure)),
@@ -77,7 +82,8 @@ pub(crate) struct Stand {
     pub(crate) rotations: Vec<Rotation>,
     /// Those that were promoted before the run already.
     waited: Vec<RotationId>,
-    stopped: bool,
+    /// Whether somebody asked to stop.
+    pub(crate) stopped: bool,
 }
 
 /// Runs groups side by side, so that one that hangs delays nobody else.
@@ -136,6 +142,13 @@ fn stop_on_signals(output: Output) -> Arc<AtomicBool> {
 }
 
 impl Stand {
+    /// Adds how further rotations stand.
+    pub(crate) fn extend(&mut self, other: Self) {
+        self.rotations.extend(other.rotations);
+        self.waited.extend(other.waited);
+        self.stopped |= other.stopped;
+    }
+
     /// Says what is true of these rotations now, and of requests that wait in the queue, and which exit code that is.
     pub(crate) fn tell(
         &self,

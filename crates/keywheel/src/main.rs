@@ -1,11 +1,13 @@
 //! The keywheel program.
 
+mod claims;
 mod cli;
 mod code;
 mod commands;
 mod compile;
 mod config;
 mod confirm;
+mod copies;
 #[cfg(feature = "demo")]
 mod demo;
 mod drive;
@@ -22,6 +24,7 @@ mod progress;
 mod queue;
 mod select;
 mod session;
+mod then;
 mod words;
 
 use std::process::ExitCode;

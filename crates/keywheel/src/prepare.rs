@@ -13,19 +13,22 @@ use keywheel_core::strategy::Strategy;
 use keywheel_core::version::{Stage, State, VersionId};
 use keywheel_driver::issuer::Identity;
 use keywheel_driver::slot;
+use keywheel_driver::workload::elsewhere;
 use keywheel_engine::readers;
 use keywheel_engine::request::held_by;
+use keywheel_engine::run::Group;
 
 use crate::cli::Globals;
 use crate::code;
 use crate::compile::{Built, Inputs, compile, drivers_of};
+use crate::config::file::After;
 use crate::config::{Config, Secret};
 use crate::drive::Taken;
 use crate::exit::Exit;
 use crate::exposed;
 use crate::output::Failure;
 use crate::session::{Session, engine_failure};
-use crate::words;
+use crate::{claims, words};
 
 /// What is asked of a rotation.
 #[derive(Clone, Debug)]
@@ -81,9 +84,10 @@ pub(crate) async fn plans(
         note_incident(config, secrets, request.in_store.as_deref(), &mut members).await;
     }
     let mut prepared = Vec::new();
-    for (Member { inputs, adopted, .. }, secret) in members.into_iter().zip(secrets) {
-        let plan = Arc::new(compile(config, &secret.name, inputs)?);
-        prepared.push(Prepared { plan, adopted, readers: Vec::new() });
+    for (Member { inputs, row, adopted }, secret) in members.into_iter().zip(secrets) {
+        let mut plan = compile(config, &secret.name, inputs)?;
+        pin(&mut plan, &row).await?;
+        prepared.push(Prepared { plan: Arc::new(plan), adopted, readers: Vec::new() });
     }
     Ok(prepared)
 }
@@ -188,13 +192,47 @@ pub(crate) async fn compare_readers(prepared: &mut [Prepared]) -> Result<(), Fai
     Ok(())
 }
 
+/// Pins the workloads of a plan to the places that the row knows, and others to where they are reached now. One that gives no
+/// answer is not pinned yet; preflight will say more of it.
+async fn pin(plan: &mut Plan, row: &Inventory) -> Result<(), Failure> {
+    let built = drivers_of(plan)?;
+    for (workload, planned) in built.workloads.iter().zip(&mut plan.workloads) {
+        planned.pin = match row.pins.get(&planned.bound.name) {
+            Some(pin) => Some(pin.clone()),
+            None => workload.identity().await.unwrap_or_default(),
+        };
+    }
+    Ok(())
+}
+
+/// Refuses to touch the workloads of a plan where they are reached at another place than the one they are pinned to.
+pub(crate) async fn check_pins(plan: &Plan, built: &Built) -> Result<(), Failure> {
+    let mut refused = Vec::new();
+    for (workload, planned) in built.workloads.iter().zip(&plan.workloads) {
+        // Where there is no answer, the step that needs one says so.
+        let objection = elsewhere(workload.as_ref(), planned.pin.as_ref()).await;
+        if let Ok(Some(objection)) = objection {
+            let name = &planned.bound.name;
+            let failure = Failure::new(format!(
+                "workload `{name}` of `{}` is reached at another place than before",
+                plan.secret
+            ));
+            refused.push(failure.code(code::ELSEWHERE).exit(Exit::Refused).caused_by(objection).now("nothing changed").hint(format!(
+                "run it with the `DOCKER_HOST` of before; if the workload moved for good, `keywheel adopt {} --pin-anew --because …`",
+                plan.secret
+            )));
+        }
+    }
+    Failure::of_all(refused).map_or(Ok(()), Err)
+}
+
 /// A secret that follows another environment waits until the same rotation has completed there.
 pub(crate) async fn check_order(
     globals: &Globals,
     config: &Config,
     secret: &Secret,
 ) -> Result<(), Failure> {
-    let Some(after) = &secret.after else { return Ok(()) };
+    let Some(after) = goes_after(config, secret) else { return Ok(()) };
     let refused = |cause: String| {
         let failure = Failure::new(format!(
             "`{}` goes after environment `{}`",
@@ -227,6 +265,18 @@ pub(crate) async fn check_order(
         ))),
         _ => Ok(()),
     }
+}
+
+/// Returns the environment that goes before a secret's own: the one that it names itself, else the one that its environment
+/// names, where it has that secret too.
+fn goes_after<'c>(config: &'c Config, secret: &'c Secret) -> Option<&'c After> {
+    let own = secret.name.environment();
+    let of_environment = || {
+        let after = config.environment(own)?.after.as_ref()?;
+        let first = SecretName::new(secret.name.name(), &after.environment).ok()?;
+        config.secret(&first).map(|_| after)
+    };
+    secret.after.as_ref().filter(|after| after.environment != own).or_else(of_environment)
 }
 
 /// Every live version is suspect, and a running rotation is taken over with what it owes (H125).
@@ -265,8 +315,12 @@ pub(crate) async fn adoption(
     last_rotated: Option<keywheel_core::time::Timestamp>,
 ) -> Result<Inventory, Failure> {
     let mut row = Inventory::new(secret.name.clone());
-    let plan = draft(session, config, secret)?;
+    let mut plan = draft(session, config, secret)?;
+    pin(&mut plan, &row).await?;
     let built = drivers_of(&plan)?;
+    row.claim(&plan.stores);
+    row.pin(&plan.workloads);
+    row.adopted_at = Some(session.now());
     let Some(held) = agreed(&plan, &built).await? else { return Ok(row) };
     let identity =
         built.issuer.identify(&held).await.map_err(|error| unreachable(secret, &error))?;
@@ -277,14 +331,37 @@ pub(crate) async fn adoption(
     let fingerprint = session.engine.fingerprint(&held);
     row.versions.push(Version::adopted(VersionId(1), issued, created_at, Some(fingerprint)));
     row.next = VersionId(2);
-    row.rotated_at = last_rotated.or(created_at);
+    row.rotated_at = created_at.or(last_rotated);
     Ok(row)
+}
+
+/// A plan that is only read, with the places that are known of its workloads.
+pub(crate) async fn pinned_draft(
+    session: &Session,
+    config: &Config,
+    secret: &Secret,
+) -> Result<Plan, Failure> {
+    let mut plan = draft(session, config, secret)?;
+    let row = session.inventory(&secret.name).await?;
+    for planned in &mut plan.workloads {
+        planned.pin = row.as_ref().and_then(|row| row.pins.get(&planned.bound.name).cloned());
+    }
+    Ok(plan)
 }
 
 /// A plan that is only read: which drivers and slots a secret has.
 pub(crate) fn draft(session: &Session, config: &Config, secret: &Secret) -> Result<Plan, Failure> {
+    draft_for(&session.journal.installation().id, config, secret)
+}
+
+/// A plan that is only read, by an installation.
+pub(crate) fn draft_for(
+    installation: &str,
+    config: &Config,
+    secret: &Secret,
+) -> Result<Plan, Failure> {
     let inputs = Inputs {
-        installation: session.journal.installation().id.clone(),
+        installation: installation.into(),
         previous: None,
         pending: VersionId(1),
         reason: Reason::Requested,
@@ -341,20 +418,27 @@ fn unreachable(secret: &Secret, error: &CallError) -> Failure {
         .now("nothing changed")
 }
 
-/// Notes what was adopted on the way to these plans, and begins their rotations: a batch as one group, others by themselves.
+/// Begins the rotations of these plans: a batch as one group, others by themselves.
 pub(crate) async fn begin(session: &Session, prepared: &[Prepared]) -> Result<Taken, Failure> {
-    for one in prepared {
-        if let Some(row) = &one.adopted {
-            session.engine.note(row.clone(), "adopted").await.map_err(engine_failure)?;
-        }
-    }
-    let plans: Vec<Arc<Plan>> = prepared.iter().map(|one| Arc::clone(&one.plan)).collect();
-    let is_batch = plans.iter().all(|plan| plan.batch.len() > 1);
+    let is_batch = prepared.iter().all(|one| one.plan.batch.len() > 1);
     let mut taken = Taken::default();
-    for together in plans.chunks(if is_batch { plans.len().max(1) } else { 1 }) {
-        taken.add(session.engine.begin(together).await.map_err(engine_failure))?;
+    for together in prepared.chunks(if is_batch { prepared.len().max(1) } else { 1 }) {
+        taken.add(begin_together(session, together).await)?;
     }
     Ok(taken)
+}
+
+/// Checks where the workloads of these plans are reached, claims their stores, notes what was adopted on the way to them, and begins their rotations.
+async fn begin_together(session: &Session, prepared: &[Prepared]) -> Result<Group, Failure> {
+    for one in prepared {
+        check_pins(&one.plan, &drivers_of(&one.plan)?).await?;
+    }
+    claims::take(prepared.iter().map(|one| one.plan.as_ref())).await?;
+    for row in prepared.iter().filter_map(|one| one.adopted.as_ref()) {
+        session.engine.note(row.clone(), "adopted").await.map_err(engine_failure)?;
+    }
+    let plans: Vec<Arc<Plan>> = prepared.iter().map(|one| Arc::clone(&one.plan)).collect();
+    session.engine.begin(&plans).await.map_err(engine_failure)
 }
 
 /// Returns what a workload reads now: the slots of its stores with their fingerprints.

@@ -1,20 +1,25 @@
-//! Rotations that are asked for while the one before still retires a version: they wait, several requests as one, until
-//! `keywheel resume` finds them free. Where policy says `next: close_window`, the rollback window is ended for them instead.
+//! Rotations that are asked for while the one before still retires a version, or before another environment has gone first: they
+//! wait, several requests as one, until `keywheel resume` finds them free. Where policy says `next: close_window`, the rollback
+//! window is ended for them instead.
 
-use keywheel_core::inventory::{Inventory, OpenRotation, Queued};
+use keywheel_core::event::Outcome;
+use keywheel_core::inventory::{Inventory, OpenRotation, Queued, Staged};
 use keywheel_core::phase::Phase;
 use keywheel_core::plan::RotationId;
+use keywheel_core::planted;
 use keywheel_core::secret::SecretName;
 use keywheel_engine::run::Group;
 use serde_json::{Value, json};
 
+use crate::cli::Globals;
 use crate::code;
 use crate::config::{Config, Environment, Secret};
 use crate::drive::Taken;
 use crate::exit::Exit;
 use crate::output::Failure;
-use crate::prepare::{self, Request};
+use crate::prepare::{self, Prepared, Request};
 use crate::session::{Session, engine_failure, journal_failure};
+use crate::words;
 
 /// What is asked for, by when it can begin.
 pub(crate) struct Asked<'a> {
@@ -26,10 +31,12 @@ pub(crate) struct Asked<'a> {
     pub(crate) later: Vec<Waiting>,
 }
 
-/// A request that waits for a retirement.
+/// A request that waits for a rotation: for the retirement before it, or for another environment.
 pub(crate) struct Waiting {
     row: Inventory,
     after: RotationId,
+    /// Why it waits in vain, where it does.
+    in_vain: Option<String>,
 }
 
 impl<'a> Asked<'a> {
@@ -59,14 +66,14 @@ impl<'a> Asked<'a> {
             if closes && group.is_some_and(|group| group.iter().all(is_asked)) {
                 asked.windows.push(secret);
             } else {
-                asked.later.push(Waiting { row, after: open.rotation });
+                asked.later.push(Waiting::new(row, open.rotation));
             }
         }
         Ok(asked)
     }
 }
 
-fn still_moving(secret: &SecretName, open: &OpenRotation, no_way_back: bool) -> Failure {
+pub(crate) fn still_moving(secret: &SecretName, open: &OpenRotation, no_way_back: bool) -> Failure {
     let on = format!("`keywheel resume {secret}` lets it go on");
     let hint = match no_way_back {
         true => on,
@@ -81,6 +88,23 @@ fn still_moving(secret: &SecretName, open: &OpenRotation, no_way_back: bool) -> 
 }
 
 impl Waiting {
+    pub(crate) fn new(row: Inventory, after: RotationId) -> Self {
+        Self { row, after, in_vain: None }
+    }
+
+    /// Says that what it waits for has come to nothing.
+    pub(crate) fn in_vain(self, why: String) -> Self {
+        Self { in_vain: Some(why), ..self }
+    }
+
+    pub(crate) fn secret(&self) -> &SecretName {
+        &self.row.secret
+    }
+
+    fn staged(&self) -> Option<&Staged> {
+        self.row.queued.as_ref()?.after.as_ref()
+    }
+
     /// Puts the request into the queue; one that is there already stays as it is.
     pub(crate) async fn note(
         &self,
@@ -90,21 +114,36 @@ impl Waiting {
         if self.row.queued.is_some() {
             return Ok(());
         }
-        let queued = Queued { at: session.now(), because: because.map(str::to_owned) };
+        let because = because.map(str::to_owned);
+        let queued = Queued { at: session.now(), because, after: None };
         let row = Inventory { queued: Some(queued), ..self.row.clone() };
         session.engine.note(row, "queued").await.map_err(engine_failure)
     }
 
     pub(crate) fn text(&self) -> String {
         let (secret, after) = (&self.row.secret, &self.after);
-        format!(
-            "{secret}: queued; it begins with the first `keywheel resume --all` after rotation {after} has ended\n  \
-             not after all: keywheel cancel {secret}\n"
-        )
+        let begins = match (&self.in_vain, self.staged()) {
+            (Some(why), _) => format!("still waits, and does not begin by itself: {why}"),
+            (None, Some(staged)) => format!(
+                "queued; it begins once `{}` has completed, rotation {after}\n  for cron: keywheel resume --all --quiet -e {}",
+                staged.secret,
+                secret.environment()
+            ),
+            (None, None) => format!(
+                "queued; it begins with the first `keywheel resume --all` after rotation {after} has ended"
+            ),
+        };
+        format!("{secret}: {begins}\n  not after all: keywheel cancel {secret}\n")
     }
 
     pub(crate) fn json(&self) -> Value {
-        json!({ "secret": self.row.secret, "outcome": "queued", "after": self.after })
+        json!({
+            "secret": self.row.secret,
+            "outcome": "queued",
+            "after": self.after,
+            "after_secret": self.staged().map(|staged| &staged.secret),
+            "in_vain": self.in_vain,
+        })
     }
 }
 
@@ -129,6 +168,7 @@ pub(crate) async fn close_windows(
 
 /// Begins what waited in the queue and is free now. One that cannot begin stays in the queue, and stops no other.
 pub(crate) async fn begin(
+    globals: &Globals,
     session: &Session,
     config: &Config,
     environment: &Environment,
@@ -139,9 +179,16 @@ pub(crate) async fn begin(
         let Some(queued) = row.queued.as_ref().filter(|_| row.open.is_none()) else { continue };
         let secret = environment.secrets.iter().find(|secret| secret.name == row.secret);
         let Some(secret) = secret.filter(|secret| chosen(&secret.name)) else { continue };
-        let request = Request::at_a_steady_pace(queued.because.clone());
         let begun = async {
+            if let Some(staged) = &queued.after {
+                match staging(globals, config, staged).await? {
+                    Staging::Completed => prepare::check_order(globals, config, secret).await?,
+                    Staging::UnderWay(_) | Staging::Failed(_) => return Ok(Taken::default()),
+                }
+            }
+            let request = Request::at_a_steady_pace(queued.because.clone());
             let prepared = prepare::plans(session, config, &[secret], &request).await?;
+            check_approved(&prepared, queued)?;
             prepare::begin(session, &prepared).await
         };
         match begun.await {
@@ -150,6 +197,62 @@ pub(crate) async fn begin(
         }
     }
     Ok(taken)
+}
+
+/// A plan that was approved before its time is the one that is run, or none is (H127).
+fn check_approved(prepared: &[Prepared], queued: &Queued) -> Result<(), Failure> {
+    let Some(staged) = &queued.after else { return Ok(()) };
+    let (approved, hash) = (&staged.approved, prepare::hash(prepared));
+    if hash == *approved || planted!("unapproved_plan_follows") {
+        return Ok(());
+    }
+    let secret = &prepared[0].plan.secret;
+    let failure = Failure::new(format!(
+        "the plan for `{secret}` is {} now, and {} was approved",
+        hash.short(),
+        approved.short()
+    ));
+    let failure = failure.code(code::PLAN_CHANGED).exit(Exit::Refused);
+    Err(failure.now("nothing changed; the request still waits").hint(format!(
+        "the configuration or the journal changed since: read the new plan, then run `keywheel rotate {secret}`, or take the request back with `keywheel cancel {secret}`"
+    )))
+}
+
+/// How far the rotation is that a request for the next environment waits for.
+pub(crate) enum Staging {
+    /// It has completed.
+    Completed,
+    /// It goes on; the words say where it is.
+    UnderWay(String),
+    /// It came to nothing, or needs somebody; the words say why.
+    Failed(String),
+}
+
+/// Looks up how far the rotation is that a request for the next environment waits for.
+pub(crate) async fn staging(
+    globals: &Globals,
+    config: &Config,
+    staged: &Staged,
+) -> Result<Staging, Failure> {
+    let Staged { secret, rotation, .. } = staged;
+    let never =
+        || Staging::Failed(format!("rotation {rotation} of `{secret}` is not in its journal"));
+    let Some(session) = Session::read(globals, config, secret.environment())? else {
+        return Ok(never());
+    };
+    if session.journal.records(rotation).await.map_err(journal_failure)?.is_empty() {
+        return Ok(never());
+    }
+    let rotation = session.replay(rotation).await?;
+    Ok(match (rotation.outcome(), rotation.parked()) {
+        (Some(Outcome::Completed), _) => Staging::Completed,
+        (Some(outcome), _) => Staging::Failed(format!("`{secret}` was {outcome}")),
+        (None, Some(reason)) => {
+            let why = words::parked(rotation.plan(), reason);
+            Staging::Failed(format!("`{secret}` needs an operator: {why}"))
+        }
+        (None, None) => Staging::UnderWay(format!("`{secret}` is in phase {}", rotation.phase())),
+    })
 }
 
 /// Takes a request out of the queue; false where none was there.

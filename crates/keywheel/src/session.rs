@@ -8,7 +8,7 @@ use keywheel_core::plan::{Plan, RotationId};
 use keywheel_core::rotation::Rotation;
 use keywheel_core::secret::SecretName;
 use keywheel_core::time::Timestamp;
-use keywheel_driver::Notifier;
+use keywheel_driver::{Claim, Notifier};
 use keywheel_engine::clock::{Clock, SystemClock};
 use keywheel_engine::limits::Limits;
 use keywheel_engine::{Build, Drivers, Engine, EngineError, Watch};
@@ -92,6 +92,19 @@ impl Session {
             globals.method(),
             Arc::new(keywheel_engine::NoWatch),
         )))
+    }
+
+    /// Opens the journal of an environment to plan on it. Where there is none yet, an empty one is made: the hash of a plan
+    /// names the installation it belongs to.
+    pub(crate) fn plan(
+        globals: &Globals,
+        config: &Config,
+        environment: &str,
+    ) -> Result<Self, Failure> {
+        match Self::read(globals, config, environment)? {
+            Some(session) => Ok(session),
+            None => Self::act(globals, config, environment, Arc::new(keywheel_engine::NoWatch)),
+        }
     }
 
     /// Opens the journal of an environment to compare it with the world; an empty one in memory where there is none yet.
@@ -209,6 +222,19 @@ fn actor(method: &str) -> Actor {
         host: host(),
         method: method.into(),
         authenticated: false,
+    }
+}
+
+/// Returns the claim that an installation puts on what it writes.
+pub(crate) fn claim(installation: &str, folder: &str, environment: &str) -> Claim {
+    let Actor { account, host, .. } = actor("");
+    Claim {
+        installation: installation.into(),
+        folder: folder.into(),
+        environment: environment.into(),
+        host,
+        account,
+        since: words::rfc3339(now()),
     }
 }
 

@@ -28,6 +28,9 @@ mod interrupted;
 #[path = "compose/refused.rs"]
 mod refused;
 
+#[path = "compose/environments.rs"]
+mod environments;
+
 /// Two services read the key: `backend` under its name, `worker` under another one. Neither starts without it, and `backend`
 /// does not start with a key that is longer than it knows.
 const COMPOSE: &str = r#"
@@ -151,7 +154,7 @@ impl Project {
     fn laid_out(ground: Ground, compose: &Path, config: &str) -> Self {
         let folder = tempfile::Builder::new().prefix("shop").tempdir().unwrap();
         for name in ["project", "state", "keys"] {
-            std::fs::DirBuilder::new().mode(0o700).create(folder.path().join(name)).unwrap();
+            private(&folder.path().join(name));
         }
         Self { ground, folder, compose: compose.display().to_string(), config: config.into() }
     }
@@ -206,9 +209,7 @@ impl Project {
     }
 
     fn write(&self, name: &str, text: &str) {
-        let path = self.path().join(name);
-        std::fs::write(&path, text).unwrap();
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        write(&self.path().join(name), text);
     }
 
     fn key(&self) -> String {
@@ -271,6 +272,15 @@ impl Project {
             each.map(|id| self.ground.run(&["inspect", "-f", "{{.Config.Env}}", &id]));
         environments.filter(|environment| environment.contains(&format!("KEY={key}"))).count()
     }
+}
+
+fn private(folder: &Path) {
+    std::fs::DirBuilder::new().mode(0o700).create(folder).unwrap();
+}
+
+fn write(path: &Path, text: &str) {
+    std::fs::write(path, text).unwrap();
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
 }
 
 fn first_or_skip<T>(all: Vec<T>, why: &str) -> Option<T> {

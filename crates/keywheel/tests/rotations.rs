@@ -10,10 +10,16 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+#[path = "rotations/adopted.rs"]
+mod adopted;
+#[path = "rotations/claims.rs"]
+mod claims;
 #[path = "rotations/notify.rs"]
 mod notify;
 #[path = "rotations/parked.rs"]
 mod parked;
+#[path = "rotations/staged.rs"]
+mod staged;
 
 const CONFIG: &str = "
 project: shop
@@ -76,11 +82,17 @@ impl Project {
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
+        self.command_of("", arguments)
+    }
+
+    /// Prepares a command of somebody, whose journal and key stand in `state` and `keys` behind this prefix.
+    fn command_of(&self, whose: &str, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_keywheel"));
         command.args(arguments).stdin(Stdio::null());
         command.arg("--config").arg(self.path("keywheel.yaml"));
-        command.arg("--journal").arg(self.folder.path().join("state/journal.sqlite"));
-        command.arg("--kek").arg(self.folder.path().join("keys/kek"));
+        let folder = self.folder.path();
+        command.arg("--journal").arg(folder.join(format!("{whose}state/journal.sqlite")));
+        command.arg("--kek").arg(folder.join(format!("{whose}keys/kek")));
         command
     }
 

@@ -12,10 +12,11 @@ use async_trait::async_trait;
 use keywheel_core::facts::StoreFacts;
 use keywheel_core::secret::SecretValue;
 use keywheel_driver::store::{Edit, Written};
-use keywheel_driver::{CallError, Finding, Refusal, RefusalKind, Store};
+use keywheel_driver::{CallError, Claims, Finding, Refusal, RefusalKind, Store};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::claim::Claimed;
 use super::dotenv::{self, DotenvError};
 pub use super::dotenv::{Held, Unreadable, Variable, is_slot_name, variables};
 use super::local::{self, OwnedEdit, PRIVATE};
@@ -37,14 +38,14 @@ impl Build for Config {
     type Driver = dyn Store;
 
     fn build(&self, context: &Context) -> Result<Arc<dyn Store>, Refusal> {
-        Ok(Arc::new(EnvFile {
-            file: local::local_file(context, &self.path, self.create.then_some(PRIVATE)),
-        }))
+        let file = local::local_file(context, &self.path, self.create.then_some(PRIVATE));
+        Ok(Arc::new(EnvFile { claimed: local::claimed(&file), file }))
     }
 }
 
 struct EnvFile {
     file: LocalFile,
+    claimed: Option<Claimed>,
 }
 
 #[async_trait]
@@ -93,6 +94,10 @@ impl Store for EnvFile {
             file.rewrite(abandoned, |text| rewritten(&file, text, &edits))
         })
         .await
+    }
+
+    fn claims(&self) -> Option<&dyn Claims> {
+        self.claimed.as_ref().map(|claimed| claimed as &dyn Claims)
     }
 }
 

@@ -10,11 +10,12 @@ use async_trait::async_trait;
 use keywheel_core::facts::StoreFacts;
 use keywheel_core::secret::SecretValue;
 use keywheel_driver::store::{Edit, Written};
-use keywheel_driver::{CallError, Finding, Refusal, RefusalKind, Store};
+use keywheel_driver::{CallError, Claims, Finding, Refusal, RefusalKind, Store};
 use rustix::fs::Mode;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::claim::Claimed;
 use super::local::{self, OwnedEdit, PRIVATE};
 use super::replace::{Change, LocalFile};
 use crate::{Build, Context};
@@ -58,14 +59,14 @@ impl Build for Config {
     type Driver = dyn Store;
 
     fn build(&self, context: &Context) -> Result<Arc<dyn Store>, Refusal> {
-        Ok(Arc::new(WholeFile {
-            file: local::local_file(context, &self.path, self.mode_to_make()?),
-        }))
+        let file = local::local_file(context, &self.path, self.mode_to_make()?);
+        Ok(Arc::new(WholeFile { claimed: local::claimed(&file), file }))
     }
 }
 
 struct WholeFile {
     file: LocalFile,
+    claimed: Option<Claimed>,
 }
 
 #[async_trait]
@@ -118,11 +119,15 @@ impl Store for WholeFile {
                     .into());
             }
         };
-        let store = Self { file: self.file.clone() };
+        let store = Self { file: self.file.clone(), claimed: None };
         local::blocking(move |abandoned| {
             store.file.rewrite(abandoned, |present| store.rewritten(present, &edit))
         })
         .await
+    }
+
+    fn claims(&self) -> Option<&dyn Claims> {
+        self.claimed.as_ref().map(|claimed| claimed as &dyn Claims)
     }
 }
 

@@ -12,6 +12,7 @@ use keywheel_driver::store::{Accept, Edit};
 use keywheel_driver::{CallError, Finding};
 use rustix::fs::{Access, IFlags, Mode};
 
+use super::claim::{self, Claimed};
 use super::replace::{LocalFile, Place, Present, obstacle};
 use crate::{Context, git};
 
@@ -22,6 +23,12 @@ pub(super) const PRIVATE: Mode = Mode::RUSR.union(Mode::WUSR);
 pub(super) fn local_file(context: &Context, path: &Path, create: Option<Mode>) -> LocalFile {
     let path = context.root.join(path);
     LocalFile::new(std::path::absolute(&path).unwrap_or(path), create)
+        .claimed(context.claim.clone())
+}
+
+/// Returns how a file says which installation owns it; none where it is written for no installation.
+pub(super) fn claimed(file: &LocalFile) -> Option<Claimed> {
+    Some(Claimed { file: file.clone(), ours: file.claim()?.clone() })
 }
 
 /// What every file can do: it is read back and replaced on condition, and readers see it when they are rolled.
@@ -108,6 +115,7 @@ fn inspect(file: &LocalFile) -> (Vec<Finding>, Option<Place>) {
         Err(refusal) => return (vec![Finding::blocks(refusal.message)], None),
     };
     let mut findings = folder_findings(&place);
+    findings.extend(claim_finding(file));
     match file.open() {
         Ok(Some((_, present))) => findings.extend(file_findings(&place, &present)),
         Ok(None) => findings.push(Finding::note(format!(
@@ -138,6 +146,14 @@ fn folder_findings(place: &Place) -> Vec<Finding> {
         copies(place).map(|(path, what)| Finding::note(format!("`{}` {what}", path.display()))),
     );
     findings
+}
+
+fn claim_finding(file: &LocalFile) -> Option<Finding> {
+    let objection = match claim::owner(file, file.claim()?) {
+        Ok(owner) => owner.objection(&claim::named(file))?,
+        Err(refusal) => refusal.message,
+    };
+    Some(Finding::blocks(objection))
 }
 
 /// Finds what editors and people leave beside a file (H105).

@@ -5,6 +5,7 @@ use keywheel_driver::Store;
 
 use crate::list::drivers;
 
+mod claim;
 mod dotenv;
 mod local;
 mod replace;

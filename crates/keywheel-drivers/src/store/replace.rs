@@ -2,6 +2,7 @@
 //!
 //! Under an advisory lock on the file's folder (nothing is left behind, and every keywheel that writes there takes it):
 //!
+//! 0. the claim beside it is compared (H61);
 //! 1. temporary files that an interrupted writer left are removed (H105);
 //! 2. the file is read, and the caller decides from its contents what they become;
 //! 3. a temporary file is made beside it, 0600 and new; it gets owner, extended attributes and mode of the original before
@@ -26,9 +27,11 @@ use std::time::{Duration, Instant};
 
 use keywheel_core::secret::SecretValue;
 use keywheel_driver::store::Written;
-use keywheel_driver::{CallError, Refusal, RefusalKind};
+use keywheel_driver::{CallError, Claim, Owner, Refusal, RefusalKind};
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, RenameFlags, Stat};
 use rustix::io::Errno;
+
+use super::claim::{self, Beside};
 
 /// How long a writer waits for another one.
 const LOCK_WAIT: Duration = Duration::from_secs(5);
@@ -44,6 +47,8 @@ pub(super) struct LocalFile {
     path: PathBuf,
     /// The mode of the file if it has to be made; none where it must be there.
     create: Option<Mode>,
+    /// The claim that is compared at each write, and made with the first one.
+    claim: Option<Claim>,
 }
 
 /// What becomes of a file's contents.
@@ -59,7 +64,17 @@ pub(super) enum Change {
 impl LocalFile {
     /// Names a file; `path` is absolute.
     pub(super) fn new(path: PathBuf, create: Option<Mode>) -> Self {
-        Self { path, create }
+        Self { path, create, claim: None }
+    }
+
+    /// Writes for an installation, and for no other.
+    pub(super) fn claimed(self, claim: Option<Claim>) -> Self {
+        Self { claim, ..self }
+    }
+
+    /// Returns the claim of the installation that it is written for.
+    pub(super) fn claim(&self) -> Option<&Claim> {
+        self.claim.as_ref()
     }
 
     /// Returns the path as it is configured.
@@ -104,6 +119,7 @@ impl LocalFile {
         let place = self.place()?;
         let folder = place.open_folder()?;
         lock(&folder, &place, abandoned)?;
+        let is_unclaimed = self.check_claim(&folder, &place)?;
         remove_leftovers(&folder, &place)?;
         let present = Present::open(&folder, &place)?;
         if present.is_none() && !self.is_made() {
@@ -112,7 +128,11 @@ impl LocalFile {
         let replacement =
             Replacement { file: self, place: &place, folder: &folder, present, abandoned };
         let contents = replacement.present.as_ref().map(|p| &p.contents);
-        match change(contents)? {
+        let change = change(contents)?;
+        if let (true, Some(claim)) = (is_unclaimed, &self.claim) {
+            Beside { folder: &folder, place: &place }.make(claim)?;
+        }
+        match change {
             Change::Contents(new) if contents.is_some_and(|old| old.same_as(&new)) => {
                 Ok(Written { changed: false })
             }
@@ -120,6 +140,14 @@ impl LocalFile {
             Change::Contents(new) => replacement.write(&new),
             Change::Removal => replacement.remove(),
         }
+    }
+
+    /// Refuses a file of another installation, and returns whether nobody claimed it (H61).
+    fn check_claim(&self, folder: &OwnedFd, place: &Place) -> Result<bool, Refusal> {
+        let Some(claim) = &self.claim else { return Ok(false) };
+        let owner = Beside { folder, place }.owner(claim);
+        owner.check(&claim::named(self))?;
+        Ok(owner == Owner::Nobody)
     }
 
     /// Follows every link on the way to the file.
@@ -204,7 +232,7 @@ impl Place {
             .is_some_and(|random| random.len() == 16 && random.iter().all(u8::is_ascii_hexdigit))
     }
 
-    fn temporary_name(&self) -> OsString {
+    pub(super) fn temporary_name(&self) -> OsString {
         let mut name = OsString::from(".");
         name.push(&self.name);
         name.push(format!(".keywheel-{:016x}.tmp", RandomState::new().build_hasher().finish()));
@@ -259,7 +287,7 @@ fn contents(file: &File, stat: &Stat) -> io::Result<SecretValue> {
 }
 
 /// Waits for the lock of the folder; it goes with the descriptor, also when the process dies.
-fn lock(folder: &OwnedFd, place: &Place, abandoned: &AtomicBool) -> Result<(), Refusal> {
+pub(super) fn lock(folder: &OwnedFd, place: &Place, abandoned: &AtomicBool) -> Result<(), Refusal> {
     let deadline = Instant::now() + LOCK_WAIT;
     if planted!("writers_take_no_turns") {
         return Ok(());
@@ -526,7 +554,7 @@ fn unescaped(field: &[u8]) -> Vec<u8> {
     path
 }
 
-fn refused(path: &Path, doing: &str, error: &io::Error) -> Refusal {
+pub(super) fn refused(path: &Path, doing: &str, error: &io::Error) -> Refusal {
     let kind = if error.kind() == ErrorKind::NotFound {
         RefusalKind::NotFound
     } else {

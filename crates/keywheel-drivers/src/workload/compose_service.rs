@@ -29,6 +29,7 @@ use keywheel_core::evidence::{Proof, Replica, Shows};
 use keywheel_core::facts::WorkloadFacts;
 use keywheel_core::fingerprint::{Compared, Fingerprinter};
 use keywheel_core::incident::LogReference;
+use keywheel_core::plan::Pin;
 use keywheel_core::planted;
 use keywheel_core::secret::SecretValue;
 use keywheel_core::time::Span;
@@ -257,6 +258,10 @@ impl Workload for Service {
             });
         }
         Ok(Some(readers))
+    }
+
+    async fn identity(&self) -> Result<Option<Pin>, CallError> {
+        self.engine.identity().await
     }
 
     async fn observe(

@@ -130,7 +130,8 @@ impl Past {
         let mut group = self.begin(self.plan(None).await).await;
         run(&self.engine, &mut group, Span::ZERO).await;
         let row = self.row().await.unwrap();
-        let queued = Queued { at: self.engine.clock.now(), because: Some("audit".into()) };
+        let queued =
+            Queued { at: self.engine.clock.now(), because: Some("audit".into()), after: None };
         self.engine.note(Inventory { queued: Some(queued), ..row }, "queued").await.unwrap();
         let mut group = self.engine.recover(&[secret()]).await.unwrap();
         run(&self.engine, &mut group, Span::days(1)).await;
@@ -215,7 +216,12 @@ impl Past {
                 bound: issuer,
             },
             stores: STORES.map(|name| self.store(name)).into(),
-            workloads: vec![WorkloadPlan { bound: workload, facts: WORKLOAD, reads: vec![0] }],
+            workloads: vec![WorkloadPlan {
+                bound: workload,
+                facts: WORKLOAD,
+                reads: vec![0],
+                pin: None,
+            }],
             probes: vec![ProbePlan { bound: probe }],
             policy: Policy { keep: Keep::Rollback, ..Policy::default() },
         }

@@ -80,7 +80,12 @@ pub(crate) fn plain_plan(secret: &SecretName, previous: VersionRef, pending: Ver
                 part: Part::Plain(Field::value()),
             }],
         }],
-        workloads: vec![WorkloadPlan { bound: bound("workload"), facts: WORKLOAD, reads: vec![0] }],
+        workloads: vec![WorkloadPlan {
+            bound: bound("workload"),
+            facts: WORKLOAD,
+            reads: vec![0],
+            pin: None,
+        }],
         probes: Vec::new(),
         policy: Policy { soak: Span::ZERO, rollback: Span::ZERO, ..Policy::default() },
     }

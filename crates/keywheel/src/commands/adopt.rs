@@ -1,29 +1,44 @@
 //! `keywheel adopt`: takes over live credentials without changing them.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use clap::Args;
-use keywheel_core::inventory::Inventory;
+use keywheel_core::due;
+use keywheel_core::inventory::{Decision, Inventory};
+use keywheel_core::plan::{Pin, Plan};
 use keywheel_core::time::Timestamp;
 use keywheel_core::version::Stage;
 use keywheel_engine::NoWatch;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::cli::Globals;
+use crate::compile::{Built, drivers_of};
+use crate::config::{Config, Secret};
+use crate::copies::Copies;
 use crate::exit::Exit;
-use crate::output::{Failure, Format};
+use crate::output::{Failure, Format, Output};
 use crate::select::Selection;
 use crate::session::{Session, engine_failure};
-use crate::{code, confirm, prepare, words};
+use crate::{claims, code, confirm, prepare, words};
 
 /// Take over the values that are in use now, as version 1 of each secret; changes no value
 #[derive(Debug, Args)]
 pub(crate) struct AdoptArgs {
     #[command(flatten)]
     selection: Selection,
-    /// When they were made, where the issuer does not say: 2026-01-31
-    #[arg(long, value_name = "DATE")]
-    last_rotated: Option<String>,
+    /// When they were made, where the issuer does not say: 2026-01-31, or NAME=2026-01-31 for one of them
+    #[arg(long, value_name = "[NAME=]DATE")]
+    last_rotated: Vec<String>,
+    /// Take the stores over, too, that another installation of keywheel owns
+    #[arg(long, requires = "because")]
+    take_over: bool,
+    /// Pin workloads to the container engine that answers now
+    #[arg(long, requires = "because")]
+    pin_anew: bool,
+    /// Why, in your words
+    #[arg(long, value_name = "TEXT")]
+    because: Option<String>,
     /// Do not ask
     #[arg(long, short)]
     yes: bool,
@@ -32,51 +47,224 @@ pub(crate) struct AdoptArgs {
 pub(crate) async fn run(args: &AdoptArgs, globals: &Globals) -> Result<Exit, Failure> {
     let config = globals.load()?;
     let environment = args.selection.environment(&config)?;
-    let secrets = args.selection.secrets(globals, &config).await?;
-    let last_rotated = args.last_rotated.as_deref().map(date).transpose()?;
+    let selection = Selection {
+        all: args.selection.all || args.selection.is_empty(),
+        ..args.selection.clone()
+    };
+    let secrets = selection.secrets(globals, &config).await?;
+    let ages = Ages::of(&args.last_rotated, &secrets)?;
     let session = Session::act(globals, &config, &environment.name, Arc::new(NoWatch))?;
-    let (mut rows, mut told) = (Vec::new(), String::new());
+    if let Some(future) = ages.latest().filter(|latest| *latest > session.now()) {
+        let failure = Failure::new(format!("{} has not come yet", words::when(future)));
+        return Err(failure.code(code::USAGE).hint("name the day on which they were made"));
+    }
+    let work = Work { session: &session, config: &config, args };
+    let (mut taken, mut failures) = (Vec::new(), Vec::new());
     for secret in secrets {
-        if session.inventory(&secret.name).await?.is_none() {
-            let row = prepare::adoption(&session, &config, secret, last_rotated).await?;
-            let facts = prepare::draft(&session, &config, secret)?.issuer.facts;
-            told.push_str(&line(&row, facts.destroy || facts.suspend));
-            rows.push(row);
+        // One that cannot be adopted stops no other (H20).
+        match work.examine(secret, ages.for_secret(secret)).await {
+            Ok(found) => taken.extend(found),
+            Err(failure) => failures.push(failure),
         }
     }
     let output = globals.output();
-    output.note(told.trim_end());
-    if !rows.is_empty() {
+    tell(&config, &taken, output).await;
+    if !taken.is_empty() {
         confirm::go_on(environment, "Adopt these?", confirm::SAY_YES, args.yes)?;
     }
-    for row in &rows {
-        session.engine.note(row.clone(), "adopted").await.map_err(engine_failure)?;
+    let mut adopted = Vec::new();
+    for one in &taken {
+        match work.take(one).await {
+            Ok(()) => adopted.push(one),
+            Err(failure) => failures.push(failure),
+        }
     }
     match output.format {
-        Format::Text => output.text(&format!("adopted {}\n", rows.len()))?,
-        Format::Json => output
-            .json(&json!({ "adopted": rows.iter().map(|row| &row.secret).collect::<Vec<_>>() }))?,
+        Format::Text => output.text(&format!("adopted {}\n", adopted.len()))?,
+        Format::Json => {
+            let told: Vec<Value> = adopted.iter().map(|one| one.json()).collect();
+            output.json(&json!({ "adopted": told }))?;
+        }
     }
-    Ok(Exit::Done)
+    Failure::of_all(failures).map_or(Ok(Exit::Done), Err)
 }
 
-/// Says what is taken over. An id matters only to an issuer that ends versions by it.
-fn line(row: &Inventory, is_ended_by_id: bool) -> String {
-    let Some(current) = row.at(Stage::Current) else {
-        return format!(
-            "  {}: no store holds a value yet; its first rotation makes one\n",
-            row.secret
-        );
-    };
-    let id = match &current.issued {
-        Some(issued) => format!("; its issuer calls it {issued}"),
-        None if is_ended_by_id => {
-            "; its id at the issuer is not known: name it before it is to be ended".into()
+/// Returns where the workloads of a plan are reached now.
+async fn pins(plan: &Plan, built: &Built) -> Result<BTreeMap<String, Pin>, Failure> {
+    let mut pins = BTreeMap::new();
+    for (workload, planned) in built.workloads.iter().zip(&plan.workloads) {
+        let name = &planned.bound.name;
+        let pin = workload.identity().await.map_err(|error| {
+            let failure = Failure::new(format!("workload `{name}` cannot be asked where it runs"));
+            failure
+                .code(code::ELSEWHERE)
+                .exit(Exit::Refused)
+                .caused_by(error.to_string())
+                .now("nothing changed")
+        })?;
+        pins.extend(pin.map(|pin| (name.clone(), pin)));
+    }
+    Ok(pins)
+}
+
+/// One secret that is to be taken over, or whose stores or pins are.
+struct Taken<'a> {
+    secret: &'a Secret,
+    plan: Plan,
+    row: Inventory,
+    /// What else happens to it, for people.
+    notes: Vec<String>,
+}
+
+struct Work<'a> {
+    session: &'a Session,
+    config: &'a Config,
+    args: &'a AdoptArgs,
+}
+
+impl Work<'_> {
+    /// Looks at one secret, and changes nothing; none where there is nothing to be done.
+    async fn examine<'s>(
+        &self,
+        secret: &'s Secret,
+        last_rotated: Option<Timestamp>,
+    ) -> Result<Option<Taken<'s>>, Failure> {
+        let known = self.session.inventory(&secret.name).await?;
+        let is_asked_for = self.args.take_over || self.args.pin_anew;
+        if known.is_some() && !is_asked_for {
+            return Ok(None);
         }
-        None => String::new(),
-    };
-    let age = row.rotated_at.map_or("age unknown".into(), |at| format!("made {}", words::when(at)));
-    format!("  {}: {}, {age}{id}\n", row.secret, current.version)
+        let plan = prepare::draft(self.session, self.config, secret)?;
+        let built = drivers_of(&plan)?;
+        let objections = claims::objections(&plan, &built).await?;
+        if let Some((_, objection)) = objections.first().filter(|_| !self.args.take_over) {
+            return Err(claims::not_ours(&secret.name, objection));
+        }
+        let mut notes: Vec<String> = objections
+            .into_iter()
+            .map(|(_, objection)| format!("taken over: {objection}"))
+            .collect();
+        let is_new = known.is_none();
+        let mut row = match known {
+            Some(row) => row,
+            None => prepare::adoption(self.session, self.config, secret, last_rotated).await?,
+        };
+        row.claim(&plan.stores);
+        let mut decided: Vec<&str> = Vec::new();
+        if !notes.is_empty() {
+            decided.push("took its stores over from another installation");
+        }
+        if self.args.pin_anew && !is_new {
+            let pins = pins(&plan, &built).await?;
+            if row.pins != pins {
+                decided.push("pinned its workloads anew");
+                row.pins = pins;
+            }
+        }
+        notes.extend(row.pins.iter().map(|(name, pin)| format!("workload `{name}` runs at {pin}")));
+        if decided.is_empty() && !is_new {
+            return Ok(None);
+        }
+        row.decided = self.args.because.clone().filter(|_| !decided.is_empty()).map(|because| {
+            Decision { at: self.session.now(), what: decided.join(", and "), because }
+        });
+        Ok(Some(Taken { secret, plan, row, notes }))
+    }
+
+    async fn take(&self, taken: &Taken<'_>) -> Result<(), Failure> {
+        match self.args.take_over {
+            true => claims::take_over(&taken.plan).await?,
+            false => claims::take([&taken.plan]).await?,
+        }
+        self.session.engine.note(taken.row.clone(), "adopted").await.map_err(engine_failure)
+    }
+}
+
+impl Taken<'_> {
+    fn due_at(&self) -> Option<Timestamp> {
+        due::next(&self.row, &self.secret.policy).map(|due| due.since)
+    }
+
+    fn cells(&self) -> Vec<String> {
+        let name = self.secret.name.name().to_owned();
+        let Some(current) = self.row.at(Stage::Current) else {
+            let first = "no store holds a value yet; its first rotation makes one";
+            return vec![name, "-".into(), first.into()];
+        };
+        let age = match self.row.rotated_at {
+            Some(at) => format!("made {}", words::when(at)),
+            None => "age unknown".into(),
+        };
+        let due = self.due_at().map_or("never due".into(), |at| format!("due {}", words::when(at)));
+        // An id matters only to an issuer that ends versions by it.
+        let facts = &self.plan.issuer.facts;
+        let id = match &current.issued {
+            Some(issued) => format!("its issuer calls it {issued}"),
+            None if facts.destroy || facts.suspend => {
+                "its id at the issuer is not known: name it before it is to be ended".into()
+            }
+            None => String::new(),
+        };
+        vec![name, current.version.to_string(), age, due, id]
+    }
+
+    fn json(&self) -> Value {
+        let current = self.row.at(Stage::Current);
+        json!({
+            "secret": self.secret.name,
+            "version": current.map(|current| current.version),
+            "issued": current.and_then(|current| current.issued.as_ref()),
+            "rotated_at": self.row.rotated_at.map(words::rfc3339),
+            "due_at": self.due_at().map(words::rfc3339),
+        })
+    }
+}
+
+/// Shows what is about to be adopted: how old each one is, when it is due first, and where else its value stands.
+async fn tell(config: &Config, taken: &[Taken<'_>], output: Output) {
+    let cells: Vec<Vec<String>> = taken.iter().map(Taken::cells).collect();
+    if !cells.is_empty() {
+        output.note(words::table(&cells, "  ").trim_end());
+    }
+    let copies = Copies::of_same_name(config, taken.iter().map(|one| one.secret)).await;
+    for one in taken {
+        let name = &one.secret.name;
+        one.notes.iter().for_each(|note| output.note(&format!("  {}: {note}", name.name())));
+    }
+    copies.tell(taken.iter().map(|one| one.secret), output);
+}
+
+/// When values were made, on the word of an operator.
+struct Ages {
+    of_all: Option<Timestamp>,
+    of_one: Vec<(String, Timestamp)>,
+}
+
+impl Ages {
+    fn of(words: &[String], secrets: &[&Secret]) -> Result<Self, Failure> {
+        let mut ages = Self { of_all: None, of_one: Vec::new() };
+        for words in words {
+            let Some((name, day)) = words.split_once('=') else {
+                ages.of_all = Some(date(words)?);
+                continue;
+            };
+            if !secrets.iter().any(|secret| secret.name.name() == name) {
+                let failure = Failure::new(format!("`{name}` is not among the selected secrets"));
+                return Err(failure.code(code::UNKNOWN_NAME));
+            }
+            ages.of_one.push((name.into(), date(day)?));
+        }
+        Ok(ages)
+    }
+
+    fn for_secret(&self, secret: &Secret) -> Option<Timestamp> {
+        let own = self.of_one.iter().rev().find(|(name, _)| name == secret.name.name());
+        own.map(|(_, at)| *at).or(self.of_all)
+    }
+
+    fn latest(&self) -> Option<Timestamp> {
+        self.of_one.iter().map(|(_, at)| *at).chain(self.of_all).max()
+    }
 }
 
 fn date(text: &str) -> Result<Timestamp, Failure> {

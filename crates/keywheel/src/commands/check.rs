@@ -2,6 +2,7 @@
 
 use clap::Args;
 use keywheel_core::call::CallError;
+use keywheel_driver::workload::elsewhere;
 use keywheel_driver::{Finding, Severity};
 use keywheel_engine::readers;
 use serde_json::json;
@@ -9,6 +10,7 @@ use serde_json::json;
 use crate::cli::Globals;
 use crate::compile::{Built, drivers_of};
 use crate::config::{Config, Secret};
+use crate::copies::Copies;
 use crate::exit::Exit;
 use crate::output::{Failure, Format};
 use crate::select::Selection;
@@ -42,6 +44,8 @@ pub(crate) async fn run(args: &CheckArgs, globals: &Globals) -> Result<Exit, Fai
     for secret in &secrets {
         found.extend(one(&session, &config, secret).await?);
     }
+    let copies = Copies::of_all(&config).await;
+    found.extend(secrets.iter().flat_map(|secret| same_values(&copies, secret)));
     let output = globals.output();
     let blocked = found.iter().any(|one| one.blocks);
     match output.format {
@@ -69,7 +73,7 @@ pub(crate) async fn run(args: &CheckArgs, globals: &Globals) -> Result<Exit, Fai
 }
 
 async fn one(session: &Session, config: &Config, secret: &Secret) -> Result<Vec<Found>, Failure> {
-    let plan = prepare::draft(session, config, secret)?;
+    let plan = prepare::pinned_draft(session, config, secret).await?;
     let built = drivers_of(&plan)?;
     let mut found = Vec::new();
     let mut add = |place: String, findings: Result<Vec<Finding>, CallError>| {
@@ -88,11 +92,38 @@ async fn one(session: &Session, config: &Config, secret: &Secret) -> Result<Vec<
         add(format!("store {}", planned.bound.name), store.preflight(&addresses).await);
     }
     for (index, planned) in plan.workloads.iter().enumerate() {
-        let found = readers::preflight(&plan, &built.stores, &built.workloads, index).await;
-        add(format!("workload {}", planned.bound.name), found);
+        let place = format!("workload {}", planned.bound.name);
+        // What another engine tells is of no use.
+        match elsewhere(built.workloads[index].as_ref(), planned.pin.as_ref()).await {
+            Ok(Some(objection)) => add(place, Ok(vec![Finding::blocks(objection)])),
+            _ => {
+                let found = readers::preflight(&plan, &built.stores, &built.workloads, index).await;
+                add(place, found)
+            }
+        }
     }
     add("stores".into(), held(&plan, &built).await);
     Ok(found)
+}
+
+/// One value in two places is told, and holds nothing up: only a rotation puts it right.
+fn same_values(copies: &Copies, secret: &Secret) -> Vec<Found> {
+    let told = |message| Found {
+        secret: secret.name.name().into(),
+        place: "value".into(),
+        blocks: false,
+        message,
+    };
+    let mut found: Vec<Found> = copies.notes(&secret.name).into_iter().map(told).collect();
+    let unread = copies.unread().iter().filter(|other| {
+        other.name() == secret.name.name() && other.environment() != secret.name.environment()
+    });
+    found.extend(unread.map(|other| {
+        told(format!(
+            "whether `{other}` holds the same value is not known: its stores cannot be read now"
+        ))
+    }));
+    found
 }
 
 async fn held(plan: &keywheel_core::plan::Plan, built: &Built) -> Result<Vec<Finding>, CallError> {

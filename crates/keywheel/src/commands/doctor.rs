@@ -9,6 +9,7 @@ use keywheel_core::planted;
 use keywheel_core::rotation::Rotation;
 use keywheel_core::strategy::Side;
 use keywheel_core::version::Stage;
+use keywheel_driver::workload::elsewhere;
 use keywheel_engine::request::{can_be_put_right, held_by};
 use serde_json::json;
 
@@ -19,7 +20,7 @@ use crate::exit::Exit;
 use crate::output::{Failure, Format};
 use crate::select::Selection;
 use crate::session::{Session, journal_failure};
-use crate::{prepare, words};
+use crate::{claims, prepare, words};
 
 /// Compare journal and world: drift in stores, stale replicas, live credentials that nobody owns; changes nothing
 #[derive(Debug, Args)]
@@ -48,6 +49,15 @@ pub(crate) async fn run(args: &DoctorArgs, globals: &Globals) -> Result<Exit, Fa
         if let Some(row) = session.inventory(&secret.name).await? {
             found.extend(Check { session: &session, config: &config, secret, row }.all().await?);
         }
+    }
+    for (secret, place) in claims::left_behind(&session, &config, environment).await? {
+        found.push(Finding {
+            secret: secret.name().into(),
+            what: format!(
+                "our claim still stands on a store that no secret has any more: `{place}`"
+            ),
+            then: format!("rm {place}"),
+        });
     }
     let verdict = session.journal.verify_audit().await.map_err(journal_failure)?;
     found.extend(verdict.faults.into_iter().map(|fault| Finding {
@@ -92,10 +102,13 @@ impl Check<'_> {
         let open = open.as_ref();
         let plan = match open {
             Some(rotation) => rotation.plan().as_ref().clone(),
-            None => prepare::draft(self.session, self.config, self.secret)?,
+            None => prepare::pinned_draft(self.session, self.config, self.secret).await?,
         };
         let built = drivers_of(&plan)?;
         let mut found = Vec::new();
+        for (_, objection) in claims::objections(&plan, &built).await? {
+            found.push(self.finding(objection, "adopt --take-over --because …"));
+        }
         self.stores(&plan, &built, open, &mut found).await;
         if open.is_none_or(Rotation::rests) {
             self.replicas(&plan, &built, &mut found).await;
@@ -164,6 +177,11 @@ impl Check<'_> {
     async fn replicas(&self, plan: &Plan, built: &Built, found: &mut Vec<Finding>) {
         let fingerprinter = &self.session.journal.installation().fingerprinter;
         for (workload, planned) in built.workloads.iter().zip(&plan.workloads) {
+            let name = &planned.bound.name;
+            if let Ok(Some(objection)) = elsewhere(workload.as_ref(), planned.pin.as_ref()).await {
+                found.push(self.finding(format!("workload `{name}`: {objection}"), "check"));
+                continue;
+            }
             let Ok(slots) = prepare::slots_now(plan, built, planned, fingerprinter).await else {
                 continue;
             };

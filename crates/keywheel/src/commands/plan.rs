@@ -9,10 +9,10 @@ use keywheel_core::forecast::{Coming, forecast};
 use keywheel_core::plan::{Accept, Mode, Plan, Reason, WorkloadPlan};
 use keywheel_core::strategy::Strategy;
 use keywheel_core::time::Timestamp;
-use keywheel_engine::NoWatch;
 use serde_json::json;
 
 use crate::cli::Globals;
+use crate::copies::Copies;
 use crate::exit::Exit;
 use crate::exposed;
 use crate::output::{Failure, Format};
@@ -38,20 +38,18 @@ pub(crate) async fn run(args: &PlanArgs, globals: &Globals) -> Result<Exit, Fail
     if secrets.is_empty() {
         return super::rotate::nothing_due(globals.output());
     }
-    // Where there is no journal yet, an empty one is made: the hash of a plan names the installation it belongs to.
-    let session = match Session::read(globals, &config, &environment.name)? {
-        Some(session) => session,
-        None => Session::act(globals, &config, &environment.name, Arc::new(NoWatch))?,
-    };
+    let session = Session::plan(globals, &config, &environment.name)?;
     let request = Request::at_a_steady_pace(args.because.clone());
     let mut prepared = prepare::plans(&session, &config, &secrets, &request).await?;
     prepare::compare_readers(&mut prepared).await?;
+    let copies = Copies::of_same_name(&config, secrets.iter().copied()).await;
     let output = globals.output();
     match output.format {
         Format::Text => {
             let names: Vec<&str> = secrets.iter().map(|secret| secret.name.name()).collect();
             let run = format!("keywheel rotate {} -e {}", names.join(" "), environment.name);
             output.text(&text(&prepared, session.now(), &run))?;
+            copies.tell(secrets.iter().copied(), output);
             for secret in &secrets {
                 if let Some(open) = session.inventory(&secret.name).await?.and_then(|row| row.open)
                 {
@@ -66,6 +64,7 @@ pub(crate) async fn run(args: &PlanArgs, globals: &Globals) -> Result<Exit, Fail
             "rotations": prepared.iter().map(|one| one.plan.as_ref()).collect::<Vec<_>>(),
             "steps": steps(&prepared, session.now()),
             "readers": prepared.iter().flat_map(|one| &one.readers).collect::<Vec<_>>(),
+            "same_value": secrets.iter().flat_map(|secret| copies.of(&secret.name)).collect::<Vec<_>>(),
         }))?,
     }
     Ok(Exit::Done)

@@ -96,7 +96,7 @@ struct Work<'a> {
 
 impl<'a> Work<'a> {
     async fn of(session: &'a Session, config: &Config, secret: &Secret) -> Result<Self, Failure> {
-        let plan = prepare::draft(session, config, secret)?;
+        let plan = prepare::pinned_draft(session, config, secret).await?;
         let built = drivers_of(&plan)?;
         let Some(row) = session.inventory(&secret.name).await? else {
             let failure =
@@ -153,6 +153,7 @@ impl<'a> Work<'a> {
     }
 
     async fn restore(&self) -> Result<Vec<String>, Failure> {
+        prepare::check_pins(&self.plan, &self.built).await?;
         let mut done = Vec::new();
         let mut missing = Vec::new();
         let mut good = None;

@@ -12,13 +12,14 @@ use keywheel_engine::run::Group;
 use serde_json::json;
 
 use crate::cli::Globals;
+use crate::compile::drivers_of;
 use crate::config::{Config, Environment};
 use crate::drive::Taken;
 use crate::exit::Exit;
 use crate::output::{Failure, Format, Output};
 use crate::progress::Progress;
 use crate::session::{Session, engine_failure};
-use crate::{code, confirm, drive, notify, queue, session};
+use crate::{code, confirm, drive, notify, prepare, queue, session};
 
 /// Which open rotations.
 #[derive(Debug, Args)]
@@ -107,6 +108,7 @@ pub(crate) async fn resume(args: &ResumeArgs, globals: &Globals) -> Result<Exit,
     let session =
         Session::act(globals, &config, &environment.name, Arc::new(Progress::new(output)))?;
     let go_on = async |group: &mut Group| {
+        is_reached(group).await?;
         if !args.open.all {
             session.engine.let_go_on(group).await.map_err(engine_failure)?;
         }
@@ -114,7 +116,7 @@ pub(crate) async fn resume(args: &ResumeArgs, globals: &Globals) -> Result<Exit,
     };
     let mut taken = args.open.take_up(&session, environment, go_on).await?;
     let chosen = |secret: &SecretName| args.open.takes(secret);
-    taken.extend(queue::begin(&session, &config, environment, chosen).await?);
+    taken.extend(queue::begin(globals, &session, &config, environment, chosen).await?);
     if taken.is_empty() {
         notify::deliver(&session, output).await;
         return nothing(output);
@@ -145,6 +147,14 @@ impl ResumeArgs {
     }
 }
 
+/// Refuses, before a step is tried and refused, to go on with rotations whose workloads are reached at another place.
+async fn is_reached(group: &Group) -> Result<(), Failure> {
+    for rotation in group.rotations() {
+        prepare::check_pins(rotation.plan(), &drivers_of(rotation.plan())?).await?;
+    }
+    Ok(())
+}
+
 fn nothing(output: Output) -> Result<Exit, Failure> {
     match output.format {
         Format::Json => output.json(&json!({ "rotations": [] }))?,
@@ -165,6 +175,7 @@ pub(crate) async fn undo(args: &UndoArgs, globals: &Globals) -> Result<Exit, Fai
     let session =
         Session::act(globals, &config, &environment.name, Arc::new(Progress::new(output)))?;
     let undo = async |group: &mut Group| {
+        is_reached(group).await?;
         session.engine.undo(group, &args.because).await.map_err(engine_failure)
     };
     let taken = args.open.take_up(&session, environment, undo).await?;

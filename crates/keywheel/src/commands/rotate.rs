@@ -5,11 +5,14 @@ use std::sync::Arc;
 use clap::Args;
 use keywheel_core::plan::{Mode, Reason};
 use keywheel_core::planted;
+use keywheel_core::secret::SecretName;
 use keywheel_core::time::Span;
 use keywheel_driver::duration::Duration;
 use serde_json::json;
 
 use crate::cli::Globals;
+use crate::config::{Config, Environment, Secret};
+use crate::copies::Copies;
 use crate::drive::Taken;
 use crate::exit::Exit;
 use crate::output::{Failure, Format, Output};
@@ -18,6 +21,7 @@ use crate::progress::Progress;
 use crate::queue::Asked;
 use crate::select::Selection;
 use crate::session::Session;
+use crate::then::Then;
 use crate::{code, confirm, drive, queue};
 
 /// Rotate secrets: mint, verify, deliver, roll, prove, promote; then soak, end the former version, prove it dead
@@ -43,6 +47,9 @@ pub(crate) struct RotateArgs {
     /// In an emergency, how long delivery may take before the suspect is revoked all the same
     #[arg(long, value_name = "TIME", requires = "emergency", default_value = "10m")]
     stage_for: Duration,
+    /// Rotate them in this environment too, once they have completed in the first one
+    #[arg(long, value_name = "ENV", conflicts_with_all = ["emergency", "plan"])]
+    then: Option<String>,
     /// Why, in your words
     #[arg(long, value_name = "TEXT")]
     because: Option<String>,
@@ -59,16 +66,27 @@ pub(crate) async fn run(args: &RotateArgs, globals: &Globals) -> Result<Exit, Fa
     if secrets.is_empty() {
         return nothing_due(output);
     }
+    let then = match &args.then {
+        Some(then) => {
+            let environments = (environment, then.as_str());
+            Some(Then::plan(globals, &config, environments, &secrets, &request(args)).await?)
+        }
+        None => None,
+    };
     let session =
         Session::act(globals, &config, &environment.name, Arc::new(Progress::new(output)))?;
     let asked = if args.emergency {
-        Asked { now: secrets, windows: Vec::new(), later: Vec::new() }
+        Asked { now: secrets.clone(), windows: Vec::new(), later: Vec::new() }
     } else {
         for secret in &secrets {
             prepare::check_order(globals, &config, secret).await?;
         }
         Asked::of(&session, &secrets).await?
     };
+    if let Some(waiting) = asked.later.first().filter(|_| then.is_some()) {
+        return Err(not_free(waiting.secret()));
+    }
+    let copies = Copies::of_same_name(&config, secrets.iter().copied()).await;
     let mut now = asked.now;
     if !asked.windows.is_empty() {
         let question = "Close the rollback window first? The former version is revoked then.";
@@ -80,35 +98,22 @@ pub(crate) async fn run(args: &RotateArgs, globals: &Globals) -> Result<Exit, Fa
         }
         now.extend(asked.windows);
     }
-    let mut batches = Vec::new();
-    // The rotations of an emergency never share what they roll, but they are one incident.
-    if args.separately && !args.emergency {
-        for secret in now {
-            batches.push(prepare::plans(&session, &config, &[secret], &request(args)).await?);
-        }
-    } else if !now.is_empty() {
-        batches.push(prepare::plans(&session, &config, &now, &request(args)).await?);
-    }
-    if args.emergency {
-        // Its preflight does not wait for readers that nobody listed, so the plan names them.
-        for prepared in &mut batches {
-            prepare::compare_readers(prepared).await?;
-        }
-    }
+    let batches = batches(args, &session, &config, &now).await?;
     for prepared in &batches {
         output.note(super::plan::text(prepared, session.now(), "").trim_end());
         check_hash(args.plan.as_deref(), prepared)?;
     }
-    let (question, hint) = if batches.is_empty() {
-        ("Queue this?", confirm::SAY_YES)
-    } else {
-        ("Run this plan?", confirm::READ_THE_PLAN)
-    };
-    let shown = args.plan.is_some() && !batches.is_empty();
+    copies.tell(secrets.iter().copied(), output);
+    if let Some(then) = &then {
+        then.show(output);
+    }
     if !args.yes {
         asked.later.iter().for_each(|waiting| output.note(waiting.text().trim_end()));
     }
-    confirm::go_on(environment, question, hint, args.yes || shown)?;
+    confirm(args, environment, &batches)?;
+    if let Some(then) = &then {
+        then.confirm(args.yes)?;
+    }
     for waiting in &asked.later {
         waiting.note(&session, args.because.as_deref()).await?;
     }
@@ -116,7 +121,55 @@ pub(crate) async fn run(args: &RotateArgs, globals: &Globals) -> Result<Exit, Fa
     for prepared in &batches {
         taken.extend(prepare::begin(&session, prepared).await?);
     }
-    drive::run(&session, taken, &asked.later, args.soak, output).await
+    match then {
+        Some(then) => {
+            then.run((globals, &config), &session, taken, &request(args), args.soak).await
+        }
+        None => drive::run(&session, taken, &asked.later, args.soak, output).await,
+    }
+}
+
+/// The plans of what can begin now: together, or each by itself.
+async fn batches(
+    args: &RotateArgs,
+    session: &Session,
+    config: &Config,
+    now: &[&Secret],
+) -> Result<Vec<Vec<Prepared>>, Failure> {
+    let mut batches = Vec::new();
+    // The rotations of an emergency never share what they roll, but they are one incident.
+    let is_apart = args.separately && !args.emergency;
+    for together in now.chunks(if is_apart { 1 } else { now.len().max(1) }) {
+        batches.push(prepare::plans(session, config, together, &request(args)).await?);
+    }
+    if args.emergency {
+        // Its preflight does not wait for readers that nobody listed, so the plan names them.
+        for prepared in &mut batches {
+            prepare::compare_readers(prepared).await?;
+        }
+    }
+    Ok(batches)
+}
+
+fn confirm(
+    args: &RotateArgs,
+    environment: &Environment,
+    batches: &[Vec<Prepared>],
+) -> Result<(), Failure> {
+    let (question, hint) = match batches {
+        [] => ("Queue this?", confirm::SAY_YES),
+        _ => ("Run this plan?", confirm::READ_THE_PLAN),
+    };
+    let is_named = args.plan.is_some() && !batches.is_empty();
+    confirm::go_on(environment, question, hint, args.yes || is_named)
+}
+
+fn not_free(secret: &SecretName) -> Failure {
+    let failure = Failure::new(format!(
+        "`{secret}` still retires a version, and nothing can follow what waits for that"
+    ));
+    let failure = failure.code(code::NOT_NOW).exit(Exit::Refused).now("nothing changed");
+    failure.hint("`keywheel status` says until when; leave `--then` out to queue this one alone")
 }
 
 /// Says that nothing is due, which is no failure.

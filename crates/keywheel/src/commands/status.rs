@@ -19,8 +19,9 @@ use crate::config::{Config, Environment, Secret};
 use crate::exit::Exit;
 use crate::outlook::Outlook;
 use crate::output::{Failure, Format};
+use crate::queue::Staging;
 use crate::session::{Session, journal_failure, now};
-use crate::{session, words};
+use crate::{queue, session, words};
 
 /// Show what the journal knows: what needs you, what is under way, what is due
 #[derive(Debug, Args)]
@@ -162,7 +163,7 @@ async fn rows(
     environment: &Environment,
 ) -> Result<Vec<Row>, Failure> {
     let known = match Session::read(globals, config, &environment.name)? {
-        Some(session) => known(&session).await?,
+        Some(session) => known(globals, config, &session).await?,
         None => Vec::new(),
     };
     let now = now();
@@ -190,12 +191,22 @@ struct Known {
     outlook: Option<Outlook>,
     /// Why its open rotation is parked, in words.
     parked: Option<String>,
+    /// How far the other environment is that its next rotation waits for.
+    stage: Option<Staging>,
 }
 
-async fn known(session: &Session) -> Result<Vec<Known>, Failure> {
+async fn known(
+    globals: &Globals,
+    config: &Config,
+    session: &Session,
+) -> Result<Vec<Known>, Failure> {
     let mut known = Vec::new();
     for row in session.journal.inventories().await.map_err(journal_failure)? {
         let (mut outlook, mut parked) = (None, None);
+        let stage = match row.queued.as_ref().and_then(|queued| queued.after.as_ref()) {
+            Some(staged) => Some(queue::staging(globals, config, staged).await?),
+            None => None,
+        };
         if let Some(open) = &row.open {
             let records = session.journal.records(&open.rotation).await.map_err(journal_failure)?;
             let rotation = replay(&records).map_err(journal_failure)?;
@@ -204,7 +215,7 @@ async fn known(session: &Session) -> Result<Vec<Known>, Failure> {
                 None => outlook = Some(Outlook::of(&rotation, now())),
             }
         }
-        known.push(Known { row, outlook, parked });
+        known.push(Known { row, outlook, parked, stage });
     }
     Ok(known)
 }
@@ -238,8 +249,9 @@ fn retired(known: &Known, now: Timestamp) -> Row {
 fn row(secret: &Secret, known: &Known, now: Timestamp) -> Row {
     let name = secret.name.name().to_owned();
     let upcoming = due::next(&known.row, &secret.policy);
-    let (standing, state, detail, next) =
-        open(known, now).unwrap_or_else(|| scheduled(secret, &known.row, upcoming.as_ref(), now));
+    let (standing, state, detail, next) = open(known, now)
+        .or_else(|| staged(known))
+        .unwrap_or_else(|| scheduled(secret, &known.row, upcoming.as_ref(), now));
     Row { standing, name, state, detail, next, told: told(known, standing, upcoming.as_ref()) }
 }
 
@@ -277,6 +289,26 @@ fn open(known: &Known, now: Timestamp) -> Option<Words> {
         false => String::new(),
     };
     Some((standing, open.phase.clone(), detail, next))
+}
+
+/// A rotation that waits for another environment.
+fn staged(known: &Known) -> Option<Words> {
+    let secret = &known.row.secret;
+    let state = "queued".to_owned();
+    let now = versions(&known.row);
+    let cancel = format!("keywheel cancel {secret}");
+    Some(match known.stage.as_ref()? {
+        Staging::UnderWay(at) => {
+            (Standing::UnderWay, state, format!("{now}; the next rotation waits: {at}"), cancel)
+        }
+        Staging::Failed(why) => {
+            (Standing::NeedsYou, state, format!("{now}; the next rotation waits: {why}"), cancel)
+        }
+        Staging::Completed => {
+            let detail = format!("{now}; the environment before it has completed");
+            (Standing::Due, state, detail, format!("keywheel resume {secret}"))
+        }
+    })
 }
 
 fn scheduled(

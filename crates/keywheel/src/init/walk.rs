@@ -64,6 +64,9 @@ const EXAMPLES: [&str; 8] =
 
 const COPIES: [&str; 7] = ["bak", "backup", "old", "orig", "save", "swp", "copy"];
 
+/// The end of the name of a claim, which keywheel itself puts beside a file.
+const CLAIM: &str = ".keywheel-claim";
+
 /// What a folder holds, by paths as seen from it.
 pub(crate) struct Files {
     /// The folder, without symlinks.
@@ -234,6 +237,7 @@ fn sort_of(name: &str) -> Option<Sort> {
     }
     let has = |words: &[&str]| parts.iter().any(|part| words.contains(part));
     Some(match name {
+        _ if name.ends_with(CLAIM) => return None,
         _ if name.ends_with('~') || has(&COPIES) => Sort::Copy,
         _ if has(&EXAMPLES) => Sort::Example,
         _ if name.starts_with(".env") || parts.last() == Some(&"env") => Sort::Env,
@@ -314,6 +318,7 @@ mod tests {
             (".env~", "copy"),
             ("env", "none"),
             ("app.env.ts", "none"),
+            (".env.keywheel-claim", "none"),
             (".envrc", "none"),
             ("environment.yaml", "none"),
         ] {

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use keywheel_core::plan::Pin;
 use keywheel_core::secret::SecretValue;
 use keywheel_core::time::Timestamp;
 use keywheel_driver::{CallError, Refusal, RefusalKind};
@@ -154,6 +155,17 @@ impl Engine {
     pub(crate) fn at(socket: &Path) -> Self {
         let name = format!("the container engine at `{}`", socket.display());
         Self { client: http::over_socket(socket), name }
+    }
+
+    /// Returns how the engine names itself; none where the name does not last, as Podman makes up another id each time.
+    pub(crate) async fn identity(&self) -> Result<Option<Pin>, CallError> {
+        let (one, other) = (self.info().await?, self.info().await?);
+        let lasts = one.id == other.id && !one.id.is_empty();
+        Ok(lasts.then_some(Pin { id: one.id, machine: one.name, folder: one.docker_root_dir }))
+    }
+
+    async fn info(&self) -> Result<Info, CallError> {
+        parsed(&self.get("info", &[]).await?)
     }
 
     /// Lists every container of a service, one-off ones and those that do not run included.
@@ -384,6 +396,18 @@ fn parsed<T: serde::de::DeserializeOwned>(body: &SecretValue) -> Result<T, CallE
         CallError::Unknown("the container engine answered what this version cannot read".into())
     };
     serde_json::from_slice(body.expose()).map_err(unread)
+}
+
+/// What the engine says of itself.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Info {
+    #[serde(rename = "ID", default)]
+    id: String,
+    #[serde(default)]
+    name: String,
+    #[serde(default)]
+    docker_root_dir: String,
 }
 
 /// `NAME=value`.
