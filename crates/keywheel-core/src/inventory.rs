@@ -194,6 +194,11 @@ impl Inventory {
         }
     }
 
+    /// Returns where a workload runs, as it was noted last: by its rotation, or by an operator since.
+    pub fn pin_of(&self, workload: &WorkloadPlan) -> Option<&Pin> {
+        self.pins.get(&workload.bound.name)
+    }
+
     /// Notes where its workloads run.
     pub fn pin<'a>(&mut self, workloads: impl IntoIterator<Item = &'a WorkloadPlan>) {
         for workload in workloads {

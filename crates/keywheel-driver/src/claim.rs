@@ -27,6 +27,14 @@ pub struct Claim {
     pub since: String,
 }
 
+impl Claim {
+    /// Whether it came here with the copy of a folder: the one that it was made for is still there.
+    fn is_copied(&self, ours: &Self) -> bool {
+        let is_there = |folder: &str| std::path::Path::new(folder).is_dir();
+        self.host == ours.host && self.folder != ours.folder && is_there(&self.folder)
+    }
+}
+
 impl fmt::Display for Claim {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { installation, folder, environment, host, account, since } = self;
@@ -55,7 +63,9 @@ impl Owner {
     pub fn of(found: Option<Claim>, ours: &Claim) -> Self {
         match found {
             None => Self::Nobody,
-            Some(found) if found.installation == ours.installation => Self::Us,
+            Some(found) if found.installation == ours.installation && !found.is_copied(ours) => {
+                Self::Us
+            }
             Some(_) if planted!("foreign_claim_ignored") => Self::Us,
             Some(found) => Self::Other(Box::new(found)),
         }

@@ -230,15 +230,24 @@ impl Engine {
         self.flush(group).await
     }
 
-    /// Changes a secret's row of the inventory outside a rotation, with an audit record (`adopt`).
+    /// Changes a secret's row of the inventory outside a rotation, with an audit record that calls it `action`. `change` is
+    /// given the row as it is when nobody else can change it, and returns what it is to be; none leaves it as it is.
     ///
     /// # Errors
     /// [`JournalError::Held`] where the secret is being worked on.
-    pub async fn note(&self, inventory: Inventory, action: &str) -> Result<(), EngineError> {
-        let secret = inventory.secret.clone();
+    pub async fn note(
+        &self,
+        secret: &SecretName,
+        action: &str,
+        change: impl FnOnce(Option<Inventory>) -> Option<Inventory>,
+    ) -> Result<(), EngineError> {
         let now = self.clock.now();
-        let epoch = self.journal.claim(&secret, &self.holder, now, CLAIM).await?;
-        self.write_row(inventory, action, epoch, now).await
+        let epoch = self.journal.claim(secret, &self.holder, now, CLAIM).await?;
+        let row = self.journal.inventory(secret).await?;
+        match change(row) {
+            Some(row) => self.write_row(row, action, epoch, now).await,
+            None => Ok(self.journal.give_up(secret, epoch).await?),
+        }
     }
 
     /// Takes what people were told of out of a secret's row.
@@ -246,14 +255,12 @@ impl Engine {
     /// # Errors
     /// [`JournalError::Held`] where the secret is being worked on: it stays, and is told again.
     pub async fn told(&self, secret: &SecretName, news: &News) -> Result<(), EngineError> {
-        let now = self.clock.now();
-        let epoch = self.journal.claim(secret, &self.holder, now, CLAIM).await?;
-        // Only now does nobody else change the row.
-        let Some(mut row) = self.journal.inventory(secret).await? else {
-            return Ok(self.journal.give_up(secret, epoch).await?);
-        };
-        row.untold.retain(|untold| untold != news);
-        self.write_row(row, "told", epoch, now).await
+        self.note(secret, "told", |row| {
+            let mut row = row?;
+            row.untold.retain(|untold| untold != news);
+            Some(row)
+        })
+        .await
     }
 
     async fn write_row(

@@ -244,7 +244,8 @@ impl Life {
                 });
                 row.next = plan.pending;
             }
-            let adopted = ready(engine.note(row, "adopt"));
+            let secret = row.secret.clone();
+            let adopted = ready(engine.note(&secret, "adopt", |_| Some(row)));
             debug_assert!(adopted.is_ok());
         }
     }

@@ -28,6 +28,8 @@ pub(crate) async fn take<'p>(plans: impl IntoIterator<Item = &'p Plan>) -> Resul
         match target.claims.take().await {
             Ok(true) => taken.push(target.claims),
             Ok(false) => {}
+            // Where none can be made, the preflight of that secret says why nothing can be written there.
+            Err(error) if !is_anothers(&error) => {}
             Err(error) => {
                 for claims in taken {
                     // One that stays is ours without a rotation, and holds up nobody but another installation.
@@ -38,6 +40,10 @@ pub(crate) async fn take<'p>(plans: impl IntoIterator<Item = &'p Plan>) -> Resul
         }
     }
     Ok(())
+}
+
+fn is_anothers(error: &CallError) -> bool {
+    matches!(error, CallError::Refused(refusal) if refusal.kind == RefusalKind::Permission)
 }
 
 /// Makes the stores of a plan ours, whoever owned them.
@@ -79,7 +85,7 @@ struct Target<'a> {
 impl Target<'_> {
     fn refused(&self, error: &CallError) -> Failure {
         match error {
-            CallError::Refused(refusal) if refusal.kind == RefusalKind::Permission => {
+            CallError::Refused(refusal) if is_anothers(error) => {
                 not_ours(&self.plan.secret, &refusal.message)
             }
             _ => {
@@ -130,14 +136,13 @@ pub(crate) async fn left_behind(
     let context = Context { claim: Some(claim), ..Context::at(&config.folder) };
     let deliveries = environment.secrets.iter().flat_map(|secret| &secret.deliveries);
     let stores = deliveries.filter_map(|delivery| environment.store(&delivery.store));
-    let known: Vec<String> = stores
-        .filter_map(|store| store.config.build(&context).ok())
-        .map(|store| store.container())
-        .collect();
+    let known = stores.map(|store| store.config.build(&context).map(|store| store.container()));
+    // Where one store cannot be told, no claim can be said to belong to none.
+    let Ok(known) = known.collect::<Result<Vec<String>, _>>() else { return Ok(Vec::new()) };
     let mut found: Vec<(SecretName, String)> = Vec::new();
     for row in session.journal.inventories().await.map_err(journal_failure)? {
-        let is_open = row.open.is_some();
-        for bound in row.claimed.iter().filter(|_| !is_open) {
+        let is_asked = row.open.is_none() && row.secret.environment() == environment.name;
+        for bound in row.claimed.iter().filter(|_| is_asked) {
             let config: Option<StoreConfig> = serde_json::from_value(bound.driver.clone()).ok();
             let store = config.and_then(|config| config.build(&context).ok());
             let Some(store) = store.filter(|store| !known.contains(&store.container())) else {

@@ -262,6 +262,8 @@ impl Suspect {
             (Some(at), _) => End::Proven(at),
             (None, _) if dead_at(Death::NoOneToAsk).is_some() => End::NobodyToAsk(ended_at()),
             (None, Some(Outcome::Superseded)) => End::TakenOver(last_at),
+            // The former version is current again on somebody's word, and as suspect as before.
+            (None, Some(Outcome::Undone)) => End::Open,
             (None, Some(_)) if was_closed => End::Word(last_at),
             (None, Some(_)) => End::NobodyToAsk(ended_at()),
             (None, None) => End::Open,

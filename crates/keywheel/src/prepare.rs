@@ -1,6 +1,7 @@
 //! From a request to plans: what is known of each secret, what is adopted on the way, and which plan follows.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use keywheel_core::call::CallError;
 use keywheel_core::event::Outcome;
@@ -29,6 +30,9 @@ use crate::exposed;
 use crate::output::Failure;
 use crate::session::{Session, engine_failure};
 use crate::{claims, words};
+
+/// How long a look at what runs may hold a command up.
+const LOOK: Duration = Duration::from_secs(5);
 
 /// What is asked of a rotation.
 #[derive(Clone, Debug)]
@@ -151,7 +155,7 @@ async fn member(
         None => {
             let row = adoption(session, config, secret, None).await?;
             if planted!("planning_adopts") {
-                session.engine.note(row.clone(), "adopted").await.map_err(engine_failure)?;
+                session.adopt(&row).await?;
             }
             (row.clone(), Some(row))
         }
@@ -181,9 +185,9 @@ pub(crate) async fn compare_readers(prepared: &mut [Prepared]) -> Result<(), Fai
     for one in prepared {
         let built = drivers_of(&one.plan)?;
         for workload in 0..one.plan.workloads.len() {
-            let compared =
-                readers::compare(&one.plan, &built.stores, &built.workloads, workload).await;
-            let messages = compared.unwrap_or_default().into_iter().map(|found| found.message);
+            let compare = readers::compare(&one.plan, &built.stores, &built.workloads, workload);
+            let compared = in_time(compare).await.unwrap_or_default();
+            let messages = compared.into_iter().map(|found| found.message);
             one.readers.extend(messages);
         }
         one.readers.sort();
@@ -199,19 +203,29 @@ async fn pin(plan: &mut Plan, row: &Inventory) -> Result<(), Failure> {
     for (workload, planned) in built.workloads.iter().zip(&mut plan.workloads) {
         planned.pin = match row.pins.get(&planned.bound.name) {
             Some(pin) => Some(pin.clone()),
-            None => workload.identity().await.unwrap_or_default(),
+            None => in_time(workload.identity()).await.flatten(),
         };
     }
     Ok(())
 }
 
-/// Refuses to touch the workloads of a plan where they are reached at another place than the one they are pinned to.
-pub(crate) async fn check_pins(plan: &Plan, built: &Built) -> Result<(), Failure> {
+/// Looks at a workload for a while only. Where there is no answer, the step that needs one says so.
+async fn in_time<T>(look: impl Future<Output = Result<T, CallError>>) -> Option<T> {
+    tokio::time::timeout(LOOK, look).await.ok()?.ok()
+}
+
+/// Refuses to touch the workloads of a plan where they are reached at another place than the one they are pinned to: by the
+/// row, which an operator may have changed since, else by the plan. An emergency ends its suspects wherever they run, and
+/// refuses only to roll there.
+pub(crate) async fn check_pins(plan: &Plan, row: Option<&Inventory>) -> Result<(), Failure> {
+    if plan.is_emergency() {
+        return Ok(());
+    }
+    let built = drivers_of(plan)?;
     let mut refused = Vec::new();
     for (workload, planned) in built.workloads.iter().zip(&plan.workloads) {
-        // Where there is no answer, the step that needs one says so.
-        let objection = elsewhere(workload.as_ref(), planned.pin.as_ref()).await;
-        if let Ok(Some(objection)) = objection {
+        let pin = row.and_then(|row| row.pin_of(planned)).or(planned.pin.as_ref());
+        if let Some(objection) = in_time(elsewhere(workload.as_ref(), pin)).await.flatten() {
             let name = &planned.bound.name;
             let failure = Failure::new(format!(
                 "workload `{name}` of `{}` is reached at another place than before",
@@ -224,6 +238,19 @@ pub(crate) async fn check_pins(plan: &Plan, built: &Built) -> Result<(), Failure
         }
     }
     Failure::of_all(refused).map_or(Ok(()), Err)
+}
+
+/// Refuses, before anything is ended for the sake of a rotation, one that would be refused for where its stores and workloads are.
+pub(crate) async fn check_ours(
+    session: &Session,
+    config: &Config,
+    secret: &Secret,
+) -> Result<(), Failure> {
+    let plan = draft(session, config, secret)?;
+    if let Some((_, objection)) = claims::objections(&plan, &drivers_of(&plan)?).await?.first() {
+        return Err(claims::not_ours(&secret.name, objection));
+    }
+    check_pins(&plan, session.inventory(&secret.name).await?.as_ref()).await
 }
 
 /// A secret that follows another environment waits until the same rotation has completed there.
@@ -431,11 +458,11 @@ pub(crate) async fn begin(session: &Session, prepared: &[Prepared]) -> Result<Ta
 /// Checks where the workloads of these plans are reached, claims their stores, notes what was adopted on the way to them, and begins their rotations.
 async fn begin_together(session: &Session, prepared: &[Prepared]) -> Result<Group, Failure> {
     for one in prepared {
-        check_pins(&one.plan, &drivers_of(&one.plan)?).await?;
+        check_pins(&one.plan, None).await?;
     }
     claims::take(prepared.iter().map(|one| one.plan.as_ref())).await?;
     for row in prepared.iter().filter_map(|one| one.adopted.as_ref()) {
-        session.engine.note(row.clone(), "adopted").await.map_err(engine_failure)?;
+        session.adopt(row).await?;
     }
     let plans: Vec<Arc<Plan>> = prepared.iter().map(|one| Arc::clone(&one.plan)).collect();
     session.engine.begin(&plans).await.map_err(engine_failure)

@@ -60,10 +60,12 @@ impl<'a> Asked<'a> {
                 let no_way_back = session.no_way_back(group).await?.is_some();
                 return Err(still_moving(&secret.name, &open, no_way_back));
             }
-            let is_asked = |name: &SecretName| secrets.iter().any(|asked| asked.name == *name);
-            let closes =
-                secret.rules.close_window && open.phase == Phase::RollbackWindow.to_string();
-            if closes && group.is_some_and(|group| group.iter().all(is_asked)) {
+            // A window is closed for a whole group, so each member must have been asked for and let its window be closed.
+            let may_close = |name: &SecretName| {
+                secrets.iter().any(|asked| asked.name == *name && asked.rules.close_window)
+            };
+            let is_in_window = open.phase == Phase::RollbackWindow.to_string();
+            if is_in_window && group.is_some_and(|group| group.iter().all(may_close)) {
                 asked.windows.push(secret);
             } else {
                 asked.later.push(Waiting::new(row, open.rotation));
@@ -111,13 +113,9 @@ impl Waiting {
         session: &Session,
         because: Option<&str>,
     ) -> Result<(), Failure> {
-        if self.row.queued.is_some() {
-            return Ok(());
-        }
         let because = because.map(str::to_owned);
         let queued = Queued { at: session.now(), because, after: None };
-        let row = Inventory { queued: Some(queued), ..self.row.clone() };
-        session.engine.note(row, "queued").await.map_err(engine_failure)
+        session.queue(self.secret(), queued).await
     }
 
     pub(crate) fn text(&self) -> String {
@@ -257,9 +255,12 @@ pub(crate) async fn staging(
 
 /// Takes a request out of the queue; false where none was there.
 pub(crate) async fn forget(session: &Session, secret: &SecretName) -> Result<bool, Failure> {
-    let row = session.inventory(secret).await?.filter(|row| row.queued.is_some());
-    let Some(row) = row else { return Ok(false) };
-    let row = Inventory { queued: None, ..row };
-    session.engine.note(row, "unqueued").await.map_err(engine_failure)?;
-    Ok(true)
+    let mut was_there = false;
+    let unqueue = |row: Option<Inventory>| {
+        let row = row.filter(|row| row.queued.is_some())?;
+        was_there = true;
+        Some(Inventory { queued: None, ..row })
+    };
+    session.engine.note(secret, "unqueued", unqueue).await.map_err(engine_failure)?;
+    Ok(was_there)
 }

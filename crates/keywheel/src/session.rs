@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use keywheel_core::call::{Refusal, RefusalKind};
-use keywheel_core::inventory::Inventory;
+use keywheel_core::inventory::{Inventory, Queued};
 use keywheel_core::plan::{Plan, RotationId};
 use keywheel_core::rotation::Rotation;
 use keywheel_core::secret::SecretName;
@@ -149,6 +149,21 @@ impl Session {
         secret: &SecretName,
     ) -> Result<Option<Inventory>, Failure> {
         self.journal.inventory(secret).await.map_err(journal_failure)
+    }
+
+    /// Notes what was read of a secret that is new. One that somebody adopted or rotated meanwhile stays as it is.
+    pub(crate) async fn adopt(&self, row: &Inventory) -> Result<(), Failure> {
+        let new = |known: Option<Inventory>| known.is_none().then(|| row.clone());
+        self.engine.note(&row.secret, "adopted", new).await.map_err(engine_failure)
+    }
+
+    /// Puts a request into the queue; one that waits there already stays as it is.
+    pub(crate) async fn queue(&self, secret: &SecretName, queued: Queued) -> Result<(), Failure> {
+        let add = |row: Option<Inventory>| {
+            let row = row.filter(|row| row.queued.is_none())?;
+            Some(Inventory { queued: Some(queued), ..row })
+        };
+        self.engine.note(secret, "queued", add).await.map_err(engine_failure)
     }
 
     /// Replays the open rotation of a secret without taking it over.

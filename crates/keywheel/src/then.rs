@@ -18,7 +18,7 @@ use crate::output::{Failure, Output};
 use crate::prepare::{self, Prepared, Request};
 use crate::progress::Progress;
 use crate::queue::{self, Staging, Waiting};
-use crate::session::{self, Session, engine_failure};
+use crate::session::{self, Session};
 use crate::{claims, code, commands, confirm, notify};
 
 /// What follows in a second environment.
@@ -134,11 +134,12 @@ impl<'a> Then<'a> {
             after: Some(Staged { secret, rotation: rotation.clone(), approved }),
         };
         claims::take([one.plan.as_ref()]).await?;
-        let known = session.inventory(&one.plan.secret).await?.or_else(|| one.adopted.clone());
-        let Some(mut row) = known else { return Ok(None) };
-        row.queued = Some(queued);
-        session.engine.note(row.clone(), "queued").await.map_err(engine_failure)?;
-        Ok(Some(Waiting::new(row, rotation)))
+        if let Some(row) = &one.adopted {
+            session.adopt(row).await?;
+        }
+        session.queue(&one.plan.secret, queued).await?;
+        let row = session.inventory(&one.plan.secret).await?;
+        Ok(row.map(|row| Waiting::new(row, rotation)))
     }
 }
 

@@ -376,7 +376,7 @@ mod kills {
     use super::*;
 
     /// How many projects live at once on one engine.
-    const AT_ONCE: usize = 8;
+    const AT_ONCE: usize = 3;
 
     /// Steps at which a kill meets containers half-way; the driver's own places begin otherwise.
     const STEPS: [&str; 4] = ["write", "roll", "evidence", "container_"];

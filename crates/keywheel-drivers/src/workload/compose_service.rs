@@ -713,7 +713,11 @@ impl Service {
         fail_point::pass("container_stopped", &self.config.service);
         if let Some((keep, begun)) = begun {
             let copy = keep.finish(&self.engine, container, begun);
-            self.in_time(container, ensure, copy).await?;
+            if let Err(error) = self.in_time(container, ensure, copy).await {
+                // It is not removed, so it serves on: what is left of its log goes with nobody.
+                self.engine.start(&container.id).await?;
+                return Err(error);
+            }
         }
         self.engine.remove(&container.id).await?;
         fail_point::pass("container_removed", &self.config.service);

@@ -120,7 +120,7 @@ impl Past {
         let mut row = Inventory::new(secret());
         row.versions.push(Version::adopted(VersionId(1), None, None, Some(fingerprint)));
         row.next = VersionId(2);
-        self.engine.note(row, "adopted").await.unwrap();
+        self.engine.note(&secret(), "adopted", |_| Some(row)).await.unwrap();
     }
 
     /// One write is refused for now and one answer is lost; the next rotation is asked for early, and the rollback window is
@@ -129,10 +129,10 @@ impl Past {
         self.world.next_write(STORES[0], Trouble::Busy);
         let mut group = self.begin(self.plan(None).await).await;
         run(&self.engine, &mut group, Span::ZERO).await;
-        let row = self.row().await.unwrap();
         let queued =
             Queued { at: self.engine.clock.now(), because: Some("audit".into()), after: None };
-        self.engine.note(Inventory { queued: Some(queued), ..row }, "queued").await.unwrap();
+        let queue = |row: Option<Inventory>| Some(Inventory { queued: Some(queued), ..row? });
+        self.engine.note(&secret(), "queued", queue).await.unwrap();
         let mut group = self.engine.recover(&[secret()]).await.unwrap();
         run(&self.engine, &mut group, Span::days(1)).await;
         let because = "the next rotation was asked for".to_owned();

@@ -112,6 +112,8 @@ struct Taken<'a> {
     secret: &'a Secret,
     plan: Plan,
     row: Inventory,
+    /// Whether nothing is known of it yet.
+    is_new: bool,
     /// What else happens to it, for people.
     notes: Vec<String>,
 }
@@ -168,15 +170,25 @@ impl Work<'_> {
         row.decided = self.args.because.clone().filter(|_| !decided.is_empty()).map(|because| {
             Decision { at: self.session.now(), what: decided.join(", and "), because }
         });
-        Ok(Some(Taken { secret, plan, row, notes }))
+        Ok(Some(Taken { secret, plan, row, is_new, notes }))
     }
 
     async fn take(&self, taken: &Taken<'_>) -> Result<(), Failure> {
-        match self.args.take_over {
-            true => claims::take_over(&taken.plan).await?,
-            false => claims::take([&taken.plan]).await?,
+        let Taken { row, plan, is_new, .. } = taken;
+        if *is_new && !self.args.take_over {
+            claims::take([plan]).await?;
+            return self.session.adopt(row).await;
         }
-        self.session.engine.note(taken.row.clone(), "adopted").await.map_err(engine_failure)
+        // The reason is on record before a claim is moved: whoever repeats it finds the rest still to be moved.
+        let decide = |known: Option<Inventory>| {
+            let Some(mut known) = known else { return Some(row.clone()) };
+            known.claim(&plan.stores);
+            known.pins.clone_from(&row.pins);
+            known.decided.clone_from(&row.decided);
+            Some(known)
+        };
+        self.session.engine.note(&row.secret, "adopted", decide).await.map_err(engine_failure)?;
+        if self.args.take_over { claims::take_over(plan).await } else { Ok(()) }
     }
 }
 

@@ -124,19 +124,21 @@ impl<'a> Work<'a> {
         };
         let seen = self.session.engine.fingerprint(&held);
         if !self.is_known(&held) {
-            let mut row = self.row.clone();
-            // Where an issuer can end versions, the former one stays listed: nobody has ended it, and `doctor` says so.
-            row.versions
-                .retain(|one| one.stage != Some(Stage::Current) || self.plan.issuer.facts.destroy);
-            row.versions.iter_mut().for_each(|one| one.stage = None);
-            row.versions.push(Version::adopted(row.next, None, None, Some(seen)));
-            let version = row.next;
-            row.next = version.successor();
-            self.session
-                .engine
-                .note(row, "adopted a hand-made version")
-                .await
-                .map_err(engine_failure)?;
+            let mut version = self.row.next;
+            let keep = |row: Option<Inventory>| {
+                let mut row = row?;
+                // Where an issuer can end versions, the former one stays listed: nobody has ended it, and `doctor` says so.
+                let is_listed = self.plan.issuer.facts.destroy;
+                row.versions.retain(|one| one.stage != Some(Stage::Current) || is_listed);
+                row.versions.iter_mut().for_each(|one| one.stage = None);
+                row.versions.push(Version::adopted(row.next, None, None, Some(seen)));
+                version = row.next;
+                row.next = version.successor();
+                Some(row)
+            };
+            let action = "adopted a hand-made version";
+            let noted = self.session.engine.note(&self.plan.secret, action, keep).await;
+            noted.map_err(engine_failure)?;
             return Ok(vec![format!(
                 "{}: what the stores hold is {version} now",
                 self.plan.secret
@@ -153,7 +155,7 @@ impl<'a> Work<'a> {
     }
 
     async fn restore(&self) -> Result<Vec<String>, Failure> {
-        prepare::check_pins(&self.plan, &self.built).await?;
+        prepare::check_pins(&self.plan, Some(&self.row)).await?;
         let mut done = Vec::new();
         let mut missing = Vec::new();
         let mut good = None;

@@ -12,7 +12,6 @@ use keywheel_engine::run::Group;
 use serde_json::json;
 
 use crate::cli::Globals;
-use crate::compile::drivers_of;
 use crate::config::{Config, Environment};
 use crate::drive::Taken;
 use crate::exit::Exit;
@@ -108,7 +107,7 @@ pub(crate) async fn resume(args: &ResumeArgs, globals: &Globals) -> Result<Exit,
     let session =
         Session::act(globals, &config, &environment.name, Arc::new(Progress::new(output)))?;
     let go_on = async |group: &mut Group| {
-        is_reached(group).await?;
+        is_reached(&session, group).await?;
         if !args.open.all {
             session.engine.let_go_on(group).await.map_err(engine_failure)?;
         }
@@ -148,9 +147,10 @@ impl ResumeArgs {
 }
 
 /// Refuses, before a step is tried and refused, to go on with rotations whose workloads are reached at another place.
-async fn is_reached(group: &Group) -> Result<(), Failure> {
+async fn is_reached(session: &Session, group: &Group) -> Result<(), Failure> {
     for rotation in group.rotations() {
-        prepare::check_pins(rotation.plan(), &drivers_of(rotation.plan())?).await?;
+        let row = session.inventory(&rotation.plan().secret).await?;
+        prepare::check_pins(rotation.plan(), row.as_ref()).await?;
     }
     Ok(())
 }
@@ -175,7 +175,7 @@ pub(crate) async fn undo(args: &UndoArgs, globals: &Globals) -> Result<Exit, Fai
     let session =
         Session::act(globals, &config, &environment.name, Arc::new(Progress::new(output)))?;
     let undo = async |group: &mut Group| {
-        is_reached(group).await?;
+        is_reached(&session, group).await?;
         session.engine.undo(group, &args.because).await.map_err(engine_failure)
     };
     let taken = args.open.take_up(&session, environment, undo).await?;

@@ -22,7 +22,7 @@ use crate::queue::Asked;
 use crate::select::Selection;
 use crate::session::Session;
 use crate::then::Then;
-use crate::{code, confirm, drive, queue};
+use crate::{code, confirm, drive, notify, queue};
 
 /// Rotate secrets: mint, verify, deliver, roll, prove, promote; then soak, end the former version, prove it dead
 #[derive(Debug, Args)]
@@ -91,10 +91,18 @@ pub(crate) async fn run(args: &RotateArgs, globals: &Globals) -> Result<Exit, Fa
     if !asked.windows.is_empty() {
         let question = "Close the rollback window first? The former version is revoked then.";
         confirm::go_on(environment, question, confirm::SAY_YES, args.yes)?;
+        for secret in &asked.windows {
+            prepare::check_ours(&session, &config, secret).await?;
+        }
         let closing = queue::close_windows(&session, &asked.windows).await?;
         let ran = drive::go(&session, closing, true, output).await?;
         if ran.rotations.iter().any(|rotation| rotation.outcome().is_none()) {
-            return ran.tell(&session, &asked.later, output);
+            for waiting in &asked.later {
+                waiting.note(&session, args.because.as_deref()).await?;
+            }
+            let told = ran.tell(&session, &asked.later, output);
+            notify::deliver(&session, output).await;
+            return told;
         }
         now.extend(asked.windows);
     }

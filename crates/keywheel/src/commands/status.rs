@@ -204,7 +204,10 @@ async fn known(
     for row in session.journal.inventories().await.map_err(journal_failure)? {
         let (mut outlook, mut parked) = (None, None);
         let stage = match row.queued.as_ref().and_then(|queued| queued.after.as_ref()) {
-            Some(staged) => Some(queue::staging(globals, config, staged).await?),
+            Some(staged) => {
+                let stage = queue::staging(globals, config, staged).await;
+                Some(stage.unwrap_or_else(|failure| Staging::Failed(failure.message)))
+            }
             None => None,
         };
         if let Some(open) = &row.open {

@@ -267,6 +267,11 @@ impl Engine {
         self.change(Method::POST, &format!("containers/{id}/stop")).await
     }
 
+    /// Starts a container that was stopped.
+    pub(crate) async fn start(&self, id: &str) -> Result<(), CallError> {
+        self.change(Method::POST, &format!("containers/{id}/start")).await
+    }
+
     /// Removes a container that does not run; its volumes stay.
     pub(crate) async fn remove(&self, id: &str) -> Result<(), CallError> {
         self.change(Method::DELETE, &format!("containers/{id}")).await
