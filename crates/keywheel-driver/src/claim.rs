@@ -112,3 +112,30 @@ pub trait Claims: Send + Sync {
     /// Makes the container nobody's, if it is ours.
     async fn release(&self) -> Result<(), CallError>;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn claim(folder: &str) -> Claim {
+        let text = |text: &str| text.to_owned();
+        Claim {
+            installation: text("one"),
+            folder: text(folder),
+            environment: text("default"),
+            host: text("here"),
+            account: text("dana"),
+            since: text("2026-01-31T00:00:00Z"),
+        }
+    }
+
+    #[test]
+    fn h61_a_claim_that_was_copied_with_its_folder_is_not_ours() {
+        let ours = claim("/srv/shop");
+        assert_eq!(Owner::of(Some(claim("/srv/shop")), &ours), Owner::Us);
+        let copied = claim(env!("CARGO_MANIFEST_DIR"));
+        assert_eq!(Owner::of(Some(copied.clone()), &ours), Owner::Other(Box::new(copied)));
+        let moved = claim("/a/folder/that/is/gone");
+        assert_eq!(Owner::of(Some(moved), &ours), Owner::Us, "a folder may be moved");
+    }
+}
