@@ -249,7 +249,7 @@ fn typed(project: &Project, line: &str) -> (Option<i32>, String) {
     // The other end of a terminal that nobody holds open any more fails.
     while master.read(&mut byte).is_ok_and(|read| read == 1) {
         shown.push(char::from(byte[0]));
-        if shown.ends_with("its value (not shown): ") {
+        if shown.ends_with("its value (not shown): ") || shown.ends_with("its value: ") {
             master.write_all(line.as_bytes()).unwrap();
         }
     }
