@@ -23,6 +23,8 @@ mod by_hand;
 mod elsewhere;
 #[path = "compose/emergency.rs"]
 mod emergency;
+#[path = "compose/found.rs"]
+mod found;
 #[path = "compose/interrupted.rs"]
 mod interrupted;
 #[path = "compose/refused.rs"]
