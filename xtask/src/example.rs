@@ -1,7 +1,10 @@
-//! The program of the example for Docker Compose, linked statically, and the image that holds nothing else.
+//! The program of the example for Docker Compose, linked statically, and the image that holds nothing else; and, where somebody
+//! asks for it, the image of its database.
+
+mod database;
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, ensure};
@@ -11,7 +14,17 @@ use crate::cargo;
 /// What the image, its program and their folder are called.
 const NAME: &str = "keywheel-example";
 
-pub(crate) fn run() -> anyhow::Result<ExitCode> {
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Builds the image of the database instead, from the PostgreSQL that is installed here.
+    #[arg(long)]
+    database: bool,
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    if args.database {
+        return database::run();
+    }
     let program = build()?;
     let context = cargo::root().join("target").join(NAME);
     fs::create_dir_all(&context)?;
@@ -21,12 +34,18 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
         fs::copy(from, &staged)?;
         fs::rename(staged, context.join(name))?;
     }
+    image(NAME, &context)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Builds an image from a folder with its `Dockerfile`.
+fn image(name: &str, context: &Path) -> anyhow::Result<()> {
     let mut docker = Command::new("docker");
-    docker.args(["build", "--quiet", "--tag", NAME]).arg(&context);
+    docker.args(["build", "--quiet", "--tag", name]).arg(context);
     let status = docker.stdin(Stdio::null()).stdout(Stdio::null()).status();
     ensure!(status.context("`docker` cannot be run")?.success(), "the image cannot be built");
-    println!("image {NAME}");
-    Ok(ExitCode::SUCCESS)
+    println!("image {name}");
+    Ok(())
 }
 
 const DOCKERFILE: &str = "examples/compose/Dockerfile";

@@ -40,7 +40,7 @@ enum Chore {
     /// Follows every relative link in the documents.
     Links,
     /// Builds the image of the example for Docker Compose.
-    Example,
+    Example(example::Args),
     /// Builds the binary that is shipped, and looks for what may not be in it.
     Shipped,
     /// Checks licences, sources and advisories of the dependencies.
@@ -56,7 +56,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Chore::Hazards(args) => hazards::run(&args),
         Chore::Leaks(args) => leaks::run(&args),
         Chore::Links => links::run(),
-        Chore::Example => example::run(),
+        Chore::Example(args) => example::run(&args),
         Chore::Shipped => shipped::run(),
         Chore::Deny => deny::run(),
     }
