@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may end where it stands")]
 #![expect(clippy::print_stdout, reason = "a test says why it is skipped")]
 
+mod database;
 mod readme;
 mod shop;
 mod users;
