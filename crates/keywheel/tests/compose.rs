@@ -378,7 +378,7 @@ mod kills {
     use super::*;
 
     /// How many projects live at once on one engine.
-    const AT_ONCE: usize = 3;
+    const AT_ONCE: usize = 5;
 
     /// Steps at which a kill meets containers half-way; the driver's own places begin otherwise.
     const STEPS: [&str; 4] = ["write", "roll", "evidence", "container_"];
@@ -432,12 +432,24 @@ mod kills {
         println!("killed at {} places: {chosen:?}", chosen.len());
     }
 
+    /// What a place does to the first container and to the last one differs; to those between, it does the same again.
+    fn first_and_last(places: &[String]) -> Vec<String> {
+        let name = |place: &String| place.rsplit_once('#').map(|(name, _)| name.to_owned());
+        let stands_in =
+            |places: &[String], place| places.iter().any(|one| name(one) == name(place));
+        let each = places.iter().enumerate();
+        let is_end = |(at, place): &(usize, &String)| {
+            !stands_in(&places[..*at], place) || !stands_in(&places[at + 1..], place)
+        };
+        each.filter(is_end).map(|(_, place)| place.clone()).collect()
+    }
+
     #[test]
     fn a_kill_at_any_write_roll_or_evidence_ends_as_if_there_was_none() {
         let Some(compose) = compose() else { return };
         kill_at_each(&compose, |places| {
             assert!(places.len() > 15, "{places:?}");
-            places.to_vec()
+            first_and_last(places)
         });
     }
 
