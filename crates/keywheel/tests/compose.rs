@@ -438,14 +438,16 @@ mod kills {
 
     /// What a place does to the first container and to the last one differs; to those between, it does the same again.
     fn first_and_last(places: &[String]) -> Vec<String> {
-        let name = |place: &String| place.rsplit_once('#').map(|(name, _)| name.to_owned());
-        let stands_in =
-            |places: &[String], place| places.iter().any(|one| name(one) == name(place));
+        fn name(place: &str) -> &str {
+            place.rsplit_once('#').map_or(place, |(name, _)| name)
+        }
+        let is_among =
+            |some: &[String], place: &str| some.iter().any(|one| name(one) == name(place));
         let each = places.iter().enumerate();
-        let is_end = |(at, place): &(usize, &String)| {
-            !stands_in(&places[..*at], place) || !stands_in(&places[at + 1..], place)
-        };
-        each.filter(is_end).map(|(_, place)| place.clone()).collect()
+        let ends = each.filter(|(at, place)| {
+            !is_among(&places[..*at], place) || !is_among(&places[at + 1..], place)
+        });
+        ends.map(|(_, place)| place.clone()).collect()
     }
 
     #[test]
