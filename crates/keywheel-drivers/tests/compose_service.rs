@@ -482,11 +482,12 @@ fn h51_a_successor_that_ends_later_keeps_the_others_from_being_removed() {
         let slots = project.slots("app.env", "VALUE", "new");
         let before = project.ids();
         let kill = async {
-            let is_new = |id: &&String| !before.contains(*id);
+            let mut first = None;
             for _ in 0..600 {
-                if project.ids().iter().filter(is_new).count() == 2 {
-                    let first = project.ids().into_iter().find(|id| is_new(&id)).unwrap();
-                    let _id = project.engine.run(&["kill", &first]);
+                let new: Vec<_> = project.ids().difference(&before).cloned().collect();
+                first = first.or_else(|| new.first().cloned());
+                if let (Some(first), 2) = (&first, new.len()) {
+                    let _id = project.engine.run(&["kill", first]);
                     return;
                 }
                 tokio::time::sleep(std::time::Duration::from_millis(20)).await;

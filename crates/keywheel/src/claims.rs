@@ -29,7 +29,7 @@ pub(crate) async fn take<'p>(plans: impl IntoIterator<Item = &'p Plan>) -> Resul
             Ok(true) => taken.push(target.claims),
             Ok(false) => {}
             // Where none can be made, the preflight of that secret says why nothing can be written there.
-            Err(error) if !is_anothers(&error) => {}
+            Err(error) if cannot_be_made(&error) => {}
             Err(error) => {
                 for claims in taken {
                     // One that stays is ours without a rotation, and holds up nobody but another installation.
@@ -40,6 +40,11 @@ pub(crate) async fn take<'p>(plans: impl IntoIterator<Item = &'p Plan>) -> Resul
         }
     }
     Ok(())
+}
+
+fn cannot_be_made(error: &CallError) -> bool {
+    let kinds = [RefusalKind::Local, RefusalKind::NotFound];
+    matches!(error, CallError::Refused(refusal) if kinds.contains(&refusal.kind))
 }
 
 fn is_anothers(error: &CallError) -> bool {
