@@ -194,9 +194,9 @@ impl Inventory {
         }
     }
 
-    /// Returns where a workload runs, as it was noted last: by its rotation, or by an operator since.
-    pub fn pin_of(&self, workload: &WorkloadPlan) -> Option<&Pin> {
-        self.pins.get(&workload.bound.name)
+    /// Returns where a workload is to be reached: where an operator or a rotation pinned it last, else as its plan says.
+    pub fn pin_of<'p>(&'p self, workload: &'p WorkloadPlan) -> Option<&'p Pin> {
+        self.pins.get(&workload.bound.name).or(workload.pin.as_ref())
     }
 
     /// Notes where its workloads run.

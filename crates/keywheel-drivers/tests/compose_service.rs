@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
@@ -15,6 +15,7 @@ use keywheel_core::time::Timestamp;
 use keywheel_driver::workload::{Ensure, Notes};
 use keywheel_driver::{CallError, RefusalKind, Severity, Workload, slot};
 use keywheel_drivers::{Build, Context, WorkloadConfig};
+use keywheel_ground::Engine;
 use keywheel_ground::docker::{Docker, IMAGE, composes};
 use keywheel_ground::podman::Podman;
 use serde_json::{Value, json};
@@ -29,35 +30,6 @@ const BACKEND: &str = r#"
 
 const HEALTH: &str = r#"    healthcheck: { test: ["CMD", "/bin/busybox", "sh", "-c", "[ \"$$VALUE\" != sick ]"], interval: 500ms, timeout: 2s, retries: 1 }
 "#;
-
-/// What makes the containers.
-enum Engine {
-    Docker(Docker),
-    Podman(Podman),
-}
-
-impl Engine {
-    fn run(&self, arguments: &[&str]) -> String {
-        match self {
-            Self::Docker(docker) => docker.docker(arguments),
-            Self::Podman(podman) => podman.podman(arguments),
-        }
-    }
-
-    fn command(&self, program: &Path) -> Command {
-        match self {
-            Self::Docker(docker) => docker.command(program),
-            Self::Podman(podman) => podman.command(program),
-        }
-    }
-
-    fn socket(&self) -> PathBuf {
-        match self {
-            Self::Docker(docker) => docker.socket(),
-            Self::Podman(podman) => podman.socket(),
-        }
-    }
-}
 
 struct Project {
     engine: Engine,
@@ -78,7 +50,7 @@ impl Project {
                 return None;
             }
         };
-        Some(Self::over(Engine::Docker(docker), compose, extra))
+        Some(Self::over(Engine::Docker(docker.into()), compose, extra))
     }
 
     fn over(engine: Engine, compose: PathBuf, extra: &str) -> Self {
@@ -258,7 +230,7 @@ fn podman_serves_as_docker_does() {
         Ok(podman) => podman,
         Err(why) => return println!("skipped: Podman ({why})"),
     };
-    wait(replaces_every_container(&Project::over(Engine::Podman(podman), compose, "")));
+    wait(replaces_every_container(&Project::over(Engine::Podman(podman.into()), compose, "")));
 }
 
 async fn replaces_every_container(project: &Project) {

@@ -9,7 +9,7 @@ use keywheel_core::facts::{Authority, Observe, ReadBack, ValueOrigin};
 use keywheel_core::fingerprint::{Compared, Fingerprint, Fingerprinter};
 use keywheel_core::gate::{UsageSample, Visit};
 use keywheel_core::incident::{Behind, WorkloadLogs};
-use keywheel_core::plan::{Pin, Plan, Role, Slot, WorkloadPlan};
+use keywheel_core::plan::{Plan, Role, Slot};
 use keywheel_core::planted;
 use keywheel_core::secret::{Credential, SecretValue};
 use keywheel_core::strategy::{Arrangement, Position, Side};
@@ -116,7 +116,7 @@ pub(crate) async fn roll(engine: &Engine, members: &[(&Member, Step)]) -> Outcom
         slots.extend(work.expected(usize::from(workload), to).await?);
         let planned = &work.plan.workloads[usize::from(workload)];
         let driver = member.drivers.workloads[usize::from(workload)].as_ref();
-        check_pin(driver, &planned.bound.name, pin(member, planned)).await?;
+        check_pin(driver, &planned.bound.name, member.inventory.pin_of(planned)).await?;
         held_since = held_since.max(member.rotation.walk().held_since(planned, to));
     }
     let fingerprinter = &engine.journal.installation().fingerprinter;
@@ -135,11 +135,6 @@ pub(crate) async fn roll(engine: &Engine, members: &[(&Member, Step)]) -> Outcom
         Ok(()) => Ok(noted(notes).into()),
         Err(error) => Err(with_notes(error, &notes)),
     }
-}
-
-/// Where a workload is to be reached. An operator may have pinned it anew since the plan was made.
-fn pin<'m>(member: &'m Member, planned: &'m WorkloadPlan) -> Option<&'m Pin> {
-    member.inventory.pin_of(planned).or(planned.pin.as_ref())
 }
 
 fn noted(notes: Vec<String>) -> Report {
@@ -189,7 +184,7 @@ pub(crate) async fn put_right(engine: &Engine, member: &Member) -> Outcome<PutRi
             continue;
         }
         let workload = member.drivers.workloads[index].as_ref();
-        check_pin(workload, &planned.bound.name, pin(member, planned)).await?;
+        check_pin(workload, &planned.bound.name, member.inventory.pin_of(planned)).await?;
         let slots = work.expected(index, at).await?;
         let ensure = ensure(&slots, held_since, fingerprinter);
         workload.roll(&ensure).await?;
@@ -264,7 +259,7 @@ impl Work<'_> {
     async fn examine(&self, index: usize) -> Outcome<Vec<Finding>> {
         let Drivers { stores, workloads, .. } = self.member.drivers.as_ref();
         let planned = &self.plan.workloads[index];
-        let pin = pin(self.member, planned);
+        let pin = self.member.inventory.pin_of(planned);
         check_pin(workloads[index].as_ref(), &planned.bound.name, pin).await?;
         readers::preflight(self.plan, stores, workloads, index).await
     }

@@ -201,7 +201,7 @@ pub(crate) async fn compare_readers(prepared: &mut [Prepared]) -> Result<(), Fai
 async fn pin(plan: &mut Plan, row: &Inventory) -> Result<(), Failure> {
     let built = drivers_of(plan)?;
     for (workload, planned) in built.workloads.iter().zip(&mut plan.workloads) {
-        planned.pin = match row.pins.get(&planned.bound.name) {
+        planned.pin = match row.pin_of(planned) {
             Some(pin) => Some(pin.clone()),
             None => in_time(workload.identity()).await.flatten(),
         };
@@ -224,7 +224,7 @@ pub(crate) async fn check_pins(plan: &Plan, row: Option<&Inventory>) -> Result<(
     let built = drivers_of(plan)?;
     let mut refused = Vec::new();
     for (workload, planned) in built.workloads.iter().zip(&plan.workloads) {
-        let pin = row.and_then(|row| row.pin_of(planned)).or(planned.pin.as_ref());
+        let pin = row.map_or(planned.pin.as_ref(), |row| row.pin_of(planned));
         if let Some(objection) = in_time(elsewhere(workload.as_ref(), pin)).await.flatten() {
             let name = &planned.bound.name;
             let failure = Failure::new(format!(
@@ -246,11 +246,11 @@ pub(crate) async fn check_ours(
     config: &Config,
     secret: &Secret,
 ) -> Result<(), Failure> {
-    let plan = draft(session, config, secret)?;
+    let plan = pinned_draft(session, config, secret).await?;
     if let Some((_, objection)) = claims::objections(&plan, &drivers_of(&plan)?).await?.first() {
         return Err(claims::not_ours(&secret.name, objection));
     }
-    check_pins(&plan, session.inventory(&secret.name).await?.as_ref()).await
+    check_pins(&plan, None).await
 }
 
 /// A secret that follows another environment waits until the same rotation has completed there.
@@ -371,7 +371,7 @@ pub(crate) async fn pinned_draft(
     let mut plan = draft(session, config, secret)?;
     let row = session.inventory(&secret.name).await?;
     for planned in &mut plan.workloads {
-        planned.pin = row.as_ref().and_then(|row| row.pins.get(&planned.bound.name).cloned());
+        planned.pin = row.as_ref().and_then(|row| row.pin_of(planned).cloned());
     }
     Ok(plan)
 }

@@ -10,6 +10,7 @@ use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use keywheel_ground::Engine;
 use keywheel_ground::docker::{Docker, IMAGE, composes};
 use keywheel_ground::podman::Podman;
 
@@ -93,38 +94,8 @@ const SHOP: Files<'_> = Files {
     containers: 3,
 };
 
-/// What makes the containers.
-#[derive(Clone)]
-enum Ground {
-    Docker(Arc<Docker>),
-    Podman(Arc<Podman>),
-}
-
-impl Ground {
-    fn run(&self, arguments: &[&str]) -> String {
-        match self {
-            Self::Docker(docker) => docker.docker(arguments),
-            Self::Podman(podman) => podman.podman(arguments),
-        }
-    }
-
-    fn command(&self, program: &str) -> Command {
-        match self {
-            Self::Docker(docker) => docker.command(program),
-            Self::Podman(podman) => podman.command(program),
-        }
-    }
-
-    fn socket(&self) -> PathBuf {
-        match self {
-            Self::Docker(docker) => docker.socket(),
-            Self::Podman(podman) => podman.socket(),
-        }
-    }
-}
-
 struct Project {
-    ground: Ground,
+    ground: Engine,
     folder: tempfile::TempDir,
     compose: String,
     config: String,
@@ -135,14 +106,14 @@ impl Project {
     /// cannot be had.
     fn begin() -> Option<Self> {
         let compose = compose()?;
-        Some(Self::with(Ground::Docker(engine()?), &compose))
+        Some(Self::with(Engine::Docker(engine()?), &compose))
     }
 
-    fn with(ground: Ground, compose: &Path) -> Self {
+    fn with(ground: Engine, compose: &Path) -> Self {
         Self::of(ground, compose, &SHOP)
     }
 
-    fn of(ground: Ground, compose: &Path, files: &Files<'_>) -> Self {
+    fn of(ground: Engine, compose: &Path, files: &Files<'_>) -> Self {
         let project = Self::laid_out(ground, compose, files.config);
         project.write("docker-compose.yml", &files.compose.replace("IMAGE", IMAGE));
         project.write(".env", &format!("{}{}", files.env, project.named()));
@@ -153,7 +124,7 @@ impl Project {
     }
 
     /// Makes the folders of a project, with nothing in them.
-    fn laid_out(ground: Ground, compose: &Path, config: &str) -> Self {
+    fn laid_out(ground: Engine, compose: &Path, config: &str) -> Self {
         let folder = tempfile::Builder::new().prefix("shop").tempdir().unwrap();
         for name in ["project", "state", "keys"] {
             private(&folder.path().join(name));
@@ -421,7 +392,7 @@ mod kills {
 
     fn kill_at_each(compose: &Path, choose: impl Fn(&[String]) -> Vec<String>) {
         let Some(docker) = engine() else { return };
-        let ground = Ground::Docker(docker);
+        let ground = Engine::Docker(docker);
         let chosen = choose(&places(&Project::with(ground.clone(), compose)));
         let queue = Mutex::new(VecDeque::from(chosen.clone()));
         std::thread::scope(|scope| {

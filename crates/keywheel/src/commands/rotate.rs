@@ -13,7 +13,7 @@ use serde_json::json;
 use crate::cli::Globals;
 use crate::config::{Config, Environment, Secret};
 use crate::copies::Copies;
-use crate::drive::Taken;
+use crate::drive::{Stand, Taken};
 use crate::exit::Exit;
 use crate::output::{Failure, Format, Output};
 use crate::prepare::{self, Prepared, Request};
@@ -91,11 +91,7 @@ pub(crate) async fn run(args: &RotateArgs, globals: &Globals) -> Result<Exit, Fa
     if !asked.windows.is_empty() {
         let question = "Close the rollback window first? The former version is revoked then.";
         confirm::go_on(environment, question, confirm::SAY_YES, args.yes)?;
-        for secret in &asked.windows {
-            prepare::check_ours(&session, &config, secret).await?;
-        }
-        let closing = queue::close_windows(&session, &asked.windows).await?;
-        let ran = drive::go(&session, closing, true, output).await?;
+        let ran = close_windows(&session, &config, &asked.windows, output).await?;
         if ran.rotations.iter().any(|rotation| rotation.outcome().is_none()) {
             for waiting in &asked.later {
                 waiting.note(&session, args.because.as_deref()).await?;
@@ -135,6 +131,20 @@ pub(crate) async fn run(args: &RotateArgs, globals: &Globals) -> Result<Exit, Fa
         }
         None => drive::run(&session, taken, &asked.later, args.soak, output).await,
     }
+}
+
+/// Ends the rollback windows before these secrets, once nothing else would keep them from being rotated.
+async fn close_windows(
+    session: &Session,
+    config: &Config,
+    secrets: &[&Secret],
+    output: Output,
+) -> Result<Stand, Failure> {
+    for secret in secrets {
+        prepare::check_ours(session, config, secret).await?;
+    }
+    let closing = queue::close_windows(session, secrets).await?;
+    drive::go(session, closing, true, output).await
 }
 
 /// The plans of what can begin now: together, or each by itself.

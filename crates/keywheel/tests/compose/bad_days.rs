@@ -49,7 +49,7 @@ pub(crate) struct Day<'d> {
 pub(crate) const GOOD: Day<'_> = Day { program: SERVES, health: "true", extra: "", soak: "1s" };
 
 impl Day<'_> {
-    pub(crate) fn begin(&self, ground: &Ground, compose: &Path) -> Project {
+    pub(crate) fn begin(&self, ground: &Engine, compose: &Path) -> Project {
         let parts = [("PROGRAM", self.program), ("HEALTH", self.health), ("EXTRA", self.extra)];
         let fill = |text: String, (name, part): &(&str, &str)| text.replace(name, part);
         let files = Files {
@@ -63,9 +63,9 @@ impl Day<'_> {
 }
 
 /// Runs scenarios beside each other, each with a project of its own on one engine.
-pub(crate) fn side_by_side(scenarios: &[fn(&Ground, &Path)]) {
+pub(crate) fn side_by_side(scenarios: &[fn(&Engine, &Path)]) {
     let (Some(compose), Some(docker)) = (compose(), engine()) else { return };
-    let ground = Ground::Docker(docker);
+    let ground = Engine::Docker(docker);
     std::thread::scope(|scope| {
         for scenario in scenarios {
             scope.spawn(|| scenario(&ground, &compose));
@@ -78,7 +78,7 @@ fn containers_that_do_not_do_as_they_should_end_a_rotation_as_it_began() {
     side_by_side(&[hangs_at_its_end, crashes_again_and_again, never_answers, cannot_be_made]);
 }
 
-fn hangs_at_its_end(ground: &Ground, compose: &Path) {
+fn hangs_at_its_end(ground: &Engine, compose: &Path) {
     let project = Day { program: HANGS, ..GOOD }.begin(ground, compose);
     let before = project.containers();
     project.run(&["rotate", "app-key", "--yes", "--soak"], 0);
@@ -86,7 +86,7 @@ fn hangs_at_its_end(ground: &Ground, compose: &Path) {
     assert_eq!(project.holders(&project.key()), 2);
 }
 
-fn crashes_again_and_again(ground: &Ground, compose: &Path) {
+fn crashes_again_and_again(ground: &Engine, compose: &Path) {
     let extra = "    restart: always";
     let project = Day { program: REFUSES, extra, ..GOOD }.begin(ground, compose);
     let before = project.containers();
@@ -108,7 +108,7 @@ fn crashes_again_and_again(ground: &Ground, compose: &Path) {
     assert_eq!(project.containers(), before);
 }
 
-fn never_answers(ground: &Ground, compose: &Path) {
+fn never_answers(ground: &Engine, compose: &Path) {
     let health = "[ $${#APP_KEY} -le 40 ] || sleep 100";
     let project = Day { health, ..GOOD }.begin(ground, compose);
     let before = project.containers();
@@ -120,7 +120,7 @@ fn never_answers(ground: &Ground, compose: &Path) {
 }
 
 /// What every container of the service mounts goes away, so that neither the new value nor the old one can be rolled out.
-fn cannot_be_made(ground: &Ground, compose: &Path) {
+fn cannot_be_made(ground: &Engine, compose: &Path) {
     let extra = "    volumes: [{ type: bind, source: /tmp/FOLDER, target: /data, bind: { create_host_path: false } }]";
     let folder = tempfile::tempdir_in("/tmp").unwrap();
     let data = folder.path().to_owned();

@@ -66,7 +66,7 @@ const KEYS: [(&str, &str); 6] = [
     ("SESSION_KEY", "kwcanary-session"),
 ];
 
-fn monday(ground: &Ground, compose: &Path) -> Project {
+fn monday(ground: &Engine, compose: &Path) -> Project {
     let files = Files { compose: SERVICES, config: MONDAY, env: ENV, containers: 4, ..SHOP };
     let project = Project::of(ground.clone(), compose, &files);
     project.run(&["adopt", "--all", "--last-rotated", "2020-01-06", "--yes"], 0);
@@ -119,7 +119,7 @@ fn what_is_due_on_monday_is_rotated_by_one_command() {
     side_by_side(&[all_six, one_leaves_alone, a_shared_roll_fails]);
 }
 
-fn all_six(ground: &Ground, compose: &Path) {
+fn all_six(ground: &Engine, compose: &Path) {
     let project = monday(ground, compose);
     let made = Made::of(&project);
     let said = project.run(&["rotate", "--due", "7d", "--yes", "--soak"], 0);
@@ -133,7 +133,7 @@ fn all_six(ground: &Ground, compose: &Path) {
     assert!(said.contains("nothing"), "{said}");
 }
 
-fn one_leaves_alone(ground: &Ground, compose: &Path) {
+fn one_leaves_alone(ground: &Engine, compose: &Path) {
     let project = monday(ground, compose);
     // Only this one has a store of its own, whose file cannot be written.
     let config = project
@@ -151,7 +151,7 @@ fn one_leaves_alone(ground: &Ground, compose: &Path) {
     assert_eq!(project.changed(), [true, true, true, true, false, true]);
 }
 
-fn a_shared_roll_fails(ground: &Ground, compose: &Path) {
+fn a_shared_roll_fails(ground: &Engine, compose: &Path) {
     let project = monday(ground, compose);
     let made = Made::of(&project);
     project.mint(64);

@@ -6,7 +6,7 @@ use super::*;
 const HAND: &str = "kwcanary-made-by-hand-0123456789";
 
 /// Begins a rotation that is promoted, with both versions alive for longer than a command waits.
-fn soaking(ground: &Ground, compose: &Path) -> Project {
+fn soaking(ground: &Engine, compose: &Path) -> Project {
     let project = Day { soak: "9s", ..GOOD }.begin(ground, compose);
     project.run(&["rotate", "app-key", "--yes"], 0);
     project.open();
@@ -37,7 +37,7 @@ fn what_is_changed_by_hand_holds_the_end_of_the_former_version_up() {
     side_by_side(&[edited, recreated, stopped]);
 }
 
-fn edited(ground: &Ground, compose: &Path) {
+fn edited(ground: &Engine, compose: &Path) {
     let project = soaking(ground, compose);
     let new = project.key();
     for value in [OLD, HAND] {
@@ -62,7 +62,7 @@ fn edited(ground: &Ground, compose: &Path) {
     project.run(&["doctor"], 0);
 }
 
-fn recreated(ground: &Ground, compose: &Path) {
+fn recreated(ground: &Engine, compose: &Path) {
     let project = soaking(ground, compose);
     let new = project.key();
     project.set("APP_KEY", OLD);
@@ -78,7 +78,7 @@ fn recreated(ground: &Ground, compose: &Path) {
     project.completes();
 }
 
-fn stopped(ground: &Ground, compose: &Path) {
+fn stopped(ground: &Engine, compose: &Path) {
     let project = soaking(ground, compose);
     let before = project.containers();
     let new = project.key();

@@ -4,7 +4,7 @@ use super::bad_days::CONFIG as ONE;
 use super::*;
 
 /// Whole rotations: one that completes, and one that is undone.
-fn serves(ground: &Ground, compose: &Path, files: &Files<'_>) {
+fn serves(ground: &Engine, compose: &Path, files: &Files<'_>) {
     let project = Project::of(ground.clone(), compose, files);
     let before = project.containers();
     project.run(&["check"], 0);
@@ -33,7 +33,7 @@ fn compose_1_serves_as_the_present_one_does() {
     let Some(docker) = engine() else { return };
     // Compose 1 wants to be told which form the file has.
     let text = format!("version: \"3.8\"{COMPOSE}");
-    serves(&Ground::Docker(docker), &compose, &Files { compose: &text, ..SHOP });
+    serves(&Engine::Docker(docker), &compose, &Files { compose: &text, ..SHOP });
 }
 
 #[test]
@@ -49,5 +49,5 @@ fn podman_serves_as_docker_does() {
     let text = backend.filter(is_check).collect::<Vec<_>>().join("\n");
     let config = ONE.replace("SOAK", "1s");
     let files = Files { compose: &text, config: &config, containers: 2, ..SHOP };
-    serves(&Ground::Podman(podman.into()), &compose, &files);
+    serves(&Engine::Podman(podman.into()), &compose, &files);
 }

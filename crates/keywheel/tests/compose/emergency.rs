@@ -61,7 +61,7 @@ struct Leaked {
 
 impl Leaked {
     fn begin(docker: &Arc<Docker>, compose: &Path) -> Self {
-        let project = Project::laid_out(Ground::Docker(Arc::clone(docker)), compose, CONFIG);
+        let project = Project::laid_out(Engine::Docker(Arc::clone(docker)), compose, CONFIG);
         let admin_key = format!("kwcanary-admin-{}", project.name());
         let options = TwinOptions { admin_key: Some(admin_key.clone()), ..TwinOptions::default() };
         let twin = Twin::start(options).unwrap();

@@ -22,7 +22,7 @@ struct Running {
 
 impl Running {
     /// Begins a rotation and waits until it has a container made.
-    fn begin(ground: &Ground, compose: &Path) -> Self {
+    fn begin(ground: &Engine, compose: &Path) -> Self {
         let mut project = GOOD.begin(ground, compose);
         project.instead_of_compose(SLOW);
         project.run(&["adopt", "app-key", "--yes"], 0);
@@ -65,7 +65,7 @@ fn h14_a_rotation_of_containers_that_is_stopped_or_killed_ends_as_if_it_was_not(
     side_by_side(&[stopped_once, stopped_twice, killed, two_at_once]);
 }
 
-fn stopped_once(ground: &Ground, compose: &Path) {
+fn stopped_once(ground: &Engine, compose: &Path) {
     let running = Running::begin(ground, compose);
     running.send(Signal::INT);
     let (project, output) = running.ends();
@@ -80,7 +80,7 @@ fn stopped_once(ground: &Ground, compose: &Path) {
     ended_as_an_unkilled_one(&project);
 }
 
-fn stopped_twice(ground: &Ground, compose: &Path) {
+fn stopped_twice(ground: &Engine, compose: &Path) {
     let running = Running::begin(ground, compose);
     running.send(Signal::INT);
     std::thread::sleep(Duration::from_millis(300));
@@ -95,7 +95,7 @@ fn stopped_twice(ground: &Ground, compose: &Path) {
 }
 
 /// Killed without a chance to clean up, while Compose goes on; then cron comes, twice at the same moment.
-fn killed(ground: &Ground, compose: &Path) {
+fn killed(ground: &Engine, compose: &Path) {
     let running = Running::begin(ground, compose);
     running.send(Signal::KILL);
     let (project, output) = running.ends();
@@ -119,7 +119,7 @@ fn killed(ground: &Ground, compose: &Path) {
 }
 
 /// The second request for one secret is refused while the first one is on its way, and changes nothing.
-fn two_at_once(ground: &Ground, compose: &Path) {
+fn two_at_once(ground: &Engine, compose: &Path) {
     let running = Running::begin(ground, compose);
     let said = running.project.run(&["rotate", "app-key", "--yes"], 4);
     assert!(said.contains("`app-key@default` has an open rotation"), "{said}");
@@ -158,7 +158,7 @@ fn h61_two_rotations_of_one_service_take_turns() {
     let (Some(compose), Some(docker)) = (compose(), engine()) else { return };
     let env = "FIRST_KEY=kwcanary-first-0123456789\nAPP_KEY=kwcanary-0123456789abcdefghijkl\n";
     let files = Files { compose: SHARED, config: TWO, env, containers: 2, ..SHOP };
-    let mut project = Project::of(Ground::Docker(docker), &compose, &files);
+    let mut project = Project::of(Engine::Docker(docker), &compose, &files);
     project.instead_of_compose(SLOW);
     project.run(&["adopt", "--all", "--yes"], 0);
     let rotate = |name: &str| {

@@ -25,7 +25,7 @@ fn h19_what_stands_in_the_way_is_named_before_anything_is_changed() {
     side_by_side(&[no_compose_file, no_compose, paused, needs_another, read_by_others]);
 }
 
-fn no_compose_file(ground: &Ground, compose: &Path) {
+fn no_compose_file(ground: &Engine, compose: &Path) {
     let project = GOOD.begin(ground, compose);
     std::fs::rename(
         project.path().join("docker-compose.yml"),
@@ -37,7 +37,7 @@ fn no_compose_file(ground: &Ground, compose: &Path) {
     names(&project, "`docker compose config` says why");
 }
 
-fn no_compose(ground: &Ground, compose: &Path) {
+fn no_compose(ground: &Engine, compose: &Path) {
     let mut project = GOOD.begin(ground, compose);
     project.config = project.config.replace("[COMPOSE]", "[/nonexistent/docker-compose]");
     project.mint(32);
@@ -51,7 +51,7 @@ fn no_compose(ground: &Ground, compose: &Path) {
     assert!(said.contains("v1 → "), "a plan asks the stores only: {said}");
 }
 
-fn paused(ground: &Ground, compose: &Path) {
+fn paused(ground: &Engine, compose: &Path) {
     let project = GOOD.begin(ground, compose);
     let first = project.containers().into_iter().next().unwrap();
     let _name = project.ground.run(&["pause", &first]);
@@ -60,7 +60,7 @@ fn paused(ground: &Ground, compose: &Path) {
 }
 
 /// `depends_on`: what a roll does not touch must be there, and is not touched.
-fn needs_another(ground: &Ground, compose: &Path) {
+fn needs_another(ground: &Engine, compose: &Path) {
     let extra = r#"
     depends_on: { db: { condition: service_started }, migrate: { condition: service_completed_successfully } }
   db: &other
@@ -89,7 +89,7 @@ fn needs_another(ground: &Ground, compose: &Path) {
 }
 
 /// Services that are given the value too and that nobody listed: by a file, by interpolation, and by name.
-fn read_by_others(ground: &Ground, compose: &Path) {
+fn read_by_others(ground: &Engine, compose: &Path) {
     let extra = r#"
   by-file: &other
     image: IMAGE
@@ -152,7 +152,7 @@ impl Drop for Disk {
     }
 }
 
-fn full_or_read_only(ground: &Ground, compose: &Path) {
+fn full_or_read_only(ground: &Engine, compose: &Path) {
     let project = GOOD.begin(ground, compose);
     let place = project.path().join("disk");
     let Some(disk) = Disk::mount(&place) else {
