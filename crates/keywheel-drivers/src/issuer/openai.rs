@@ -30,7 +30,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::api::{Answer, Api, MOST_PAGES, Shown, instant, shows, unsupported};
-use crate::http::{self, Effect};
+use crate::http::Effect;
 use crate::{Build, Context, reference};
 
 const TARGET: &str = "issuer `openai`";
