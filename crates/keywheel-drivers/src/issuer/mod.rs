@@ -5,6 +5,9 @@ use keywheel_driver::Issuer;
 
 use crate::list::drivers;
 
+#[cfg(test)]
+mod bench;
+
 drivers! {
     /// The configuration of an issuer: `{ openai: {…} }`.
     IssuerConfig for dyn Issuer {
@@ -12,6 +15,7 @@ drivers! {
         jwt_secret => JwtSecret,
         manual => Manual,
         openai => Openai,
+        openrouter => Openrouter,
         random => Random,
     }
 }
@@ -26,6 +30,9 @@ mod tests {
             let config = match *kind {
                 "openai" => {
                     serde_json::json!({ "project": "proj_1", "admin_key": { "env": "ADMIN_KEY" } })
+                }
+                "openrouter" => {
+                    serde_json::json!({ "management_key": { "env": "MANAGEMENT_KEY" } })
                 }
                 "command" => serde_json::json!({ "mint": ["tools/keys"] }),
                 _ => serde_json::json!({}),

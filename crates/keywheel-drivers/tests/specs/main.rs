@@ -4,6 +4,7 @@
 
 mod checker;
 mod openai;
+mod openrouter;
 
 use std::sync::Arc;
 
