@@ -229,7 +229,7 @@ impl Check<'_> {
 
     /// Live credentials that carry our label, and that no version and no open rotation of this journal owns (L04).
     async fn orphans(&self, built: &Built, found: &mut Vec<Finding>) -> Result<(), Failure> {
-        if built.issuer.facts().by_hand.is_some() {
+        if built.issuer.facts().is_kept_by_hand() {
             // Nobody is asked to look for what is not known to be missing.
             return Ok(());
         }
