@@ -11,6 +11,7 @@ mod bench;
 drivers! {
     /// The configuration of an issuer: `{ openai: {…} }`.
     IssuerConfig for dyn Issuer {
+        anthropic => Anthropic,
         command => Command,
         jwt_secret => JwtSecret,
         manual => Manual,
