@@ -17,6 +17,7 @@ drivers! {
         manual => Manual,
         openai => Openai,
         openrouter => Openrouter,
+        postgres => Postgres,
         random => Random,
     }
 }
@@ -34,6 +35,9 @@ mod tests {
                 }
                 "openrouter" => {
                     serde_json::json!({ "management_key": { "env": "MANAGEMENT_KEY" } })
+                }
+                "postgres" => {
+                    serde_json::json!({ "admin_url": { "env": "ADMIN_URL" }, "owner": "app", "logins": ["app_a", "app_b"] })
                 }
                 "command" => serde_json::json!({ "mint": ["tools/keys"] }),
                 _ => serde_json::json!({}),
