@@ -80,6 +80,9 @@ pub struct Config {
     /// How long a person is given for one step; `15m` by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub within: Option<Duration>,
+    /// What shows whether the former key is still in use.
+    #[serde(default)]
+    pub usage: Shows,
     /// How exact and how late the issuer's last-used data are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_used: Option<LastUsedConfig>,
@@ -89,6 +92,17 @@ pub struct Config {
     /// How far behind the list of keys may be; `1m` by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub settle_for: Option<Duration>,
+}
+
+/// What shows whether the former key is still in use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Shows {
+    /// The usage report, which counts messages.
+    #[default]
+    Report,
+    /// Nothing: the former key ends with soak and rollback window, whether it was used or not.
+    Nothing,
 }
 
 /// How exact and how late the issuer's last-used data are.
@@ -166,7 +180,7 @@ impl Issuer for Anthropic {
             label: true,
             suspend: true,
             destroy: true,
-            last_used: Some(self.config.last_used()),
+            last_used: (self.config.usage == Shows::Report).then(|| self.config.last_used()),
             propagation: self.config.propagation.map_or(Span::minutes(5), Duration::span),
             settle_for: self.config.settle_for(),
             by_hand: Some(self.config.within()),
@@ -273,7 +287,7 @@ impl Issuer for Anthropic {
     }
 
     fn usage(&self) -> Option<&dyn Usage> {
-        Some(self)
+        (self.config.usage == Shows::Report).then_some(self as &dyn Usage)
     }
 
     fn audit(&self) -> Option<&dyn Audit> {
@@ -1347,6 +1361,12 @@ mod tests {
         bench.script(vec![Rule::first("usage_messages", Fault::status(403))]);
         let error = bench.issuer.usage().unwrap().last_used(&id_of(&key)).await;
         assert_eq!(refusal(error).kind, RefusalKind::Permission);
+    }
+
+    #[tokio::test]
+    async fn where_nothing_shows_a_use_nobody_is_asked_for_one() {
+        let bench = Bench::with(TwinOptions::default(), json!({ "usage": "nothing" }));
+        assert!(bench.issuer.usage().is_none() && bench.issuer.facts().last_used.is_none());
     }
 
     #[tokio::test]

@@ -57,6 +57,9 @@ pub struct Config {
     /// When a new key ends by itself; after as long as the key in use was given, where nothing is said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_in: Option<Duration>,
+    /// What shows whether the former key is still in use.
+    #[serde(default)]
+    pub usage: Shows,
     /// How exact and how late the issuer's last-used data are.
     #[serde(default)]
     pub last_used: LastUsedConfig,
@@ -66,6 +69,17 @@ pub struct Config {
     /// How long a call without an answer can still take effect and stay out of a list.
     #[serde(default = "default_settle_for")]
     pub settle_for: Duration,
+}
+
+/// What shows whether the former key is still in use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Shows {
+    /// What it has spent today, and the activity of the days before.
+    #[default]
+    Activity,
+    /// Nothing: the former key ends with soak and rollback window, whether it was used or not.
+    Nothing,
 }
 
 /// How exact and how late the issuer's last-used data are.
@@ -139,7 +153,7 @@ impl Issuer for OpenRouter {
             suspend: true,
             destroy: true,
             expiry_settable: true,
-            last_used: Some(LastUsedFacts {
+            last_used: (self.config.usage == Shows::Activity).then_some(LastUsedFacts {
                 lag: self.config.last_used.lag.span(),
                 granularity: self.config.last_used.granularity.span(),
             }),
@@ -272,7 +286,7 @@ impl Issuer for OpenRouter {
     }
 
     fn usage(&self) -> Option<&dyn Usage> {
-        Some(self)
+        (self.config.usage == Shows::Activity).then_some(self as &dyn Usage)
     }
 
     fn audit(&self) -> Option<&dyn Audit> {
@@ -1383,6 +1397,12 @@ mod tests {
         let unknown = IssuedId::new("0".repeat(64));
         let error = bench.issuer.usage().unwrap().last_used(&unknown).await;
         assert_eq!(refusal(error).kind, RefusalKind::NotFound);
+    }
+
+    #[tokio::test]
+    async fn where_nothing_shows_a_use_nobody_is_asked_for_one() {
+        let bench = Bench::with(TwinOptions::default(), |_| json!({ "usage": "nothing" }));
+        assert!(bench.issuer.usage().is_none() && bench.issuer.facts().last_used.is_none());
     }
 
     #[tokio::test]
