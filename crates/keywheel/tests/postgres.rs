@@ -41,7 +41,7 @@ fn server() -> Option<Postgres> {
     match Postgres::start_with(ROOT, None, &["fsync=off", "max_connections=300"]) {
         Ok(server) => Some(server),
         Err(why) => {
-            writeln!(std::io::stdout(), "skipped: PostgreSQL ({why})").unwrap();
+            println!("skipped: PostgreSQL ({why})");
             None
         }
     }
