@@ -25,10 +25,11 @@ use keywheel_core::planted;
 use keywheel_core::secret::{Credential, Field, SecretValue};
 use keywheel_core::time::{Span, Timestamp};
 use keywheel_core::version::IssuedId;
+use keywheel_driver::duration::Duration;
 use keywheel_driver::issuer::{
     Identity, Issuer, LastUsed, Live, Mint, Minted, Randomness, Suspend, Usage, Verdict,
 };
-use keywheel_driver::{CallError, Finding, Refusal, RefusalKind, SecretReference};
+use keywheel_driver::{CallError, Finding, Refusal, RefusalKind, SecretReference, fail_point};
 use postgres_protocol::escape::{escape_identifier, escape_literal};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -70,6 +71,14 @@ pub struct Config {
     /// A file with the certificates of those who may sign the server's, instead of whom this machine trusts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca: Option<PathBuf>,
+    /// How long a call without an answer can still take effect.
+    #[serde(default = "default_settle_for")]
+    pub settle_for: Duration,
+}
+
+/// Twice as long as the server lets a change of ours take.
+fn default_settle_for() -> Duration {
+    Span::seconds(30).into()
 }
 
 impl Build for Config {
@@ -109,7 +118,7 @@ impl Issuer for Postgres {
             reset_repeatable: true,
             last_used: Some(LastUsedFacts { lag: Span::ZERO, granularity: Span::seconds(1) }),
             propagation: Span::ZERO,
-            settle_for: Span::seconds(30),
+            settle_for: self.config.settle_for.span(),
             takes_turns: !alone,
             ..IssuerFacts::new(ValueOrigin::Ours, Observe::Label, Authority::Issuer)
         }
@@ -154,6 +163,7 @@ impl Issuer for Postgres {
             Mark { generation, label: Some(request.label.clone()), since: now(&change).await? };
         mark.write(&change, login, &found.comment).await?;
         commit(change).await?;
+        fail_point::pass("login_changed", "mint");
         if self.config.logins.len() > 1 {
             // Nobody was given the new password yet: whoever is logged in was so under a former generation.
             end_sessions(&admin, login, None).await?;
@@ -223,6 +233,7 @@ impl Issuer for Postgres {
         let mark = Mark { generation, label: None, since: now(&change).await? };
         mark.write(&change, &id.id, &found.comment).await?;
         commit(change).await?;
+        fail_point::pass("login_changed", "revoke");
         end_sessions(&admin, &id.id, None).await
     }
 
@@ -259,6 +270,7 @@ impl Issuer for Postgres {
 impl Suspend for Postgres {
     async fn suspend(&self, id: &IssuedId) -> Result<(), CallError> {
         self.switch(id, "NOLOGIN").await?;
+        fail_point::pass("login_changed", "suspend");
         let admin = self.admin().await?;
         end_sessions(&admin, &id.id, None).await
     }
