@@ -33,7 +33,7 @@ pub(crate) async fn mint(
     in_use: Option<&Credential>,
 ) -> Result<Minted, CallError> {
     let label = Label(label.into());
-    issuer.mint(&Mint { label: &label, value: None, previous, in_use }).await
+    issuer.mint(&Mint { previous, in_use, ..Mint::new(&label) }).await
 }
 
 pub(crate) fn status(code: u16, body: Echo) -> Fault {
