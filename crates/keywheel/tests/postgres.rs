@@ -41,7 +41,8 @@ fn server() -> Option<Postgres> {
     match Postgres::start_with(ROOT, None, &["fsync=off", "max_connections=300"]) {
         Ok(server) => Some(server),
         Err(why) => {
-            println!("skipped: PostgreSQL ({why})");
+            let mut out = std::io::stdout();
+            writeln!(out, "skipped: PostgreSQL ({why})").unwrap();
             None
         }
     }
