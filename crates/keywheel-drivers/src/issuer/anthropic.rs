@@ -1157,7 +1157,7 @@ mod tests {
             suspend.suspend(&id).await.unwrap_or_else(|e| panic!("{e}"));
             assert_eq!(bench.verify(&credential).await, Verdict::Refused);
         }
-        assert_eq!(bench.listed("kw-1-").await, [id.id.clone()]);
+        assert_eq!(bench.listed("kw-1-").await, [id.id.as_str()]);
         for _ in 0..2 {
             suspend.resume(&id).await.unwrap_or_else(|e| panic!("{e}"));
             assert_eq!(bench.verify(&credential).await, Verdict::Accepted);

@@ -284,7 +284,7 @@ impl Config {
                 program::check("verify", program)?;
                 Asks::Program(program.clone())
             }
-            Some(Verification::Http(http)) => Asks::Page(Page::of(target, http)?),
+            Some(Verification::Http(http)) => Asks::Page(Box::new(Page::of(target, http)?)),
         };
         let guided = Guided(Arc::clone(&context.guide));
         Ok(Arc::new(Manual { target, config, asks, folder: context.root.clone(), guided }))
@@ -303,7 +303,7 @@ struct Manual {
 enum Asks {
     Nobody,
     Program(Vec<String>),
-    Page(Page),
+    Page(Box<Page>),
 }
 
 struct Page {
