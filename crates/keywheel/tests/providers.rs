@@ -87,12 +87,12 @@ impl Project {
         self.finished(self.command(arguments).spawn().unwrap(), String::new())
     }
 
-    /// Runs with somebody who answers each question for a value, as long as they are asked.
+    /// Runs with somebody who answers each question, as long as they are asked.
     fn guide(&self, arguments: &[&str], answer: impl Fn(&str) -> String) -> Ran {
         let mut child = self.command(arguments).stdin(Stdio::piped()).spawn().unwrap();
         let mut told = String::new();
-        while let Some(name) = next_name(&mut child, &mut told) {
-            writeln!(child.stdin.as_mut().unwrap(), "{}", answer(&name)).unwrap();
+        while let Some(question) = next_question(&mut child, &mut told) {
+            writeln!(child.stdin.as_mut().unwrap(), "{}", answer(&question)).unwrap();
         }
         self.finished(child, told)
     }
@@ -109,18 +109,26 @@ impl Project {
     }
 }
 
-/// Reads on until the program asks for a value, and returns the name that the key is to have.
-fn next_name(child: &mut Child, told: &mut String) -> Option<String> {
+/// Reads on until the program asks something, and returns what it told since the last question.
+fn next_question(child: &mut Child, told: &mut String) -> Option<String> {
+    let began = told.len();
     let stderr = child.stderr.as_mut().unwrap();
     let mut byte = [0];
     while stderr.read(&mut byte).unwrap() == 1 {
         told.push(char::from(byte[0]));
-        if told.ends_with("its value: ") {
-            let name = told.rsplit("name it exactly `").next().unwrap().split('`').next();
-            return name.map(str::to_owned);
+        let prompts = ["its value: ", "if there is none: ", "if it is not: "];
+        if prompts.iter().any(|prompt| told.ends_with(prompt)) {
+            return Some(told[began..].to_owned());
         }
     }
     None
+}
+
+/// Returns the name that a question gives to a key, or asks for.
+fn name_in(question: &str) -> &str {
+    let words = ["name it exactly `", "name begins with `", "the key named `"];
+    let after = words.iter().find_map(|words| question.rsplit_once(words)).unwrap().1;
+    after.split('`').next().unwrap()
 }
 
 #[derive(Debug)]

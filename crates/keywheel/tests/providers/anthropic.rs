@@ -29,11 +29,23 @@ impl Shop {
 
     /// Runs with somebody who clicks in the console as they are told.
     fn guide(&self, arguments: &[&str]) -> Ran {
-        self.project.guide(arguments, |name| self.made(name))
+        self.project.guide(arguments, |question| self.does(question))
     }
 
-    fn made(&self, name: &str) -> String {
-        self.twin.console(&ConsoleKey { name: name.into(), ..ConsoleKey::default() }).value
+    fn does(&self, question: &str) -> String {
+        let name = name_in(question);
+        if question.ends_with("its value: ") {
+            let key = ConsoleKey { name: name.into(), ..ConsoleKey::default() };
+            return self.twin.console(&key).value;
+        }
+        let keys = self.twin.keys().into_iter().filter(|key| key.status == "active");
+        if question.contains("name begins with") {
+            let names = keys.map(|key| key.name).filter(|known| known.starts_with(name));
+            return names.collect::<Vec<_>>().join(" ");
+        }
+        keys.filter(|key| key.name == name || key.id == name)
+            .for_each(|key| self.twin.archive(&key.id));
+        "ended".into()
     }
 
     fn statuses(&self) -> Vec<&'static str> {
@@ -57,13 +69,33 @@ fn a_person_makes_a_key_of_anthropic_and_nobody_is_asked_to_end_the_former_one()
 }
 
 #[test]
+fn an_admin_key_that_comes_later_ends_what_a_person_named() {
+    let mut shop = Shop::new();
+    shop.run(&["adopt", "model", "--yes"]).ends(0);
+    let issuer = shop.project.issuer.clone();
+    shop.project.issuer = issuer.replace("admin_key: { file: admin.key }, ", "");
+    shop.project.soaks("1s");
+    let ran = shop.guide(&["rotate", "model", "--yes", "--soak"]);
+    ran.says("for good, and no other").ends(0).says("completed; v2 is current");
+    let former = shop.project.key();
+
+    shop.project.issuer = issuer;
+    shop.project.soaks("1s");
+    shop.run(&["doctor"]).ends(0);
+    let ran = shop.guide(&["rotate", "model", "--yes", "--soak"]);
+    ran.ends(0).says("completed; v3 is current, v2 is refused everywhere");
+    assert_eq!(ran.said.matches("needs you:").count(), 1, "{}", ran.said);
+    assert!(!shop.twin.accepts(&former));
+}
+
+#[test]
 fn h04_a_key_of_anthropic_whose_value_was_lost_is_archived_without_a_person() {
     let shop = Shop::new();
     shop.project.soaks("1h");
     let mut command = shop.project.command(&["rotate", "model", "--yes"]);
     let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
-    let name = next_name(&mut child, &mut String::new()).unwrap();
-    let lost = shop.made(&name);
+    let question = next_question(&mut child, &mut String::new()).unwrap();
+    let lost = shop.does(&question);
     kill_process(Pid::from_child(&child), Signal::KILL).unwrap();
     child.wait().unwrap();
     shop.guide(&["resume", "model"]).ends(0).says("promoted; v2 is current");

@@ -64,6 +64,8 @@ fn a_key_of_openrouter_is_rotated_from_adoption_to_the_proof_of_death() {
     let seen = shop.twin.faults().seen();
     let at = |operation| seen.iter().position(|seen| seen.operation == Some(operation));
     assert!(at("update_key").unwrap() < at("delete_key").unwrap(), "suspended, then deleted");
+    shop.twin.make_key(&format!("{}9", new.name));
+    shop.run(&["doctor"]).ends(3).says(&format!("{}9", new.name));
 }
 
 #[test]
