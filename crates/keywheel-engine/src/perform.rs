@@ -9,9 +9,9 @@ use keywheel_core::facts::{Authority, Observe, ReadBack, ValueOrigin};
 use keywheel_core::fingerprint::{Compared, Fingerprint, Fingerprinter};
 use keywheel_core::gate::{UsageSample, Visit};
 use keywheel_core::incident::{Behind, WorkloadLogs};
-use keywheel_core::plan::{Plan, Role, Slot};
+use keywheel_core::plan::{Part, Plan, Role, Slot};
 use keywheel_core::planted;
-use keywheel_core::secret::{Credential, SecretValue};
+use keywheel_core::secret::{Credential, Field, SecretValue};
 use keywheel_core::strategy::{Arrangement, Position, Side};
 use keywheel_core::time::{Span, Timestamp};
 use keywheel_core::version::{IssuedId, VersionId};
@@ -551,10 +551,12 @@ impl Work<'_> {
         let revoke = self.member.drivers.issuer.revoke(issued);
         if !self.plan.is_emergency() || self.member.rotation.was_ever_promoted() {
             revoke.await?;
+            self.forget_login(version).await?;
             return Ok(Report::Plain.into());
         }
         let (revoked, behind) = join(revoke, self.behind()).await;
         revoked?;
+        self.forget_login(version).await?;
         Ok(Report::Revoked { behind }.into())
     }
 
@@ -607,11 +609,38 @@ impl Work<'_> {
     }
 
     async fn verify_dead(&self, version: VersionId) -> Outcome<Death> {
-        match self.plan.issuer.facts.authority {
-            Authority::Issuer => self.issuer_refuses(version).await,
-            Authority::Workload => self.workloads_refuse(version).await,
-            Authority::None => Ok(Death::NoOneToAsk),
+        let death = match self.plan.issuer.facts.authority {
+            Authority::Issuer => self.issuer_refuses(version).await?,
+            Authority::Workload => self.workloads_refuse(version).await?,
+            Authority::None => Death::NoOneToAsk,
+        };
+        match death {
+            Death::Refused if !planted!("pooler_not_asked") => self.stores_refuse(version).await,
+            death => Ok(death),
         }
+    }
+
+    /// Every store at which readers log in refuses the version, and lets the current one in (H72).
+    async fn stores_refuse(&self, version: VersionId) -> Outcome<Death> {
+        let doors = self.member.drivers.stores.iter().zip(&self.plan.stores);
+        let doors = doors.filter(|(_, planned)| planned.facts.answers_logins);
+        for (store, _) in doors {
+            let (Some(dead), Some(control)) = (self.sealed(version).await?, self.control().await?)
+            else {
+                return Ok(Death::CannotTell);
+            };
+            for _ in 0..self.plan.policy.refusals.max(1) {
+                match store.lets_in(&dead).await? {
+                    Verdict::Refused => {}
+                    Verdict::Accepted => return Ok(Death::StillAccepted),
+                    Verdict::CannotTell(_) => return Ok(Death::CannotTell),
+                }
+            }
+            if store.lets_in(&control).await? != Verdict::Accepted {
+                return Ok(Death::CannotTell);
+            }
+        }
+        Ok(Death::Refused)
     }
 
     /// The version is refused k times, the current one is accepted in between, and the list no longer has it (H88).
@@ -731,16 +760,16 @@ impl Work<'_> {
             for position in 0..=line.end(Side::Pending) {
                 known.push(self.composed(slot, position, captured.as_ref()).await?);
             }
-            contents.push((slot, known));
+            contents.push((slot, captured, known));
         }
         let edits: Vec<Edit<'_>> = contents
             .iter()
-            .map(|(slot, known)| Edit {
+            .map(|(slot, captured, known)| Edit {
                 address: &slot.address,
                 accept: if self.plan.is_emergency() || planted!("writes_unconditionally") {
                     Accept::Anything
                 } else {
-                    Accept::OneOf(known.iter().map(Option::as_ref).collect())
+                    Accept::OneOf(known.iter().chain([captured]).map(Option::as_ref).collect())
                 },
                 value: known[usize::from(to)].as_ref(),
             })
@@ -756,7 +785,61 @@ impl Work<'_> {
         } else if planned.facts.read_back == ReadBack::Value {
             self.read_back(index, &edits).await?;
         }
+        // On the way back nothing waits for a store that cannot be asked: the way back must stay open.
+        if planned.facts.answers_logins && to > 0 && !planted!("pooler_trusted") {
+            self.lets_in(index, to).await?;
+        }
         Ok(Report::Written { changed: written.changed }.into())
+    }
+
+    /// Asks a store at which readers log in whether it lets the version in, several times in a row (H72, H73). What was written
+    /// stays written, so that a no is an outcome which is not known yet: the write is tried again.
+    async fn lets_in(&self, index: usize, to: Position) -> Outcome<()> {
+        let side = self.member.rotation.line().at(to).current;
+        let version =
+            self.member.rotation.version(side).expect("a side on the line has a version");
+        let credential = self.needed(version).await?;
+        let told = |what: &str| {
+            CallError::Unknown(format!("store `{}` {what}", self.plan.stores[index].bound.name))
+        };
+        for _ in 0..self.plan.policy.refusals.max(1) {
+            match self.member.drivers.stores[index].lets_in(&credential).await {
+                Ok(Verdict::Accepted) => {}
+                Ok(Verdict::Refused) => return Err(told(&format!("does not let {version} in"))),
+                Ok(Verdict::CannotTell(reason)) => {
+                    return Err(told(&format!("does not tell whether it lets {version} in: {reason}")));
+                }
+                Err(error) => return Err(told(&error.to_string())),
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the password of a revoked version's login out of the stores that list logins. A slot that holds another password is
+    /// somebody else's, and stays.
+    async fn forget_login(&self, version: VersionId) -> Outcome<()> {
+        let Some(credential) = self.sealed(version).await? else { return Ok(()) };
+        let password = credential.field(&Field::new("password"));
+        for (store, planned) in self.member.drivers.stores.iter().zip(&self.plan.stores) {
+            let is_its = |slot: &&Slot| match &slot.part {
+                Part::PasswordOf(login) => slot::is_login(&credential, login),
+                _ => false,
+            };
+            for slot in planned.slots.iter().filter(is_its) {
+                let accept = Accept::OneOf(vec![password, None]);
+                let edit = Edit { address: &slot.address, accept, value: None };
+                match store.write(&[edit]).await {
+                    Ok(_) => {}
+                    Err(CallError::Refused(no)) if no.kind == RefusalKind::Conflict => {}
+                    Err(error) => {
+                        let name = &planned.bound.name;
+                        let what = format!("{version} is revoked, and still in store `{name}`");
+                        return Err(CallError::Unknown(format!("{what}: {error}")));
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Makes a store hold an arrangement, whatever it holds now, and says whether it had to be written.
@@ -838,7 +921,8 @@ impl Work<'_> {
         captured: Option<&SecretValue>,
     ) -> Outcome<Option<SecretValue>> {
         if position == 0 || self.is_suspect(slot, self.member.rotation.line().at(position)) {
-            return Ok(captured.map(SecretValue::duplicate));
+            let kept = self.kept_login(slot).await?;
+            return Ok(kept.or_else(|| captured.map(SecretValue::duplicate)));
         }
         match in_role(slot.role, self.member.rotation.line().at(position)) {
             None => Ok(Some(SecretValue::new(Vec::new()))),
@@ -846,9 +930,19 @@ impl Work<'_> {
                 let version =
                     self.member.rotation.version(side).expect("a side on the line has a version");
                 let Some(credential) = self.sealed(version).await? else { return Ok(None) };
-                Ok(Some(slot::compose(&slot.part, &credential, captured)?))
+                Ok(slot::compose(&slot.part, &credential, captured)?)
             }
         }
+    }
+
+    /// The password of the pending version in a list of logins: replicas may log in with it until it is revoked, also on the
+    /// way back.
+    async fn kept_login(&self, slot: &Slot) -> Outcome<Option<SecretValue>> {
+        let Part::PasswordOf(login) = &slot.part else { return Ok(None) };
+        let pending = self.sealed(self.plan.pending).await?;
+        let pending = pending.filter(|credential| slot::is_login(credential, login));
+        let password = pending.as_ref().and_then(|login| login.field(&Field::new("password")));
+        Ok(password.filter(|_| !planted!("login_taken_early")).map(SecretValue::duplicate))
     }
 
     async fn captured(&self, index: usize, slot: &Slot) -> Outcome<Option<SecretValue>> {
@@ -1067,7 +1161,13 @@ pub(crate) fn credential_of(
     held: &[Option<SecretValue>],
 ) -> Result<Option<Credential>, Refusal> {
     let mut whole: Option<Credential> = None;
-    let current = slots.iter().zip(held).filter(|(slot, _)| slot.role == Role::Current);
+    let is_login = |slot: &Slot| matches!(slot.part, Part::PasswordOf(_));
+    let logins = slots.iter().zip(held).filter(|(slot, held)| is_login(slot) && held.is_some());
+    // Of several logins in a list nothing says which one is in use: that is for the other stores to say.
+    let one_login = logins.count() == 1;
+    let current = slots.iter().zip(held).filter(|(slot, _)| {
+        slot.role == Role::Current && (one_login || !is_login(slot))
+    });
     for (slot, bytes) in current.filter_map(|(slot, bytes)| Some((slot, bytes.as_ref()?))) {
         let part = slot::extract(&slot.part, bytes)?;
         let mut sum = whole.unwrap_or_default();

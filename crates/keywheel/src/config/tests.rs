@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use keywheel_core::secret::SecretName;
+use keywheel_core::plan::{LoginPart, Part, UrlPart};
+use keywheel_core::secret::{Field, SecretName};
 use keywheel_core::strategy::Strategy;
 use keywheel_core::time::Span;
 use proptest::prelude::*;
@@ -97,6 +98,30 @@ fn a_file_with_one_environment_is_read() {
     assert!(environment.workload("worker").unwrap().reads("app"));
     assert!(!environment.workload("backend").unwrap().reads("cache"));
     assert_eq!(environment.workload("backend").unwrap().probes.len(), 1);
+}
+
+#[test]
+fn a_slot_holds_a_login_in_the_form_that_its_reader_reads() {
+    let slots = "{ A: { jdbc: login }, B: { libpq: password }, C: { url: userinfo }, D: { password_of: app_a }, E: username }";
+    let parts = |slots: &str| {
+        let one = ONE.replace("stores: { cache: value }", &format!("stores: {{ app: {slots} }}"));
+        let config = parsed(&one);
+        let secret = &config.environment("default").unwrap().secrets[1];
+        secret.deliveries[0].slots.iter().map(|slot| slot.part.clone()).collect::<Vec<_>>()
+    };
+    let wanted = [
+        Part::Jdbc(LoginPart::Login),
+        Part::Libpq(LoginPart::Password),
+        Part::Url(UrlPart::Userinfo),
+        Part::PasswordOf("app_a".into()),
+        Part::Plain(Field::new("username")),
+    ];
+    assert_eq!(parts(slots), wanted);
+    let told_of = |slot: &str| told(ONE, "{ cache: value }", &format!("{{ app: {{ A: {slot} }} }}"));
+    insta::assert_snapshot!(told_of("{ jdbc: login, libpq: login }"), @"");
+    insta::assert_snapshot!(told_of("{ jdbc: userinfo }"), @"");
+    insta::assert_snapshot!(told_of("{ libpq: username }"), @"");
+    insta::assert_snapshot!(told_of("{ password_of: '' }"), @"");
 }
 
 #[test]
