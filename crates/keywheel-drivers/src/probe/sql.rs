@@ -27,6 +27,7 @@ use rustls_platform_verifier::BuilderVerifierExt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::task::JoinSet;
 use tokio_postgres::config::{Host, SslMode};
 use tokio_postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect};
 use tokio_postgres::{NoTls, SimpleQueryMessage, Socket};
@@ -84,7 +85,7 @@ struct Sql {
 impl Probe for Sql {
     async fn ask(&self, _asked: &Asked) -> Result<Health, CallError> {
         let place = self.place().await?;
-        let tls = if place.get_ssl_mode() == SslMode::Disable { None } else { Some(self.tls()?) };
+        let tls = if place.get_ssl_mode() == SslMode::Disable { None } else { Some(make_tls(self.config.ca.as_deref())?) };
         let within = self.config.within.span();
         let seen = tokio::time::timeout(within.into(), self.seen(&place, tls)).await;
         Ok(match seen {
@@ -105,18 +106,10 @@ impl Sql {
             let message = format!("{} is no connection string", self.config.url);
             refused(RefusalKind::Local, &message)
         };
-        let mut place = place.ok_or_else(no_place)?;
-        let is_here = !place.get_hosts().is_empty() && place.get_hosts().iter().all(is_here);
-        match (is_here, place.get_ssl_mode()) {
-            (true, SslMode::Prefer) => drop(place.ssl_mode(SslMode::Disable)),
-            (false, SslMode::Prefer) => drop(place.ssl_mode(SslMode::Require)),
-            (false, SslMode::Disable) => {
-                let message = format!("{} names another machine, and no TLS", self.config.url);
-                return Err(refused(RefusalKind::Unsupported, &message));
-            }
-            _ => {}
-        }
-        Ok(place)
+        guarded(place.ok_or_else(no_place)?).ok_or_else(|| {
+            let message = format!("{} names another machine, and no TLS", self.config.url);
+            refused(RefusalKind::Unsupported, &message)
+        })
     }
 
     async fn seen(
@@ -165,22 +158,58 @@ impl Sql {
             _ => Err("the first cell is not what is expected".into()),
         }
     }
+}
 
-    fn tls(&self) -> Result<MakeTls, Refusal> {
-        let unread = |what: &str| refused(RefusalKind::Local, what);
-        let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            .expect("the provider knows the protocols");
-        let config = match &self.config.ca {
-            Some(ca) => config.with_root_certificates(roots(ca).ok_or_else(|| {
-                unread(&format!("`ca`: file `{}` holds no certificates", ca.display()))
-            })?),
-            None => config
-                .with_platform_verifier()
-                .map_err(|_| unread("this machine has no list of whom it trusts"))?,
-        };
-        Ok(MakeTls(TlsConnector::from(Arc::new(config.with_no_client_auth()))))
+/// Makes a place be spoken to over TLS unless it is on this machine; none where it is on another and configured without.
+pub(crate) fn guarded(mut place: tokio_postgres::Config) -> Option<tokio_postgres::Config> {
+    let is_here = !place.get_hosts().is_empty() && place.get_hosts().iter().all(is_here);
+    match (is_here, place.get_ssl_mode()) {
+        (true, SslMode::Prefer) => drop(place.ssl_mode(SslMode::Disable)),
+        (false, SslMode::Prefer) => drop(place.ssl_mode(SslMode::Require)),
+        (false, SslMode::Disable) => return None,
+        _ => {}
     }
+    Some(place)
+}
+
+/// Logs in at a place, asks one question, and leaves.
+pub(crate) async fn ask(
+    place: &tokio_postgres::Config,
+    tls: Option<MakeTls>,
+    question: &str,
+) -> Result<Vec<SimpleQueryMessage>, tokio_postgres::Error> {
+    // Dropped with the call, and the connection with it.
+    let mut served = JoinSet::new();
+    let client = match tls {
+        Some(tls) => {
+            let (client, connection) = place.connect(tls).await?;
+            served.spawn(async { connection.await.ok() });
+            client
+        }
+        None => {
+            let (client, connection) = place.connect(NoTls).await?;
+            served.spawn(async { connection.await.ok() });
+            client
+        }
+    };
+    client.simple_query(question).await
+}
+
+/// Makes secured connections to servers whose certificates those in `ca` signed, or else whom this machine trusts.
+pub(crate) fn make_tls(ca: Option<&std::path::Path>) -> Result<MakeTls, Refusal> {
+    let unread = |what: &str| refused(RefusalKind::Local, what);
+    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .expect("the provider knows the protocols");
+    let config = match ca {
+        Some(ca) => config.with_root_certificates(roots(ca).ok_or_else(|| {
+            unread(&format!("`ca`: file `{}` holds no certificates", ca.display()))
+        })?),
+        None => config
+            .with_platform_verifier()
+            .map_err(|_| unread("this machine has no list of whom it trusts"))?,
+    };
+    Ok(MakeTls(TlsConnector::from(Arc::new(config.with_no_client_auth()))))
 }
 
 fn roots(file: &std::path::Path) -> Option<RootCertStore> {
@@ -192,7 +221,7 @@ fn roots(file: &std::path::Path) -> Option<RootCertStore> {
 }
 
 /// Whether what goes to a host stays on this machine.
-fn is_here(host: &Host) -> bool {
+pub(crate) fn is_here(host: &Host) -> bool {
     match host {
         Host::Unix(_) => true,
         Host::Tcp(name) if name == "localhost" => true,
@@ -203,7 +232,7 @@ fn is_here(host: &Host) -> bool {
 }
 
 /// Tells an error by the code of the server, or by what became of the connection.
-fn in_words(error: &tokio_postgres::Error) -> String {
+pub(crate) fn in_words(error: &tokio_postgres::Error) -> String {
     use std::error::Error as _;
     let cause = error.source();
     let tls = cause.and_then(|cause| cause.downcast_ref::<io::Error>());
@@ -221,7 +250,8 @@ fn refused(kind: RefusalKind, message: &str) -> Refusal {
 }
 
 /// Makes connections that are secured by rustls, for any host.
-struct MakeTls(TlsConnector);
+#[derive(Clone)]
+pub(crate) struct MakeTls(TlsConnector);
 
 impl MakeTlsConnect<Socket> for MakeTls {
     type Stream = Secured;
@@ -234,7 +264,7 @@ impl MakeTlsConnect<Socket> for MakeTls {
     }
 }
 
-struct Connect {
+pub(crate) struct Connect {
     connector: TlsConnector,
     name: ServerName<'static>,
 }
@@ -250,7 +280,7 @@ impl TlsConnect<Socket> for Connect {
 }
 
 /// A secured connection. It is not bound to the login: the certificate says who the server is.
-struct Secured(TlsStream<Socket>);
+pub(crate) struct Secured(TlsStream<Socket>);
 
 impl tokio_postgres::tls::TlsStream for Secured {
     fn channel_binding(&self) -> ChannelBinding {
