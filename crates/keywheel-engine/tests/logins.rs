@@ -257,7 +257,7 @@ impl Issuer for World {
         let entry = (password.clone(), Some(request.label.clone()));
         self.with(|contents| contents.live.insert("app_b".into(), entry));
         let credential = Some(login("app_b", &password));
-        Ok(Minted { issued: Some(IssuedId::new("app_b")), credential, expires_at: None })
+        Ok(Minted { issued: Some(IssuedId::new("app_b")), credential, ..Minted::default() })
     }
 
     async fn verify(&self, credential: &Credential) -> Result<Verdict, CallError> {

@@ -12,6 +12,7 @@ drivers! {
         jwt_secret => JwtSecret,
         manual => Manual,
         openai => Openai,
+        postgres => Postgres,
         random => Random,
     }
 }
@@ -26,6 +27,9 @@ mod tests {
             let config = match *kind {
                 "openai" => {
                     serde_json::json!({ "project": "proj_1", "admin_key": { "env": "ADMIN_KEY" } })
+                }
+                "postgres" => {
+                    serde_json::json!({ "admin_url": { "env": "ADMIN_URL" }, "owner": "app", "logins": ["app_a", "app_b"] })
                 }
                 "command" => serde_json::json!({ "mint": ["tools/keys"] }),
                 _ => serde_json::json!({}),

@@ -26,13 +26,12 @@ use keywheel_driver::{CallError, Claims, Finding, Refusal, RefusalKind, SecretRe
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio_postgres::SimpleQueryMessage;
-use tokio_postgres::config::SslMode;
 
 use super::claim::Claimed;
 use super::local::{self, OwnedEdit};
 use super::replace::{Change, LocalFile};
 use super::userlist::{self, BadList};
-use crate::probe::sql;
+use crate::postgres::{self, Failed};
 use crate::{Build, Context, program, reference};
 
 /// The longest password with which PgBouncer can log in: it prepares no longer one for SCRAM.
@@ -111,7 +110,7 @@ fn place(url: &str) -> Result<tokio_postgres::Config, Refusal> {
     if config.get_user().is_some() || config.get_password().is_some() {
         return Err(unsupported("`through` must not hold a user name or password"));
     }
-    sql::guarded(config).ok_or_else(|| unsupported("`through` names another machine, and no TLS"))
+    postgres::guarded(config).ok_or_else(|| unsupported("`through` names another machine, and no TLS"))
 }
 
 struct PgBouncer {
@@ -254,15 +253,12 @@ impl PgBouncer {
         config: &tokio_postgres::Config,
         question: &str,
     ) -> Result<Result<Vec<SimpleQueryMessage>, Silence>, Refusal> {
-        let tls = match config.get_ssl_mode() {
-            SslMode::Disable => None,
-            _ => Some(sql::make_tls(self.ca.as_deref())?),
-        };
-        let asked = sql::ask(config, tls, question);
+        let asked = postgres::ask(config, self.ca.as_deref(), question);
         Ok(match tokio::time::timeout(self.within.into(), asked).await {
             Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(error)) if is_refusal(&error) => Err(Silence::Refused),
-            Ok(Err(error)) => Err(Silence::Other(sql::in_words(&error))),
+            Ok(Err(Failed::Here(refusal))) => return Err(refusal),
+            Ok(Err(Failed::There(error))) if is_refusal(&error) => Err(Silence::Refused),
+            Ok(Err(failed)) => Err(Silence::Other(failed.in_words())),
             Err(_) => Err(Silence::Other(format!("no answer within {}", self.within))),
         })
     }
@@ -283,12 +279,7 @@ impl PgBouncer {
         console: &SecretReference,
         command: &str,
     ) -> Result<Vec<SimpleQueryMessage>, String> {
-        let value = reference::read(console).await.map_err(|refusal| refusal.message)?;
-        let text = std::str::from_utf8(value.expose()).ok();
-        let config = text.and_then(|text| tokio_postgres::Config::from_str(text).ok());
-        let config = config.ok_or_else(|| format!("{console} is no connection string"))?;
-        let config = sql::guarded(config)
-            .ok_or_else(|| format!("{console} names another machine, and no TLS"))?;
+        let config = postgres::place(console).await.map_err(|refusal| refusal.message)?;
         match self.ask(&config, command).await.map_err(|refusal| refusal.message)? {
             Ok(answer) => Ok(answer),
             Err(Silence::Refused) => Err("PgBouncer's console refuses the login".into()),
@@ -542,7 +533,7 @@ mod tests {
             let mut place: tokio_postgres::Config =
                 format!("host=127.0.0.1 port={port} user=postgres").parse().unwrap();
             place.password(&self.password);
-            sql::ask(&place, None, sql).await.unwrap();
+            assert!(postgres::ask(&place, None, sql).await.is_ok(), "the server runs what it is given");
         }
 
         fn list(&self) -> String {
