@@ -264,6 +264,8 @@ pub enum Part {
     Jdbc(LoginPart),
     /// Keywords of a libpq connection string (`host=… user=… password='…'`), quoted.
     Libpq(LoginPart),
+    /// User name and password at the end of a line of a libpq password file (`user:password`), escaped.
+    Pgpass(LoginPart),
     /// The password of this login, where a store lists logins. While a version of another login is in use it stays as it is;
     /// it goes when the login's version is revoked.
     PasswordOf(String),

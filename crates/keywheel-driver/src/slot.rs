@@ -38,6 +38,7 @@ pub fn compose(
         Part::Url(url_part) => compose_url(*url_part, credential, present)?,
         Part::Jdbc(part) => login::compose(Form::Jdbc, *part, credential, present)?,
         Part::Libpq(part) => login::compose(Form::Libpq, *part, credential, present)?,
+        Part::Pgpass(part) => login::compose(Form::Pgpass, *part, credential, present)?,
         Part::PasswordOf(login) => {
             if !is_login(credential, login) {
                 return Ok(present.map(SecretValue::duplicate));
@@ -101,6 +102,7 @@ pub fn extract(part: &Part, bytes: &SecretValue) -> Result<Credential, Refusal> 
         }
         Part::Jdbc(part) => login::extract(Form::Jdbc, *part, bytes),
         Part::Libpq(part) => login::extract(Form::Libpq, *part, bytes),
+        Part::Pgpass(part) => login::extract(Form::Pgpass, *part, bytes),
         Part::PasswordOf(login) => Ok(Credential::default()
             .with(Field::new("username"), SecretValue::new(login.clone().into_bytes()))
             .with(Field::new("password"), bytes.duplicate())),
@@ -206,6 +208,17 @@ mod tests {
         }
 
         #[test]
+        fn h75_any_login_survives_its_password_file(username in "[^\0\r\n]{1,20}", password in "[^\0\r\n]{0,40}") {
+            let part = Part::Pgpass(LoginPart::Login);
+            for present in ["old:p\\:w", "*:x"] {
+                let made = composed(&part, &login(&username, &password), present);
+                prop_assert!(made.is_ok());
+            }
+            let made = compose(&part, &login(&username, &password), None).ok().flatten().unwrap();
+            prop_assert!(extract(&part, &made).is_ok_and(|back| back.same_as(&login(&username, &password))));
+        }
+
+        #[test]
         fn h75_any_login_survives_its_connection_string(
             username in "[^\0]{1,20}",
             password in "[^\0]{0,40}",
@@ -225,10 +238,11 @@ mod tests {
 
     #[test]
     fn only_the_owned_part_changes() {
-        let (url, jdbc, libpq) = (
+        let (url, jdbc, libpq, pgpass) = (
             "redis://app:p%40ss@cache/0#x@y",
             "jdbc:postgresql:app?password=a%26b&user=old+one",
             "user=old password = 'it\\'s' host=/run",
+            "it\\:s:p\\\\w:ignored",
         );
         let new = login("new", "n/w");
         for (part, present, wanted) in [
@@ -254,6 +268,8 @@ mod tests {
                 libpq,
                 "user='new' password = 'it\\'s' host=/run",
             ),
+            (Part::Pgpass(LoginPart::Password), pgpass, "it\\:s:n/w:ignored"),
+            (Part::Pgpass(LoginPart::Username), pgpass, "new:p\\\\w:ignored"),
         ] {
             assert_eq!(composed(&part, &new, present).ok().as_deref(), Some(wanted));
         }
@@ -283,6 +299,9 @@ mod tests {
         let twice = refused(&jdbc, "jdbc:postgresql://db/app?user=a&password=b&user=c");
         assert_eq!(twice, "the slot names `user` more than once");
         assert!(refused(&libpq, "password=a user=b password=c").contains("more than once"));
+        let pgpass = Part::Pgpass(LoginPart::Login);
+        assert!(refused(&pgpass, "no password").contains("does not hold"));
+        assert!(compose(&pgpass, &login("a", "one\ntwo"), None).is_err());
         assert!(compose(&jdbc, &login("a", "b"), None).is_err());
         assert!(compose(&libpq, &login("a\0", "b"), None).is_err());
     }

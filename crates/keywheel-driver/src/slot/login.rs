@@ -20,6 +20,8 @@ pub(super) enum Form {
     Jdbc,
     /// `host=… user=… password='…'`
     Libpq,
+    /// `user:password`, the end of a line of a password file.
+    Pgpass,
 }
 
 /// Puts fields of a credential into a connection string.
@@ -30,7 +32,11 @@ pub(super) fn compose(
     present: Option<&SecretValue>,
 ) -> Result<SecretValue, Refusal> {
     let empty = || unsupported(&format!("the slot is empty; it must hold {}", form.in_words()));
-    let text = form.text(present.ok_or_else(empty)?)?;
+    let text = match present {
+        // A line that is not there yet has nothing else to keep.
+        None if form == Form::Pgpass && part == LoginPart::Login => ":",
+        present => form.text(present.ok_or_else(empty)?)?,
+    };
     let mut places = form.places(text, part)?;
     places.sort_by_key(|(_, place)| place.start);
     let (mut whole, mut rest) = (Vec::with_capacity(text.len()), 0);
@@ -62,6 +68,7 @@ impl Form {
         match self {
             Self::Jdbc => "a JDBC URL with `user` and `password`",
             Self::Libpq => "a connection string with `user` and `password`",
+            Self::Pgpass => "`user:password`",
         }
     }
 
@@ -82,6 +89,7 @@ impl Form {
         let settings = match self {
             Self::Jdbc => properties(text),
             Self::Libpq => keywords(text),
+            Self::Pgpass => fields(text),
         };
         let settings = settings.ok_or_else(|| self.not_one())?;
         let place = |field: &'static str, key: &str| {
@@ -105,10 +113,14 @@ impl Form {
     fn written(self, value: &SecretValue) -> Result<SecretValue, Refusal> {
         let text = std::str::from_utf8(value.expose()).ok().filter(|text| !text.contains('\0'));
         let text = text.ok_or_else(|| unsupported("a login must be UTF-8 and have no NUL"))?;
+        if self == Self::Pgpass && text.contains(['\n', '\r']) {
+            return Err(unsupported("a password file has no place for the end of a line"));
+        }
         let written = match self {
             _ if planted!("login_not_encoded") => text.to_owned(),
             Self::Jdbc => utf8_percent_encode(text, USERINFO).to_string(),
             Self::Libpq => format!("'{}'", text.replace('\\', "\\\\").replace('\'', "\\'")),
+            Self::Pgpass => text.replace('\\', "\\\\").replace(':', "\\:"),
         };
         Ok(SecretValue::new(written.into_bytes()))
     }
@@ -122,15 +134,21 @@ impl Form {
             }
             Self::Libpq => {
                 let inner = written.strip_prefix('\'').and_then(|rest| rest.strip_suffix('\''));
-                let mut read = Vec::with_capacity(written.len());
-                let mut bytes = inner.unwrap_or(written).bytes();
-                while let Some(byte) = bytes.next() {
-                    read.push(if byte == b'\\' { bytes.next().unwrap_or(byte) } else { byte });
-                }
-                SecretValue::new(read)
+                unescaped(inner.unwrap_or(written))
             }
+            Self::Pgpass => unescaped(written),
         }
     }
+}
+
+/// Takes a backslash away from what follows it.
+fn unescaped(written: &str) -> SecretValue {
+    let mut read = Vec::with_capacity(written.len());
+    let mut bytes = written.bytes();
+    while let Some(byte) = bytes.next() {
+        read.push(if byte == b'\\' { bytes.next().unwrap_or(byte) } else { byte });
+    }
+    SecretValue::new(read)
 }
 
 /// A setting's name, and where its value stands.
@@ -185,4 +203,19 @@ fn value_end(bytes: &[u8], from: usize) -> Option<usize> {
         }
     }
     (!quoted).then_some(bytes.len())
+}
+
+/// Finds user and password at the end of a line of a password file; what follows a further colon is nobody's concern.
+fn fields(text: &str) -> Option<Vec<Setting<'static>>> {
+    let colon = |from: usize| {
+        let mut at = from;
+        while at < text.len() && text.as_bytes()[at] != b':' {
+            at += if text.as_bytes()[at] == b'\\' { 2 } else { 1 };
+        }
+        at.min(text.len())
+    };
+    let user = colon(0);
+    (user < text.len()).then(|| {
+        vec![("user", 0..user), ("password", user + 1..colon(user + 1))]
+    })
 }

@@ -18,5 +18,6 @@ drivers! {
         file => File,
         command => Command,
         pgbouncer => Pgbouncer,
+        pgpass => Pgpass,
     }
 }

@@ -373,6 +373,8 @@ struct SlotMapping {
     jdbc: Option<LoginPart>,
     /// The keywords of a libpq connection string that are owned; every other byte of it stays.
     libpq: Option<LoginPart>,
+    /// User name and password of a line of a libpq password file that are owned; every other byte of it stays.
+    pgpass: Option<LoginPart>,
     /// The login whose password the slot holds, in a store that lists logins; while another login is in use it stays.
     password_of: Option<String>,
     /// The field of the credential.
@@ -430,6 +432,7 @@ impl SlotMapping {
             self.url.take().map(plan::Part::from),
             self.jdbc.take().map(|part| plan::Part::Jdbc(part.into())),
             self.libpq.take().map(|part| plan::Part::Libpq(part.into())),
+            self.pgpass.take().map(|part| plan::Part::Pgpass(part.into())),
             self.password_of.take().map(plan::Part::PasswordOf),
             self.field.take().map(|name| field(&name).map(plan::Part::Plain)).transpose()?,
         ];
@@ -442,7 +445,7 @@ impl SlotMapping {
             (Some(part), 0) => Ok(part),
             (Some(_), others) => Err(E::invalid_length(
                 others + 1,
-                &"one of `url`, `jdbc`, `libpq`, `password_of` and `field`",
+                &"one of `url`, `jdbc`, `libpq`, `pgpass`, `password_of` and `field`",
             )),
         }
     }

@@ -241,6 +241,7 @@ impl SecretScope<'_> {
                 Part::Url(UrlPart::Username)
                     | Part::Jdbc(LoginPart::Username)
                     | Part::Libpq(LoginPart::Username)
+                    | Part::Pgpass(LoginPart::Username)
             )
         };
         if delivery.slots.iter().all(username) {
