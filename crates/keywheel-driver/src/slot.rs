@@ -253,21 +253,9 @@ mod tests {
                 jdbc,
                 "jdbc:postgresql:app?password=n%2Fw&user=old+one",
             ),
-            (
-                Part::Jdbc(LoginPart::Username),
-                jdbc,
-                "jdbc:postgresql:app?password=a%26b&user=new",
-            ),
-            (
-                Part::Libpq(LoginPart::Password),
-                libpq,
-                "user=old password = 'n/w' host=/run",
-            ),
-            (
-                Part::Libpq(LoginPart::Username),
-                libpq,
-                "user='new' password = 'it\\'s' host=/run",
-            ),
+            (Part::Jdbc(LoginPart::Username), jdbc, "jdbc:postgresql:app?password=a%26b&user=new"),
+            (Part::Libpq(LoginPart::Password), libpq, "user=old password = 'n/w' host=/run"),
+            (Part::Libpq(LoginPart::Username), libpq, "user='new' password = 'it\\'s' host=/run"),
             (Part::Pgpass(LoginPart::Password), pgpass, "it\\:s:n/w:ignored"),
             (Part::Pgpass(LoginPart::Username), pgpass, "new:p\\\\w:ignored"),
         ] {

@@ -3,8 +3,9 @@
 //!
 //! keywheel journals on disk as the program does, with everything that a rotation means: the look at the logins, the mint, the
 //! logins that prove it, the end of the former version and the proof of that. Store and workload are in memory. Once one login is
-//! given a new password (`cutover`), which is what OpenBao does; once two logins take turns (`alternate`). OpenBao runs with raft
-//! storage, a file for its audit log and SCRAM. The bare statement sets a verifier that was made before, over connections that
+//! given a new password (`cutover`), which is what OpenBao does; once two logins take turns (`alternate`); and once as far only as
+//! `keywheel rotate` goes before it rests (`move`): minted, proven by logins, delivered, promoted, with the former login still
+//! alive. OpenBao runs with raft storage, a file for its audit log and SCRAM. The bare statement sets a verifier that was made before, over connections that
 //! stay open: nobody can be faster.
 //!
 //! `--rounds N` rounds of `--seconds S` each are run for every size. One line of JSON says what came of it.
@@ -37,7 +38,7 @@ use keywheel_driver::{Finding, slot};
 use keywheel_drivers::{Build as _, Context, IssuerConfig};
 use keywheel_engine::clock::SystemClock;
 use keywheel_engine::limits::Limits;
-use keywheel_engine::run::{Ran, Until, name};
+use keywheel_engine::run::{Group, Ran, Until, name};
 use keywheel_engine::{Build, Drivers, Engine, Watch};
 use keywheel_ground::openbao::OpenBao;
 use keywheel_ground::postgres::Postgres;
@@ -92,7 +93,11 @@ impl Wanted {
         let folder = after("--folder")
             .map(PathBuf::from)
             .expect("`--folder` says where the journal is made");
-        Self { rounds: number("--rounds", 5), span: Duration::from_secs(number("--seconds", 3).into()), folder }
+        Self {
+            rounds: number("--rounds", 5),
+            span: Duration::from_secs(number("--seconds", 3).into()),
+            folder,
+        }
     }
 }
 
@@ -101,17 +106,20 @@ impl Wanted {
 enum Contender {
     Cutover,
     Alternate,
+    Move,
     OpenBao,
     Statement,
 }
 
 impl Contender {
-    const ALL: [Self; 4] = [Self::Cutover, Self::Alternate, Self::OpenBao, Self::Statement];
+    const ALL: [Self; 5] =
+        [Self::Cutover, Self::Alternate, Self::Move, Self::OpenBao, Self::Statement];
 
     fn name(self) -> &'static str {
         match self {
             Self::Cutover => "keywheel_cutover",
             Self::Alternate => "keywheel_alternate",
+            Self::Move => "keywheel_move",
             Self::OpenBao => "openbao_rotate_role",
             Self::Statement => "bare_alter_role",
         }
@@ -124,10 +132,10 @@ async fn measure(wanted: &Wanted) -> Result<serde_json::Value, String> {
     for (secrets, at_once) in SIZES {
         let mut rates: BTreeMap<Contender, Vec<f64>> = BTreeMap::new();
         for round in 0..wanted.rounds as usize {
-            ground.steps.count(at_once == 1);
             // Each begins a round as often as every other.
             for turn in 0..Contender::ALL.len() {
                 let contender = Contender::ALL[(round + turn) % Contender::ALL.len()];
+                ground.steps.count(at_once == 1 && contender != Contender::Move);
                 let rate = ground.rate(contender, secrets, at_once, wanted.span).await?;
                 rates.entry(contender).or_default().push(rate);
             }
@@ -210,6 +218,9 @@ impl Ground {
         at_once: usize,
         span: Duration,
     ) -> Result<f64, String> {
+        if contender == Contender::Move {
+            return Ok(self.moves(secrets, at_once).await);
+        }
         let (begun, done) = (Instant::now(), AtomicU64::new(0));
         // Each secret has one who rotates it, and each of them goes round.
         let workers = (0..at_once).map(|worker| {
@@ -232,7 +243,9 @@ impl Ground {
     async fn rotate(&self, contender: Contender, number: usize) -> bool {
         match contender {
             Contender::Cutover => self.keywheel(Strategy::Cutover, number).await,
-            Contender::Alternate => self.keywheel(Strategy::Alternate, number).await,
+            Contender::Alternate | Contender::Move => {
+                self.keywheel(Strategy::Alternate, number).await
+            }
             Contender::OpenBao => self.openbao(number).await,
             Contender::Statement => {
                 let Statement { texts, turn } = &self.statements[number];
@@ -241,6 +254,29 @@ impl Ground {
                 true
             }
         }
+    }
+
+    /// Moves every secret once, and returns how many moves a second that were. The former logins are ended afterwards.
+    async fn moves(&self, secrets: usize, at_once: usize) -> f64 {
+        let (begun, moved) = (Instant::now(), Mutex::new(Vec::new()));
+        let workers = (0..at_once).map(|worker| {
+            let moved = &moved;
+            async move {
+                for number in (worker..secrets).step_by(at_once) {
+                    let mut group = self.begin(Strategy::Alternate, number).await;
+                    self.run(&mut group, false).await;
+                    let rotation = group.rotations().next().expect("there is one");
+                    assert!(rotation.was_ever_promoted(), "a login did not move");
+                    moved.lock().expect("no holder panics").push(group);
+                }
+            }
+        });
+        join_all(workers).await;
+        let rate = secrets as f64 / begun.elapsed().as_secs_f64();
+        let moved = moved.into_inner().expect("no holder panics");
+        join_all(moved.into_iter().map(|mut group| async move { self.finish(&mut group).await }))
+            .await;
+        rate
     }
 
     async fn openbao(&self, number: usize) -> bool {
@@ -252,14 +288,27 @@ impl Ground {
     }
 
     async fn keywheel(&self, strategy: Strategy, number: usize) -> bool {
+        let mut group = self.begin(strategy, number).await;
+        self.finish(&mut group).await;
+        true
+    }
+
+    async fn begin(&self, strategy: Strategy, number: usize) -> Group {
         let kind = if strategy == Strategy::Cutover { "single" } else { "pair" };
         let secret = SecretName::new(&format!("{kind}_{number}"), "bench").expect("it is a name");
         self.world.begin(&secret);
         let plan = Arc::new(self.next_plan(&secret, strategy).await);
+        self.engine.begin(&[plan]).await.expect("the secret is free")
+    }
+
+    async fn run(&self, group: &mut Group, rest: bool) -> Ran {
         let stop = AtomicBool::new(false);
-        let until = Until { rest: true, patience: Span::ZERO, stop: &stop };
-        let mut group = self.engine.begin(&[plan]).await.expect("the secret is free");
-        let ran = self.engine.run(&mut group, &until).await.expect("the journal works");
+        let until = Until { rest, patience: Span::ZERO, stop: &stop };
+        self.engine.run(group, &until).await.expect("the journal works")
+    }
+
+    async fn finish(&self, group: &mut Group) {
+        let ran = self.run(group, true).await;
         let rotation = group.rotations().next().expect("there is one");
         assert!(
             ran == Ran::Rested && rotation.outcome() == Some(Outcome::Completed),
@@ -267,7 +316,6 @@ impl Ground {
             rotation.outcome(),
             rotation.parked()
         );
-        true
     }
 
     async fn next_plan(&self, secret: &SecretName, strategy: Strategy) -> Plan {
@@ -404,7 +452,9 @@ fn shape() -> String {
              CREATE ROLE pair_{number}_a LOGIN PASSWORD '{FIRST}' IN ROLE own_pair_{number};\
              CREATE ROLE pair_{number}_b IN ROLE own_pair_{number};"
         );
-        for login in [format!("single_{number}"), format!("pair_{number}_a"), format!("pair_{number}_b")] {
+        for login in
+            [format!("single_{number}"), format!("pair_{number}_a"), format!("pair_{number}_b")]
+        {
             let owner = login.trim_end_matches("_a").trim_end_matches("_b");
             sql += &format!("ALTER ROLE {login} IN DATABASE postgres SET role TO own_{owner};");
         }

@@ -823,8 +823,7 @@ impl Work<'_> {
     /// stays written, so that a no is an outcome which is not known yet: the write is tried again.
     async fn lets_in(&self, index: usize, to: Position) -> Outcome<()> {
         let side = self.member.rotation.line().at(to).current;
-        let version =
-            self.member.rotation.version(side).expect("a side on the line has a version");
+        let version = self.member.rotation.version(side).expect("a side on the line has a version");
         let credential = self.needed(version).await?;
         let told = |what: &str| {
             CallError::Unknown(format!("store `{}` {what}", self.plan.stores[index].bound.name))
@@ -834,7 +833,9 @@ impl Work<'_> {
                 Ok(Verdict::Accepted) => {}
                 Ok(Verdict::Refused) => return Err(told(&format!("does not let {version} in"))),
                 Ok(Verdict::CannotTell(reason)) => {
-                    return Err(told(&format!("does not tell whether it lets {version} in: {reason}")));
+                    return Err(told(&format!(
+                        "does not tell whether it lets {version} in: {reason}"
+                    )));
                 }
                 Err(error) => return Err(told(&error.to_string())),
             }
@@ -1192,9 +1193,10 @@ pub(crate) fn credential_of(
     let logins = slots.iter().zip(held).filter(|(slot, held)| is_login(slot) && held.is_some());
     // Of several logins in a list nothing says which one is in use: that is for the other stores to say.
     let one_login = logins.count() == 1;
-    let current = slots.iter().zip(held).filter(|(slot, _)| {
-        slot.role == Role::Current && (one_login || !is_login(slot))
-    });
+    let current = slots
+        .iter()
+        .zip(held)
+        .filter(|(slot, _)| slot.role == Role::Current && (one_login || !is_login(slot)));
     for (slot, bytes) in current.filter_map(|(slot, bytes)| Some((slot, bytes.as_ref()?))) {
         let part = slot::extract(&slot.part, bytes)?;
         let mut sum = whole.unwrap_or_default();

@@ -93,7 +93,8 @@ impl OpenBao {
     fn initialise(&mut self) -> Result<String, String> {
         let since = Instant::now();
         while since.elapsed() < PATIENCE {
-            let init = ["operator", "init", "-recovery-shares=1", "-recovery-threshold=1", "-format=json"];
+            let init =
+                ["operator", "init", "-recovery-shares=1", "-recovery-threshold=1", "-format=json"];
             let said = self.command(&init).output().map_err(|error| error.kind().to_string())?;
             if said.status.success() {
                 let said: serde_json::Value = serde_json::from_slice(&said.stdout)

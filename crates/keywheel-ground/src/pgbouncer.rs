@@ -50,11 +50,10 @@ impl PgBouncer {
             server.port(),
             at("userlist.txt").display()
         );
-        let written = own(folder.path())
-            .and_then(|()| give(&at("pgbouncer.ini"), &configuration))
-            .and_then(|()| {
-                give(&at("userlist.txt"), &format!("\"{ADMIN}\" \"{password}\"\n{logins}"))
-            });
+        let written =
+            own(folder.path()).and_then(|()| give(&at("pgbouncer.ini"), &configuration)).and_then(
+                |()| give(&at("userlist.txt"), &format!("\"{ADMIN}\" \"{password}\"\n{logins}")),
+            );
         written.map_err(|error| failed(&error.kind().to_string()))?;
         let mut pooler = command(&program);
         pooler.arg(at("pgbouncer.ini"));

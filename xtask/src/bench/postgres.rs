@@ -13,11 +13,13 @@ use crate::sim::Output;
 use crate::tools;
 
 /// What is set in relation to what.
-const RATIOS: [(&str, &str); 5] = [
+const RATIOS: [(&str, &str); 7] = [
     ("keywheel_cutover", "openbao_rotate_role"),
     ("keywheel_alternate", "openbao_rotate_role"),
+    ("keywheel_move", "openbao_rotate_role"),
     ("keywheel_cutover", "bare_alter_role"),
     ("keywheel_alternate", "bare_alter_role"),
+    ("keywheel_move", "bare_alter_role"),
     ("openbao_rotate_role", "bare_alter_role"),
 ];
 
@@ -96,7 +98,8 @@ pub(super) fn measure(args: &Args) -> anyhow::Result<Measured> {
     ensure!(args.rounds > 0 && args.seconds > 0, "there must be rounds, and they take time");
     ensure!(tools::bring_openbao(), "there is no OpenBao, and pip could not install it");
     let arguments = ["bench", "--no-run", "-p", "keywheel-engine", "--bench", "postgres"];
-    let program = cargo::build(&arguments)?.into_iter().next().context("cargo built no benchmark")?;
+    let program =
+        cargo::build(&arguments)?.into_iter().next().context("cargo built no benchmark")?;
     let folder = tempfile::TempDir::new()?;
     let machine = machine();
     let mut bench = Command::new(program.program);
@@ -178,11 +181,8 @@ mod tests {
             ("openbao_rotate_role", vec![10.0, 10.0, 20.0]),
         ];
         let rates = rates.map(|(who, rates)| (who.to_owned(), rates));
-        let size = in_relation(SizeRounds {
-            secrets: 8,
-            at_once: 1,
-            rotations_per_second: rates.into(),
-        });
+        let size =
+            in_relation(SizeRounds { secrets: 8, at_once: 1, rotations_per_second: rates.into() });
         let ratio = size.ratios["keywheel_cutover / openbao_rotate_role"];
         assert_eq!(ratio, Spread { min: 1.0, median: 2.0, max: 3.0 });
         let rate = size.rotations_per_second["openbao_rotate_role"];

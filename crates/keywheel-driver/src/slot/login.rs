@@ -215,7 +215,5 @@ fn fields(text: &str) -> Option<Vec<Setting<'static>>> {
         at.min(text.len())
     };
     let user = colon(0);
-    (user < text.len()).then(|| {
-        vec![("user", 0..user), ("password", user + 1..colon(user + 1))]
-    })
+    (user < text.len()).then(|| vec![("user", 0..user), ("password", user + 1..colon(user + 1))])
 }

@@ -85,7 +85,8 @@ impl Build for Config {
         } else if self.console.is_none() {
             return Err(unsupported("configure `console` or `reload`: PgBouncer must be reloaded"));
         }
-        let through: Vec<_> = self.through.iter().map(|url| place(url)).collect::<Result<_, _>>()?;
+        let through: Vec<_> =
+            self.through.iter().map(|url| place(url)).collect::<Result<_, _>>()?;
         if through.is_empty() {
             return Err(unsupported("`through` names no place where readers log in"));
         }
@@ -110,7 +111,8 @@ fn place(url: &str) -> Result<tokio_postgres::Config, Refusal> {
     if config.get_user().is_some() || config.get_password().is_some() {
         return Err(unsupported("`through` must not hold a user name or password"));
     }
-    postgres::guarded(config).ok_or_else(|| unsupported("`through` names another machine, and no TLS"))
+    postgres::guarded(config)
+        .ok_or_else(|| unsupported("`through` names another machine, and no TLS"))
 }
 
 struct PgBouncer {
@@ -323,7 +325,8 @@ impl Settings {
         if auth_file.is_empty() {
             findings.push(Finding::blocks("PgBouncer reads no list of logins (`auth_file`)"));
         } else if read.canonicalize().is_ok_and(|read| read != file.canonical()) {
-            let message = format!("PgBouncer reads its logins from `{auth_file}`, and not from `{path}`");
+            let message =
+                format!("PgBouncer reads its logins from `{auth_file}`, and not from `{path}`");
             findings.push(Finding::blocks(message));
         }
         if !auth_user.is_empty() && found == 0 && !planted!("auth_query_overlooked") {
@@ -334,9 +337,13 @@ impl Settings {
             findings.push(Finding::blocks(message));
         }
         match auth_type.as_str() {
-            "pam" => findings.push(Finding::blocks("PgBouncer asks PAM, and not its list of logins")),
+            "pam" => {
+                findings.push(Finding::blocks("PgBouncer asks PAM, and not its list of logins"))
+            }
             "any" | "trust" | "cert" => {
-                let message = format!("PgBouncer checks no passwords (`auth_type = {auth_type}`): it lets in whoever is listed");
+                let message = format!(
+                    "PgBouncer checks no passwords (`auth_type = {auth_type}`): it lets in whoever is listed"
+                );
                 findings.push(Finding::note(message));
             }
             _ => {}
@@ -368,7 +375,9 @@ fn password(
     check_name(file, user)?;
     let held = userlist::read(text, user).map_err(|bad| bad_list(file, &bad))?;
     if held.as_ref().is_some_and(is_hash) {
-        let why = format!("`{user}` stands in it as a hash, with which PgBouncer is told no password; put the password there once");
+        let why = format!(
+            "`{user}` stands in it as a hash, with which PgBouncer is told no password; put the password there once"
+        );
         return Err(refused(file, RefusalKind::Unsupported, &why));
     }
     Ok(held)
@@ -533,7 +542,10 @@ mod tests {
             let mut place: tokio_postgres::Config =
                 format!("host=127.0.0.1 port={port} user=postgres").parse().unwrap();
             place.password(&self.password);
-            assert!(postgres::ask(&place, None, sql).await.is_ok(), "the server runs what it is given");
+            assert!(
+                postgres::ask(&place, None, sql).await.is_ok(),
+                "the server runs what it is given"
+            );
         }
 
         fn list(&self) -> String {
@@ -621,10 +633,13 @@ mod tests {
         let behind = Verdict::CannotTell("1 of 2 places let it in, and 1 refuse it".into());
         assert_eq!(answer, behind, "the second pooler has not heard of it");
 
-        let console =
-            format!("postgresql://{ADMIN}:{password}@127.0.0.1:{}/pgbouncer", world.poolers[1].port());
+        let console = format!(
+            "postgresql://{ADMIN}:{password}@127.0.0.1:{}/pgbouncer",
+            world.poolers[1].port()
+        );
         std::fs::write(world.folder.path().join("second"), console).unwrap();
-        let second = json!({ "auth_file": world.poolers[1].auth_file(), "console": { "file": "second" } });
+        let second =
+            json!({ "auth_file": world.poolers[1].auth_file(), "console": { "file": "second" } });
         set(&*world.store(second), "app_a", Some(&value)).await.unwrap();
         assert_eq!(store.lets_in(&a).await, Ok(Verdict::Accepted));
     }
@@ -677,7 +692,8 @@ mod tests {
         std::fs::write(world.folder.path().join("other"), "").unwrap();
         let other = world.store(json!({ "auth_file": "other" }));
         assert!(blocks(&*other, &[ADMIN]).await.contains("reads its logins from"));
-        std::fs::write(world.folder.path().join("console"), "postgresql://x:y@127.0.0.1:1/x").unwrap();
+        std::fs::write(world.folder.path().join("console"), "postgresql://x:y@127.0.0.1:1/x")
+            .unwrap();
         let dead = blocks(&*store, &[ADMIN]).await;
         assert_eq!(dead, "PgBouncer's console: no connection");
     }

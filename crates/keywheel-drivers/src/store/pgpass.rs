@@ -128,17 +128,27 @@ struct Address {
 impl Address {
     fn read(file: &LocalFile, text: &str) -> Result<Self, Refusal> {
         let fields = fields(text.as_bytes(), 4);
-        let plain: Vec<_> = fields.iter().map(|field| unescaped(&text.as_bytes()[field.clone()])).collect();
+        let plain: Vec<_> =
+            fields.iter().map(|field| unescaped(&text.as_bytes()[field.clone()])).collect();
         let is_comment = text.starts_with('#') || text.contains(['\n', '\r', '\0']);
         let (place, users) = match &plain[..] {
             [host, port, database] => ([host, port, database], None),
             [host, port, database, users] => ([host, port, database], Some(users)),
-            _ => return Err(unsupported(file, "a slot is `host:port:database` or `host:port:database:users`")),
+            _ => {
+                return Err(unsupported(
+                    file,
+                    "a slot is `host:port:database` or `host:port:database:users`",
+                ));
+            }
         };
         if is_comment || place.iter().any(|field| field.is_empty()) {
-            return Err(unsupported(file, "a slot is `host:port:database`, and no part of it is empty"));
+            return Err(unsupported(
+                file,
+                "a slot is `host:port:database`, and no part of it is empty",
+            ));
         }
-        let users = users.map(|users| users.split(|byte| *byte == b'|').map(<[u8]>::to_vec).collect());
+        let users =
+            users.map(|users| users.split(|byte| *byte == b'|').map(<[u8]>::to_vec).collect());
         Ok(Self { place: place.map(Clone::clone), users })
     }
 
@@ -188,13 +198,22 @@ fn lines(text: &[u8]) -> Vec<Line> {
     while at < text.len() {
         let end = text[at..].iter().position(|byte| *byte == b'\n').map_or(text.len(), |n| at + n);
         let whole = at..(end + 1).min(text.len());
-        let ended = text[at..end].iter().rposition(|byte| *byte != b'\r').map_or(at, |n| at + n + 1);
+        let ended =
+            text[at..end].iter().rposition(|byte| *byte != b'\r').map_or(at, |n| at + n + 1);
         let line = &text[at..ended];
-        if let ([host, port, database, tail], false) = (&fields(line, 4)[..], line.starts_with(b"#")) {
+        if let ([host, port, database, tail], false) =
+            (&fields(line, 4)[..], line.starts_with(b"#"))
+        {
             let place = [host, port, database].map(|field| unescaped(&line[field.clone()]));
             let user = fields(&line[tail.clone()], 2).swap_remove(0);
             let user = unescaped(&line[tail.clone()][user]);
-            lines.push(Line { start: at, place, user, tail: at + tail.start..at + tail.end, whole });
+            lines.push(Line {
+                start: at,
+                place,
+                user,
+                tail: at + tail.start..at + tail.end,
+                whole,
+            });
         }
         at = end + 1;
     }
@@ -212,7 +231,9 @@ fn find<'l>(
     match (found.next(), found.next()) {
         (line, None) => Ok(line),
         (_, Some(_)) => {
-            let why = format!("several lines are for `{shown}`; name the users: `host:port:database:app_a|app_b`");
+            let why = format!(
+                "several lines are for `{shown}`; name the users: `host:port:database:app_a|app_b`"
+            );
             Err(unsupported(file, &why))
         }
     }
@@ -270,11 +291,17 @@ fn set(
     }
     let user = unescaped(&value[fields(value, 2).swap_remove(0)]);
     if wanted.users.as_ref().is_some_and(|users| !users.contains(&user)) {
-        return Err(unsupported(file, &format!("`{address}` does not name the user that it is given")));
+        return Err(unsupported(
+            file,
+            &format!("`{address}` does not name the user that it is given"),
+        ));
     }
-    let before = |index: usize| lines[..index].iter().position(|line| wanted.is_fitted_by(&user, line));
+    let before =
+        |index: usize| lines[..index].iter().position(|line| wanted.is_fitted_by(&user, line));
     match found {
-        Some((index, _)) if before(index).is_some() => Err(hidden(file, address, &lines, before(index), bytes)),
+        Some((index, _)) if before(index).is_some() => {
+            Err(hidden(file, address, &lines, before(index), bytes))
+        }
         Some((_, line)) => Ok(SecretValue::new(
             [&bytes[..line.tail.start], value, &bytes[line.tail.end..]].concat(),
         )),
@@ -301,7 +328,10 @@ fn line_findings(file: &LocalFile, addresses: &[String]) -> Vec<Finding> {
     let Ok(Some((_, present))) = file.open() else { return Vec::new() };
     let mut findings = Vec::new();
     if present.stat.st_mode & 0o077 != 0 {
-        let message = format!("file `{}` is open to others than its owner, so that libpq ignores it", file.path().display());
+        let message = format!(
+            "file `{}` is open to others than its owner, so that libpq ignores it",
+            file.path().display()
+        );
         findings.push(Finding::blocks(message));
     }
     let lines = lines(present.contents.expose());
@@ -310,7 +340,9 @@ fn line_findings(file: &LocalFile, addresses: &[String]) -> Vec<Finding> {
             let Some((index, line)) = find(file, &lines, &wanted, address)? else { return Ok(()) };
             let fits = |before: &Line| wanted.is_fitted_by(&line.user, before);
             match lines[..index].iter().position(fits) {
-                Some(first) => Err(hidden(file, address, &lines, Some(first), present.contents.expose())),
+                Some(first) => {
+                    Err(hidden(file, address, &lines, Some(first), present.contents.expose()))
+                }
                 None => Ok(()),
             }
         });
@@ -328,7 +360,10 @@ fn hidden(
 ) -> Refusal {
     let start = first.map_or(0, |index| lines[index].start);
     let number = bytes[..start].iter().filter(|byte| **byte == b'\n').count() + 1;
-    unsupported(file, &format!("libpq uses line {number} for `{address}`, which stands before its own"))
+    unsupported(
+        file,
+        &format!("libpq uses line {number} for `{address}`, which stands before its own"),
+    )
 }
 
 fn text_or_empty(text: Option<SecretValue>) -> SecretValue {
@@ -365,7 +400,8 @@ mod tests {
     fn folder_with(text: &str) -> (TempDir, Arc<dyn Store>) {
         let folder = TempDir::new().unwrap();
         fs::write(folder.path().join("pgpass"), text).unwrap();
-        fs::set_permissions(folder.path().join("pgpass"), fs::Permissions::from_mode(0o600)).unwrap();
+        fs::set_permissions(folder.path().join("pgpass"), fs::Permissions::from_mode(0o600))
+            .unwrap();
         let config = Config { path: "pgpass".into(), create: false };
         let store = config.build(&Context::at(folder.path())).unwrap();
         (folder, store)
@@ -375,7 +411,11 @@ mod tests {
         fs::read_to_string(folder.path().join("pgpass")).unwrap()
     }
 
-    async fn set(store: &dyn Store, address: &str, value: Option<&str>) -> Result<Written, CallError> {
+    async fn set(
+        store: &dyn Store,
+        address: &str,
+        value: Option<&str>,
+    ) -> Result<Written, CallError> {
         let value = value.map(|value| SecretValue::new(value.into()));
         store.write(&[Edit { address, accept: Accept::Anything, value: value.as_ref() }]).await
     }
@@ -401,7 +441,9 @@ mod tests {
             Subject {
                 store,
                 other: config.build(&Context::at(folder.path())).unwrap(),
-                addresses: ["db:5432:app", "db:5433:app", "*:5432:app", "a\\:b:*:ü"].map(Into::into).into(),
+                addresses: ["db:5432:app", "db:5433:app", "*:5432:app", "a\\:b:*:ü"]
+                    .map(Into::into)
+                    .into(),
                 uncarriable: hostile.chain([vec![0], b"nul\0inside".to_vec()]).collect(),
                 guard: Box::new(folder),
             }
@@ -417,7 +459,8 @@ mod tests {
         set(&*store, address, Some("app_b:n\\:w")).await.unwrap();
         assert_eq!(text_of(&folder), FILE.replace("app_a:old", "app_b:n\\:w"));
         set(&*store, "other:5432:app", Some("app_b:new")).await.unwrap();
-        let both = FILE.replace("app_a:old", "app_b:n\\:w").replace("app:app_a:kept\r", "app:app_b:new\r");
+        let both =
+            FILE.replace("app_a:old", "app_b:n\\:w").replace("app:app_a:kept\r", "app:app_b:new\r");
         assert_eq!(text_of(&folder), both);
         set(&*store, address, None).await.unwrap();
         assert_eq!(text_of(&folder), both.replace("local\\:host:5432:app:app_b:n\\:w\n", ""));
@@ -427,15 +470,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_line_that_libpq_would_not_use_is_refused() {
+    async fn h100_a_line_that_libpq_would_not_use_is_refused() {
         let (folder, store) = folder_with("*:*:app:app_a:first\ndb:5432:app:app_a:second\n");
         assert!(blocks(&*store, "db:5432:app").await.contains("uses line 1"));
         assert!(set(&*store, "db:5432:app", Some("app_a:new")).await.is_err());
-        assert_eq!(set(&*store, "db:5432:app", Some("app_b:new")).await.map(|w| w.changed), Ok(true));
+        assert_eq!(
+            set(&*store, "db:5432:app", Some("app_b:new")).await.map(|w| w.changed),
+            Ok(true)
+        );
         set(&*store, "db:5432:app", None).await.unwrap();
         set(&*store, "db:5432:app", Some("app_a:new")).await.unwrap();
         assert_eq!(text_of(&folder), "db:5432:app:app_a:new\n*:*:app:app_a:first\n");
-        fs::set_permissions(folder.path().join("pgpass"), fs::Permissions::from_mode(0o640)).unwrap();
+        fs::set_permissions(folder.path().join("pgpass"), fs::Permissions::from_mode(0o640))
+            .unwrap();
         assert!(blocks(&*store, "db:5432:app").await.contains("libpq ignores it"));
     }
 
@@ -480,7 +527,19 @@ mod tests {
         let (folder, store) = folder_with("*:*:*:postgres:wrong\nshort:line\n");
         let psql = |sql: &str| {
             let mut psql = Command::new("psql");
-            psql.args(["-X", "-A", "-t", "-w", "-h", "127.0.0.1", "-U", "postgres", "-c", sql, "-p"]);
+            psql.args([
+                "-X",
+                "-A",
+                "-t",
+                "-w",
+                "-h",
+                "127.0.0.1",
+                "-U",
+                "postgres",
+                "-c",
+                sql,
+                "-p",
+            ]);
             psql.arg(port.to_string()).env("PGPASSFILE", folder.path().join("pgpass"));
             let said = psql.env_remove("PGPASSWORD").output().unwrap();
             said.status.success().then(|| String::from_utf8(said.stdout).unwrap().trim().to_owned())

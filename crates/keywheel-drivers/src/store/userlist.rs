@@ -45,7 +45,8 @@ pub(super) fn set(
             (&bytes[..password.start], &bytes[password.end..], written.to_vec())
         }
         None => {
-            let newline: &[u8] = if bytes.is_empty() || bytes.ends_with(b"\n") { b"" } else { b"\n" };
+            let newline: &[u8] =
+                if bytes.is_empty() || bytes.ends_with(b"\n") { b"" } else { b"\n" };
             let user = quoted(user.as_bytes());
             let line = [newline, b"\"", &user, b"\" \"", &written, b"\"\n"].concat();
             (bytes, &b""[..], line)
@@ -96,7 +97,8 @@ fn entries(bytes: &[u8]) -> Result<Vec<Entry>, BadList> {
                 let space = bytes[user.end + 1..].iter().take_while(|byte| is_blank(**byte));
                 let password = user.end + 1 + space.count();
                 let password = within_quotes(bytes, password).ok_or_else(bad)?;
-                let begin = bytes[..at].iter().rposition(|byte| *byte == b'\n').map_or(0, |n| n + 1);
+                let begin =
+                    bytes[..at].iter().rposition(|byte| *byte == b'\n').map_or(0, |n| n + 1);
                 let end = line_end(password.end + 1);
                 let user = unquoted(&bytes[user]);
                 entries.push(Entry { user, line: begin..end, password });
