@@ -779,7 +779,7 @@ impl Work<'_> {
         let line = self.member.rotation.line();
         let mut contents = Vec::new();
         for slot in &planned.slots {
-            if self.is_suspect(slot, line.at(to)) {
+            if self.is_suspect(slot, line.at(to)) || self.is_of_another_login(slot, to).await? {
                 continue;
             }
             let captured = self.captured(index, slot).await?;
@@ -787,16 +787,16 @@ impl Work<'_> {
             for position in 0..=line.end(Side::Pending) {
                 known.push(self.composed(slot, position, captured.as_ref()).await?);
             }
-            contents.push((slot, captured, known));
+            contents.push((slot, known));
         }
         let edits: Vec<Edit<'_>> = contents
             .iter()
-            .map(|(slot, captured, known)| Edit {
+            .map(|(slot, known)| Edit {
                 address: &slot.address,
                 accept: if self.plan.is_emergency() || planted!("writes_unconditionally") {
                     Accept::Anything
                 } else {
-                    Accept::OneOf(known.iter().chain([captured]).map(Option::as_ref).collect())
+                    Accept::OneOf(known.iter().map(Option::as_ref).collect())
                 },
                 value: known[usize::from(to)].as_ref(),
             })
@@ -880,7 +880,7 @@ impl Work<'_> {
         let line = self.member.rotation.line();
         let mut wanted = Vec::new();
         for (slot, present) in planned.slots.iter().zip(&present) {
-            if !self.is_suspect(slot, line.at(at)) {
+            if !self.is_suspect(slot, line.at(at)) && !self.is_of_another_login(slot, at).await? {
                 let content = self.content(index, slot, at).await?;
                 if content.is_none() && self.has_content(slot, line.at(at)) {
                     return Err(unsupported("a value that is no longer sealed"));
@@ -912,6 +912,24 @@ impl Work<'_> {
         self.plan.is_emergency()
             && side == Some(Side::Previous)
             && !planted!("suspect_written_again")
+    }
+
+    /// In a list of logins the password of another login than that of the version in use is left as it is, also on the way back:
+    /// replicas may log in with it until its version is revoked.
+    async fn is_of_another_login(&self, slot: &Slot, position: Position) -> Outcome<bool> {
+        let Part::PasswordOf(login) = &slot.part else { return Ok(false) };
+        if planted!("login_taken_early") {
+            return Ok(false);
+        }
+        let side = self.member.rotation.line().at(position).current;
+        let in_use = match self.member.rotation.version(side) {
+            Some(version) => self.sealed(version).await?,
+            None => None,
+        };
+        Ok(match (in_use, self.sealed(self.plan.pending).await?) {
+            (Some(in_use), _) => !slot::is_login(&in_use, login),
+            (None, pending) => pending.is_some_and(|pending| slot::is_login(&pending, login)),
+        })
     }
 
     async fn read_back(&self, index: usize, edits: &[Edit<'_>]) -> Outcome<()> {
@@ -949,8 +967,7 @@ impl Work<'_> {
         captured: Option<&SecretValue>,
     ) -> Outcome<Option<SecretValue>> {
         if position == 0 || self.is_suspect(slot, self.member.rotation.line().at(position)) {
-            let kept = self.kept_login(slot).await?;
-            return Ok(kept.or_else(|| captured.map(SecretValue::duplicate)));
+            return Ok(captured.map(SecretValue::duplicate));
         }
         match in_role(slot.role, self.member.rotation.line().at(position)) {
             None => Ok(Some(SecretValue::new(Vec::new()))),
@@ -961,16 +978,6 @@ impl Work<'_> {
                 Ok(slot::compose(&slot.part, &credential, captured)?)
             }
         }
-    }
-
-    /// The password of the pending version in a list of logins: replicas may log in with it until it is revoked, also on the
-    /// way back.
-    async fn kept_login(&self, slot: &Slot) -> Outcome<Option<SecretValue>> {
-        let Part::PasswordOf(login) = &slot.part else { return Ok(None) };
-        let pending = self.sealed(self.plan.pending).await?;
-        let pending = pending.filter(|credential| slot::is_login(credential, login));
-        let password = pending.as_ref().and_then(|login| login.field(&Field::new("password")));
-        Ok(password.filter(|_| !planted!("login_taken_early")).map(SecretValue::duplicate))
     }
 
     async fn captured(&self, index: usize, slot: &Slot) -> Outcome<Option<SecretValue>> {
@@ -996,7 +1003,7 @@ impl Work<'_> {
         for store in &self.plan.workloads[workload].reads {
             let container = self.member.drivers.stores[usize::from(*store)].container();
             for slot in &self.plan.stores[usize::from(*store)].slots {
-                if self.is_suspect(slot, arrangement) {
+                if self.is_suspect(slot, arrangement) || self.is_of_another_login(slot, to).await? {
                     continue;
                 }
                 let content = self.content(usize::from(*store), slot, to).await?;
@@ -1113,6 +1120,9 @@ impl Work<'_> {
         let slots = &self.plan.stores[index].slots;
         let held = self.member.drivers.stores[index].read(&addresses(slots)).await?;
         for (slot, held) in slots.iter().zip(&held) {
+            if self.is_of_another_login(slot, at).await? {
+                continue;
+            }
             let wanted = self.content(index, slot, at).await?;
             let same = match (&wanted, held) {
                 (Some(wanted), Some(held)) => wanted.same_as(held),

@@ -15,7 +15,7 @@ use keywheel_core::evidence::{Replica, Shows};
 use keywheel_core::facts::{IssuerFacts, StoreFacts, WorkloadFacts};
 use keywheel_core::fingerprint::Fingerprinter;
 use keywheel_core::gate::Clocks;
-use keywheel_core::plan::{Bound, Label, Part, Plan, ProbePlan, Role, Slot, UrlPart, VersionRef};
+use keywheel_core::plan::{Bound, Label, Mode, Part, Plan, ProbePlan, Role, Slot, UrlPart, VersionRef};
 use keywheel_core::rotation::Rotation;
 use keywheel_core::secret::{Credential, Field, SecretName, SecretValue};
 use keywheel_core::time::{Span, Timestamp};
@@ -70,6 +70,13 @@ async fn h72_a_version_that_the_pooler_still_lets_in_is_not_dead() {
     assert_eq!(world.parked().await.as_deref(), Some("death_unproven"));
 }
 
+#[tokio::test(start_paused = true)]
+async fn h72_an_emergency_lists_no_suspect_again() {
+    let world = World::new(Faults { emergency: true, ..Faults::default() });
+    assert_eq!(world.rotate().await, Some(Outcome::Completed));
+    assert_eq!(world.listed(), ["app_b"]);
+}
+
 /// What goes wrong.
 #[derive(Clone, Copy, Default)]
 struct Faults {
@@ -79,6 +86,8 @@ struct Faults {
     deaf_to_end: bool,
     /// The probe is red.
     red: bool,
+    /// The former login is suspect, and is ended before anything is delivered: a declared outage.
+    emergency: bool,
 }
 
 /// Everything outside of the engine: a server, a pooler before it, a store with a URL, and a replica that reads it.
@@ -161,6 +170,10 @@ impl World {
         plan.stores.push(pooler);
         let bound = Bound { name: "probe".into(), driver: serde_json::json!({}) };
         plan.probes = vec![ProbePlan { bound }];
+        if self.faults.emergency {
+            plan.mode = Mode::Emergency { revoke_first: true, stage_for: Span::minutes(10) };
+            plan.previous.as_mut().unwrap().state = State::Compromised;
+        }
         plan
     }
 
@@ -168,7 +181,8 @@ impl World {
         let mut contents = self.contents.lock().unwrap();
         let done = act(&mut contents);
         let held = login_of(&contents.held);
-        assert!(contents.lets_in(&held), "a replica holds a login that is refused");
+        let is_let_in = contents.lets_in(&held) || self.faults.emergency;
+        assert!(is_let_in, "a replica holds a login that is refused");
         done
     }
 
