@@ -31,7 +31,7 @@ use super::claim::Claimed;
 use super::local::{self, OwnedEdit};
 use super::replace::{Change, LocalFile};
 use super::userlist::{self, BadList};
-use crate::postgres::{self, Failed};
+use crate::postgres::{self, Failed, Reach};
 use crate::{Build, Context, program, reference};
 
 /// The longest password with which PgBouncer can log in: it prepares no longer one for SCRAM.
@@ -111,7 +111,8 @@ fn place(url: &str) -> Result<tokio_postgres::Config, Refusal> {
     if config.get_user().is_some() || config.get_password().is_some() {
         return Err(unsupported("`through` must not hold a user name or password"));
     }
-    postgres::guarded(config)
+    let is_here = postgres::are_here(&config);
+    postgres::guarded(config, is_here)
         .ok_or_else(|| unsupported("`through` names another machine, and no TLS"))
 }
 
@@ -281,7 +282,8 @@ impl PgBouncer {
         console: &SecretReference,
         command: &str,
     ) -> Result<Vec<SimpleQueryMessage>, String> {
-        let config = postgres::place(console).await.map_err(|refusal| refusal.message)?;
+        let config = postgres::place(console, &Reach::Direct).await;
+        let config = config.map_err(|error| error.to_string())?;
         match self.ask(&config, command).await.map_err(|refusal| refusal.message)? {
             Ok(answer) => Ok(answer),
             Err(Silence::Refused) => Err("PgBouncer's console refuses the login".into()),
