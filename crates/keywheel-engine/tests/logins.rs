@@ -15,7 +15,9 @@ use keywheel_core::evidence::{Replica, Shows};
 use keywheel_core::facts::{IssuerFacts, StoreFacts, WorkloadFacts};
 use keywheel_core::fingerprint::Fingerprinter;
 use keywheel_core::gate::Clocks;
-use keywheel_core::plan::{Bound, Label, Mode, Part, Plan, ProbePlan, Role, Slot, UrlPart, VersionRef};
+use keywheel_core::plan::{
+    Bound, Label, Mode, Part, Plan, ProbePlan, Role, Slot, UrlPart, VersionRef,
+};
 use keywheel_core::rotation::Rotation;
 use keywheel_core::secret::{Credential, Field, SecretName, SecretValue};
 use keywheel_core::time::{Span, Timestamp};
