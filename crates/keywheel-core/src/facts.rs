@@ -36,6 +36,9 @@ pub struct IssuerFacts {
     /// How long a person is given for a step, where the issuer is one: who mints and ends versions by hand, on what keywheel says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub by_hand: Option<Span>,
+    /// Whether a mint is told the credential in use, and not its id alone.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub told_in_use: bool,
     /// Whether it has two names that take turns, each used again under a new generation (database logins): such a secret is
     /// rotated by `alternate`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -64,6 +67,7 @@ impl IssuerFacts {
             propagation: Span::minutes(5),
             settle_for: Span::minutes(10),
             by_hand: None,
+            told_in_use: false,
             takes_turns: false,
             publishable: false,
         }

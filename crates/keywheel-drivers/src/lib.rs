@@ -9,6 +9,7 @@ mod guided;
 mod http;
 mod list;
 mod program;
+mod redis;
 mod reference;
 mod secret_json;
 

@@ -446,8 +446,9 @@ impl Work<'_> {
         let label = self.member.rotation.id().label(attempt);
         let ours = self.sealed(self.plan.pending).await?;
         let previous = self.plan.previous.as_ref().and_then(|previous| previous.issued.as_ref());
+        let facts = &self.plan.issuer.facts;
         let in_use = match &self.plan.previous {
-            Some(previous) if self.plan.issuer.facts.by_hand.is_some() => {
+            Some(previous) if facts.by_hand.is_some() || facts.told_in_use => {
                 self.sealed(previous.version).await?
             }
             _ => None,
@@ -557,7 +558,7 @@ impl Work<'_> {
 
     async fn revoke(&self, version: VersionId) -> Outcome {
         let issued = self.issued(version)?;
-        let revoke = self.member.drivers.issuer.revoke(issued);
+        let revoke = self.revoke_at_issuer(issued);
         if !self.plan.is_emergency() || self.member.rotation.was_ever_promoted() {
             revoke.await?;
             return Ok(Report::Plain.into());
@@ -565,6 +566,18 @@ impl Work<'_> {
         let (revoked, behind) = join(revoke, self.behind()).await;
         revoked?;
         Ok(Report::Revoked { behind }.into())
+    }
+
+    /// An emergency ends the sessions too that a suspect may have opened.
+    async fn revoke_at_issuer(&self, issued: &IssuedId) -> Outcome<()> {
+        let issuer = &self.member.drivers.issuer;
+        issuer.revoke(issued).await?;
+        if !self.plan.is_emergency() || planted!("sessions_of_a_suspect_stay") {
+            return Ok(());
+        }
+        // The revoke was made: whatever becomes of its sessions, it was not refused.
+        let ended = issuer.end_sessions(issued).await;
+        ended.map_err(|error| CallError::Unknown(error.to_string()))
     }
 
     /// The replicas that do not prove the new version while a suspect is ended: a declared outage (H123).

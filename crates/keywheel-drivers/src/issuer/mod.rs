@@ -13,6 +13,7 @@ drivers! {
         manual => Manual,
         openai => Openai,
         random => Random,
+        redis_acl => RedisAcl,
     }
 }
 
@@ -27,6 +28,9 @@ mod tests {
                 "openai" => {
                     serde_json::json!({ "project": "proj_1", "admin_key": { "env": "ADMIN_KEY" } })
                 }
+                "redis_acl" => serde_json::json!({
+                    "nodes": ["127.0.0.1:6379"], "user": "app", "admin": { "password": { "env": "REDIS_ADMIN" } },
+                }),
                 "command" => serde_json::json!({ "mint": ["tools/keys"] }),
                 _ => serde_json::json!({}),
             };
