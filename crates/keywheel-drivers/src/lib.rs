@@ -9,10 +9,12 @@ pub mod git;
 mod guided;
 mod http;
 mod list;
+mod postgres;
 mod program;
 mod redis;
 mod reference;
 mod secret_json;
+mod secured;
 
 pub mod issuer;
 pub mod notifier;

@@ -4,7 +4,6 @@
 //! (H115). A server that is not on this machine is spoken to over TLS, unless the configuration says that nobody listens.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use keywheel_core::secret::SecretValue;
@@ -14,14 +13,12 @@ use redis::aio::MultiplexedConnection;
 use redis::{
     AsyncConnectionConfig, Cmd, FromRedisValue, Pipeline, RedisConnectionInfo, RedisError,
 };
-use rustls::crypto::ring;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
-use rustls_platform_verifier::BuilderVerifierExt;
+use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+
+use crate::secured;
 
 /// The codes that may stand in a message; any other text of an answer may hold a value.
 const CODES: [&str; 14] = [
@@ -123,7 +120,7 @@ impl Node {
         });
         let host = host.ok_or_else(|| unsupported("a node is written `host:port`"))?;
         let secured = tls.unwrap_or(ca.is_some() || !is_here(host));
-        let tls = if secured { Some(connector(ca)?) } else { None };
+        let tls = if secured { Some(secured::connector(ca)?) } else { None };
         Ok(Self { address: address.into(), host: host.into(), tls, within: within.into() })
     }
 
@@ -235,31 +232,6 @@ fn trouble(error: &RedisError) -> Trouble {
         None if is_unreadable => Trouble::NoAnswer("something else than expected"),
         None => Trouble::NoAnswer("the connection ended"),
     }
-}
-
-fn connector(ca: Option<&Path>) -> Result<TlsConnector, Refusal> {
-    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .expect("the provider knows the protocols");
-    let config = match ca {
-        Some(ca) => config.with_root_certificates(roots(ca).ok_or_else(|| {
-            let message = format!("`ca`: file `{}` holds no certificates", ca.display());
-            Refusal::operator(RefusalKind::Local, message)
-        })?),
-        None => config.with_platform_verifier().map_err(|_| {
-            let message = "this machine has no list of whom it trusts";
-            Refusal::operator(RefusalKind::Local, message)
-        })?,
-    };
-    Ok(TlsConnector::from(Arc::new(config.with_no_client_auth())))
-}
-
-fn roots(file: &Path) -> Option<RootCertStore> {
-    let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_file_iter(file).ok()? {
-        roots.add(certificate.ok()?).ok()?;
-    }
-    (!roots.is_empty()).then_some(roots)
 }
 
 /// Whether what goes to a host stays on this machine.

@@ -12,6 +12,7 @@ drivers! {
         jwt_secret => JwtSecret,
         manual => Manual,
         openai => Openai,
+        postgres => Postgres,
         random => Random,
         redis_acl => RedisAcl,
     }
@@ -27,6 +28,9 @@ mod tests {
             let config = match *kind {
                 "openai" => {
                     serde_json::json!({ "project": "proj_1", "admin_key": { "env": "ADMIN_KEY" } })
+                }
+                "postgres" => {
+                    serde_json::json!({ "admin_url": { "env": "ADMIN_URL" }, "owner": "app", "logins": ["app_a", "app_b"] })
                 }
                 "redis_acl" => serde_json::json!({
                     "nodes": ["127.0.0.1:6379"], "user": "app", "admin": { "password": { "env": "REDIS_ADMIN" } },

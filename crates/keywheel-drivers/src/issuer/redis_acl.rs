@@ -1275,10 +1275,10 @@ mod tests {
         let id = previous.map(|(id, _)| IssuedId::new(id));
         let in_use = previous.map(|(_, value)| login(value));
         let request = Mint {
-            label: &label,
             value: Some(&value),
             previous: id.as_ref(),
             in_use: in_use.as_ref(),
+            ..Mint::new(&label)
         };
         Ok(issuer.mint(&request).await?.issued.expect("a version has an id"))
     }
