@@ -213,12 +213,11 @@ impl DenyList {
             return Ok(Some(Marked::Before));
         }
         let mut together = redis::pipe();
-        together.atomic();
         if planted!("revoke_clears_the_store") {
             together.cmd("FLUSHALL").ignore();
         }
         together.cmd("SET").arg(key).arg(value).arg("PXAT").arg(until.millis());
-        let done: Value = link.ask_all(&together).await?;
+        let done: Value = link.together(&mut together).await?;
         Ok((done != Value::Nil).then_some(Marked::Made))
     }
 
@@ -319,7 +318,7 @@ async fn held(link: &mut Link, key: &str) -> Result<Held, Trouble> {
     let mut together = redis::pipe();
     together.cmd("TIME").cmd("GET").arg(key).cmd("PTTL").arg(key);
     let ((seconds, micros), value, left): ((i64, i64), Option<String>, i64) =
-        link.ask_all(&together).await?;
+        link.ask_each(&together).await?;
     let now = seconds * 1_000 + micros / 1_000;
     // A key without an end is there for ever. The others end at a whole second.
     let until = if left == -1 { i64::MAX } else { (now + left.max(0) + 500) / 1_000 * 1_000 };
@@ -653,7 +652,7 @@ mod tests {
                 .ignore();
             many.cmd("SET").arg(format!("other:{number}")).arg("1").ignore();
         }
-        link.ask_all::<()>(&many).await.unwrap();
+        link.ask_each::<()>(&many).await.unwrap();
         let listed = world.list().list(3).await.unwrap();
         assert_eq!((listed.tokens, listed.marks.len(), listed.complete), (5_000, 3, true));
     }

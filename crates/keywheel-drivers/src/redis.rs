@@ -11,7 +11,8 @@ use keywheel_core::time::Span;
 use keywheel_driver::{CallError, Refusal, RefusalKind};
 use redis::aio::MultiplexedConnection;
 use redis::{
-    AsyncConnectionConfig, Cmd, FromRedisValue, Pipeline, RedisConnectionInfo, RedisError,
+    AsyncConnectionConfig, Cmd, ErrorKind, FromRedisValue, Pipeline, RedisConnectionInfo, RedisError,
+    ServerErrorKind,
 };
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -177,7 +178,7 @@ impl Node {
         let info = RedisConnectionInfo::default().set_skip_set_lib_name();
         let config = AsyncConnectionConfig::new().set_response_timeout(None);
         let made = MultiplexedConnection::new_with_config(&info, stream, config).await;
-        let (connection, serving) = made.map_err(|error| trouble(&error))?;
+        let (connection, serving) = made.map_err(trouble)?;
         tokio::spawn(serving);
         Ok(Link { connection, within: self.within })
     }
@@ -199,16 +200,34 @@ impl Link {
         settled(tokio::time::timeout(self.within, asked).await)
     }
 
-    /// Asks several questions at once; all of them or none, where the pipeline is atomic.
+    /// Asks several questions, one after another.
     ///
     /// # Errors
-    /// As [`ask`](Self::ask).
-    pub(crate) async fn ask_all<T: FromRedisValue>(
+    /// As [`ask`](Self::ask), for the first that was answered with a no.
+    pub(crate) async fn ask_each<T: FromRedisValue>(
         &mut self,
         questions: &Pipeline,
     ) -> Result<T, Trouble> {
         let asked = questions.query_async(&mut self.connection);
         settled(tokio::time::timeout(self.within, asked).await)
+    }
+
+    /// Makes several changes, with nothing of anybody else between them.
+    ///
+    /// # Errors
+    /// [`Trouble::Said`] where none of them was made.
+    pub(crate) async fn together<T: FromRedisValue>(
+        &mut self,
+        changes: &mut Pipeline,
+    ) -> Result<T, Trouble> {
+        let asked = changes.atomic().query_async(&mut self.connection);
+        match tokio::time::timeout(self.within, asked).await {
+            // One that failed in its turn does not take the others back.
+            Ok(Err(error)) if is_of_server(&error) && !is_abort(&error) => {
+                Err(Trouble::NoAnswer("only a part of a change was made"))
+            }
+            answered => settled(answered),
+        }
     }
 }
 
@@ -216,17 +235,26 @@ fn settled<T>(
     answered: Result<Result<T, RedisError>, tokio::time::error::Elapsed>,
 ) -> Result<T, Trouble> {
     match answered {
-        Ok(answered) => answered.map_err(|error| trouble(&error)),
+        Ok(answered) => answered.map_err(trouble),
         Err(_) => Err(Trouble::NoAnswer("none in time")),
     }
 }
 
-fn trouble(error: &RedisError) -> Trouble {
-    let is_unreadable =
-        matches!(error.kind(), redis::ErrorKind::Parse | redis::ErrorKind::UnexpectedReturnType);
-    match error.code() {
-        Some(code) => {
-            let known = CODES.into_iter().find(|known| *known == code);
+fn is_of_server(error: &RedisError) -> bool {
+    error.clone().into_server_errors().is_some()
+}
+
+fn is_abort(error: &RedisError) -> bool {
+    error.kind() == ErrorKind::Server(ServerErrorKind::ExecAbort)
+}
+
+fn trouble(error: RedisError) -> Trouble {
+    let is_unreadable = matches!(error.kind(), ErrorKind::Parse | ErrorKind::UnexpectedReturnType);
+    let errors = error.into_server_errors();
+    let first = errors.as_ref().and_then(|errors| errors.first());
+    match first {
+        Some((_, error)) => {
+            let known = CODES.into_iter().find(|known| *known == error.code());
             Trouble::Said(known.unwrap_or("an error that is not known"))
         }
         None if is_unreadable => Trouble::NoAnswer("something else than expected"),

@@ -9,9 +9,9 @@ use keywheel_core::facts::{Authority, Observe, ReadBack, ValueOrigin};
 use keywheel_core::fingerprint::{Compared, Fingerprint, Fingerprinter};
 use keywheel_core::gate::{UsageSample, Visit};
 use keywheel_core::incident::{Behind, WorkloadLogs};
-use keywheel_core::plan::{Plan, Role, Slot};
+use keywheel_core::plan::{Part, Plan, Role, Slot, UrlPart};
 use keywheel_core::planted;
-use keywheel_core::secret::{Credential, SecretValue};
+use keywheel_core::secret::{Credential, Field, SecretValue};
 use keywheel_core::strategy::{Arrangement, Position, Side};
 use keywheel_core::time::{Span, Timestamp};
 use keywheel_core::version::{IssuedId, VersionId};
@@ -425,9 +425,29 @@ impl Work<'_> {
         }
     }
 
+    /// Fingerprints what the stores hold of a credential: a field that none of them is given can be read back nowhere.
     fn fingerprint(&self, credential: &Credential) -> Fingerprint {
-        fingerprint(self.engine, credential)
+        let held = delivered(self.plan, credential);
+        let all = held.fields().next().is_none() || planted!("fields_of_no_slot_compared");
+        fingerprint(self.engine, if all { credential } else { &held })
     }
+}
+
+/// The fields of a credential that current slots are given.
+fn delivered(plan: &Plan, credential: &Credential) -> Credential {
+    let slots = plan.stores.iter().flat_map(|store| &store.slots);
+    let parts = slots.filter(|slot| slot.role == Role::Current).map(|slot| &slot.part);
+    let names = parts.flat_map(|part| match part {
+        Part::Plain(field) => [Some(field.clone()), None],
+        Part::Url(UrlPart::Username) => [Some(Field::new("username")), None],
+        Part::Url(UrlPart::Password) => [None, Some(Field::new("password"))],
+        Part::Url(UrlPart::Userinfo) => [Field::new("username"), Field::new("password")].map(Some),
+    });
+    let held = names.flatten().filter_map(|name| {
+        let value = credential.field(&name)?.duplicate();
+        Some((name, value))
+    });
+    held.fold(Credential::default(), |held, (name, value)| held.with(name, value))
 }
 
 /// Fingerprints a whole credential: its fields in order.

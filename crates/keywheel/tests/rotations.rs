@@ -18,8 +18,12 @@ mod claims;
 mod notify;
 #[path = "rotations/parked.rs"]
 mod parked;
+#[path = "rotations/redis.rs"]
+mod redis_user;
 #[path = "rotations/staged.rs"]
 mod staged;
+#[path = "rotations/tokens.rs"]
+mod tokens;
 
 const CONFIG: &str = "
 project: shop
@@ -118,6 +122,18 @@ impl Project {
     fn json(&self, arguments: &[&str]) -> Value {
         let ran = self.run(&[arguments, &["--output", "json"]].concat());
         serde_json::from_str(&ran.stdout).unwrap_or_else(|error| panic!("{error}: {ran:?}"))
+    }
+}
+
+/// Starts a Redis; none where it cannot be had, and why.
+fn redis(settings: &keywheel_ground::redis::Settings) -> Option<keywheel_ground::redis::Redis> {
+    use std::io::Write;
+    match keywheel_ground::redis::Redis::start(settings) {
+        Ok(redis) => Some(redis),
+        Err(why) => {
+            writeln!(std::io::stdout(), "skipped: Redis ({why})").unwrap();
+            None
+        }
     }
 }
 

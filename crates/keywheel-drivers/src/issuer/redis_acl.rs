@@ -678,7 +678,6 @@ impl RedisAcl {
         let run = field(&at.info, "run_id").unwrap_or_default().to_owned();
         let made = format!("{MADE}{}:{run}:{own}", at.now.millis());
         let mut together = redis::pipe();
-        together.atomic();
         let user = acl_setuser(&self.config.user).arg(rule).clone();
         let marker =
             acl_setuser(id).arg(&["reset", "off"]).arg(format!("#{hash}")).arg(made).clone();
@@ -686,7 +685,7 @@ impl RedisAcl {
         if let Some(before) = before {
             together.add_command(marked_before(&self.before(), before)).ignore();
         }
-        at.link.ask_all::<()>(&together).await?;
+        at.link.together::<()>(&mut together).await?;
         at.persist().await
     }
 
@@ -744,7 +743,6 @@ impl RedisAcl {
     ) -> Result<(), Stopped> {
         let account = at.acl.account.as_ref().expect("its presence was checked");
         let mut together = redis::pipe();
-        together.atomic();
         let is_marked = at.acl.marker(id).is_some();
         if let Some(hash) = victim.filter(|_| !is_marked) {
             together.add_command(marked_before(id, hash)).ignore();
@@ -756,7 +754,7 @@ impl RedisAcl {
             together.add_command(remove).ignore();
         }
         if together.cmd_iter().next().is_some() {
-            at.link.ask_all::<()>(&together).await.map_err(Stopped::Before)?;
+            at.link.together::<()>(&mut together).await.map_err(Stopped::Before)?;
         }
         // Also where nothing was left to remove: the try before may have failed at this.
         at.persist().await.map_err(Stopped::Saving)?;
@@ -788,7 +786,7 @@ impl RedisAcl {
             for id in older {
                 together.cmd("CLIENT").arg(&["KILL", "ID"]).arg(id);
             }
-            let killed = at.link.ask_all::<Vec<i64>>(&together).await;
+            let killed = at.link.ask_each::<Vec<i64>>(&together).await;
             killed.map_err(|trouble| trouble.of_change(TARGET, at.node))?;
             tokio::time::sleep(PAUSE).await;
         }
@@ -835,13 +833,12 @@ impl At<'_> {
         let acl = Acl::read(&lines, user);
         let Some(marker) = acl.marker(id) else { return Ok(()) };
         let mut together = redis::pipe();
-        together.atomic();
         if acl.account.as_ref().is_some_and(|account| account.has(&marker.hash)) {
             let remove = acl_setuser(user).arg(format!("!{}", marker.hash)).clone();
             together.add_command(remove).ignore();
         }
         together.add_command(redis::cmd("ACL").arg("DELUSER").arg(id).clone()).ignore();
-        self.link.ask_all(&together).await
+        self.link.together(&mut together).await
     }
 
     /// The number of the client that made the version after this one. Sessions with lower numbers are older than it. None where
