@@ -361,13 +361,14 @@ impl Usage for RedisAcl {
         }
         let user = &self.config.user;
         let later = format!(
-            "{later} later sessions of `{user}`, of which Redis does not tell the password"
+            "{later} later, of which Redis does not tell the password",
+            later = counted(later)
         );
         let detail = match older.as_slice() {
             [] => later,
             older => format!(
-                "{} sessions of `{user}` are older than the next version: {}; {later}",
-                older.len(),
+                "{} of `{user}` older than the next version: {}; {later}",
+                counted(older.len()),
                 some_of(older)
             ),
         };
@@ -1097,6 +1098,10 @@ fn addresses<'a>(nodes: impl IntoIterator<Item = &'a Node>) -> String {
     nodes.collect::<Vec<_>>().join(", ")
 }
 
+fn counted(sessions: usize) -> String {
+    format!("{sessions} {}", if sessions == 1 { "session" } else { "sessions" })
+}
+
 /// The first few of a list, and how many more there are.
 fn some_of(list: &[String]) -> String {
     const SHOWN: usize = 5;
@@ -1486,10 +1491,7 @@ mod tests {
         let used = issuer.usage().unwrap().last_used(&before).await.unwrap();
         assert!(used.at.is_some());
         let detail = used.detail.unwrap();
-        assert!(
-            detail.starts_with("2 sessions of `app` are older than the next version"),
-            "{detail}"
-        );
+        assert!(detail.starts_with("2 sessions of `app` older than the next version"), "{detail}");
         let used = issuer.usage().unwrap().last_used(&id).await.unwrap();
         assert_eq!(used.at, None, "{:?}", used.detail);
 

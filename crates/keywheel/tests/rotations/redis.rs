@@ -7,7 +7,7 @@ use super::{OLD, Project};
 const CONFIG: &str = "
 project: shop
 policies:
-  fast: { cryptoperiod: 90d, soak: SOAK, rollback: 1s, watch: 1s, patience: 5s }
+  fast: { cryptoperiod: 90d, soak: SOAK, rollback: 1s, watch: 1s, patience: 2s }
 stores:
   app: { env_file: { path: app.env } }
 secrets:
@@ -35,17 +35,17 @@ impl Shop {
     /// Returns none, and says why, where Redis cannot be had.
     fn start(slots: &str, app: &str) -> Option<Self> {
         let project = Project::new();
-        let lines = ["user default off".to_owned()]
-            .into_iter()
-            .chain([("keywheel", ADMIN), ("app", OLD)].map(|(user, password)| {
-                format!("user {user} on >{password} ~* &* +@all")
-            }));
+        let lines = ["user default off".to_owned()].into_iter().chain(
+            [("keywheel", ADMIN), ("app", OLD)]
+                .map(|(user, password)| format!("user {user} on >{password} ~* &* +@all")),
+        );
         let settings = Settings { lines: lines.collect(), ..Settings::default() };
         let mut nodes = Vec::new();
         for _ in 0..2 {
             nodes.push(super::redis(&settings)?);
         }
-        let ports: Vec<_> = nodes.iter().map(|node| format!("\"127.0.0.1:{}\"", node.port())).collect();
+        let ports: Vec<_> =
+            nodes.iter().map(|node| format!("\"127.0.0.1:{}\"", node.port())).collect();
         let config = CONFIG.replace("NODES", &ports.join(", ")).replace("SLOTS", slots);
         project.write("keywheel.yaml", &config.replace("SOAK", "1s"));
         project.write("admin", ADMIN);
@@ -72,7 +72,6 @@ impl Shop {
 fn a_password_of_redis_is_rotated_twice_with_the_url_that_it_stands_in() {
     for (slots, url) in [
         ("{ REDIS_URL: { url: password } }", format!("redis://app:{OLD}@cache:6379/0?x=1")),
-        ("{ REDIS_URL: { url: userinfo } }", format!("redis://app:{OLD}@cache:6379/0?x=1")),
         ("{ REDIS_URL: password }", OLD.to_owned()),
     ] {
         let Some(shop) = Shop::start(slots, &format!("REDIS_URL={url}\n")) else { return };
@@ -102,23 +101,19 @@ fn a_session_that_is_older_than_the_rotation_is_named_and_holds_it_up() {
     let Some(shop) = Shop::start(slots, &format!("REDIS_URL=redis://app:{OLD}@cache/\n")) else {
         return;
     };
+    shop.soak("1s, retry: 1h");
     let mut old = shop.session(0, "app", OLD).unwrap();
     shop.project.run(&["rotate", "cache", "--yes"]).ends(0).says("promoted");
-    std::thread::sleep(std::time::Duration::from_secs(2));
-    shop.project.run(&["resume", "--all"]).ends(0);
     assert_eq!(shop.accepts(OLD), [true, true], "it was ended while it was in use");
     let rotations = shop.project.json(&["rotation", "list"]);
     let id = rotations["rotations"][0]["rotation"].as_str().unwrap().to_owned();
     let shown = shop.project.run(&["rotation", "show", &id]);
-    shown.ends(0).says("1 sessions of `app` are older than the next version: 127.0.0.1:");
+    shown.ends(0).says("1 session of `app` older than the next version: 127.0.0.1:");
     assert_eq!(redis::cmd("PING").query::<String>(&mut old).unwrap(), "PONG");
-    drop(old);
-    shop.project.run(&["resume", "--all", "--soak"]).ends(0).says("completed");
-    assert_eq!(shop.accepts(OLD), [false, false]);
 }
 
 #[test]
-fn h66_an_emergency_ends_every_session_that_the_suspect_may_have_opened() {
+fn an_emergency_ends_every_session_that_the_suspect_may_have_opened() {
     let slots = "{ REDIS_URL: { url: userinfo } }";
     let Some(shop) = Shop::start(slots, &format!("REDIS_URL=redis://app:{OLD}@cache/\n")) else {
         return;
@@ -138,7 +133,8 @@ fn h66_an_emergency_ends_every_session_that_the_suspect_may_have_opened() {
 #[test]
 fn a_node_that_is_down_is_named_and_nothing_is_changed() {
     let slots = "{ REDIS_URL: { url: userinfo } }";
-    let Some(mut shop) = Shop::start(slots, &format!("REDIS_URL=redis://app:{OLD}@cache/\n")) else {
+    let Some(mut shop) = Shop::start(slots, &format!("REDIS_URL=redis://app:{OLD}@cache/\n"))
+    else {
         return;
     };
     shop.project.run(&["adopt", "--yes"]).ends(0);

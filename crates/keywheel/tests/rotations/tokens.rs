@@ -74,7 +74,9 @@ fn tokens_are_revoked_listed_counted_and_on_record() {
     record.says("revoked token `b2`: a lost phone").says("revoked tokens of `dana` issued before");
     shop.project.run(&["audit", "verify"]).ends(0).says("holds");
 
-    let again = shop.project.json(&[&["token", "revoke", "--before", "2020-01-01T00:00:00Z"], &BECAUSE[..]].concat());
+    let again = shop
+        .project
+        .json(&[&["token", "revoke", "--before", "2020-01-01T00:00:00Z"], &BECAUSE[..]].concat());
     assert_eq!(again["revoked"], serde_json::json!([]));
     assert_eq!(again["ended_before"].as_array().unwrap().len(), 1, "such tokens have ended");
 }
@@ -89,7 +91,10 @@ fn a_token_is_refused_to_its_own_end_and_through_its_last_second() {
         shop.project.run(&[&words[..], &BECAUSE].concat()).ends(0);
         let left: i64 = shop.marks.ttl(format!("shop:deny:jti:{id}")).unwrap();
         // The clock goes on while the program works.
-        assert!((-2..=seconds + 1).contains(&left) && (seconds < 30 || left > seconds - 25), "{id}: {left}");
+        assert!(
+            (-2..=seconds + 1).contains(&left) && (seconds < 30 || left > seconds - 25),
+            "{id}: {left}"
+        );
     }
     let end = (now - jiff::SignedDuration::from_secs(61)).to_string();
     let words = ["token", "revoke", "--jti", "gone", "--expires", &end];
@@ -100,9 +105,7 @@ fn a_token_is_refused_to_its_own_end_and_through_its_last_second() {
 
 #[test]
 fn h86_a_redis_that_forgets_is_refused_and_nothing_else_is_touched() {
-    let Some(mut shop) =
-        Shop::start(&["maxmemory 64mb", "maxmemory-policy volatile-ttl"])
-    else {
+    let Some(mut shop) = Shop::start(&["maxmemory 64mb", "maxmemory-policy volatile-ttl"]) else {
         return;
     };
     let _: () = shop.marks.set("queue:1", "kept").unwrap();
@@ -134,10 +137,16 @@ fn nothing_is_revoked_without_a_reason_a_yes_and_a_secret_that_is_known() {
     run(&["--because", "x", "--yes"]).ends(1).says("--jti");
     run(&["--jti", "a1", "--before", "now", "--because", "x", "--yes"]).ends(1);
     run(&["--jti", "a1", "--because", "x"]).ends(4).says("K0206").says("until");
-    run(&["--before", "2999-01-01T00:00:00Z", "--because", "x", "--yes"]).ends(1).says("has not come yet");
+    run(&["--before", "2999-01-01T00:00:00Z", "--because", "x", "--yes"])
+        .ends(1)
+        .says("has not come yet");
     run(&["--before", "monday", "--because", "x", "--yes"]).ends(1).says("not a time");
-    run(&["--jti", "eyJhbGciOi.eyJzdWIi.c2ln", "--because", "x", "--yes"]).ends(1).says("whole token");
-    run(&["pepper", "--jti", "a1", "--because", "x", "--yes"]).ends(1).says("not in the configuration");
+    run(&["--jti", "eyJhbGciOi.eyJzdWIi.c2ln", "--because", "x", "--yes"])
+        .ends(1)
+        .says("whole token");
+    run(&["pepper", "--jti", "a1", "--because", "x", "--yes"])
+        .ends(1)
+        .says("not in the configuration");
     shop.project.run(&["token", "count"]).ends(0).says("0 tokens, 0 subjects");
 
     let other = Project::new();
