@@ -167,3 +167,90 @@ fn nothing_is_revoked_without_a_reason_a_yes_and_a_secret_that_is_known() {
         assert!(!ran.stderr.contains("kwcanary"));
     }
 }
+
+/// The backend of the example, with the signing secret and the Redis of a shop.
+struct Backend {
+    runtime: tokio::runtime::Runtime,
+    address: std::net::SocketAddr,
+}
+
+impl Backend {
+    fn of(shop: &Shop) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        let variables = [
+            ("JWT_SECRET", OLD.repeat(2)),
+            ("JWT_LIFE_SECONDS", "600".into()),
+            ("REDIS_URL", shop.project.read("url")),
+        ];
+        let value = |name: &str| {
+            let (_, value) = variables.iter().find(|(known, _)| *known == name)?;
+            Some(keywheel_core::secret::SecretValue::new(value.clone().into_bytes()))
+        };
+        let settings = keywheel_example::backend::Settings::read(value, None).unwrap();
+        let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
+        let address = listener.local_addr().unwrap();
+        let serving = keywheel_example::backend::serve(settings, listener, std::future::pending());
+        runtime.spawn(serving);
+        Self { runtime, address }
+    }
+
+    /// Logs in, and returns a token and its id.
+    fn login(&self) -> (String, String) {
+        use base64::Engine;
+        let url = format!("http://{}/login", self.address);
+        let answer = self.runtime.block_on(async {
+            let sent = keywheel_example::client(0).unwrap().post(url).send().await.unwrap();
+            sent.json::<serde_json::Value>().await.unwrap()
+        });
+        let token = answer["token"].as_str().unwrap().to_owned();
+        let claims = token.split('.').nth(1).unwrap();
+        let claims = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(claims).unwrap();
+        let claims: serde_json::Value = serde_json::from_slice(&claims).unwrap();
+        (token, claims["jti"].as_str().unwrap().to_owned())
+    }
+
+    /// Shows a token, and returns the status of the answer.
+    fn shows(&self, token: &str) -> u16 {
+        let url = format!("http://{}/me", self.address);
+        self.runtime.block_on(async {
+            let client = keywheel_example::client(0).unwrap();
+            client.get(url).bearer_auth(token).send().await.unwrap().status().as_u16()
+        })
+    }
+}
+
+#[test]
+fn the_backend_of_the_example_refuses_what_was_revoked_and_nothing_else() {
+    let Some(mut shop) = Shop::start(&["appendonly yes"]) else { return };
+    let backend = Backend::of(&shop);
+    let ((one, id), (other, _)) = (backend.login(), backend.login());
+    assert_eq!((backend.shows(&one), backend.shows(&other)), (200, 200));
+    let revoke = |shop: &Shop, words: &[&str]| {
+        shop.project
+            .run(&[&["token", "revoke"], words, &BECAUSE[..]].concat())
+            .ends(0)
+            .says("revoked 1");
+    };
+    revoke(&shop, &["--jti", &id]);
+    assert_eq!((backend.shows(&one), backend.shows(&other)), (401, 200));
+    revoke(&shop, &["--subject", "somebody else"]);
+    assert_eq!(backend.shows(&other), 200);
+
+    // Whoever cannot ask says so, and logs nobody out; a crash loses nothing that was written.
+    shop.redis.kill();
+    assert_eq!((backend.shows(&one), backend.shows(&other)), (503, 503));
+    shop.redis.begin().unwrap();
+    assert_eq!((backend.shows(&one), backend.shows(&other)), (401, 200));
+
+    revoke(&shop, &["--subject", "demo"]);
+    assert_eq!(backend.shows(&other), 401);
+    std::thread::sleep(std::time::Duration::from_millis(1_100));
+    let (new, _) = backend.login();
+    assert_eq!(backend.shows(&new), 200);
+    revoke(&shop, &["--before", "now"]);
+    assert_eq!(backend.shows(&new), 401);
+}
