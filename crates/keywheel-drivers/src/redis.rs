@@ -3,7 +3,7 @@
 //! What the server writes may repeat what it was sent, so an error is told by its code alone, and only by a code that is known
 //! (H115). A server that is not on this machine is spoken to over TLS, unless the configuration says that nobody listens.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use keywheel_core::secret::SecretValue;
@@ -17,7 +17,6 @@ use redis::{
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
 
 use crate::secured;
 
@@ -44,7 +43,8 @@ const CODES: [&str; 14] = [
 pub(crate) struct Node {
     address: String,
     host: String,
-    tls: Option<TlsConnector>,
+    tls: bool,
+    ca: Option<PathBuf>,
     within: Duration,
 }
 
@@ -78,7 +78,7 @@ impl Trouble {
         let address = node.address();
         match self {
             Self::NotReached(why) => format!("node `{address}` cannot be reached: {why}"),
-            Self::NoAnswer(why) => format!("node `{address}` gave no answer: {why}"),
+            Self::NoAnswer(why) => format!("node `{address}` did not say what became of it: {why}"),
             Self::Said(code) => format!("node `{address}` answered {code}"),
         }
     }
@@ -108,7 +108,7 @@ impl Node {
     /// Names a server by `host:port`. Without a word about TLS, it is spoken where the server is another machine.
     ///
     /// # Errors
-    /// A refusal that says what is wrong with the address or the certificates.
+    /// A refusal where the address is none.
     pub(crate) fn new(
         address: &str,
         tls: Option<bool>,
@@ -120,9 +120,9 @@ impl Node {
             Some(host.trim_start_matches('[').trim_end_matches(']')).filter(|host| !host.is_empty())
         });
         let host = host.ok_or_else(|| unsupported("a node is written `host:port`"))?;
-        let secured = tls.unwrap_or(ca.is_some() || !is_here(host));
-        let tls = if secured { Some(secured::connector(ca)?) } else { None };
-        Ok(Self { address: address.into(), host: host.into(), tls, within: within.into() })
+        let tls = tls.unwrap_or(ca.is_some() || !is_here(host));
+        let (address, host, ca) = (address.into(), host.into(), ca.map(Path::to_owned));
+        Ok(Self { address, host, tls, ca, within: within.into() })
     }
 
     /// Returns the address, for people.
@@ -133,7 +133,7 @@ impl Node {
     /// Whether it is spoken to over TLS.
     #[cfg(test)]
     pub(crate) fn is_secured(&self) -> bool {
-        self.tls.is_some()
+        self.tls
     }
 
     /// Connects and logs in.
@@ -162,7 +162,13 @@ impl Node {
         let stream = TcpStream::connect(&self.address).await;
         let stream = stream.map_err(|_| Trouble::NotReached("no connection"))?;
         stream.set_nodelay(true).ok();
-        let Some(tls) = &self.tls else { return self.speak(stream).await };
+        if !self.tls {
+            return self.speak(stream).await;
+        }
+        // Read for each connection, since most commands build a driver and ask nobody.
+        let tls = secured::connector(self.ca.as_deref());
+        let tls =
+            tls.map_err(|_| Trouble::NotReached("nobody is known who may sign its certificate"))?;
         let name = ServerName::try_from(self.host.clone())
             .map_err(|_| Trouble::NotReached("no certificate can be for its name"))?;
         let secured = tls.connect(name, stream).await;
@@ -236,7 +242,7 @@ fn settled<T>(
 ) -> Result<T, Trouble> {
     match answered {
         Ok(answered) => answered.map_err(trouble),
-        Err(_) => Err(Trouble::NoAnswer("none in time")),
+        Err(_) => Err(Trouble::NoAnswer("no answer in time")),
     }
 }
 

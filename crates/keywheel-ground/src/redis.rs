@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -84,11 +84,6 @@ impl Redis {
     /// Returns the file that holds the users, where there is one.
     pub fn users(&self) -> PathBuf {
         self.folder.path().join("users.acl")
-    }
-
-    /// Returns the folder in which the server works.
-    pub fn folder(&self) -> &Path {
-        self.folder.path()
     }
 
     /// Ends the server as a crash does, and keeps what it wrote.

@@ -110,10 +110,11 @@ impl Build for Config {
 
     fn build(&self, context: &Context) -> Result<Arc<dyn Issuer>, Refusal> {
         let is_name = |name: &str| {
-            !name.is_empty() && !name.chars().any(|c| c.is_whitespace() || c.is_control())
+            let is_odd = |c: char| c.is_whitespace() || c.is_control() || c == '@';
+            !name.is_empty() && !name.chars().any(is_odd)
         };
         if !is_name(&self.user) || !is_name(&self.admin.user) {
-            return Err(unsupported("a user's name is not empty and holds no space"));
+            return Err(unsupported("a user's name is not empty, and holds no space and no `@`"));
         }
         if self.user == self.admin.user && !planted!("admin_ends_itself") {
             return Err(unsupported(
@@ -750,7 +751,9 @@ impl RedisAcl {
         }
         if planted!("every_password_ended") {
             together.add_command(acl_setuser(&self.config.user).arg("resetpass").clone()).ignore();
-        } else if let Some(hash) = victim.filter(|hash| account.has(hash)) {
+        } else if let Some(hash) =
+            victim.filter(|hash| account.has(hash) || planted!("gone_password_is_a_failure"))
+        {
             let remove = acl_setuser(&self.config.user).arg(format!("!{hash}")).clone();
             together.add_command(remove).ignore();
         }
@@ -775,7 +778,7 @@ impl RedisAcl {
 
     /// Ends the user's sessions that were opened before the client with this number, some at a time, until none is left.
     async fn end_sessions_before(&self, at: &mut At<'_>, mark: i64) -> Result<(), CallError> {
-        let batch = if planted!("all_sessions_at_once") { usize::MAX } else { BATCH };
+        let batch = if planted!("every_session_at_once") { usize::MAX } else { BATCH };
         for _ in 0..ROUNDS {
             let sessions = self.sessions(at).await?;
             let older = sessions.into_iter().map(|session| session.id).filter(|id| *id < mark);
@@ -1149,6 +1152,9 @@ mod tests {
 
     use super::*;
 
+    /// What the guide gives the admin.
+    const ADMIN_RULES: &str = "resetkeys -@all +acl +client|list +client|kill +client|id +config|get +config|rewrite +info +time +multi +exec";
+
     /// Nodes with the users `keywheel`, `app` and `other`, and what is configured for them.
     struct World {
         nodes: Vec<Redis>,
@@ -1186,7 +1192,7 @@ mod tests {
             };
             vec![
                 "user default off".to_owned(),
-                line("keywheel", &self.admin, "~* &* +@all"),
+                line("keywheel", &self.admin, ADMIN_RULES),
                 line("app", &self.first, "~* &* +@all -acl -config"),
                 line("other", &self.other, "~* &* +@all"),
             ]
@@ -1441,6 +1447,30 @@ mod tests {
         assert!(matches!(gone, Err(CallError::Refused(r)) if r.kind == RefusalKind::NotFound));
     }
 
+    #[test]
+    fn the_guide_gives_the_admin_what_it_needs() {
+        let guide = include_str!("../../../../docs/guide/redis.md");
+        assert!(guide.contains(ADMIN_RULES));
+    }
+
+    #[tokio::test]
+    async fn h96_what_is_gone_is_done_and_a_user_that_is_not_there_is_not() {
+        let Some(world) = World::start(2) else { return };
+        let issuer = world.issuer();
+        let id = mint(&*issuer, "kw-1-1", &canary("redis-second"), None).await.unwrap();
+        // Somebody took the password away by hand, and left its name.
+        let marker: Vec<String> = world.ask(0, &["ACL", "LIST"]).await;
+        let hash = Acl::read(&marker, "app").marker(&id.id).unwrap().hash.clone();
+        let _: () = world.ask(0, &["ACL", "SETUSER", "app", &format!("!{hash}")]).await;
+        for _ in 0..2 {
+            assert_eq!(issuer.revoke(&id).await, Ok(()));
+        }
+        assert_eq!(issuer.revoke(&IssuedId::new("kw-never-1@app")).await, Ok(()));
+        let wrong = world.build(json!({ "user": "nobody" })).unwrap_or_else(|e| panic!("{e}"));
+        let refused = wrong.revoke(&IssuedId::new("kw-1-1@nobody")).await;
+        assert!(matches!(refused, Err(CallError::Refused(r)) if r.kind == RefusalKind::NotFound));
+    }
+
     #[tokio::test]
     async fn h88_what_was_ended_stays_ended_after_a_restart() {
         for users in [Users::File, Users::Configuration] {
@@ -1459,7 +1489,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn h109_only_the_hash_of_a_password_is_sent() {
+    async fn h70_only_the_hash_of_a_password_is_sent() {
         let Some(world) = World::start(1) else { return };
         let relay = Relay::before(world.nodes[0].port()).await;
         let issuer = world.issuer_at(&[relay.port]);
@@ -1572,7 +1602,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn h88_one_node_that_accepts_a_password_is_no_death() {
+    async fn h89_one_node_that_accepts_a_password_is_no_death() {
         let Some(world) = World::start(2) else { return };
         let issuer = world.issuer();
         let verify = async |password: &str| issuer.verify(&login(password)).await.unwrap();
@@ -1634,6 +1664,13 @@ mod tests {
 
         world.nodes[1].begin().unwrap();
         assert!(world.accepts(1, "app", &second).await, "it was not there to be told");
+        world.nodes[1].freeze();
+        let hangs = issuer.verify(&login(&second)).await;
+        assert!(
+            matches!(hangs, Ok(Verdict::CannotTell(words)) if words.contains("no answer in time"))
+        );
+        is_refused(issuer.suspend().unwrap().suspend(&id).await);
+        world.nodes[1].thaw();
         issuer.revoke(&id).await.unwrap();
         assert!(!world.accepts(1, "app", &second).await);
         assert_eq!(issuer.list("kw-").await.unwrap(), []);
@@ -1695,6 +1732,7 @@ mod tests {
             (json!({ "nodes": [] }), "`nodes` is empty"),
             (json!({ "nodes": ["redis.internal"] }), "`host:port`"),
             (json!({ "user": "app other" }), "holds no space"),
+            (json!({ "user": "app@other" }), "no `@`"),
         ] {
             let Err(refusal) = world.build(changes) else { panic!("{words}") };
             assert!(refusal.message.contains(words), "{refusal}");

@@ -69,7 +69,7 @@ impl Shop {
 }
 
 #[test]
-fn a_password_of_redis_is_rotated_twice_with_the_url_that_it_stands_in() {
+fn h35_a_field_that_no_slot_holds_is_no_edit_by_hand() {
     for (slots, url) in [
         ("{ REDIS_URL: { url: password } }", format!("redis://app:{OLD}@cache:6379/0?x=1")),
         ("{ REDIS_URL: password }", OLD.to_owned()),

@@ -254,3 +254,15 @@ fn the_backend_of_the_example_refuses_what_was_revoked_and_nothing_else() {
     revoke(&shop, &["--before", "now"]);
     assert_eq!(backend.shows(&new), 401);
 }
+
+#[test]
+fn the_guide_shows_what_the_backend_of_the_example_does() {
+    let source = include_str!("../../../../examples/compose/app/src/deny_list.rs");
+    let (_, check) = source.split_once("    pub async fn refuses").unwrap();
+    let (check, _) = check.split_once("\n    }\n").unwrap();
+    let shown = format!("pub async fn refuses{}\n}}\n", check.replace("\n    ", "\n"));
+    let guide = include_str!("../../../../docs/guide/jwt.md");
+    assert!(guide.contains(&shown), "{shown}");
+    let login = "+get +set +pttl +watch +unwatch +multi +exec +scan +info +time +select";
+    assert!(guide.contains(login));
+}
