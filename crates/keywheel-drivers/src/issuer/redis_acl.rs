@@ -718,17 +718,15 @@ impl RedisAcl {
 
     /// Ends a version on these nodes: the hash that its name carries goes, then the sessions that are surely of it or older.
     async fn end(&self, nodes: &mut [At<'_>], id: &str, end: End) -> Result<(), CallError> {
-        let mut victims = Vec::new();
-        for at in nodes.iter() {
-            self.account(at)?;
-            victims.push(match at.acl.marker(id) {
-                Some(marker) => Some(marker.hash.clone()),
-                None if id == self.before() => self.only_by_hand(nodes)?,
-                None => None,
-            });
-        }
+        nodes.iter().try_for_each(|at| self.account(at).map(drop))?;
+        // A node that lost the name, and not the password, is told by another one which password that is.
+        let kept = nodes.iter().find_map(|at| at.acl.marker(id));
+        let victim = match kept.map(|marker| marker.hash.clone()) {
+            None if id == self.before() => self.only_by_hand(nodes)?,
+            kept => kept,
+        };
         let mut done = Vec::new();
-        for (at, victim) in nodes.iter_mut().zip(&victims) {
+        for at in nodes.iter_mut() {
             let ended = self.end_at(at, id, victim.as_deref(), end).await;
             ended.map_err(|stopped| half_done("ended", &done, at.node, stopped))?;
             done.push(at.node);
@@ -746,6 +744,7 @@ impl RedisAcl {
         let account = at.acl.account.as_ref().expect("its presence was checked");
         let mut together = redis::pipe();
         let is_marked = at.acl.marker(id).is_some();
+        let victim = victim.filter(|hash| is_marked || account.has(hash));
         if let Some(hash) = victim.filter(|_| !is_marked) {
             together.add_command(marked_before(id, hash)).ignore();
         }
@@ -1465,6 +1464,12 @@ mod tests {
         for _ in 0..2 {
             assert_eq!(issuer.revoke(&id).await, Ok(()));
         }
+        // One node lost the name, and not the password.
+        let third = canary("redis-third");
+        let id = mint(&*issuer, "kw-2-1", &third, None).await.unwrap();
+        let _: () = world.ask(0, &["ACL", "DELUSER", &id.id]).await;
+        assert_eq!(issuer.revoke(&id).await, Ok(()));
+        assert!(!world.accepts(0, "app", &third).await && !world.accepts(1, "app", &third).await);
         assert_eq!(issuer.revoke(&IssuedId::new("kw-never-1@app")).await, Ok(()));
         let wrong = world.build(json!({ "user": "nobody" })).unwrap_or_else(|e| panic!("{e}"));
         let refused = wrong.revoke(&IssuedId::new("kw-1-1@nobody")).await;

@@ -112,6 +112,7 @@ fn h86_a_redis_that_forgets_is_refused_and_nothing_else_is_touched() {
     let words = [&["token", "revoke", "--jti", "a1"], &BECAUSE[..]].concat();
     let ran = shop.project.run(&words);
     ran.ends(4).says("K0214").says("`maxmemory-policy volatile-ttl`").says("now: nothing changed");
+    shop.project.run(&["check"]).ends(0).says("deny list").says("may forget marks");
     assert!(!shop.marks.exists::<_, bool>("shop:deny:jti:a1").unwrap());
     let _: () = redis::cmd("CONFIG")
         .arg(&["SET", "maxmemory-policy", "noeviction"])
