@@ -13,7 +13,7 @@ pub(crate) struct Tool {
 }
 
 /// Everything that some check calls.
-const TOOLS: [Tool; 10] = [
+const TOOLS: [Tool; 11] = [
     Tool { name: "git", package: "git", without: "which files are tracked" },
     Tool { name: "strace", package: "strace", without: "arguments of every process, and fsyncs" },
     Tool { name: "setfattr", package: "attr", without: "extended attributes of replaced files" },
@@ -26,6 +26,7 @@ const TOOLS: [Tool; 10] = [
     Tool { name: "docker-compose", package: "docker-compose", without: "Docker Compose 1" },
     Tool { name: "podman", package: "podman", without: "Podman" },
     Tool { name: "busybox", package: "busybox-static", without: "Docker Compose" },
+    Tool { name: "redis-server", package: "redis-server", without: "Redis" },
     // The server's own programs are in no path; Debian brings this one with them.
     Tool { name: "pg_createcluster", package: "postgresql", without: "PostgreSQL" },
     Tool { name: "pgbouncer", package: "pgbouncer", without: "PgBouncer" },

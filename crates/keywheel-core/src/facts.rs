@@ -39,6 +39,9 @@ pub struct IssuerFacts {
     /// Whether that person mints only, and finding and ending versions takes none.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub only_mint_by_hand: bool,
+    /// Whether a mint is told the credential in use, and not its id alone.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub told_in_use: bool,
     /// Whether it has two names that take turns, each used again under a new generation (database logins): such a secret is
     /// rotated by `alternate`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -68,6 +71,7 @@ impl IssuerFacts {
             settle_for: Span::minutes(10),
             by_hand: None,
             only_mint_by_hand: false,
+            told_in_use: false,
             takes_turns: false,
             publishable: false,
         }

@@ -271,6 +271,29 @@ pub enum Part {
     PasswordOf(String),
 }
 
+impl Part {
+    /// Returns the fields of a credential that a slot is given.
+    pub fn fields(&self) -> Vec<Field> {
+        let (username, password) = (|| Field::new("username"), || Field::new("password"));
+        match self {
+            Self::Plain(field) => vec![field.clone()],
+            Self::Url(UrlPart::Username)
+            | Self::Jdbc(LoginPart::Username)
+            | Self::Libpq(LoginPart::Username)
+            | Self::Pgpass(LoginPart::Username) => vec![username()],
+            Self::Url(UrlPart::Password)
+            | Self::Jdbc(LoginPart::Password)
+            | Self::Libpq(LoginPart::Password)
+            | Self::Pgpass(LoginPart::Password) => vec![password()],
+            Self::Url(UrlPart::Userinfo)
+            | Self::Jdbc(LoginPart::Login)
+            | Self::Libpq(LoginPart::Login)
+            | Self::Pgpass(LoginPart::Login)
+            | Self::PasswordOf(_) => vec![username(), password()],
+        }
+    }
+}
+
 /// The part of a URL that a secret owns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

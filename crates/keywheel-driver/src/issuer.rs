@@ -50,6 +50,12 @@ pub trait Issuer: Send + Sync {
     /// just before the call; a mismatch is a refusal (H92).
     async fn revoke(&self, id: &IssuedId) -> Result<(), CallError>;
 
+    /// Ends every session that may have been opened with a suspect, after its revoke, whichever other version may have opened
+    /// it: what a provider keeps open by itself is none of them (H66).
+    async fn end_sessions(&self, _id: &IssuedId) -> Result<(), CallError> {
+        Ok(())
+    }
+
     /// Finds the id of a live credential that was made by hand, for `adopt`.
     async fn identify(&self, _credential: &Credential) -> Result<Identity, CallError> {
         Ok(Identity::Unknown)

@@ -4,14 +4,17 @@
 //! [`NotifierConfig`] only: externally tagged configuration that builds the driver.
 
 mod api;
+pub mod deny_list;
 pub mod git;
 mod guided;
 mod http;
 mod list;
 mod postgres;
 mod program;
+mod redis;
 mod reference;
 mod secret_json;
+mod secured;
 
 pub mod issuer;
 pub mod notifier;

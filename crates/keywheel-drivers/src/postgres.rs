@@ -8,15 +8,10 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::pin::Pin;
 use std::str::FromStr;
-use std::sync::Arc;
 use std::task::{Context as Polled, Poll};
 
 use keywheel_driver::{CallError, Refusal, RefusalKind, SecretReference};
-use rustls::crypto::ring;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
-use rustls_platform_verifier::BuilderVerifierExt;
+use rustls::pki_types::ServerName;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -28,7 +23,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::workload::compose_service::ContainersOf;
-use crate::{Context, reference};
+use crate::{Context, reference, secured};
 
 /// How a server is reached.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -193,27 +188,7 @@ async fn served_by(
 }
 
 fn tls(ca: Option<&Path>) -> Result<MakeTls, Refusal> {
-    let unread = |what: &str| Refusal::operator(RefusalKind::Local, what);
-    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .expect("the provider knows the protocols");
-    let config = match ca {
-        Some(ca) => config.with_root_certificates(roots(ca).ok_or_else(|| {
-            unread(&format!("`ca`: file `{}` holds no certificates", ca.display()))
-        })?),
-        None => config
-            .with_platform_verifier()
-            .map_err(|_| unread("this machine has no list of whom it trusts"))?,
-    };
-    Ok(MakeTls(TlsConnector::from(Arc::new(config.with_no_client_auth()))))
-}
-
-fn roots(file: &std::path::Path) -> Option<RootCertStore> {
-    let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_file_iter(file).ok()? {
-        roots.add(certificate.ok()?).ok()?;
-    }
-    (!roots.is_empty()).then_some(roots)
+    secured::connector(ca).map(MakeTls)
 }
 
 /// Whether what goes to a host stays on this machine.

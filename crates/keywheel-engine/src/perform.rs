@@ -425,9 +425,23 @@ impl Work<'_> {
         }
     }
 
+    /// Fingerprints what the stores hold of a credential: a field that none of them is given can be read back nowhere.
     fn fingerprint(&self, credential: &Credential) -> Fingerprint {
-        fingerprint(self.engine, credential)
+        let held = delivered(self.plan, credential);
+        let all = held.fields().next().is_none() || planted!("fields_of_no_slot_compared");
+        fingerprint(self.engine, if all { credential } else { &held })
     }
+}
+
+/// The fields of a credential that current slots are given.
+fn delivered(plan: &Plan, credential: &Credential) -> Credential {
+    let slots = plan.stores.iter().flat_map(|store| &store.slots);
+    let parts = slots.filter(|slot| slot.role == Role::Current).map(|slot| &slot.part);
+    let held = parts.flat_map(Part::fields).filter_map(|name| {
+        let value = credential.field(&name)?.duplicate();
+        Some((name, value))
+    });
+    held.fold(Credential::default(), |held, (name, value)| held.with(name, value))
 }
 
 /// Fingerprints a whole credential: its fields in order.
@@ -446,8 +460,9 @@ impl Work<'_> {
         let label = self.member.rotation.id().label(attempt);
         let ours = self.sealed(self.plan.pending).await?;
         let previous = self.plan.previous.as_ref().and_then(|previous| previous.issued.as_ref());
+        let facts = &self.plan.issuer.facts;
         let in_use = match &self.plan.previous {
-            Some(previous) if self.plan.issuer.facts.by_hand.is_some() => {
+            Some(previous) if facts.by_hand.is_some() || facts.told_in_use => {
                 self.sealed(previous.version).await?
             }
             _ => None,
@@ -575,7 +590,7 @@ impl Work<'_> {
 
     async fn revoke(&self, version: VersionId) -> Outcome {
         let issued = self.issued(version)?;
-        let revoke = self.member.drivers.issuer.revoke(issued);
+        let revoke = self.revoke_at_issuer(issued);
         if !self.plan.is_emergency() || self.member.rotation.was_ever_promoted() {
             revoke.await?;
             self.forget_login(version).await?;
@@ -585,6 +600,18 @@ impl Work<'_> {
         revoked?;
         self.forget_login(version).await?;
         Ok(Report::Revoked { behind }.into())
+    }
+
+    /// An emergency ends the sessions too that a suspect may have opened.
+    async fn revoke_at_issuer(&self, issued: &IssuedId) -> Outcome<()> {
+        let issuer = &self.member.drivers.issuer;
+        issuer.revoke(issued).await?;
+        if !self.plan.is_emergency() || planted!("sessions_of_a_suspect_stay") {
+            return Ok(());
+        }
+        // The revoke was made: whatever becomes of its sessions, it was not refused.
+        let ended = issuer.end_sessions(issued).await;
+        ended.map_err(|error| CallError::Unknown(error.to_string()))
     }
 
     /// The replicas that do not prove the new version while a suspect is ended: a declared outage (H123).

@@ -13,7 +13,7 @@ use std::task::Poll;
 use async_trait::async_trait;
 use futures_util::FutureExt;
 use keywheel_core::call::{CallError, Refusal, RefusalKind};
-use keywheel_core::event::{Event, Outcome, ParkReason, Report};
+use keywheel_core::event::{Event, Outcome, ParkReason, Report, Step};
 use keywheel_core::evidence::{Replica, Shows};
 use keywheel_core::facts::{IssuerFacts, StoreFacts, ValueOrigin, WorkloadFacts};
 use keywheel_core::fingerprint::Fingerprinter;
@@ -192,6 +192,34 @@ async fn h123_a_revoke_before_delivery_names_the_replicas_that_are_out() {
         let out = Behind { workload: 0, replicas: vec!["1".into()], unknown: None };
         assert_eq!(behind, revoke_first.then(|| vec![out]), "revoke first: {revoke_first}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn h66_an_emergency_ends_the_sessions_of_a_suspect_and_no_other_rotation_does() {
+    let refused_once = AtomicBool::new(false);
+    let setup = Setup::new(move |call| match call.name {
+        "end sessions" if !refused_once.swap(true, Ordering::SeqCst) => {
+            Fate::Refused(Refusal::retry(RefusalKind::Unavailable, None, "a node is down"))
+        }
+        _ => Fate::Well,
+    });
+    let mut group = setup.engine.begin(&[Arc::new(emergency(false))]).await.unwrap();
+    assert_eq!(setup.rest(&mut group).await, Some(Outcome::Completed));
+    let effects = setup.of("s", |contents| contents.effects.clone());
+    let ends = effects.iter().filter(|effect| matches!(**effect, "revoke" | "end sessions"));
+    // The revoke was made, and is made again with what was refused after it.
+    assert_eq!(ends.collect::<Vec<_>>(), [&"revoke", &"revoke", &"end sessions"]);
+    let refused = setup
+        .records(&group)
+        .await
+        .into_iter()
+        .any(|event| matches!(event, Event::Refused { step: Step::Revoke(_), .. }));
+    assert!(!refused, "a revoke that was made is not refused");
+
+    let setup = Setup::new(|_| Fate::Well);
+    let mut group = setup.engine.begin(&[Arc::new(plan("s", ValueOrigin::Theirs))]).await.unwrap();
+    assert_eq!(setup.rest(&mut group).await, Some(Outcome::Completed));
+    assert!(!setup.of("s", |contents| contents.effects.contains(&"end sessions")));
 }
 
 #[tokio::test(start_paused = true)]
@@ -656,6 +684,12 @@ impl Issuer for Place {
     async fn revoke(&self, id: &IssuedId) -> Result<(), CallError> {
         self.call("revoke").await?;
         self.change("revoke", |place| place.live.retain(|(issued, ..)| issued != id)).await;
+        Ok(())
+    }
+
+    async fn end_sessions(&self, _id: &IssuedId) -> Result<(), CallError> {
+        self.call("end sessions").await?;
+        self.change("end sessions", |_| ()).await;
         Ok(())
     }
 }

@@ -8,6 +8,7 @@ pub mod openbao;
 pub mod pgbouncer;
 pub mod podman;
 pub mod postgres;
+pub mod redis;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -110,6 +110,7 @@ codes! {
     "K0211" ORDER,
     "K0212" CLAIMED,
     "K0213" ELSEWHERE,
+    "K0214" DENY_LIST,
     "K0301" PLACE,
     "K0302" SEALING,
     "K0303" CORRUPT,

@@ -1,6 +1,7 @@
 //! The program as people and scripts run it, on stores and journals in a folder of its own.
 
 #![expect(clippy::unwrap_used, reason = "a test may end where it stands")]
+#![expect(clippy::print_stdout, reason = "a test says why it is skipped")]
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -18,8 +19,12 @@ mod claims;
 mod notify;
 #[path = "rotations/parked.rs"]
 mod parked;
+#[path = "rotations/redis.rs"]
+mod redis_user;
 #[path = "rotations/staged.rs"]
 mod staged;
+#[path = "rotations/tokens.rs"]
+mod tokens;
 
 const CONFIG: &str = "
 project: shop
@@ -118,6 +123,17 @@ impl Project {
     fn json(&self, arguments: &[&str]) -> Value {
         let ran = self.run(&[arguments, &["--output", "json"]].concat());
         serde_json::from_str(&ran.stdout).unwrap_or_else(|error| panic!("{error}: {ran:?}"))
+    }
+}
+
+/// Starts a Redis; none where it cannot be had, and why.
+fn redis(settings: &keywheel_ground::redis::Settings) -> Option<keywheel_ground::redis::Redis> {
+    match keywheel_ground::redis::Redis::start(settings) {
+        Ok(redis) => Some(redis),
+        Err(why) => {
+            println!("skipped: Redis ({why})");
+            None
+        }
     }
 }
 

@@ -19,6 +19,7 @@ drivers! {
         openrouter => Openrouter,
         postgres => Postgres,
         random => Random,
+        redis_acl => RedisAcl,
     }
 }
 
@@ -39,6 +40,9 @@ mod tests {
                 "postgres" => {
                     serde_json::json!({ "admin_url": { "env": "ADMIN_URL" }, "owner": "app", "logins": ["app_a", "app_b"] })
                 }
+                "redis_acl" => serde_json::json!({
+                    "nodes": ["127.0.0.1:6379"], "user": "app", "admin": { "password": { "env": "REDIS_ADMIN" } },
+                }),
                 "command" => serde_json::json!({ "mint": ["tools/keys"] }),
                 _ => serde_json::json!({}),
             };

@@ -6,6 +6,8 @@ use keywheel_core::plan::Plan;
 use keywheel_driver::issuer::Change;
 use keywheel_driver::workload::elsewhere;
 use keywheel_driver::{Finding, Severity};
+use keywheel_drivers::Context;
+use keywheel_drivers::deny_list::DenyListConfig;
 use keywheel_engine::readers;
 use serde_json::json;
 
@@ -123,6 +125,16 @@ pub(crate) fn statements(changes: &[Change]) -> String {
     text
 }
 
+/// What keeps a list of refused tokens from being used. It keeps no rotation from beginning.
+async fn listed(list: &DenyListConfig, plan: &Plan) -> Vec<Finding> {
+    let examined = match list.build(&Context::at(&plan.folder)) {
+        Ok(list) => list.examine().await,
+        Err(refusal) => Err(refusal),
+    };
+    let examined = examined.unwrap_or_else(|refusal| vec![Finding::note(refusal.to_string())]);
+    examined.into_iter().map(|finding| Finding::note(finding.message)).collect()
+}
+
 async fn one(secret: &Secret, plan: &Plan, built: &Built) -> Vec<Found> {
     let mut found = Vec::new();
     let mut add = |place: String, findings: Result<Vec<Finding>, CallError>| {
@@ -135,6 +147,9 @@ async fn one(secret: &Secret, plan: &Plan, built: &Built) -> Vec<Found> {
         }));
     };
     add(format!("issuer {}", plan.issuer.bound.name), built.issuer.preflight().await);
+    if let Some(list) = &secret.deny_list {
+        add("deny list".into(), Ok(listed(list, plan).await));
+    }
     for (store, planned) in built.stores.iter().zip(&plan.stores) {
         let addresses: Vec<String> =
             planned.slots.iter().map(|slot| slot.address.clone()).collect();

@@ -17,4 +17,5 @@ pub(crate) mod rotate;
 pub(crate) mod rotation;
 pub(crate) mod schema;
 pub(crate) mod status;
+pub(crate) mod token;
 pub(crate) mod where_;

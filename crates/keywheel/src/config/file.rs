@@ -6,6 +6,7 @@ use keywheel_core::plan;
 use keywheel_core::strategy::Strategy;
 use keywheel_core::time::Span;
 use keywheel_driver::duration::Duration;
+use keywheel_drivers::deny_list::DenyListConfig;
 use keywheel_drivers::{IssuerConfig, NotifierConfig, ProbeConfig, StoreConfig, WorkloadConfig};
 use schemars::JsonSchema;
 
@@ -212,6 +213,8 @@ pub(crate) struct SecretEntry {
     pub(crate) because: Option<String>,
     /// The environment in which the same rotation must have completed first.
     pub(crate) after: Option<After>,
+    /// Where applications look whether a token that it signed is refused before its end.
+    pub(crate) deny_list: Option<DenyListConfig>,
     /// Losses that its owner accepts beforehand.
     #[serde(default)]
     pub(crate) accept: Vec<Accept>,

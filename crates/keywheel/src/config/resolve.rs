@@ -11,6 +11,7 @@ use keywheel_core::secret::SecretName;
 use keywheel_core::strategy::{Side, Strategy};
 use keywheel_core::time::Span;
 use keywheel_driver::{Notifier, Refusal};
+use keywheel_drivers::deny_list::DenyListConfig;
 use keywheel_drivers::{
     Build, Context, IssuerConfig, NotifierConfig, ProbeConfig, StoreConfig, WorkloadConfig,
 };
@@ -115,6 +116,8 @@ pub(crate) struct Secret {
     pub(crate) because: Option<String>,
     /// The environment in which the same rotation must have completed first.
     pub(crate) after: Option<After>,
+    /// Where applications look whether a token that it signed is refused.
+    pub(crate) deny_list: Option<DenyListConfig>,
 }
 
 /// The rules of a policy that are no limits of one rotation.

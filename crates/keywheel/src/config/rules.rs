@@ -65,11 +65,13 @@ impl SecretScope<'_> {
             },
             because: entry.because.clone().filter(|because| !because.trim().is_empty()),
             after: entry.after.clone(),
+            deny_list: entry.deny_list.clone(),
         };
         found.keep(self.named_as_required(&secret, &rules_of));
         found.keep(self.arranged(&secret));
         if let Some(facts) = &facts {
             found.keep(self.suits(&secret, facts));
+            found.keep(self.lists_tokens(&secret, facts));
         }
         found.keep(self.cryptoperiod(&secret));
         if found.count() == before {
@@ -231,6 +233,25 @@ impl SecretScope<'_> {
             .hint("use `strategy: cutover` with `accept: [outage]`")),
             _ => Ok(()),
         }
+    }
+
+    /// Checks that whatever has a list of refused tokens signs tokens, and says how long they live.
+    fn lists_tokens(&self, secret: &Secret, facts: &IssuerFacts) -> Result<(), Problem> {
+        let Some(deny_list) = &secret.deny_list else { return Ok(()) };
+        let path = self.path(&["deny_list"]);
+        let has_end = matches!(secret.strategy, Strategy::Keyring { .. });
+        if facts.authority != Authority::Workload || !has_end {
+            let message = format!(
+                "`secrets.{}` has a deny list, and does not say how long a token of it lives",
+                self.shown()
+            );
+            let problem = self.problem(code::UNSUITABLE, &["deny_list"], message);
+            return Err(problem.hint(
+                "a deny list goes with `issuer: { jwt_secret: … }` and `strategy: { keyring: { longest_token: … } }`",
+            ));
+        }
+        let built = deny_list.build(self.scope.context);
+        built.map(drop).map_err(|refusal| self.scope.refused(refusal, &path))
     }
 
     /// Checks that a store does not get a user name alone: the password that goes with it must reach the readers too.

@@ -176,7 +176,8 @@ impl Scope<'_> {
         Ok(driver.facts())
     }
 
-    fn refused(&self, refusal: Refusal, path: &[&str]) -> Problem {
+    /// Says that a driver refuses its settings.
+    pub(super) fn refused(&self, refusal: Refusal, path: &[&str]) -> Problem {
         let node = self.tree.at(path).unwrap_or(&self.tree);
         let why = without_values(refusal.message, node)
             .unwrap_or_else(|| "its settings are refused".into());

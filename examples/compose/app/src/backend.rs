@@ -1,7 +1,7 @@
 //! One replica of the backend.
 //!
 //! It signs sessions with `JWT_SECRET`, accepts a second secret in `JWT_SECRET_ALSO_ACCEPTED`, and answers questions with the
-//! help of an OpenAI-shaped server. It will not start with values that it cannot use. When it is asked to end, it says so to
+//! help of an OpenAI-shaped server. With `REDIS_URL`, it looks for each token whether that is refused before its end. It will not start with values that it cannot use. When it is asked to end, it says so to
 //! whoever checks its health, serves on until that was noticed, finishes what it is doing, and ends.
 
 use std::future::Future;
@@ -19,9 +19,10 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use keywheel_core::secret::SecretValue;
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
+use crate::deny_list::DenyList;
 use crate::token::{sign, unix_seconds, verify};
 
 /// The header by which a replica that is about to end says so with each answer.
@@ -127,15 +128,28 @@ async fn health(State(backend): State<Arc<Backend>>) -> StatusCode {
 async fn login(State(backend): State<Arc<Backend>>) -> Json<Session> {
     let now = unix_seconds();
     let expires_at = now + backend.settings.token_life.as_secs();
-    let claims = json!({ "sub": "demo", "iat": now, "exp": expires_at });
+    let claims = json!({ "jti": fresh_id(), "sub": "demo", "iat": now, "exp": expires_at });
     Json(Session { token: sign(&claims, &backend.settings.signs), expires_at })
 }
 
 async fn me(State(backend): State<Arc<Backend>>, headers: HeaderMap) -> StatusCode {
     let token =
         headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
-    let accepted = token.is_some_and(|token| backend.settings.accepts(token, unix_seconds()));
-    if accepted { StatusCode::OK } else { StatusCode::UNAUTHORIZED }
+    let claims = token.and_then(|token| backend.settings.claims(token, unix_seconds()));
+    let Some(claims) = claims else { return StatusCode::UNAUTHORIZED };
+    let Some(list) = &backend.settings.deny_list else { return StatusCode::OK };
+    match list.refuses(&claims).await {
+        Ok(false) => StatusCode::OK,
+        Ok(true) => StatusCode::UNAUTHORIZED,
+        Err(_) => StatusCode::SERVICE_UNAVAILABLE,
+    }
+}
+
+/// An id that no other token has.
+fn fresh_id() -> String {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).expect("the operating system gives random bytes");
+    hex::encode(bytes)
 }
 
 async fn ask(State(backend): State<Arc<Backend>>) -> StatusCode {
@@ -163,6 +177,7 @@ pub struct Settings {
     also_accepts: Option<SecretValue>,
     model: Option<Model>,
     token_life: Duration,
+    deny_list: Option<DenyList>,
 }
 
 impl Settings {
@@ -194,12 +209,14 @@ impl Settings {
             .context("JWT_LIFE_SECONDS is not a number")?;
         let key = take("OPENAI_API_KEY");
         let model = openai_base.zip(key).map(|(base, key)| Model::new(base, key)).transpose()?;
-        Ok(Self { signs, also_accepts, model, token_life: Duration::from_secs(life) })
+        let deny_list = take("REDIS_URL").map(|url| DenyList::new(&url)).transpose()?;
+        Ok(Self { signs, also_accepts, model, token_life: Duration::from_secs(life), deny_list })
     }
 
-    fn accepts(&self, token: &str, now: u64) -> bool {
+    /// Returns the claims of a token that either secret signed.
+    fn claims(&self, token: &str, now: u64) -> Option<Value> {
         let mut secrets = std::iter::once(&self.signs).chain(&self.also_accepts);
-        secrets.any(|secret| verify(token, secret, now))
+        secrets.find_map(|secret| verify(token, secret, now))
     }
 }
 
@@ -246,14 +263,16 @@ mod tests {
             also_accepts: Some(secret(b'b')),
             model: None,
             token_life: Duration::ZERO,
+            deny_list: None,
         };
-        assert!(settings.accepts(&token(b'a'), 999));
-        assert!(settings.accepts(&token(b'b'), 999));
-        assert!(!settings.accepts(&token(b'c'), 999));
-        assert!(!settings.accepts(&token(b'a'), 1_000));
-        assert!(!settings.accepts(&token(b'a').replace('.', ""), 999));
-        assert!(!settings.accepts(&sign(&json!({ "exp": 1_000, "nbf": 999 }), &secret(b'a')), 998));
-        assert!(!settings.accepts(&sign(&json!({}), &secret(b'a')), 1));
+        let accepts = |token: &str, now| settings.claims(token, now).is_some();
+        assert!(accepts(&token(b'a'), 999));
+        assert!(accepts(&token(b'b'), 999));
+        assert!(!accepts(&token(b'c'), 999));
+        assert!(!accepts(&token(b'a'), 1_000));
+        assert!(!accepts(&token(b'a').replace('.', ""), 999));
+        assert!(!accepts(&sign(&json!({ "exp": 1_000, "nbf": 999 }), &secret(b'a')), 998));
+        assert!(!accepts(&sign(&json!({}), &secret(b'a')), 1));
     }
 
     #[test]

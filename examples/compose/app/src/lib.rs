@@ -5,6 +5,7 @@
 //! left to them: where values come from, and where replicas are found.
 
 pub mod backend;
+pub mod deny_list;
 pub mod edge;
 pub mod load;
 pub mod provider;

@@ -17,18 +17,16 @@ pub fn sign(claims: &Value, secret: &SecretValue) -> String {
     format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature))
 }
 
-/// Returns whether a token is signed with a secret, valid already and not expired.
-pub fn verify(token: &str, secret: &SecretValue, now: u64) -> bool {
-    let check = || {
-        let (signed, signature) = token.rsplit_once('.')?;
-        let (header, claims) = signed.split_once('.')?;
-        mac(signed, secret).verify_slice(&URL_SAFE_NO_PAD.decode(signature).ok()?).ok()?;
-        let part = |text| serde_json::from_slice::<Value>(&URL_SAFE_NO_PAD.decode(text).ok()?).ok();
-        let (header, claims) = (part(header)?, part(claims)?);
-        let begins = claims.get("nbf").map_or(Some(0), Value::as_u64)?;
-        Some(header["alg"] == "HS256" && begins <= now && now < claims["exp"].as_u64()?)
-    };
-    check().unwrap_or(false)
+/// Returns the claims of a token that is signed with a secret, valid already and not expired.
+pub fn verify(token: &str, secret: &SecretValue, now: u64) -> Option<Value> {
+    let (signed, signature) = token.rsplit_once('.')?;
+    let (header, claims) = signed.split_once('.')?;
+    mac(signed, secret).verify_slice(&URL_SAFE_NO_PAD.decode(signature).ok()?).ok()?;
+    let part = |text| serde_json::from_slice::<Value>(&URL_SAFE_NO_PAD.decode(text).ok()?).ok();
+    let (header, claims) = (part(header)?, part(claims)?);
+    let begins = claims.get("nbf").map_or(Some(0), Value::as_u64)?;
+    let is_valid = header["alg"] == "HS256" && begins <= now && now < claims["exp"].as_u64()?;
+    is_valid.then_some(claims)
 }
 
 /// Returns the seconds since 1970.
