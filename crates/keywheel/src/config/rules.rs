@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
 use keywheel_core::facts::{Authority, IssuerFacts};
-use keywheel_core::plan::{Accept, LoginPart, Part, Policy, Role, Slot, UrlPart};
-use keywheel_core::secret::SecretName;
+use keywheel_core::plan::{Accept, Part, Policy, Role, Slot};
+use keywheel_core::secret::{Field, SecretName};
 use keywheel_core::strategy::Strategy;
 use keywheel_core::time::Span;
 use keywheel_driver::duration::Duration;
@@ -71,6 +71,7 @@ impl SecretScope<'_> {
         found.keep(self.arranged(&secret));
         if let Some(facts) = &facts {
             found.keep(self.suits(&secret, facts));
+            found.keep(self.named_login(&secret, facts));
             found.keep(self.lists_tokens(&secret, facts));
         }
         found.keep(self.cryptoperiod(&secret));
@@ -254,17 +255,28 @@ impl SecretScope<'_> {
         built.map(drop).map_err(|refusal| self.scope.refused(refusal, &path))
     }
 
+    /// Checks that readers of a login that takes turns are told its name: it changes with the password.
+    fn named_login(&self, secret: &Secret, facts: &IssuerFacts) -> Result<(), Problem> {
+        for delivery in secret.deliveries.iter().filter(|_| facts.takes_turns) {
+            let fields: Vec<Field> =
+                delivery.slots.iter().flat_map(|slot| slot.part.fields()).collect();
+            let gives = |name: &str| fields.contains(&Field::new(name));
+            if !gives("username") && !self.answers_logins(&delivery.store) {
+                let message = format!(
+                    "`secrets.{}.stores.{}` delivers a password without the user name, and the logins take turns",
+                    self.shown(),
+                    shown(&delivery.store)
+                );
+                let problem = self.problem(code::UNSUITABLE, &["stores", &delivery.store], message);
+                return Err(problem.hint("add a slot for it, as in `PGUSER: username`"));
+            }
+        }
+        Ok(())
+    }
+
     /// Checks that a store does not get a user name alone: the password that goes with it must reach the readers too.
     fn fields(&self, delivery: &Delivery) -> Result<(), Problem> {
-        let username = |slot: &Slot| {
-            matches!(
-                slot.part,
-                Part::Url(UrlPart::Username)
-                    | Part::Jdbc(LoginPart::Username)
-                    | Part::Libpq(LoginPart::Username)
-                    | Part::Pgpass(LoginPart::Username)
-            )
-        };
+        let username = |slot: &Slot| slot.part.fields() == [Field::new("username")];
         if delivery.slots.iter().all(username) {
             let message = format!(
                 "`secrets.{}.stores.{}` delivers a user name and no password",
