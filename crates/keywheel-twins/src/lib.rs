@@ -6,6 +6,7 @@
 
 pub mod fault;
 pub mod openai;
+pub mod sentry;
 pub mod server;
 
 /// The header that every answer of a twin carries; its value is the name of the twin.
