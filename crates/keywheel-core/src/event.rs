@@ -233,6 +233,9 @@ pub enum Report {
         fingerprint: Option<Fingerprint>,
         /// When the issuer ends it by itself.
         expires_at: Option<Timestamp>,
+        /// What the version in use has and this one has not (H91).
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        notes: Vec<String>,
     },
     /// A search found what a lost mint left, or nothing.
     Found {

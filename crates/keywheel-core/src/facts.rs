@@ -36,6 +36,38 @@ pub struct IssuerFacts {
     /// How long a person is given for a step, where the issuer is one: who mints and ends versions by hand, on what keywheel says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub by_hand: Option<Span>,
+    /// Whether it has two names that take turns, each used again under a new generation (database logins): such a secret is
+    /// rotated by `alternate`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub takes_turns: bool,
+    /// Whether what it issues is an identifier that anybody may see: no secret, and rotated against abuse only.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub publishable: bool,
+}
+
+impl IssuerFacts {
+    /// Describes an issuer that can do nothing beyond these three, and that is as slow as any: a driver says what it can do
+    /// with struct update syntax.
+    pub const fn new(value: ValueOrigin, observe: Observe, authority: Authority) -> Self {
+        Self {
+            value,
+            observe,
+            authority,
+            max_live: None,
+            label: false,
+            settable_old_value: false,
+            suspend: false,
+            destroy: false,
+            expiry_settable: false,
+            reset_repeatable: false,
+            last_used: None,
+            propagation: Span::minutes(5),
+            settle_for: Span::minutes(10),
+            by_hand: None,
+            takes_turns: false,
+            publishable: false,
+        }
+    }
 }
 
 /// How exact and how late an issuer's last-used data are.

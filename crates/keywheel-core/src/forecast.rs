@@ -82,6 +82,7 @@ fn ideal(rotation: &Rotation, step: Step, began_at: Timestamp, now: Timestamp) -
             issued: Some(IssuedId::new("forecast")),
             fingerprint: None,
             expires_at: None,
+            notes: Vec::new(),
         },
         Step::Write { .. } => Report::Written { changed: true },
         Step::Evidence { .. } => Report::Seen(everyone),

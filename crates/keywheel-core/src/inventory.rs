@@ -275,15 +275,16 @@ impl Inventory {
                     });
                 }
             }
-            (Step::Mint { attempt }, Report::Minted { issued, expires_at, fingerprint }) => self
-                .set(pending, |known| {
+            (Step::Mint { attempt }, Report::Minted { issued, expires_at, fingerprint, .. }) => {
+                self.set(pending, |known| {
                     known.issued = issued.clone();
                     known.label = Some(rotation.id().label(attempt));
                     known.created_at = Some(at);
                     known.expires_at = *expires_at;
                     known.fingerprint = *fingerprint;
                     known.state = State::Active;
-                }),
+                })
+            }
             (Step::FindMint { attempt }, Report::Found { held: true, fingerprint, .. }) => self
                 .set(pending, |known| {
                     known.issued = rotation.issued(pending).cloned();

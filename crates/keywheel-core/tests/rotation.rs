@@ -61,23 +61,20 @@ fn plan(strategy: Strategy) -> Plan {
         issuer: IssuerPlan {
             bound: bound("issuer"),
             facts: IssuerFacts {
-                value: if own { ValueOrigin::Ours } else { ValueOrigin::Theirs },
-                observe: if own { Observe::Probe } else { Observe::Label },
-                authority,
-                max_live: None,
                 label: !own,
                 settable_old_value: own,
-                suspend: false,
                 destroy: !own,
-                expiry_settable: false,
-                reset_repeatable: false,
                 last_used: (!own).then_some(LastUsedFacts {
                     lag: Span::minutes(5),
                     granularity: Span::minutes(1),
                 }),
                 propagation: Span::seconds(30),
                 settle_for: Span::seconds(60),
-                by_hand: None,
+                ..IssuerFacts::new(
+                    if own { ValueOrigin::Ours } else { ValueOrigin::Theirs },
+                    if own { Observe::Probe } else { Observe::Label },
+                    authority,
+                )
             },
         },
         stores: vec![StorePlan {
@@ -159,6 +156,7 @@ impl World {
                 issued: Some(IssuedId::new("new")),
                 fingerprint: None,
                 expires_at: None,
+                notes: Vec::new(),
             },
             Step::FindMint { .. } => Report::Found { issued: None, held: false, fingerprint: None },
             Step::Write { .. } => Report::Written { changed: true },

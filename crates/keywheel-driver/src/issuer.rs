@@ -22,8 +22,13 @@ pub trait Issuer: Send + Sync {
     /// Checks permissions, quotas and caps without changing anything (H19, H90).
     async fn preflight(&self) -> Result<Vec<Finding>, CallError>;
 
-    /// Makes a value, for issuers whose value is ours. It is sealed and journaled before [`mint`](Self::mint) is called.
-    fn generate(&self, _random: Randomness<'_>) -> Option<Credential> {
+    /// Makes a whole credential, for issuers whose value is ours. It is sealed and journaled before [`mint`](Self::mint) is
+    /// called. `previous` is the version in use: of two names that take turns, the other one is next.
+    fn generate(
+        &self,
+        _random: Randomness<'_>,
+        _previous: Option<&IssuedId>,
+    ) -> Option<Credential> {
         None
     }
 
@@ -60,6 +65,11 @@ pub trait Issuer: Send + Sync {
         None
     }
 
+    /// Returns what the issuer has on record about its versions, where it tells.
+    fn audit(&self) -> Option<&dyn Audit> {
+        None
+    }
+
     /// Returns how to extend a short-lived credential, where the issuer can.
     fn extend(&self) -> Option<&dyn Extend> {
         None
@@ -84,6 +94,7 @@ pub struct Mint<'a> {
 }
 
 /// What a mint made.
+#[derive(Default)]
 pub struct Minted {
     /// The issuer's id; none where the issuer keeps nothing (a random value).
     pub issued: Option<IssuedId>,
@@ -91,6 +102,8 @@ pub struct Minted {
     pub credential: Option<Credential>,
     /// When the issuer ends it by itself.
     pub expires_at: Option<Timestamp>,
+    /// What the version in use has and this one has not, for people (H91): `the spend limit could not be copied`.
+    pub notes: Vec<String>,
 }
 
 /// One live version at the issuer.
@@ -155,6 +168,23 @@ pub struct LastUsed {
     pub at: Option<Timestamp>,
     /// More about the use, for people: `212 requests since 02:00`.
     pub detail: Option<String>,
+}
+
+/// What an issuer has on record about its versions.
+#[async_trait]
+pub trait Audit: Send + Sync {
+    /// Returns what happened to a version, and what was done with it, since a time: the earliest first. What the issuer cannot
+    /// tell is an entry too, without a time.
+    async fn since(&self, id: &IssuedId, since: Timestamp) -> Result<Vec<Entry>, CallError>;
+}
+
+/// One entry of an issuer's record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// When it happened, where that is known.
+    pub at: Option<Timestamp>,
+    /// What happened, for people, without a value: `212 requests to model x`.
+    pub what: String,
 }
 
 /// The extension of a lease.

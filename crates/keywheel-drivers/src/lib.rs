@@ -3,7 +3,9 @@
 //! The rest of the program knows them by [`IssuerConfig`], [`StoreConfig`], [`WorkloadConfig`], [`ProbeConfig`] and
 //! [`NotifierConfig`] only: externally tagged configuration that builds the driver.
 
+mod api;
 pub mod git;
+mod guided;
 mod http;
 mod list;
 mod program;

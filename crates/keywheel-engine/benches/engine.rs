@@ -234,7 +234,7 @@ impl Issuer for Place {
         let (label, kept) = (Some(request.label.clone()), SecretValue::new(value.clone()));
         self.with(|place| place.live.push((issued.clone(), label, kept)));
         let credential = Some(Credential::of_value(SecretValue::new(value)));
-        Ok(Minted { issued: Some(issued), credential, expires_at: None })
+        Ok(Minted { issued: Some(issued), credential, ..Minted::default() })
     }
 
     async fn verify(&self, credential: &Credential) -> Result<Verdict, CallError> {

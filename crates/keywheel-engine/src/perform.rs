@@ -457,8 +457,12 @@ impl Work<'_> {
         let minted = self.member.drivers.issuer.mint(&request).await?;
         let credential = minted.credential.as_ref().or(ours.as_ref());
         let fingerprint = credential.map(|credential| self.fingerprint(credential));
-        let report =
-            Report::Minted { issued: minted.issued, fingerprint, expires_at: minted.expires_at };
+        let report = Report::Minted {
+            issued: minted.issued,
+            fingerprint,
+            expires_at: minted.expires_at,
+            notes: minted.notes,
+        };
         Ok(Performed { report, seal: self.seal_pending(minted.credential) })
     }
 
@@ -499,6 +503,11 @@ impl Work<'_> {
             _ => !known.contains(&&live.issued),
         });
         let Some(found) = ours else { return Ok(absent().into()) };
+        if facts.value == ValueOrigin::Ours {
+            // The value was sealed with the intent of this very attempt, whose label was found.
+            let value = self.sealed(self.plan.pending).await?;
+            return Ok(self.found(found.issued, value.is_some(), value.as_ref()).into());
+        }
         let credential = self.member.drivers.issuer.reread(&found.issued).await?;
         let report = self.found(found.issued, credential.is_some(), credential.as_ref());
         Ok(Performed { report, seal: self.seal_pending(credential) })

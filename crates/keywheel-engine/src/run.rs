@@ -230,7 +230,8 @@ impl Engine {
         }
         let plan = member.rotation.plan();
         let mut random = |buffer: &mut [u8]| (self.random)(buffer);
-        let made = member.drivers.issuer.generate(&mut random);
+        let previous = plan.previous.as_ref().and_then(|previous| previous.issued.as_ref());
+        let made = member.drivers.issuer.generate(&mut random, previous);
         let key = perform::credential_key(plan, plan.pending);
         made.map(|value| Sealed { key, value }).into_iter().collect()
     }

@@ -606,7 +606,7 @@ impl Issuer for Place {
         Ok(Vec::new())
     }
 
-    fn generate(&self, random: Randomness<'_>) -> Option<Credential> {
+    fn generate(&self, random: Randomness<'_>, _previous: Option<&IssuedId>) -> Option<Credential> {
         let mut value = vec![0; 16];
         random(&mut value);
         (self.world.origin == ValueOrigin::Ours)
@@ -624,7 +624,7 @@ impl Issuer for Place {
             let issued = IssuedId::new(format!("made by call {}", place.calls));
             place.live.push((issued.clone(), Some(request.label.clone()), value.duplicate()));
             let credential = theirs.then(|| Credential::of_value(value));
-            Ok(Minted { issued: Some(issued), credential, expires_at: None })
+            Ok(Minted { issued: Some(issued), credential, ..Minted::default() })
         })
         .await
     }

@@ -465,20 +465,10 @@ pub fn plan(secret: &str) -> Plan {
 
 fn issuer_facts() -> IssuerFacts {
     IssuerFacts {
-        value: ValueOrigin::Ours,
-        observe: Observe::Probe,
-        authority: Authority::None,
-        max_live: None,
-        label: false,
         settable_old_value: true,
-        suspend: false,
-        destroy: false,
-        expiry_settable: false,
-        reset_repeatable: false,
-        last_used: None,
         propagation: Span::ZERO,
         settle_for: Span::ZERO,
-        by_hand: None,
+        ..IssuerFacts::new(ValueOrigin::Ours, Observe::Probe, Authority::None)
     }
 }
 

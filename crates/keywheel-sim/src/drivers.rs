@@ -132,7 +132,11 @@ impl Issuer for SimIssuer {
         self.line.call(Request::Check).await.map(|_| Vec::new())
     }
 
-    fn generate(&self, _random: Randomness<'_>) -> Option<Credential> {
+    fn generate(
+        &self,
+        _random: Randomness<'_>,
+        _previous: Option<&IssuedId>,
+    ) -> Option<Credential> {
         let ours = self.facts.value == ValueOrigin::Ours;
         ours.then(|| credential(self.line.world.lock().make(self.line.secret)))
     }
@@ -149,6 +153,7 @@ impl Issuer for SimIssuer {
                 issued: name.map(|(id, generation)| IssuedId { id, generation }),
                 credential: value.map(credential),
                 expires_at: expires_at.map(|at| Timestamp::from_millis(EPOCH + at)),
+                notes: Vec::new(),
             }),
             _ => Err(nonsense()),
         }

@@ -310,7 +310,7 @@ impl State {
                 self.truth.minted.push(attempt);
                 self.truth.held = Some(attempt);
                 let issued = self.rotation.plan().issuer.facts.label.then(|| name(attempt));
-                Report::Minted { issued, fingerprint: None, expires_at: None }
+                Report::Minted { issued, fingerprint: None, expires_at: None, notes: Vec::new() }
             }
             Step::FindMint { attempt } if !self.rotation.plan().issuer.facts.label => {
                 self.truth.held = Some(attempt);

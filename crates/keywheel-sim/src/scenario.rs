@@ -153,7 +153,9 @@ impl Shape {
 
     fn observe(self) -> Observe {
         match self {
-            Self::Keys | Self::Rereadable | Self::Lease | Self::Extension => Observe::Label,
+            Self::Keys | Self::Rereadable | Self::Logins | Self::Lease | Self::Extension => {
+                Observe::Label
+            }
             Self::Unlabelled => Observe::IdSetDifference,
             Self::Blind => Observe::None,
             _ => Observe::Probe,
@@ -461,15 +463,9 @@ fn facts(random: &mut Random, shape: Shape, lag: Millis) -> IssuerFacts {
         granularity: random.pick(&[Span::seconds(1), Span::minutes(1)]),
     };
     IssuerFacts {
-        value: shape.value(),
-        observe: shape.observe(),
-        authority: shape.authority(),
-        max_live: None,
         label: shape.observe() == Observe::Label,
-        settable_old_value: false,
         suspend: shape == Shape::Logins || (shape == Shape::Keys && random.chance(60)),
         destroy: issuer && shape != Shape::Reset,
-        expiry_settable: false,
         reset_repeatable: shape == Shape::Reset,
         last_used: (issuer && shape != Shape::Reset && random.chance(50)).then_some(last_used),
         propagation: if issuer {
@@ -478,7 +474,8 @@ fn facts(random: &mut Random, shape: Shape, lag: Millis) -> IssuerFacts {
             Span::ZERO
         },
         settle_for: Span::millis(60_000 + lag as u64),
-        by_hand: None,
+        takes_turns: shape == Shape::Logins,
+        ..IssuerFacts::new(shape.value(), shape.observe(), shape.authority())
     }
 }
 

@@ -130,8 +130,7 @@ fn seen(report: &Report) -> String {
         Report::Seen(Count { holds, other, unknown }) => {
             format!(" ({holds} of {} hold it, {unknown} unknown)", holds + other + unknown)
         }
-        Report::Noted { .. } | Report::Revoked { .. } => words::noted(report),
-        _ => String::new(),
+        _ => words::noted(report),
     }
 }
 

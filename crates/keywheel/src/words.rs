@@ -184,9 +184,10 @@ fn failed(plan: &Plan, of: Step, refusal: Option<&Refusal>) -> String {
     }
 }
 
-/// Says what a step brought beside being done, in an emergency.
+/// Says what a step brought beside being done.
 pub(crate) fn noted(report: &Report) -> String {
     match report {
+        Report::Minted { notes, .. } if !notes.is_empty() => format!("; {}", notes.join("; ")),
         Report::Noted { notes } => format!("; passed over: {}", notes.join("; ")),
         Report::Revoked { behind } if !behind.is_empty() => {
             let count: usize = behind.iter().map(|behind| behind.replicas.len()).sum();

@@ -159,25 +159,22 @@ impl Issuer for Command {
         let Config { verify, revoke, suspend, value, observe, .. } = &self.config;
         let ours = *value == Value::Ours;
         IssuerFacts {
-            value: if ours { ValueOrigin::Ours } else { ValueOrigin::Theirs },
-            observe: match observe {
-                Observed::Label => Observe::Label,
-                Observed::IdSetDifference => Observe::IdSetDifference,
-                Observed::Probe => Observe::Probe,
-                Observed::None => Observe::None,
-            },
-            authority: if verify.is_empty() { Authority::None } else { Authority::Issuer },
             max_live: self.config.max_live,
             label: *observe == Observed::Label,
-            settable_old_value: false,
             suspend: !suspend.is_empty(),
             destroy: !revoke.is_empty(),
-            expiry_settable: false,
-            reset_repeatable: false,
-            last_used: None,
             propagation: self.config.propagation.span(),
             settle_for: self.config.settle_for.span(),
-            by_hand: None,
+            ..IssuerFacts::new(
+                if ours { ValueOrigin::Ours } else { ValueOrigin::Theirs },
+                match observe {
+                    Observed::Label => Observe::Label,
+                    Observed::IdSetDifference => Observe::IdSetDifference,
+                    Observed::Probe => Observe::Probe,
+                    Observed::None => Observe::None,
+                },
+                if verify.is_empty() { Authority::None } else { Authority::Issuer },
+            )
         }
     }
 
@@ -201,7 +198,7 @@ impl Issuer for Command {
         Ok(findings)
     }
 
-    fn generate(&self, random: Randomness<'_>) -> Option<Credential> {
+    fn generate(&self, random: Randomness<'_>, _previous: Option<&IssuedId>) -> Option<Credential> {
         let ours = self.config.value == Value::Ours;
         ours.then(|| Credential::of_value(random::characters(LENGTH, random)))
     }
@@ -237,6 +234,7 @@ impl Issuer for Command {
             issued: answer.issued.map(IssuedId::new),
             credential,
             expires_at: answer.expires_at.map(Timestamp::from_millis),
+            notes: Vec::new(),
         })
     }
 
@@ -604,7 +602,7 @@ print(json.dumps(answer))
 
     async fn attempt(issuer: &dyn Issuer) -> Result<Minted, CallError> {
         let label = Label("kw-test-1".into());
-        let value = issuer.generate(&mut |bytes: &mut [u8]| bytes.fill(7));
+        let value = issuer.generate(&mut |bytes: &mut [u8]| bytes.fill(7), None);
         let request = Mint { label: &label, value: value.as_ref(), previous: None, in_use: None };
         issuer.mint(&request).await
     }

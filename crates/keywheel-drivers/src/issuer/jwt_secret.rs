@@ -121,20 +121,11 @@ struct JwtSecret {
 impl Issuer for JwtSecret {
     fn facts(&self) -> IssuerFacts {
         IssuerFacts {
-            value: ValueOrigin::Ours,
-            observe: Observe::Probe,
-            authority: Authority::Workload,
-            max_live: None,
-            label: false,
             settable_old_value: true,
-            suspend: false,
-            destroy: false,
-            expiry_settable: false,
             reset_repeatable: true,
-            last_used: None,
             propagation: Span::ZERO,
             settle_for: Span::ZERO,
-            by_hand: None,
+            ..IssuerFacts::new(ValueOrigin::Ours, Observe::Probe, Authority::Workload)
         }
     }
 
@@ -142,7 +133,7 @@ impl Issuer for JwtSecret {
         Ok(Vec::new())
     }
 
-    fn generate(&self, random: Randomness<'_>) -> Option<Credential> {
+    fn generate(&self, random: Randomness<'_>, _previous: Option<&IssuedId>) -> Option<Credential> {
         let mut bytes = vec![0; usize::from(self.config.bytes)];
         random(&mut bytes);
         let bytes = SecretValue::new(bytes);
@@ -154,7 +145,7 @@ impl Issuer for JwtSecret {
     }
 
     async fn mint(&self, _request: &Mint<'_>) -> Result<Minted, CallError> {
-        Ok(Minted { issued: None, credential: None, expires_at: None })
+        Ok(Minted::default())
     }
 
     async fn verify(&self, _credential: &Credential) -> Result<Verdict, CallError> {
@@ -264,7 +255,7 @@ mod tests {
     #[test]
     fn the_bytes_are_written_as_configured() {
         let text = |config| {
-            let made = issuer(config).generate(&mut counting()).unwrap();
+            let made = issuer(config).generate(&mut counting(), None).unwrap();
             String::from_utf8(made.value().unwrap().expose().to_vec()).unwrap()
         };
         assert_eq!(text(json!({})), "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8");

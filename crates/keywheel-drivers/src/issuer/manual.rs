@@ -13,12 +13,10 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use keywheel_core::facts::{Authority, IssuerFacts, Observe, ValueOrigin};
-use keywheel_core::plan::Label;
 use keywheel_core::secret::{Credential, SecretValue};
 use keywheel_core::time::Span;
 use keywheel_core::version::IssuedId;
 use keywheel_driver::duration::Duration;
-use keywheel_driver::guide::{Guide, Question};
 use keywheel_driver::issuer::{Issuer, Live, Mint, Minted, Verdict};
 use keywheel_driver::{CallError, Finding, Refusal, RefusalKind};
 use reqwest::Url;
@@ -27,12 +25,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::command;
+use crate::guided::{Format, Guided};
 use crate::{Build, Context, http, program};
 
 const TARGET: &str = "issuer `manual`";
-
-/// How often a person is asked the same.
-const TIMES: usize = 3;
 
 /// How long one question to the other side may take.
 const ANSWER: Span = Span::seconds(30);
@@ -279,8 +275,8 @@ impl Build for Config {
             }
             Some(Verification::Http(http)) => Asks::Page(Page::of(http)?),
         };
-        let (folder, guide) = (context.root.clone(), Arc::clone(&context.guide));
-        Ok(Arc::new(Manual { config, asks, folder, guide }))
+        let guided = Guided(Arc::clone(&context.guide));
+        Ok(Arc::new(Manual { config, asks, folder: context.root.clone(), guided }))
     }
 }
 
@@ -288,7 +284,7 @@ struct Manual {
     config: Config,
     asks: Asks,
     folder: PathBuf,
-    guide: Arc<dyn Guide>,
+    guided: Guided,
 }
 
 /// Who is asked whether a value works.
@@ -353,30 +349,22 @@ impl Issuer for Manual {
     fn facts(&self) -> IssuerFacts {
         let asks = !matches!(self.asks, Asks::Nobody);
         IssuerFacts {
-            value: ValueOrigin::Theirs,
-            observe: Observe::Label,
-            authority: if asks { Authority::Issuer } else { Authority::None },
-            max_live: None,
             label: true,
-            settable_old_value: false,
-            suspend: false,
             destroy: true,
-            expiry_settable: false,
-            reset_repeatable: false,
-            last_used: None,
             propagation: self.config.propagation.map_or(Span::minutes(5), Duration::span),
             settle_for: Span::ZERO,
             by_hand: Some(self.config.within()),
+            ..IssuerFacts::new(
+                ValueOrigin::Theirs,
+                Observe::Label,
+                if asks { Authority::Issuer } else { Authority::None },
+            )
         }
     }
 
     async fn preflight(&self) -> Result<Vec<Finding>, CallError> {
-        let mut findings = vec![match self.guide.absence() {
-            None => Finding::note(
-                "guided: you are asked to make a key, and later to end the former one",
-            ),
-            Some(absence) => Finding::note(format!("guided: {absence}")),
-        }];
+        let what = "you are asked to make a key, and later to end the former one";
+        let mut findings = vec![self.guided.finding(what)];
         if matches!(self.asks, Asks::Nobody) {
             findings.push(Finding::note("no one can be asked whether a value works (`verify`)"));
         }
@@ -384,26 +372,20 @@ impl Issuer for Manual {
     }
 
     async fn mint(&self, request: &Mint<'_>) -> Result<Minted, CallError> {
-        self.somebody()?;
         let label = &request.label.0;
         let mut steps = self.at_the_page(&self.config.steps, "make a new key at the provider");
         steps.push(format!("name it exactly `{label}`, and leave the key in use as it is"));
-        for _ in 0..TIMES {
-            let question = Question { steps: &steps, prompt: "its value", hidden: true };
-            let Some(answer) = self.guide.ask(&question).await else { break };
-            let value = trimmed(&answer);
-            match self.check(&value, request.in_use) {
-                Ok(()) => {
-                    return Ok(Minted {
-                        issued: Some(IssuedId::new(label)),
-                        credential: Some(Credential::of_value(value)),
-                        expires_at: None,
-                    });
-                }
-                Err(why) => steps = vec![format!("that is not the value of a new key: {why}")],
-            }
-        }
-        Err(CallError::Unknown(format!("nobody gave the value of `{label}`, which may exist")))
+        let format = Format {
+            prefix: self.config.prefix.as_deref().unwrap_or_default(),
+            min_length: self.config.min_length.unwrap_or(1),
+            max_length: self.config.max_length.unwrap_or(usize::MAX),
+        };
+        let value = self.guided.value(steps, label, &format, request.in_use).await?;
+        Ok(Minted {
+            issued: Some(IssuedId::new(label)),
+            credential: Some(Credential::of_value(value)),
+            ..Minted::default()
+        })
     }
 
     async fn verify(&self, credential: &Credential) -> Result<Verdict, CallError> {
@@ -421,53 +403,17 @@ impl Issuer for Manual {
         if prefix.is_empty() {
             return Ok(Vec::new());
         }
-        self.somebody()?;
-        let mut steps = self.at_the_page(&[], "look at the list of keys at the provider");
-        steps.push(format!("find every key whose name begins with `{prefix}`"));
-        let prompt = "their names, with spaces between; `none` if there is none";
-        for _ in 0..TIMES {
-            let question = Question { steps: &steps, prompt, hidden: false };
-            let Some(answer) = self.guide.ask(&question).await else { break };
-            match names(&answer, prefix) {
-                Some(names) => {
-                    let live = |name: String| Live {
-                        issued: IssuedId::new(&name),
-                        label: Some(Label(name)),
-                    };
-                    return Ok(names.into_iter().map(live).collect());
-                }
-                None => steps = vec![format!("each name must begin with `{prefix}`")],
-            }
-        }
-        let message = format!("nobody said whether a key whose name begins with `{prefix}` exists");
-        Err(Refusal::operator(RefusalKind::NeedsPerson, message).into())
+        let steps = self.at_the_page(&[], "look at the list of keys at the provider");
+        self.guided.names(steps, prefix).await
     }
 
     async fn revoke(&self, id: &IssuedId) -> Result<(), CallError> {
-        self.somebody()?;
-        let name = &id.id;
-        let mut steps = self.at_the_page(&self.config.end, "open the list of keys at the provider");
-        steps.push(format!("end the key named `{name}` for good, and no other"));
-        let prompt = "`ended` once it is gone, anything else if it is not";
-        let question = Question { steps: &steps, prompt, hidden: false };
-        match self.guide.ask(&question).await {
-            Some(answer) if trimmed(&answer).expose().eq_ignore_ascii_case(b"ended") => Ok(()),
-            Some(_) => {
-                let message = format!("nobody confirmed that key `{name}` is ended");
-                Err(Refusal::operator(RefusalKind::NeedsPerson, message).into())
-            }
-            None => Err(CallError::Unknown(format!("nobody said whether key `{name}` is ended"))),
-        }
+        let steps = self.at_the_page(&self.config.end, "open the list of keys at the provider");
+        self.guided.ended(steps, &id.id).await
     }
 }
 
 impl Manual {
-    /// # Errors
-    /// A refusal where there is no one to ask; nobody was told anything then.
-    fn somebody(&self) -> Result<(), Refusal> {
-        self.guide.absence().map_or(Ok(()), Err)
-    }
-
     fn at_the_page(&self, steps: &[String], otherwise: &str) -> Vec<String> {
         let open = self.config.url.iter().map(|url| format!("open {url}"));
         let mut all: Vec<String> = open.chain(steps.iter().cloned()).collect();
@@ -476,43 +422,6 @@ impl Manual {
         }
         all
     }
-
-    /// Says what is wrong with a value, without a part of it.
-    fn check(&self, value: &SecretValue, in_use: Option<&Credential>) -> Result<(), String> {
-        let Config { prefix, min_length, max_length, .. } = &self.config;
-        let bytes = value.expose();
-        let prefix = prefix.as_deref().unwrap_or_default();
-        let (least, most) = (min_length.unwrap_or(1), max_length.unwrap_or(usize::MAX));
-        if bytes.is_empty() {
-            Err("it is empty".into())
-        } else if !bytes.iter().all(u8::is_ascii_graphic) {
-            Err("it holds a space, or another character that no key has".into())
-        } else if !bytes.starts_with(prefix.as_bytes()) {
-            Err(format!("it does not begin with `{prefix}`"))
-        } else if !(least..=most).contains(&bytes.len()) {
-            Err("it is too short or too long".into())
-        } else if in_use.and_then(Credential::value).is_some_and(|used| used.same_as(value)) {
-            Err("it is the one that is in use now".into())
-        } else {
-            Ok(())
-        }
-    }
-}
-
-fn trimmed(answer: &SecretValue) -> SecretValue {
-    SecretValue::new(answer.expose().trim_ascii().to_vec())
-}
-
-/// Returns the names in an answer; none where one of them is another than was asked for.
-fn names(answer: &SecretValue, prefix: &str) -> Option<Vec<String>> {
-    let text = std::str::from_utf8(answer.expose()).ok()?.trim();
-    if ["none", "no", "n"].contains(&text) {
-        return Some(Vec::new());
-    }
-    let words = text.split([' ', ',']).filter(|word| !word.is_empty());
-    let names: Vec<String> = words.map(str::to_owned).collect();
-    let fits = |name: &String| name.starts_with(prefix);
-    (!names.is_empty() && names.iter().all(fits)).then_some(names)
 }
 
 fn unsupported(message: &str) -> Refusal {
@@ -523,8 +432,10 @@ fn unsupported(message: &str) -> Refusal {
 mod tests {
     use std::sync::Mutex;
 
+    use keywheel_core::plan::Label;
     use keywheel_driver::conformance::canary;
     use keywheel_driver::conformance::issuer::{Subject, run};
+    use keywheel_driver::guide::{Guide, Question};
     use serde_json::json;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
@@ -695,7 +606,7 @@ mod tests {
 
     #[tokio::test]
     async fn h04_a_key_whose_value_never_came_may_exist() {
-        for answers in [vec![None], vec![Some("a b"); TIMES]] {
+        for answers in [vec![None], vec![Some("a b"); 3]] {
             let console = Arc::new(Console::default()).answer(&answers);
             let error = mint(&*issuer(&console, json!({})), None).await.err().unwrap();
             let why = "nobody gave the value of `kw-4c1e9a-1`, which may exist";

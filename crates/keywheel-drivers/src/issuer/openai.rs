@@ -17,19 +17,20 @@ use std::time::SystemTime;
 use async_trait::async_trait;
 use keywheel_core::facts::{Authority, IssuerFacts, LastUsedFacts, Observe, ValueOrigin};
 use keywheel_core::plan::Label;
-use keywheel_core::secret::{Credential, SecretValue};
+use keywheel_core::secret::Credential;
 use keywheel_core::time::{Span, Timestamp};
 use keywheel_core::version::IssuedId;
 use keywheel_driver::issuer::{Identity, Issuer, LastUsed, Live, Mint, Minted, Usage, Verdict};
 use keywheel_driver::{CallError, Duration, Finding, Refusal, RefusalKind, SecretReference};
-use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
-use reqwest::{Method, StatusCode, Url};
+use reqwest::header::{AUTHORIZATION, HeaderMap};
+use reqwest::{Method, Url};
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::json;
 
-use crate::http::{self, Effect};
+use crate::api::{Answer, Api, MOST_PAGES, Shown, instant, shows, unsupported};
+use crate::http::Effect;
 use crate::{Build, Context, reference};
 
 const TARGET: &str = "issuer `openai`";
@@ -46,9 +47,6 @@ const CODES: [&str; 5] = [
     "rate_limit_exceeded",
     "slow_down",
 ];
-
-/// The longest list that is read: 1,000 pages of 100.
-const MOST_PAGES: usize = 1_000;
 
 const HOUR: i64 = 3_600;
 const WEEK: i64 = 7 * 24 * HOUR;
@@ -151,55 +149,30 @@ impl Build for Config {
         }
         let config =
             Self { admin_key: reference::from_root(&self.admin_key, context), ..self.clone() };
-        Ok(Arc::new(OpenAi { base: base(self.base_url.as_deref())?, http: http::client(), config }))
-    }
-}
-
-/// Checks that an admin key can be sent to an address; it never travels in the open.
-fn base(url: Option<&str>) -> Result<Url, Refusal> {
-    let url =
-        Url::parse(url.unwrap_or(OFFICIAL)).map_err(|_| unsupported("`base_url` is not a URL"))?;
-    let safe = http::is_private(&url);
-    let plain = url.username().is_empty()
-        && url.password().is_none()
-        && url.query().is_none()
-        && url.fragment().is_none();
-    match (safe, plain) {
-        (false, _) => {
-            Err(unsupported("`base_url` must begin with `https://`, or name a loopback address"))
-        }
-        (_, false) => Err(unsupported("`base_url` must have no user, query or fragment")),
-        _ => Ok(url),
+        let api = Api::new(TARGET, self.base_url.as_deref().unwrap_or(OFFICIAL))?;
+        Ok(Arc::new(OpenAi { config, api }))
     }
 }
 
 struct OpenAi {
     config: Config,
-    base: Url,
-    http: reqwest::Client,
+    api: Api,
 }
 
 #[async_trait]
 impl Issuer for OpenAi {
     fn facts(&self) -> IssuerFacts {
         IssuerFacts {
-            value: ValueOrigin::Theirs,
-            observe: Observe::Label,
-            authority: Authority::Issuer,
-            max_live: None,
             label: true,
-            settable_old_value: false,
-            suspend: false,
             destroy: true,
             expiry_settable: self.config.expires_in.is_some(),
-            reset_repeatable: false,
             last_used: Some(LastUsedFacts {
                 lag: self.config.last_used.lag.span(),
                 granularity: self.config.last_used.granularity.span(),
             }),
             propagation: self.config.propagation.span(),
             settle_for: self.config.settle_for.span(),
-            by_hand: None,
+            ..IssuerFacts::new(ValueOrigin::Theirs, Observe::Label, Authority::Issuer)
         }
     }
 
@@ -213,7 +186,7 @@ impl Issuer for OpenAi {
             }
             expiry => Vec::from_iter(expiry?),
         };
-        let Some(project) = self.find::<Project>(&admin, &self.project(&[])).await? else {
+        let Some(project) = self.api.find::<Project>(&admin, &self.project(&[])).await? else {
             findings
                 .push(Finding::blocks(format!("project `{}` is not there", self.config.project)));
             return Ok(findings);
@@ -246,6 +219,7 @@ impl Issuer for OpenAi {
             body["expires_in_seconds"] = json!(life.span().as_millis().div_ceil(1_000));
         }
         let answer = self
+            .api
             .send(Method::POST, self.project(&["service_accounts"]), &admin, Some(&body))
             .await?;
         if !answer.status.is_success() {
@@ -254,7 +228,7 @@ impl Issuer for OpenAi {
                     self.revoke(&live.issued).await?;
                 }
             }
-            return Err(answer.error(Effect::Changes));
+            return Err(error(&answer, Effect::Changes));
         }
         let made: Made = answer.decode()?;
         let key = made
@@ -266,6 +240,7 @@ impl Issuer for OpenAi {
             issued: Some(issued(&made.id, &key.id)),
             credential: Some(Credential::of_value(key.value.0)),
             expires_at: key.expires_at.map(instant).or(chosen_end),
+            notes: Vec::new(),
         })
     }
 
@@ -273,19 +248,20 @@ impl Issuer for OpenAi {
     async fn verify(&self, credential: &Credential) -> Result<Verdict, CallError> {
         let value =
             credential.value().ok_or_else(|| unsupported("the credential has no field `value`"))?;
-        let key = bearer(value, "credential")?;
+        let key = self.api.bearer(value, "credential")?;
         let answer = match &self.config.verify {
             Verification::Chat { .. } if planted!("tried_with_anything") => {
-                self.send(Method::GET, self.url(&["models"]), &key, None).await?
+                self.api.send(Method::GET, self.api.url(&["models"]), &key, None).await?
             }
             Verification::Models => {
-                self.send(Method::GET, self.url(&["models"]), &key, None).await?
+                self.api.send(Method::GET, self.api.url(&["models"]), &key, None).await?
             }
             Verification::Chat { model } => {
                 let message = json!({ "role": "user", "content": "." });
                 let body =
                     json!({ "model": model, "messages": [message], "max_completion_tokens": 1 });
-                self.send(Method::POST, self.url(&["chat", "completions"]), &key, Some(&body))
+                self.api
+                    .send(Method::POST, self.api.url(&["chat", "completions"]), &key, Some(&body))
                     .await?
             }
         };
@@ -354,7 +330,8 @@ impl Usage for OpenAi {
     async fn last_used(&self, id: &IssuedId) -> Result<LastUsed, CallError> {
         let (_, key_id) = parts(id)?;
         let admin = self.admin().await?;
-        let key: Option<ApiKey> = self.find(&admin, &self.project(&["api_keys", key_id])).await?;
+        let key: Option<ApiKey> =
+            self.api.find(&admin, &self.project(&["api_keys", key_id])).await?;
         let key = key.filter(|_| !key_id.is_empty());
         let key = key.ok_or_else(|| {
             Refusal::operator(RefusalKind::NotFound, format!("{TARGET} has no key `{key_id}`"))
@@ -380,70 +357,20 @@ impl Usage for OpenAi {
 
 impl OpenAi {
     /// Reads the admin key, which may run a program, and makes the header of it.
-    async fn admin(&self) -> Result<HeaderValue, CallError> {
+    async fn admin(&self) -> Result<HeaderMap, CallError> {
         let value = reference::read(&self.config.admin_key).await?;
-        Ok(bearer(&value, "admin key")?)
-    }
-
-    fn url(&self, path: &[&str]) -> Url {
-        let mut url = self.base.clone();
-        url.path_segments_mut()
-            .expect("`build` took HTTP and HTTPS only")
-            .pop_if_empty()
-            .extend(path);
-        url
+        Ok(self.api.bearer(&value, "admin key")?)
     }
 
     fn project(&self, path: &[&str]) -> Url {
-        self.url(&[["organization", "projects", &self.config.project].as_slice(), path].concat())
-    }
-
-    /// Asks once. An answer that is not whole is an error only where its status promised something.
-    async fn send(
-        &self,
-        method: Method,
-        url: Url,
-        key: &HeaderValue,
-        body: Option<&Value>,
-    ) -> Result<Answer, CallError> {
-        let mut request = self.http.request(method, url).header(AUTHORIZATION, key);
-        if let Some(body) = body {
-            request = request.json(body);
-        }
-        let response = request.send().await.map_err(|e| http::call_error(TARGET, &e))?;
-        let (status, headers) = (response.status(), response.headers().clone());
-        let body = match http::body(TARGET, response).await {
-            Err(error) if status.is_success() => return Err(error),
-            body => SecretValue::new(body.unwrap_or_default()),
-        };
-        Ok(Answer { status, headers, body })
-    }
-
-    async fn read<T: DeserializeOwned>(
-        &self,
-        admin: &HeaderValue,
-        url: Url,
-    ) -> Result<T, CallError> {
-        let answer = self.send(Method::GET, url, admin, None).await?;
-        if answer.status.is_success() { answer.decode() } else { Err(answer.error(Effect::Reads)) }
-    }
-
-    /// Reads one thing, or none where it is not there.
-    async fn find<T: DeserializeOwned>(
-        &self,
-        admin: &HeaderValue,
-        url: &Url,
-    ) -> Result<Option<T>, CallError> {
-        match self.read(admin, url.clone()).await {
-            Err(CallError::Refused(refusal)) if refusal.kind == RefusalKind::NotFound => Ok(None),
-            found => found.map(Some),
-        }
+        self.api
+            .url(&[["organization", "projects", &self.config.project].as_slice(), path].concat())
     }
 
     /// Reads every page of a list.
     async fn all<T: DeserializeOwned>(
         &self,
-        admin: &HeaderValue,
+        admin: &HeaderMap,
         url: &Url,
     ) -> Result<Vec<T>, CallError> {
         let (mut items, mut after) = (Vec::new(), None);
@@ -452,7 +379,7 @@ impl OpenAi {
             url.query_pairs_mut()
                 .append_pair("limit", "100")
                 .extend_pairs(after.iter().map(|id| ("after", id)));
-            let page: Page<T> = self.read(admin, url).await?;
+            let page: Page<T> = self.api.read(admin, url).await?;
             items.extend(page.data);
             if !page.has_more {
                 return Ok(items);
@@ -462,38 +389,38 @@ impl OpenAi {
             }
             after = page.last_id;
         }
-        Err(CallError::Unknown(format!("{TARGET}: a list does not come to its end")))
+        Err(self.api.endless("a list"))
     }
 
     /// Reads every key of the project; left out, `owner_project_access` would hide some that still work.
-    async fn keys(&self, admin: &HeaderValue) -> Result<Vec<ApiKey>, CallError> {
+    async fn keys(&self, admin: &HeaderMap) -> Result<Vec<ApiKey>, CallError> {
         let mut url = self.project(&["api_keys"]);
         url.query_pairs_mut().append_pair("owner_project_access", "any");
         self.all(admin, &url).await
     }
 
-    async fn delete(&self, admin: &HeaderValue, url: Url) -> Result<Deleted, CallError> {
-        let answer = self.send(Method::DELETE, url, admin, None).await?;
+    async fn delete(&self, admin: &HeaderMap, url: Url) -> Result<Deleted, CallError> {
+        let answer = self.api.send(Method::DELETE, url, admin, None).await?;
         match answer.status.as_u16() {
             200..=299 => {
                 let ended: Ended = answer.decode()?;
                 if ended.deleted { Ok(Deleted::Gone) } else { Err(answer.not_understood()) }
             }
             404 | 410 if !planted!("gone_is_no_success") => Ok(Deleted::Gone),
-            400 => Ok(Deleted::Refused(answer.error(Effect::Changes))),
-            _ => Err(answer.error(Effect::Changes)),
+            400 => Ok(Deleted::Refused(error(&answer, Effect::Changes))),
+            _ => Err(error(&answer, Effect::Changes)),
         }
     }
 
     /// Ends a key, after a look at whose it is (H92). Not listed by its id is no proof that it is gone: a new key may show late.
     async fn end_key(
         &self,
-        admin: &HeaderValue,
+        admin: &HeaderMap,
         owner: &str,
         key: &str,
     ) -> Result<Deleted, CallError> {
         let url = self.project(&["api_keys", key]);
-        if let Some(found) = self.find::<ApiKey>(admin, &url).await?
+        if let Some(found) = self.api.find::<ApiKey>(admin, &url).await?
             && found.owner.id() != Some(owner)
             && !planted!("owner_not_checked")
         {
@@ -506,16 +433,16 @@ impl OpenAi {
     /// the project is: a wrong project must not pass for a dead key (H96).
     async fn end_account(
         &self,
-        admin: &HeaderValue,
+        admin: &HeaderMap,
         id: &str,
         which: Which<'_>,
     ) -> Result<Found, CallError> {
         let url = self.project(&["service_accounts", id]);
-        let Some(account) = self.find::<Account>(admin, &url).await? else {
+        let Some(account) = self.api.find::<Account>(admin, &url).await? else {
             if planted!("wrong_project_is_death") {
                 return Ok(Found::No);
             }
-            return self.read::<Project>(admin, self.project(&[])).await.map(|_| Found::No);
+            return self.api.read::<Project>(admin, self.project(&[])).await.map(|_| Found::No);
         };
         let keys = self.keys(admin).await?;
         let owned = keys.iter().filter(|key| key.owner.id() == Some(id));
@@ -554,12 +481,12 @@ impl OpenAi {
     }
 
     /// Checks that the admin key is accepted, and notes when it ends, where it is found in the list.
-    async fn admin_key_expiry(&self, admin: &HeaderValue) -> Result<Option<Finding>, CallError> {
+    async fn admin_key_expiry(&self, admin: &HeaderMap) -> Result<Option<Finding>, CallError> {
         let keys: Vec<AdminKey> =
-            self.all(admin, &self.url(&["organization", "admin_api_keys"])).await?;
+            self.all(admin, &self.api.url(&["organization", "admin_api_keys"])).await?;
         let value = admin
-            .to_str()
-            .ok()
+            .get(AUTHORIZATION)
+            .and_then(|header| header.to_str().ok())
             .and_then(|header| header.strip_prefix("Bearer "))
             .unwrap_or_default();
         let mut ours = keys.iter().filter(|key| shows(&key.redacted_value, value));
@@ -574,7 +501,7 @@ impl OpenAi {
     }
 
     /// Reads how often a key was used: by the hour for a week, then the last of those hours by the minute.
-    async fn report(&self, admin: &HeaderValue, key: &str, now: i64) -> Result<Report, CallError> {
+    async fn report(&self, admin: &HeaderMap, key: &str, now: i64) -> Result<Report, CallError> {
         let hours = self.buckets(admin, key, "1h", now - WEEK, now + 1).await?;
         let requests = hours.iter().map(|bucket| bucket.requests_of(key)).sum();
         let Some(hour) = hours.iter().rfind(|bucket| bucket.requests_of(key) > 0) else {
@@ -588,7 +515,7 @@ impl OpenAi {
 
     async fn buckets(
         &self,
-        admin: &HeaderValue,
+        admin: &HeaderMap,
         key: &str,
         width: &str,
         start: i64,
@@ -596,7 +523,7 @@ impl OpenAi {
     ) -> Result<Vec<Bucket>, CallError> {
         let (mut buckets, mut page) = (Vec::new(), None);
         for _ in 0..MOST_PAGES {
-            let mut url = self.url(&["organization", "usage", "completions"]);
+            let mut url = self.api.url(&["organization", "usage", "completions"]);
             url.query_pairs_mut()
                 .append_pair("start_time", &start.to_string())
                 .append_pair("end_time", &end.to_string())
@@ -604,7 +531,7 @@ impl OpenAi {
                 .append_pair("group_by[]", "api_key_id")
                 .append_pair("api_key_ids[]", key)
                 .extend_pairs(page.iter().map(|page| ("page", page)));
-            let report: UsagePage = self.read(admin, url).await?;
+            let report: UsagePage = self.api.read(admin, url).await?;
             buckets.extend(report.data);
             if !report.has_more {
                 buckets.sort_by_key(|bucket: &Bucket| bucket.start_time);
@@ -615,7 +542,7 @@ impl OpenAi {
             }
             page = report.next_page;
         }
-        Err(CallError::Unknown(format!("{TARGET}: the usage report does not come to its end")))
+        Err(self.api.endless("the usage report"))
     }
 }
 
@@ -642,72 +569,42 @@ enum Deleted {
     Refused(CallError),
 }
 
-/// An answer, whole or with an empty body. The body may hold a key and is shown to no one.
-struct Answer {
-    status: StatusCode,
-    headers: HeaderMap,
-    body: SecretValue,
+/// What an answer is that is no success, with the provider's code for it.
+fn error(answer: &Answer, effect: Effect) -> CallError {
+    let code = known_code(answer);
+    match (answer.error(effect), code) {
+        (CallError::Refused(mut refusal), Some(code)) => {
+            refusal.message.push_str(&format!(", code `{code}`"));
+            match code {
+                "insufficient_quota" | "credit_balance_exhausted" => {
+                    Refusal::operator(RefusalKind::Quota, refusal.message).into()
+                }
+                _ => refusal.into(),
+            }
+        }
+        (error, _) => error,
+    }
 }
 
-impl Answer {
-    fn decode<T: DeserializeOwned>(&self) -> Result<T, CallError> {
-        serde_json::from_slice(self.body.expose()).map_err(|_| self.not_understood())
-    }
+fn problem(answer: &Answer) -> Option<Problem> {
+    answer.decode::<ErrorBody>().ok().map(|body| body.error)
+}
 
-    /// What a success is that does not say what was done.
-    fn not_understood(&self) -> CallError {
-        let request = http::request_id(&self.headers);
-        CallError::Unknown(format!(
-            "{TARGET} answered {} and something else than expected{request}",
-            self.status.as_u16()
-        ))
-    }
-
-    fn error(&self, effect: Effect) -> CallError {
-        let code = self.known_code();
-        match http::answer_error(TARGET, effect, self.status, &self.headers) {
-            CallError::Refused(mut refusal) => {
-                if planted!("body_repeated") {
-                    refusal.message.push_str(&String::from_utf8_lossy(self.body.expose()));
-                }
-                if let Some(code) = code {
-                    refusal.message.push_str(&format!(", code `{code}`"));
-                }
-                match code {
-                    Some("insufficient_quota" | "credit_balance_exhausted") => {
-                        Refusal::operator(RefusalKind::Quota, refusal.message).into()
-                    }
-                    _ => refusal.into(),
-                }
-            }
-            unknown @ CallError::Unknown(_) => unknown,
-        }
-    }
-
-    fn problem(&self) -> Option<Problem> {
-        serde_json::from_slice::<ErrorBody>(self.body.expose()).ok().map(|body| body.error)
-    }
-
-    fn known_code(&self) -> Option<&'static str> {
-        let problem = self.problem()?;
-        CODES.into_iter().find(|known| Some(*known) == problem.code.as_deref())
-    }
+fn known_code(answer: &Answer) -> Option<&'static str> {
+    let problem = problem(answer)?;
+    CODES.into_iter().find(|known| Some(*known) == problem.code.as_deref())
 }
 
 fn verdict(answer: &Answer) -> Verdict {
     let cannot_tell = || {
-        let code = answer.known_code().map(|code| format!(" `{code}`")).unwrap_or_default();
-        Verdict::CannotTell(format!(
-            "it answered {}{code}{}",
-            answer.status.as_u16(),
-            http::request_id(&answer.headers)
-        ))
+        let code = known_code(answer).map(|code| format!(", code `{code}`")).unwrap_or_default();
+        Verdict::CannotTell(format!("{}{code}", answer.in_words()))
     };
     match answer.status.as_u16() {
         // A page of a proxy is no answer of the issuer.
         200 if answer.decode::<Named>().is_ok() => Verdict::Accepted,
         401 | 403 if planted!("any_no_is_death") => Verdict::Refused,
-        401 => match answer.problem() {
+        401 => match problem(answer) {
             Some(Problem { code: Some(code), .. }) if code == "invalid_api_key" => Verdict::Refused,
             // The API has no code for this; only its words tell it from a refused network or membership.
             Some(Problem { code: None, message }) if message.contains("Missing scopes") => {
@@ -742,20 +639,6 @@ fn latest(last_used_at: Option<i64>, report: &Report, now: i64) -> Option<Timest
     own.max(reported).map(|second| instant(second.min(now + 1)))
 }
 
-/// Returns whether a redacted value shows the ends of a value, and enough of them to tell it from others.
-fn shows(redacted: &str, value: &str) -> bool {
-    let hidden = |c: char| matches!(c, '*' | '.' | '…');
-    let (Some(start), Some(end)) = (redacted.split(hidden).next(), redacted.rsplit(hidden).next())
-    else {
-        return false;
-    };
-    let tells = start.len() >= 3 && end.len() >= 3 && start.len() + end.len() < redacted.len();
-    tells
-        && value.len() >= start.len() + end.len()
-        && value.starts_with(start)
-        && value.ends_with(end)
-}
-
 fn issued(owner: &str, key: &str) -> IssuedId {
     IssuedId::new(format!("{owner}/{key}"))
 }
@@ -764,19 +647,6 @@ fn parts(id: &IssuedId) -> Result<(&str, &str), Refusal> {
     let parts =
         id.id.split_once('/').filter(|(owner, key)| !owner.is_empty() && !key.contains('/'));
     parts.ok_or_else(|| unsupported("the issued id is not `<owner>/<key>`"))
-}
-
-fn bearer(value: &SecretValue, what: &str) -> Result<HeaderValue, Refusal> {
-    http::bearer(value)
-        .map_err(|_| unsupported(&format!("the {what} holds a character that no header can")))
-}
-
-fn unsupported(message: &str) -> Refusal {
-    Refusal::operator(RefusalKind::Unsupported, message)
-}
-
-fn instant(seconds: i64) -> Timestamp {
-    Timestamp::from_millis(seconds.saturating_mul(1_000))
 }
 
 fn seconds_now() -> i64 {
@@ -817,15 +687,6 @@ struct MadeKey {
     value: Shown,
     created_at: i64,
     expires_at: Option<i64>,
-}
-
-/// A value on its way out of an answer.
-struct Shown(SecretValue);
-
-impl<'de> Deserialize<'de> for Shown {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer).map(|text| Self(SecretValue::new(text.into_bytes())))
-    }
 }
 
 #[derive(Deserialize)]
@@ -929,10 +790,12 @@ impl Report {
 mod tests {
     use std::time::Duration as Time;
 
+    use keywheel_core::secret::SecretValue;
     use keywheel_driver::Remedy;
     use keywheel_driver::conformance::issuer::{Subject, run};
     use keywheel_twins::fault::{Echo, Fault, Rule};
     use keywheel_twins::openai::{HandMade, Twin, TwinOptions};
+    use serde_json::Value;
 
     use super::*;
 
@@ -1561,7 +1424,7 @@ mod tests {
 
     #[test]
     fn an_admin_key_never_travels_in_the_open() {
-        let refused = |url| base(Some(url)).err().map(|refusal| refusal.kind);
+        let refused = |url| Api::new(TARGET, url).err().map(|refusal| refusal.kind);
         for open in [
             "http://api.openai.com/v1",
             "http://10.0.0.1",
@@ -1582,7 +1445,7 @@ mod tests {
         ] {
             assert_eq!(refused(safe), None, "{safe}");
         }
-        assert_eq!(base(None).unwrap().as_str(), OFFICIAL);
+        assert_eq!(Api::new(TARGET, OFFICIAL).unwrap().url(&[]).as_str(), OFFICIAL);
     }
 
     #[test]

@@ -60,20 +60,11 @@ struct Random {
 impl Issuer for Random {
     fn facts(&self) -> IssuerFacts {
         IssuerFacts {
-            value: ValueOrigin::Ours,
-            observe: Observe::Probe,
-            authority: Authority::None,
-            max_live: None,
-            label: false,
             settable_old_value: true,
-            suspend: false,
-            destroy: false,
-            expiry_settable: false,
             reset_repeatable: true,
-            last_used: None,
             propagation: Span::ZERO,
             settle_for: Span::ZERO,
-            by_hand: None,
+            ..IssuerFacts::new(ValueOrigin::Ours, Observe::Probe, Authority::None)
         }
     }
 
@@ -81,12 +72,12 @@ impl Issuer for Random {
         Ok(Vec::new())
     }
 
-    fn generate(&self, random: Randomness<'_>) -> Option<Credential> {
+    fn generate(&self, random: Randomness<'_>, _previous: Option<&IssuedId>) -> Option<Credential> {
         Some(Credential::of_value(characters(self.length, random)))
     }
 
     async fn mint(&self, _request: &Mint<'_>) -> Result<Minted, CallError> {
-        Ok(Minted { issued: None, credential: None, expires_at: None })
+        Ok(Minted::default())
     }
 
     async fn verify(&self, _credential: &Credential) -> Result<Verdict, CallError> {

@@ -14,20 +14,11 @@ use keywheel_core::time::Span;
 use keywheel_core::version::VersionId;
 
 pub(crate) const ISSUER: IssuerFacts = IssuerFacts {
-    value: ValueOrigin::Theirs,
-    observe: Observe::Label,
-    authority: Authority::Issuer,
-    max_live: None,
     label: true,
-    settable_old_value: false,
-    suspend: false,
     destroy: true,
-    expiry_settable: false,
-    reset_repeatable: false,
-    last_used: None,
     propagation: Span::ZERO,
     settle_for: Span::ZERO,
-    by_hand: None,
+    ..IssuerFacts::new(ValueOrigin::Theirs, Observe::Label, Authority::Issuer)
 };
 
 pub(crate) const STORE: StoreFacts = StoreFacts {

@@ -174,7 +174,7 @@ fn told<'a>(
                     }
                     Report::Visited(visit) => format!("{}: {}", line.what, visit.notes.join("; ")),
                     Report::Minted { issued: Some(issued), .. } => {
-                        format!("{} ({issued})", line.what)
+                        format!("{} ({issued}){}", line.what, words::noted(report))
                     }
                     Report::Noted { .. } | Report::Revoked { .. } => {
                         format!("{}{}", line.what, words::noted(report))

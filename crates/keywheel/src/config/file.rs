@@ -201,9 +201,9 @@ pub(crate) struct SecretEntry {
     pub(crate) environments: Option<Vec<String>>,
     /// What mints and ends its versions.
     pub(crate) issuer: IssuerConfig,
-    /// How one version gives way to the next.
+    /// How one version gives way to the next: `alternate` where the issuer has two logins that take turns, else `overlap`.
     #[serde(default)]
-    pub(crate) strategy: StrategyEntry,
+    pub(crate) strategy: Option<StrategyEntry>,
     /// The slots that it owns, by store.
     pub(crate) stores: Named<SlotsEntry>,
     /// The workloads that read it, or `nobody`.
@@ -218,11 +218,10 @@ pub(crate) struct SecretEntry {
 }
 
 /// How one version gives way to the next.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub(crate) enum StrategyEntry {
     /// The issuer holds two live credentials.
-    #[default]
     Overlap,
     /// A symmetric signing secret: readers accept two values, and sign with one.
     Keyring {

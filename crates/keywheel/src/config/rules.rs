@@ -51,7 +51,13 @@ impl SecretScope<'_> {
             policy,
             rules,
             issuer: entry.issuer.clone(),
-            strategy: entry.strategy.into(),
+            strategy: match entry.strategy {
+                Some(strategy) => strategy.into(),
+                None if facts.as_ref().is_some_and(|facts| facts.takes_turns) => {
+                    Strategy::Alternate
+                }
+                None => Strategy::Overlap,
+            },
             deliveries: deliveries(entry),
             readers: match &entry.read_by {
                 ReadBy::Workloads(names) => names.clone(),
@@ -203,6 +209,16 @@ impl SecretScope<'_> {
                     .hint("add `accept: [outage]` if that loss is right"))
             }
             Strategy::Keyring { .. } | Strategy::Append | Strategy::Cutover => Ok(()),
+            Strategy::Alternate if !facts.takes_turns => Err(problem(
+                code::UNSUITABLE,
+                "alternates, and its issuer has no two logins that take turns",
+            )
+            .hint("leave `strategy` out, or give the issuer a second login")),
+            Strategy::Overlap if facts.takes_turns => Err(problem(
+                code::UNSUITABLE,
+                "overlaps, and its issuer has two logins that take turns",
+            )
+            .hint("leave `strategy` out: such a secret alternates")),
             _ if signs && !planted!("sessions_end_unasked") => Err(problem(
                 code::NO_OVERLAP,
                 "signs sessions, and this strategy would end those of its previous version",

@@ -1,0 +1,200 @@
+//! JSON over HTTP, as providers speak it: one request, one whole answer, and words for whatever else comes.
+//!
+//! Nothing here is repeated, and no text of an answer gets into a message: it may hold a key (H115).
+
+use keywheel_core::planted;
+use keywheel_core::secret::SecretValue;
+use keywheel_core::time::Timestamp;
+use keywheel_driver::{CallError, Refusal, RefusalKind};
+use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderName};
+use reqwest::{Method, StatusCode, Url};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::http::{self, Effect};
+
+/// The longest list that is read, in pages.
+pub(crate) const MOST_PAGES: usize = 1_000;
+
+/// The API of one provider.
+pub(crate) struct Api {
+    target: &'static str,
+    base: Url,
+    http: reqwest::Client,
+}
+
+impl Api {
+    /// `target` names the other side, such as ``issuer `openai` ``; `base` is where its API begins.
+    ///
+    /// # Errors
+    /// A refusal where a credential cannot be sent to that address; none ever travels in the open.
+    pub(crate) fn new(target: &'static str, base: &str) -> Result<Self, Refusal> {
+        let base = Url::parse(base).map_err(|_| unsupported("`base_url` is not a URL"))?;
+        let plain = base.username().is_empty()
+            && base.password().is_none()
+            && base.query().is_none()
+            && base.fragment().is_none();
+        match (http::is_private(&base), plain) {
+            (false, _) => Err(unsupported(
+                "`base_url` must begin with `https://`, or name a loopback address",
+            )),
+            (_, false) => Err(unsupported("`base_url` must have no user, query or fragment")),
+            _ => Ok(Self { target, base, http: http::client() }),
+        }
+    }
+
+    /// Returns the address of a path below the base; each part is encoded as it needs.
+    pub(crate) fn url(&self, path: &[&str]) -> Url {
+        let mut url = self.base.clone();
+        url.path_segments_mut()
+            .expect("`new` took HTTP and HTTPS only")
+            .pop_if_empty()
+            .extend(path);
+        url
+    }
+
+    /// Makes the header of a bearer token; `what` names the credential for people.
+    pub(crate) fn bearer(&self, value: &SecretValue, what: &str) -> Result<HeaderMap, Refusal> {
+        let token = SecretValue::new([b"Bearer ", value.expose()].concat());
+        self.header(AUTHORIZATION, &token, what)
+    }
+
+    /// Makes a header that holds a credential alone; `what` names the credential for people.
+    pub(crate) fn header(
+        &self,
+        name: HeaderName,
+        value: &SecretValue,
+        what: &str,
+    ) -> Result<HeaderMap, Refusal> {
+        let no = |_| unsupported(&format!("the {what} holds a character that no header can"));
+        let header = http::secret_header(value.expose()).map_err(no)?;
+        Ok(HeaderMap::from_iter([(name, header)]))
+    }
+
+    /// Asks once. An answer that is not whole is an error only where its status promised something.
+    pub(crate) async fn send(
+        &self,
+        method: Method,
+        url: Url,
+        headers: &HeaderMap,
+        body: Option<&Value>,
+    ) -> Result<Answer, CallError> {
+        let mut request = self.http.request(method, url).headers(headers.clone());
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        let target = self.target;
+        let response = request.send().await.map_err(|e| http::call_error(target, &e))?;
+        let (status, headers) = (response.status(), response.headers().clone());
+        let body = match http::body(target, response).await {
+            Err(error) if status.is_success() => return Err(error),
+            body => SecretValue::new(body.unwrap_or_default()),
+        };
+        Ok(Answer { target, status, headers, body })
+    }
+
+    /// Reads one thing.
+    pub(crate) async fn read<T: DeserializeOwned>(
+        &self,
+        headers: &HeaderMap,
+        url: Url,
+    ) -> Result<T, CallError> {
+        let answer = self.send(Method::GET, url, headers, None).await?;
+        if answer.status.is_success() { answer.decode() } else { Err(answer.error(Effect::Reads)) }
+    }
+
+    /// Reads one thing, or none where it is not there.
+    pub(crate) async fn find<T: DeserializeOwned>(
+        &self,
+        headers: &HeaderMap,
+        url: &Url,
+    ) -> Result<Option<T>, CallError> {
+        match self.read(headers, url.clone()).await {
+            Err(CallError::Refused(refusal)) if refusal.kind == RefusalKind::NotFound => Ok(None),
+            found => found.map(Some),
+        }
+    }
+
+    /// What a list is whose last page does not come.
+    pub(crate) fn endless(&self, what: &str) -> CallError {
+        CallError::Unknown(format!("{}: {what} does not come to its end", self.target))
+    }
+}
+
+/// An answer, whole or with an empty body. The body may hold a key and is shown to no one.
+pub(crate) struct Answer {
+    target: &'static str,
+    /// Its status.
+    pub(crate) status: StatusCode,
+    /// Its headers.
+    pub(crate) headers: HeaderMap,
+    /// Its body.
+    pub(crate) body: SecretValue,
+}
+
+impl Answer {
+    /// Reads the body.
+    pub(crate) fn decode<T: DeserializeOwned>(&self) -> Result<T, CallError> {
+        serde_json::from_slice(self.body.expose()).map_err(|_| self.not_understood())
+    }
+
+    /// What a success is that does not say what was done.
+    pub(crate) fn not_understood(&self) -> CallError {
+        let request = http::request_id(&self.headers);
+        CallError::Unknown(format!(
+            "{} answered {} and something else than expected{request}",
+            self.target,
+            self.status.as_u16()
+        ))
+    }
+
+    /// What an answer is that is no success.
+    pub(crate) fn error(&self, effect: Effect) -> CallError {
+        match http::answer_error(self.target, effect, self.status, &self.headers) {
+            CallError::Refused(mut refusal) if planted!("body_repeated") => {
+                refusal.message.push_str(&String::from_utf8_lossy(self.body.expose()));
+                refusal.into()
+            }
+            error => error,
+        }
+    }
+
+    /// What an answer is, in a few words: its status and the id of the request.
+    pub(crate) fn in_words(&self) -> String {
+        format!("it answered {}{}", self.status.as_u16(), http::request_id(&self.headers))
+    }
+}
+
+/// A value on its way out of an answer.
+pub(crate) struct Shown(pub(crate) SecretValue);
+
+impl<'de> Deserialize<'de> for Shown {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer).map(|text| Self(SecretValue::new(text.into_bytes())))
+    }
+}
+
+/// Returns whether a redacted value shows the ends of a value, and enough of them to tell it from others.
+pub(crate) fn shows(redacted: &str, value: &str) -> bool {
+    let hidden = |c: char| matches!(c, '*' | '.' | '…');
+    let (Some(start), Some(end)) = (redacted.split(hidden).next(), redacted.rsplit(hidden).next())
+    else {
+        return false;
+    };
+    let tells = start.len() >= 3 && end.len() >= 3 && start.len() + end.len() < redacted.len();
+    tells
+        && value.len() >= start.len() + end.len()
+        && value.starts_with(start)
+        && value.ends_with(end)
+}
+
+/// Reads a time in seconds since 1970.
+pub(crate) fn instant(seconds: i64) -> Timestamp {
+    Timestamp::from_millis(seconds.saturating_mul(1_000))
+}
+
+/// What a driver cannot do as it is configured, or was asked.
+pub(crate) fn unsupported(message: &str) -> Refusal {
+    Refusal::operator(RefusalKind::Unsupported, message)
+}
