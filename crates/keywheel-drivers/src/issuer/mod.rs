@@ -13,6 +13,7 @@ drivers! {
         manual => Manual,
         openai => Openai,
         random => Random,
+        sentry => Sentry,
     }
 }
 
@@ -27,6 +28,9 @@ mod tests {
                 "openai" => {
                     serde_json::json!({ "project": "proj_1", "admin_key": { "env": "ADMIN_KEY" } })
                 }
+                "sentry" => serde_json::json!({
+                    "organization": "shop", "project": "backend", "auth_token": { "env": "TOKEN" },
+                }),
                 "command" => serde_json::json!({ "mint": ["tools/keys"] }),
                 _ => serde_json::json!({}),
             };
