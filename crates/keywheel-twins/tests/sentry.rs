@@ -132,8 +132,8 @@ async fn issues_are_found_by_their_words_and_first_appearance() {
 async fn a_script_is_followed() {
     let client = Client::new(TwinOptions::default());
     let page = Fault::Status { code: 502, retry_after: None, body: Echo::Html, applied: true };
-    client.twin.set_script(vec![Rule::first("POST keys", page)]).unwrap();
+    client.twin.faults().set(vec![Rule::first("POST keys", page)]).unwrap();
     let lost = client.ask(Method::POST, &keys(""), json!({ "name": "kw-1-1" })).await;
     assert_eq!(lost.0, 502);
-    assert_eq!((client.twin.live("kw-1-1").len(), client.twin.unfired()), (1, vec![]));
+    assert_eq!((client.twin.live("kw-1-1").len(), client.twin.faults().unfired()), (1, vec![]));
 }

@@ -405,23 +405,20 @@ impl Sentry {
     async fn complete(
         &self,
         headers: &HeaderMap,
-        made: Key,
+        mut made: Key,
         label: &str,
         wanted: &Settings,
     ) -> Result<(Key, Vec<String>), CallError> {
         if planted!("settings_not_copied") {
             return Ok((made, Vec::new()));
         }
-        let made = match wanted.without(&made.settings) {
-            Value::Null => made,
-            missing => match self.update(headers, &made.id, &missing).await {
-                // What the API does not take stays as it is, and is told.
-                Err(CallError::Refused(refusal)) if refusal.kind == RefusalKind::Unsupported => {
-                    made
-                }
-                updated => updated.map_err(half_made)?,
-            },
-        };
+        // One at a time: what the API does not take stays as it is, and is told.
+        for change in wanted.changes_to(&made.settings) {
+            match self.update(headers, &made.id, &change).await {
+                Err(CallError::Refused(refusal)) if refusal.kind == RefusalKind::Unsupported => {}
+                updated => made = updated.map_err(half_made)?,
+            }
+        }
         let notes = wanted.missing_in(&made.settings);
         if !notes.is_empty() {
             return Ok((made, notes));
@@ -619,22 +616,22 @@ struct RateLimit {
 }
 
 impl Settings {
-    /// Returns the change that gives a key what it lacks; null where it lacks nothing that can be changed.
-    fn without(&self, made: &Self) -> Value {
-        let mut change = serde_json::Map::new();
+    /// Returns the changes that give a key what it lacks, as far as a change can.
+    fn changes_to(&self, made: &Self) -> Vec<Value> {
+        let (version, options) = (&self.browser_sdk_version, &self.dynamic_sdk_loader_options);
+        let mut changes = Vec::new();
         if self.rate_limit != made.rate_limit {
             let none = json!({ "window": null, "count": null });
             let limit = self.rate_limit.as_ref().map_or(none, |limit| json!(limit));
-            change.insert("rateLimit".into(), limit);
+            changes.push(json!({ "rateLimit": limit }));
         }
-        if self.browser_sdk_version != made.browser_sdk_version {
-            change.insert("browserSdkVersion".into(), json!(self.browser_sdk_version));
+        if *version != made.browser_sdk_version {
+            changes.push(json!({ "browserSdkVersion": version }));
         }
-        if self.dynamic_sdk_loader_options != made.dynamic_sdk_loader_options {
-            let options = json!(self.dynamic_sdk_loader_options);
-            change.insert("dynamicSdkLoaderOptions".into(), options);
+        if *options != made.dynamic_sdk_loader_options {
+            changes.push(json!({ "dynamicSdkLoaderOptions": options }));
         }
-        if change.is_empty() { Value::Null } else { Value::Object(change) }
+        changes
     }
 
     /// Says what a key lacks.
@@ -703,7 +700,7 @@ mod tests {
         }
 
         fn script(&self, rules: Vec<Rule>) {
-            self.twin.set_script(rules).unwrap();
+            self.twin.faults().set(rules).unwrap();
         }
 
         async fn mint(
@@ -803,7 +800,7 @@ mod tests {
         })
         .await;
         assert!(bench.twin.keys().iter().all(|key| !key.live));
-        assert!(broken.iter().all(|broken| broken.twin.unfired().is_empty()));
+        assert!(broken.iter().all(|broken| broken.twin.faults().unfired().is_empty()));
     }
 
     #[tokio::test]
@@ -829,7 +826,7 @@ mod tests {
                 tokio::time::sleep(Time::from_millis(10)).await;
                 found = bench.listed("kw-1-").await;
             }
-            assert_eq!((found.len(), bench.twin.unfired()), (1, vec![]), "{fault:?}");
+            assert_eq!((found.len(), bench.twin.faults().unfired()), (1, vec![]), "{fault:?}");
             let again = bench.issuer.reread(&found[0].issued).await.unwrap().unwrap();
             assert_eq!(bench.verify(&again).await, Verdict::Accepted);
         }
@@ -860,8 +857,7 @@ mod tests {
         };
         assert_eq!(
             told(bench.mint("kw-1-1", Some(&previous)).await),
-            "the use case could not be copied; the version of the browser SDK could not be copied; \
-             the options of the loader script could not be copied"
+            "the use case could not be copied; the version of the browser SDK could not be copied"
         );
         let previous = refusing.twin.make_key("backend");
         refusing.twin.configure(&previous, &json!({ "rateLimit": { "window": 60, "count": 5 } }));
@@ -967,7 +963,7 @@ mod tests {
             switch.resume(&id).await.unwrap();
             assert_eq!(bench.verify(&minted).await, Verdict::Accepted);
         }
-        let updates = bench.twin.requests();
+        let updates = bench.twin.faults().seen();
         assert_eq!(updates.iter().filter(|seen| seen.operation == Some("update_key")).count(), 2);
         bench.twin.delete_key(&id.id);
         assert_eq!(refusal(switch.resume(&id).await).kind, RefusalKind::NotFound);
@@ -992,7 +988,7 @@ mod tests {
             let (id, _) = bench.minted("kw-1-1").await;
             bench.script(vec![Rule::first(operation, fault.clone())]);
             let outcome = bench.issuer.revoke(&id).await;
-            assert_eq!(bench.twin.unfired(), [], "{operation} {fault:?}");
+            assert_eq!(bench.twin.faults().unfired(), [], "{operation} {fault:?}");
             match done {
                 None => assert!(is_unknown(&outcome), "{operation} {fault:?}: {outcome:?}"),
                 Some(done) => {
@@ -1026,7 +1022,7 @@ mod tests {
             let switched = bench.issuer.suspend().unwrap().suspend(&id).await;
             assert_eq!(refusal(switched).kind, RefusalKind::Unsupported);
         }
-        assert_eq!(bench.twin.requests(), []);
+        assert_eq!(bench.twin.faults().seen(), []);
     }
 
     #[tokio::test]
@@ -1130,7 +1126,7 @@ mod tests {
                 "issuer `sentry` answered 403: is the token valid, and has it the scope `project:read`?"
             ]
         );
-        assert!(bench.twin.requests().iter().all(|request| request.method == "GET"));
+        assert!(bench.twin.faults().seen().iter().all(|request| request.method == "GET"));
         let elsewhere = Bench::with(TwinOptions::default(), json!({ "project": "other" }));
         assert_eq!(
             said(&elsewhere).await,

@@ -10,13 +10,14 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde_json::{Value, json};
 
-use super::state::{Issue, Key, Settings, State, millis};
+use super::state::{Issue, Key, Settings, State};
 use super::{ENVELOPE, ISSUES, KEY, KEYS, ORGANIZATION, PROJECT, PROJECT_ID, PROJECT_PATH, Shared};
 use crate::fault::Lag;
-use crate::{now, random};
+use crate::life::{as_of, rfc3339};
+use crate::query::{Parameters, one};
+use crate::random;
 
 type Answer = Result<Json<Value>, Failure>;
-type Parameters = Query<Vec<(String, String)>>;
 
 pub(super) fn routes(shared: Shared) -> Router {
     Router::new()
@@ -124,11 +125,11 @@ async fn list_keys(
     known(&organization, Some(&project))?;
     scopes.need(READ)?;
     let state = shared.state();
-    let mut shown = state.keys_at(as_of(&state, lag));
+    let mut shown = state.keys_at(as_of(state.options.list_lag, lag));
     match one(&query, "status") {
         None => {}
-        Some("active") => shown.retain(|key| key.is_active()),
-        Some("inactive") => shown.retain(|key| !key.is_active()),
+        Some("active") => shown.retain(|key| key.switch.is_on()),
+        Some("inactive") => shown.retain(|key| !key.switch.is_on()),
         Some(_) => shown.clear(),
     }
     let authority = authority(&headers);
@@ -179,10 +180,10 @@ async fn update_key(
     state.live(&id).ok_or_else(Failure::not_found)?;
     check(&body)?;
     let body = kept(&state, &body, |name| name != "useCase");
-    if let Some(active) = body["isActive"].as_bool() {
-        state.switch(&id, active);
-    }
     let key = state.live(&id).ok_or_else(Failure::not_found)?;
+    if let Some(active) = body["isActive"].as_bool() {
+        key.switch.set(active);
+    }
     change(&mut key.settings, &body);
     Ok(Json(key_json(key, &authority(&headers))))
 }
@@ -195,8 +196,7 @@ async fn delete_key(
     known(&organization, Some(&project))?;
     scopes.need(ADMIN)?;
     let mut state = shared.state();
-    state.live(&id).ok_or_else(Failure::not_found)?;
-    state.end(&id);
+    state.live(&id).ok_or_else(Failure::not_found)?.life.end();
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -212,7 +212,7 @@ async fn list_issues(
     scopes.need(EVENTS)?;
     let state = shared.state();
     let mut shown: Vec<&Issue> = state.issues.iter().collect();
-    let until = as_of(&state, lag);
+    let until = as_of(state.options.list_lag, lag);
     shown.retain(|issue| issue.first_seen <= until);
     for word in one(&query, "query").unwrap_or("is:unresolved").split_whitespace() {
         match word.split_once(':') {
@@ -321,7 +321,7 @@ pub(super) fn key_json(key: &Key, authority: &str) -> Value {
         "public": id,
         "secret": key.secret,
         "projectId": PROJECT_ID,
-        "isActive": key.is_active(),
+        "isActive": key.switch.is_on(),
         "rateLimit": settings.rate_limit,
         "dsn": {
             "secret": format!("http://{id}:{}@{authority}/{PROJECT_ID}", key.secret),
@@ -340,7 +340,7 @@ pub(super) fn key_json(key: &Key, authority: &str) -> Value {
         },
         "browserSdkVersion": settings.browser_sdk_version,
         "browserSdk": { "choices": [["latest", "latest"], ["7.x", "7.x"]] },
-        "dateCreated": time(key.created),
+        "dateCreated": rfc3339(key.life.created),
         "dynamicSdkLoaderOptions": settings.loader,
         "useCase": settings.use_case,
     })
@@ -353,8 +353,8 @@ fn issue_json(issue: &Issue) -> Value {
         "title": issue.title,
         "status": "unresolved",
         "level": "error",
-        "firstSeen": time(issue.first_seen),
-        "lastSeen": time(issue.first_seen),
+        "firstSeen": rfc3339(issue.first_seen),
+        "lastSeen": rfc3339(issue.first_seen),
         "count": "1",
     })
 }
@@ -367,13 +367,19 @@ fn project_json(access: &[String]) -> Value {
         "name": PROJECT,
         "status": "active",
         "access": access,
-        "dateCreated": time(0),
+        "dateCreated": rfc3339(0),
         "organization": {
             "id": "1",
             "slug": ORGANIZATION,
             "name": ORGANIZATION,
             "status": { "id": "active", "name": "active" },
-            "dateCreated": time(0),
+            "dateCreated": rfc3339(0),
+            "allowMemberInvite": false,
+            "allowMemberProjectCreation": false,
+            "allowSuperuserAccess": false,
+            "hasAuthProvider": false,
+            "isEarlyAdopter": false,
+            "require2FA": false,
             "avatar": {},
             "links": { "organizationUrl": "", "regionUrl": "" },
         },
@@ -441,20 +447,7 @@ fn page(state: &State, items: Vec<Value>, query: &[(String, String)]) -> Result<
     Ok(([(LINK, links)], Json(json!(shown))).into_response())
 }
 
-fn one<'a>(query: &'a [(String, String)], name: &str) -> Option<&'a str> {
-    query.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
-}
-
 fn authority(headers: &HeaderMap) -> String {
     let host = headers.get(axum::http::header::HOST).and_then(|host| host.to_str().ok());
     host.unwrap_or_default().to_owned()
-}
-
-fn as_of(state: &State, lag: Option<Extension<Lag>>) -> i64 {
-    let lag = lag.map_or_else(Default::default, |Extension(lag)| lag);
-    now() - millis(state.options.list_lag + lag.0)
-}
-
-fn time(at: i64) -> String {
-    jiff::Timestamp::from_millisecond(at).expect("it is a time of this century").to_string()
 }

@@ -12,11 +12,11 @@ use std::time::Duration;
 
 use axum::Router;
 use serde_json::Value;
-use tokio::net::TcpListener;
 
 use self::state::{Issue, Settings, State};
-use crate::fault::{Faults, NoSuchOperation, Operation, Script, Seen};
-use crate::server::{Server, serve};
+use crate::fault::{Faults, Operation};
+use crate::life::millis;
+use crate::server::Server;
 
 /// The twin's name, as its header says it.
 pub const NAME: &str = "sentry";
@@ -109,37 +109,22 @@ impl Twin {
         &self.token
     }
 
-    /// Replaces the script of faults.
-    ///
-    /// # Errors
-    /// Where a rule names an operation that the twin does not have.
-    pub fn set_script(&self, script: Script) -> Result<(), NoSuchOperation> {
-        self.shared.faults.set(script)
-    }
-
-    /// Returns the rules that have not happened yet.
-    pub fn unfired(&self) -> Script {
-        self.shared.faults.unfired()
-    }
-
-    /// Returns every request since the start, without anything that could hold a value.
-    pub fn requests(&self) -> Vec<Seen> {
-        self.shared.faults.seen()
+    /// Returns its script of faults, and its recorder.
+    pub fn faults(&self) -> &Faults {
+        &self.shared.faults
     }
 
     /// Returns every key that there ever was, in order.
     pub fn keys(&self) -> Vec<KeyState> {
         let state = self.shared.state();
         let mut keys: Vec<_> = state.keys.values().collect();
-        keys.sort_by_key(|key| key.order);
-        let live = state.keys_at(i64::MAX - 1);
-        let is_live = |id: &str| live.iter().any(|key| key.id == id);
+        keys.sort_by_key(|key| key.life.order);
         keys.into_iter()
             .map(|key| KeyState {
                 id: key.id.clone(),
                 name: key.settings.name.clone(),
-                live: is_live(&key.id),
-                active: key.is_active(),
+                live: key.life.ended.is_none(),
+                active: key.switch.is_on(),
                 events: key.events,
                 shown: handlers::key_json(key, &self.authority()),
             })
@@ -171,7 +156,9 @@ impl Twin {
 
     /// Deletes a key.
     pub fn delete_key(&self, id: &str) {
-        self.shared.state().end(id);
+        if let Some(key) = self.shared.state().live(id) {
+            key.life.end();
+        }
     }
 
     /// Leaves the token only these scopes.
@@ -183,7 +170,7 @@ impl Twin {
     pub fn add_issue(&self, title: &str, ago: Duration) {
         let mut state = self.shared.state();
         let id = state.issues.len() as u64 + 1;
-        let first_seen = crate::now() - state::millis(ago);
+        let first_seen = crate::now() - millis(ago);
         state.issues.push(Issue { id, title: title.into(), first_seen });
     }
 
@@ -195,11 +182,6 @@ impl Twin {
     fn authority(&self) -> String {
         self.server.address().to_string()
     }
-}
-
-/// Serves a twin on a listener until the future is dropped: the long-lived form.
-pub async fn run(options: TwinOptions, listener: TcpListener) {
-    serve(listener, Shared::new(options).router()).await;
 }
 
 /// What handlers share.
