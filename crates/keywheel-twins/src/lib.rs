@@ -10,6 +10,7 @@ pub mod fault;
 mod life;
 pub mod openai;
 pub mod openrouter;
+pub mod posthog;
 mod query;
 pub mod record;
 pub mod sentry;
