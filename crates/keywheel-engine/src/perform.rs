@@ -557,7 +557,11 @@ impl Work<'_> {
 
     async fn revoke(&self, version: VersionId) -> Outcome {
         let issued = self.issued(version)?;
-        let revoke = self.member.drivers.issuer.revoke(issued);
+        let held = match self.plan.issuer.facts.by_hand {
+            Some(_) => self.sealed(version).await?,
+            None => None,
+        };
+        let revoke = self.member.drivers.issuer.revoke_held(issued, held.as_ref());
         if !self.plan.is_emergency() || self.member.rotation.was_ever_promoted() {
             revoke.await?;
             return Ok(Report::Plain.into());

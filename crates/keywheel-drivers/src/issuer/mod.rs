@@ -12,6 +12,7 @@ drivers! {
         jwt_secret => JwtSecret,
         manual => Manual,
         openai => Openai,
+        posthog => Posthog,
         random => Random,
         sentry => Sentry,
     }
@@ -30,6 +31,9 @@ mod tests {
                 }
                 "sentry" => serde_json::json!({
                     "organization": "shop", "project": "backend", "auth_token": { "env": "TOKEN" },
+                }),
+                "posthog" => serde_json::json!({
+                    "project": 7, "base_url": "https://eu.posthog.com", "personal_key": { "env": "KEY" },
                 }),
                 "command" => serde_json::json!({ "mint": ["tools/keys"] }),
                 _ => serde_json::json!({}),
