@@ -100,6 +100,15 @@ pub struct Mint<'a> {
     pub previous: Option<&'a IssuedId>,
     /// The credential in use, for issuers that are told the new one and must know the two apart.
     pub in_use: Option<&'a Credential>,
+    /// Versions that an emergency ends: of two names that take turns, the next one may still be theirs.
+    pub compromised: &'a [IssuedId],
+}
+
+impl<'a> Mint<'a> {
+    /// A first mint, of a value that the issuer makes.
+    pub const fn new(label: &'a Label) -> Self {
+        Self { label, value: None, previous: None, in_use: None, compromised: &[] }
+    }
 }
 
 /// What a mint made.

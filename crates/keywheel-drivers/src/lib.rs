@@ -8,6 +8,7 @@ pub mod git;
 mod guided;
 mod http;
 mod list;
+mod postgres;
 mod program;
 mod reference;
 mod secret_json;

@@ -452,8 +452,14 @@ impl Work<'_> {
             }
             _ => None,
         };
-        let request =
-            Mint { label: &label, value: ours.as_ref(), previous, in_use: in_use.as_ref() };
+        let compromised = self.compromised().await?;
+        let request = Mint {
+            label: &label,
+            value: ours.as_ref(),
+            previous,
+            in_use: in_use.as_ref(),
+            compromised: &compromised,
+        };
         let minted = self.member.drivers.issuer.mint(&request).await?;
         let credential = minted.credential.as_ref().or(ours.as_ref());
         let fingerprint = credential.map(|credential| self.fingerprint(credential));
@@ -464,6 +470,18 @@ impl Work<'_> {
             notes: minted.notes,
         };
         Ok(Performed { report, seal: self.seal_pending(minted.credential) })
+    }
+
+    /// What an emergency ends beside the previous version; where names take turns, the next one may still be held by it, and by
+    /// what the rotation that was taken over minted without an answer.
+    async fn compromised(&self) -> Outcome<Vec<IssuedId>> {
+        let suspects = self.plan.suspects.iter().filter_map(|suspect| suspect.issued.clone());
+        let mut compromised: Vec<IssuedId> = suspects.collect();
+        if let (true, Some(other)) = (self.plan.issuer.facts.takes_turns, &self.plan.takes_over) {
+            let live = self.member.drivers.issuer.list(&other.label_prefix()).await?;
+            compromised.extend(live.into_iter().map(|live| live.issued));
+        }
+        Ok(compromised)
     }
 
     fn seal_pending(&self, credential: Option<Credential>) -> Vec<Sealed> {

@@ -31,6 +31,18 @@ impl Postgres {
     /// # Errors
     /// What is missing here, for people.
     pub fn start(password: &str, certificate: Option<(&str, &str)>) -> Result<Self, String> {
+        Self::start_with(password, certificate, &["fsync=off"])
+    }
+
+    /// Starts a server as [`start`](Self::start) does, with these settings.
+    ///
+    /// # Errors
+    /// What is missing here, for people.
+    pub fn start_with(
+        password: &str,
+        certificate: Option<(&str, &str)>,
+        settings: &[&str],
+    ) -> Result<Self, String> {
         let programs = programs().ok_or("PostgreSQL is not installed")?;
         find("setpriv").ok_or("`setpriv` is not installed")?;
         let failed = |what: &str| format!("PostgreSQL cannot be started: {what}");
@@ -53,8 +65,9 @@ impl Postgres {
         }
         let port = free_port().ok_or_else(|| failed("no port is free"))?;
         let mut server = command(&programs.join("postgres"));
-        server.args(["-D", &at("data"), "-p", &port.to_string(), "-k", &at(""), "-F"]);
+        server.args(["-D", &at("data"), "-p", &port.to_string(), "-k", &at("")]);
         server.args(["-c", "listen_addresses=127.0.0.1", "-c", "logging_collector=off"]);
+        server.args(settings.iter().flat_map(|setting| ["-c", *setting]));
         if let Some((certificate, key)) = certificate {
             let written = put("server.crt", certificate).and_then(|()| put("server.key", key));
             written.map_err(|error| failed(&error.kind().to_string()))?;
@@ -62,7 +75,9 @@ impl Postgres {
             server.arg("-c").arg(format!("ssl_cert_file={}", at("server.crt")));
             server.arg("-c").arg(format!("ssl_key_file={}", at("server.key")));
         }
-        server.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let log = fs::File::create(folder.path().join("log"));
+        let log = log.map_err(|error| failed(&error.kind().to_string()))?;
+        server.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         let server = server.spawn().map_err(|error| failed(&error.kind().to_string()))?;
         let mut postgres = Self { folder, port, server };
         postgres.wait_until_ready(&programs)?;
@@ -77,6 +92,12 @@ impl Postgres {
     /// Returns the folder of its socket.
     pub fn socket(&self) -> &Path {
         self.folder.path()
+    }
+
+    /// Returns what the server wrote into its log.
+    pub fn log(&self) -> String {
+        let log = fs::read(self.folder.path().join("log")).unwrap_or_default();
+        String::from_utf8_lossy(&log).into_owned()
     }
 
     fn wait_until_ready(&mut self, programs: &Path) -> Result<(), String> {

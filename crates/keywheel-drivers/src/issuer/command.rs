@@ -603,7 +603,7 @@ print(json.dumps(answer))
     async fn attempt(issuer: &dyn Issuer) -> Result<Minted, CallError> {
         let label = Label("kw-test-1".into());
         let value = issuer.generate(&mut |bytes: &mut [u8]| bytes.fill(7), None);
-        let request = Mint { label: &label, value: value.as_ref(), previous: None, in_use: None };
+        let request = Mint { value: value.as_ref(), ..Mint::new(&label) };
         issuer.mint(&request).await
     }
 

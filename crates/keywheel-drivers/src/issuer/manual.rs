@@ -532,7 +532,7 @@ mod tests {
 
     async fn mint(issuer: &dyn Issuer, in_use: Option<&Credential>) -> Result<Minted, CallError> {
         let label = Label("kw-4c1e9a-1".into());
-        issuer.mint(&Mint { label: &label, value: None, previous: None, in_use }).await
+        issuer.mint(&Mint { in_use, ..Mint::new(&label) }).await
     }
 
     fn page(base: &str) -> serde_json::Value {

@@ -13,6 +13,7 @@ drivers! {
         manual => Manual,
         openai => Openai,
         posthog => Posthog,
+        postgres => Postgres,
         random => Random,
         sentry => Sentry,
     }
@@ -35,6 +36,9 @@ mod tests {
                 "posthog" => serde_json::json!({
                     "project": 7, "base_url": "https://eu.posthog.com", "personal_key": { "env": "KEY" },
                 }),
+                "postgres" => {
+                    serde_json::json!({ "admin_url": { "env": "ADMIN_URL" }, "owner": "app", "logins": ["app_a", "app_b"] })
+                }
                 "command" => serde_json::json!({ "mint": ["tools/keys"] }),
                 _ => serde_json::json!({}),
             };

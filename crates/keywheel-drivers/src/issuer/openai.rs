@@ -834,9 +834,7 @@ mod tests {
 
         async fn mint(&self, label: &str) -> Result<Minted, CallError> {
             let label = Label(label.into());
-            self.issuer
-                .mint(&Mint { label: &label, value: None, previous: None, in_use: None })
-                .await
+            self.issuer.mint(&Mint::new(&label)).await
         }
 
         async fn minted(&self, label: &str) -> (IssuedId, Credential) {
@@ -979,9 +977,7 @@ mod tests {
         let Bench { twin, issuer, _folder } = Bench::new();
         twin.shutdown();
         let label = Label("kw-1-1".into());
-        let refusal = refusal(
-            issuer.mint(&Mint { label: &label, value: None, previous: None, in_use: None }).await,
-        );
+        let refusal = refusal(issuer.mint(&Mint::new(&label)).await);
         assert_eq!(
             (refusal.kind, refusal.remedy),
             (RefusalKind::Unavailable, Remedy::Retry { after: None })

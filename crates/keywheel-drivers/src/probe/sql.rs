@@ -6,34 +6,19 @@
 //!
 //! What the server writes may repeat the query or a value, so an error is told by its code alone.
 
-use std::future::Future;
-use std::io;
 use std::path::PathBuf;
-use std::pin::Pin;
-use std::str::FromStr;
 use std::sync::Arc;
-use std::task::{Context as Polled, Poll};
 
 use async_trait::async_trait;
 use keywheel_core::time::Span;
 use keywheel_driver::duration::Duration;
 use keywheel_driver::probe::{Asked, Health, Probe};
 use keywheel_driver::{CallError, Refusal, RefusalKind, SecretReference};
-use rustls::crypto::ring;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
-use rustls_platform_verifier::BuilderVerifierExt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio_postgres::config::{Host, SslMode};
-use tokio_postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect};
-use tokio_postgres::{NoTls, SimpleQueryMessage, Socket};
-use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
+use tokio_postgres::SimpleQueryMessage;
 
-use crate::{Build, Context, reference};
+use crate::{Build, Context, postgres, reference};
 
 /// A query that PostgreSQL answers when all is well, over a connection of its own.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -83,10 +68,10 @@ struct Sql {
 #[async_trait]
 impl Probe for Sql {
     async fn ask(&self, _asked: &Asked) -> Result<Health, CallError> {
-        let place = self.place().await?;
-        let tls = if place.get_ssl_mode() == SslMode::Disable { None } else { Some(self.tls()?) };
+        let place = postgres::place(&self.config.url).await?;
+        postgres::can_secure(&place, self.config.ca.as_deref())?;
         let within = self.config.within.span();
-        let seen = tokio::time::timeout(within.into(), self.seen(&place, tls)).await;
+        let seen = tokio::time::timeout(within.into(), self.seen(&place)).await;
         Ok(match seen {
             Ok(Ok(())) => Health::Green,
             Ok(Err(why)) => Health::Red(why),
@@ -96,64 +81,17 @@ impl Probe for Sql {
 }
 
 impl Sql {
-    /// Reads the connection string.
-    async fn place(&self) -> Result<tokio_postgres::Config, Refusal> {
-        let value = reference::read(&self.config.url).await?;
-        let text = std::str::from_utf8(value.expose()).ok();
-        let place = text.and_then(|text| tokio_postgres::Config::from_str(text).ok());
-        let no_place = || {
-            let message = format!("{} is no connection string", self.config.url);
-            refused(RefusalKind::Local, &message)
-        };
-        let mut place = place.ok_or_else(no_place)?;
-        let is_here = !place.get_hosts().is_empty() && place.get_hosts().iter().all(is_here);
-        match (is_here, place.get_ssl_mode()) {
-            (true, SslMode::Prefer) => drop(place.ssl_mode(SslMode::Disable)),
-            (false, SslMode::Prefer) => drop(place.ssl_mode(SslMode::Require)),
-            (false, SslMode::Disable) => {
-                let message = format!("{} names another machine, and no TLS", self.config.url);
-                return Err(refused(RefusalKind::Unsupported, &message));
-            }
-            _ => {}
-        }
-        Ok(place)
-    }
-
-    async fn seen(
-        &self,
-        place: &tokio_postgres::Config,
-        tls: Option<MakeTls>,
-    ) -> Result<(), String> {
-        match tls {
-            Some(tls) => {
-                let (client, connection) = place.connect(tls).await.map_err(|e| in_words(&e))?;
-                self.answers(client, connection).await
-            }
-            None => {
-                let (client, connection) = place.connect(NoTls).await.map_err(|e| in_words(&e))?;
-                self.answers(client, connection).await
-            }
-        }
-    }
-
-    /// Asks, while the connection is served; it ends with the question.
-    async fn answers(
-        &self,
-        mut client: tokio_postgres::Client,
-        connection: impl Future<Output = Result<(), tokio_postgres::Error>> + Send,
-    ) -> Result<(), String> {
-        tokio::select! {
-            biased;
-            answered = self.answer(&mut client) => answered,
-            _ = connection => Err("the connection ended before the answer".into()),
-        }
+    async fn seen(&self, place: &tokio_postgres::Config) -> Result<(), String> {
+        let connected = postgres::connect(place, self.config.ca.as_deref()).await;
+        let mut client = connected.map_err(|failed| failed.in_words())?;
+        self.answer(&mut client).await
     }
 
     async fn answer(&self, client: &mut tokio_postgres::Client) -> Result<(), String> {
         let reading = client.build_transaction().read_only(true).start().await;
-        let reading = reading.map_err(|error| in_words(&error))?;
+        let reading = reading.map_err(|error| postgres::in_words(&error))?;
         let answer = reading.simple_query(&self.config.query).await;
-        let answer = answer.map_err(|error| in_words(&error))?;
+        let answer = answer.map_err(|error| postgres::in_words(&error))?;
         let Some(expected) = &self.config.expect else { return Ok(()) };
         let row = answer.iter().find_map(|message| match message {
             SimpleQueryMessage::Row(row) => Some(row),
@@ -165,134 +103,22 @@ impl Sql {
             _ => Err("the first cell is not what is expected".into()),
         }
     }
-
-    fn tls(&self) -> Result<MakeTls, Refusal> {
-        let unread = |what: &str| refused(RefusalKind::Local, what);
-        let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            .expect("the provider knows the protocols");
-        let config = match &self.config.ca {
-            Some(ca) => config.with_root_certificates(roots(ca).ok_or_else(|| {
-                unread(&format!("`ca`: file `{}` holds no certificates", ca.display()))
-            })?),
-            None => config
-                .with_platform_verifier()
-                .map_err(|_| unread("this machine has no list of whom it trusts"))?,
-        };
-        Ok(MakeTls(TlsConnector::from(Arc::new(config.with_no_client_auth()))))
-    }
-}
-
-fn roots(file: &std::path::Path) -> Option<RootCertStore> {
-    let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_file_iter(file).ok()? {
-        roots.add(certificate.ok()?).ok()?;
-    }
-    (!roots.is_empty()).then_some(roots)
-}
-
-/// Whether what goes to a host stays on this machine.
-fn is_here(host: &Host) -> bool {
-    match host {
-        Host::Unix(_) => true,
-        Host::Tcp(name) if name == "localhost" => true,
-        Host::Tcp(name) => {
-            name.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
-        }
-    }
-}
-
-/// Tells an error by the code of the server, or by what became of the connection.
-fn in_words(error: &tokio_postgres::Error) -> String {
-    use std::error::Error as _;
-    let cause = error.source();
-    let tls = cause.and_then(|cause| cause.downcast_ref::<io::Error>());
-    let tls = tls.and_then(io::Error::get_ref).is_some_and(|inner| inner.is::<rustls::Error>());
-    match error.code() {
-        Some(code) => format!("the server answered with the error {}", code.code()),
-        None if tls => "no secure connection: the certificate or protocol was not accepted".into(),
-        None if error.is_closed() => "the connection ended before the answer".into(),
-        None => "no connection".into(),
-    }
 }
 
 fn refused(kind: RefusalKind, message: &str) -> Refusal {
     Refusal::operator(kind, message)
 }
 
-/// Makes connections that are secured by rustls, for any host.
-struct MakeTls(TlsConnector);
-
-impl MakeTlsConnect<Socket> for MakeTls {
-    type Stream = Secured;
-    type TlsConnect = Connect;
-    type Error = io::Error;
-
-    fn make_tls_connect(&mut self, domain: &str) -> Result<Connect, io::Error> {
-        let name = ServerName::try_from(domain.to_owned()).map_err(io::Error::other)?;
-        Ok(Connect { connector: self.0.clone(), name })
-    }
-}
-
-struct Connect {
-    connector: TlsConnector,
-    name: ServerName<'static>,
-}
-
-impl TlsConnect<Socket> for Connect {
-    type Stream = Secured;
-    type Error = io::Error;
-    type Future = Pin<Box<dyn Future<Output = io::Result<Secured>> + Send>>;
-
-    fn connect(self, stream: Socket) -> Self::Future {
-        Box::pin(async move { Ok(Secured(self.connector.connect(self.name, stream).await?)) })
-    }
-}
-
-/// A secured connection. It is not bound to the login: the certificate says who the server is.
-struct Secured(TlsStream<Socket>);
-
-impl tokio_postgres::tls::TlsStream for Secured {
-    fn channel_binding(&self) -> ChannelBinding {
-        ChannelBinding::none()
-    }
-}
-
-impl AsyncRead for Secured {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        polled: &mut Polled<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(polled, buffer)
-    }
-}
-
-impl AsyncWrite for Secured {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        polled: &mut Polled<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(polled, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, polled: &mut Polled<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(polled)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, polled: &mut Polled<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(polled)
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use keywheel_driver::conformance::canary;
     use keywheel_ground::postgres::Postgres;
     use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
     use serde_json::json;
     use tempfile::TempDir;
+    use tokio_postgres::config::SslMode;
 
     use super::*;
     use crate::probe::NOW;
@@ -426,7 +252,7 @@ mod tests {
             let config: Config =
                 serde_json::from_value(json!({ "url": { "file": "url" } })).unwrap();
             let url = reference::from_root(&config.url, &Context::at(folder.path()));
-            let place = Sql { config: Config { url, ..config } }.place().await;
+            let place = postgres::place(&url).await;
             assert_eq!(place.ok().map(|place| place.get_ssl_mode()), wanted, "{host} {mode}");
         }
         let refused =
