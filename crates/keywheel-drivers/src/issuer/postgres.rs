@@ -948,7 +948,8 @@ mod tests {
         let (b, second) = mint(&*issuer, "kw-two-1", Some(&a), &[]).await.unwrap();
         let held = bench.client("app_b", text(&second, "password"), "app").await.unwrap();
         assert!(mint(&*issuer, "kw-three-1", Some(&a), &[]).await.is_err());
-        let (taken, third) = mint(&*issuer, "kw-three-1", Some(&a), std::slice::from_ref(&b)).await.unwrap();
+        let (taken, third) =
+            mint(&*issuer, "kw-three-1", Some(&a), std::slice::from_ref(&b)).await.unwrap();
         assert_eq!((taken.id.as_str(), taken.generation), ("app_b", Some(2)));
         assert!(held.simple_query("SELECT 1").await.is_err(), "a suspect's session lives on");
         assert_eq!(issuer.verify(&second).await, Ok(Verdict::Refused));

@@ -85,7 +85,11 @@ async fn one(session: &Session, config: &Config, secret: &Secret) -> Result<Vec<
             message: finding.message,
         }));
     };
-    add(format!("issuer {}", plan.issuer.bound.name), built.issuer.preflight().await);
+    let issuer = format!("issuer {}", plan.issuer.bound.name);
+    if plan.issuer.facts.publishable {
+        add(issuer.clone(), Ok(vec![Finding::note(words::publishable(&secret.policy))]));
+    }
+    add(issuer, built.issuer.preflight().await);
     for (store, planned) in built.stores.iter().zip(&plan.stores) {
         let addresses: Vec<String> =
             planned.slots.iter().map(|slot| slot.address.clone()).collect();
