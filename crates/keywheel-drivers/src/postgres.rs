@@ -49,6 +49,14 @@ pub(crate) async fn place(url: &SecretReference) -> Result<tokio_postgres::Confi
     Ok(place)
 }
 
+/// Decides whether a further host of a server is spoken to over TLS: another machine always is.
+pub(crate) fn secured(host: &str, mode: SslMode) -> SslMode {
+    match is_here(&Host::Tcp(host.to_owned())) {
+        true => mode,
+        false => SslMode::Require,
+    }
+}
+
 /// Why there is no connection.
 pub(crate) enum Failed {
     /// What is wrong on this side.

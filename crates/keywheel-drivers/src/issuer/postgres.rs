@@ -25,10 +25,11 @@ use keywheel_core::planted;
 use keywheel_core::secret::{Credential, Field, SecretValue};
 use keywheel_core::time::{Span, Timestamp};
 use keywheel_core::version::IssuedId;
+use keywheel_driver::duration::Duration;
 use keywheel_driver::issuer::{
     Identity, Issuer, LastUsed, Live, Mint, Minted, Randomness, Suspend, Usage, Verdict,
 };
-use keywheel_driver::{CallError, Finding, Refusal, RefusalKind, SecretReference};
+use keywheel_driver::{CallError, Finding, Refusal, RefusalKind, SecretReference, fail_point};
 use postgres_protocol::escape::{escape_identifier, escape_literal};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -41,6 +42,9 @@ use crate::{Build, Context, reference};
 
 const TARGET: &str = "issuer `postgres`";
 
+/// How long a connection may take to come about.
+const CONNECT: std::time::Duration = std::time::Duration::from_secs(10);
+
 /// How many characters a password has: 258 bits.
 const LENGTH: u16 = 43;
 
@@ -49,6 +53,9 @@ const BATCH: i64 = 20;
 
 /// How long the next batch waits.
 const BETWEEN_BATCHES: std::time::Duration = std::time::Duration::from_millis(100);
+
+/// How often a standby is asked whether it has heard of a change.
+const LOOKS_AT_A_STANDBY: usize = 200;
 
 /// How often sessions are counted again before they are said to be still there.
 const COUNTS: usize = 50;
@@ -67,9 +74,20 @@ pub struct Config {
     /// Further databases of the server that the logins use, beside the one that `admin_url` names.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub databases: Vec<String>,
+    /// Standbys that the logins use too, as `host:port`; each learns of a change late.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub standbys: Vec<String>,
     /// A file with the certificates of those who may sign the server's, instead of whom this machine trusts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca: Option<PathBuf>,
+    /// How long a call without an answer can still take effect.
+    #[serde(default = "default_settle_for")]
+    pub settle_for: Duration,
+}
+
+/// Twice as long as the server lets a change of ours take.
+fn default_settle_for() -> Duration {
+    Span::seconds(30).into()
 }
 
 impl Build for Config {
@@ -86,6 +104,10 @@ impl Build for Config {
         }
         if !roles.iter().all(is_name) {
             return Err(unsupported("`owner` and `logins` must have 1 to 63 bytes"));
+        }
+        if let Some(standby) = self.standbys.iter().find(|standby| host_and_port(standby).is_none())
+        {
+            return Err(unsupported(&format!("`standbys`: `{standby}` is not `host:port`")));
         }
         let admin_url = reference::from_root(&self.admin_url, context);
         let ca = self.ca.as_ref().map(|ca| context.root.join(ca));
@@ -109,7 +131,7 @@ impl Issuer for Postgres {
             reset_repeatable: true,
             last_used: Some(LastUsedFacts { lag: Span::ZERO, granularity: Span::seconds(1) }),
             propagation: Span::ZERO,
-            settle_for: Span::seconds(30),
+            settle_for: self.config.settle_for.span(),
             takes_turns: !alone,
             ..IssuerFacts::new(ValueOrigin::Ours, Observe::Label, Authority::Issuer)
         }
@@ -154,38 +176,32 @@ impl Issuer for Postgres {
             Mark { generation, label: Some(request.label.clone()), since: now(&change).await? };
         mark.write(&change, login, &found.comment).await?;
         commit(change).await?;
+        fail_point::pass("login_changed", "mint");
         if self.config.logins.len() > 1 {
             // Nobody was given the new password yet: whoever is logged in was so under a former generation.
-            end_sessions(&admin, login, None).await?;
+            self.end_sessions(login, None).await?;
         }
         let issued = IssuedId { id: login.to_owned(), generation: Some(generation) };
         Ok(Minted { issued: Some(issued), ..Minted::default() })
     }
 
-    /// Logs in with the credential, and with nothing else.
+    /// Logs in with the credential, and with nothing else, at the server and at each standby.
     async fn verify(&self, credential: &Credential) -> Result<Verdict, CallError> {
         let (login, password) = (self.login_of(credential)?, field(credential, "password")?);
-        let mut place = self.place().await?;
-        place.user(login).password(password.expose());
-        let code = match postgres::connect(&place, self.config.ca.as_deref()).await {
-            Ok(client) => {
-                let asked = client.simple_query("SELECT 1").await;
-                return Ok(match asked {
-                    Ok(_) => Verdict::Accepted,
-                    Err(error) => Verdict::CannotTell(postgres::in_words(&error)),
-                });
+        let mut verdicts = Vec::new();
+        for place in self.places().await? {
+            verdicts.push(self.verdict(place, login, password).await?);
+            if planted!("standbys_not_asked") {
+                break;
             }
-            Err(Failed::Here(refusal)) => return Err(refusal.into()),
-            Err(Failed::There(error)) => match error.code() {
-                Some(code) => code.code().to_owned(),
-                None => return Err(unavailable(postgres::in_words(&error)).into()),
-            },
-        };
-        match code.as_str() {
-            "28P01" => Ok(Verdict::Refused),
-            // A login that is switched off and one that no line of pg_hba.conf lets in get the same code.
-            "28000" if self.is_switched_off(login).await? => Ok(Verdict::Refused),
-            _ => Ok(Verdict::CannotTell(format!("the server answered with the error {code}"))),
+        }
+        let first = verdicts.swap_remove(0);
+        match verdicts.into_iter().find(|verdict| *verdict != first) {
+            None => Ok(first),
+            Some(Verdict::CannotTell(why)) => Ok(Verdict::CannotTell(why)),
+            Some(_) => {
+                Ok(Verdict::CannotTell("the server and a standby do not say the same".into()))
+            }
         }
     }
 
@@ -211,8 +227,7 @@ impl Issuer for Postgres {
         let Some(found) = role(&change, &id.id).await? else { return Ok(()) };
         match found.meets(id) {
             Meets::Later(since) => {
-                drop(change);
-                return end_sessions(&admin, &id.id, Some(since)).await;
+                return self.end_sessions(&id.id, Some(since)).await;
             }
             Meets::Exactly => {}
             Meets::Never => return Err(another_generation(id).into()),
@@ -223,7 +238,8 @@ impl Issuer for Postgres {
         let mark = Mark { generation, label: None, since: now(&change).await? };
         mark.write(&change, &id.id, &found.comment).await?;
         commit(change).await?;
-        end_sessions(&admin, &id.id, None).await
+        fail_point::pass("login_changed", "revoke");
+        self.end_sessions(&id.id, None).await
     }
 
     async fn identify(&self, credential: &Credential) -> Result<Identity, CallError> {
@@ -259,8 +275,8 @@ impl Issuer for Postgres {
 impl Suspend for Postgres {
     async fn suspend(&self, id: &IssuedId) -> Result<(), CallError> {
         self.switch(id, "NOLOGIN").await?;
-        let admin = self.admin().await?;
-        end_sessions(&admin, &id.id, None).await
+        fail_point::pass("login_changed", "suspend");
+        self.end_sessions(&id.id, None).await
     }
 
     async fn resume(&self, id: &IssuedId) -> Result<(), CallError> {
@@ -279,7 +295,10 @@ impl Usage for Postgres {
             Meets::Later(since) => Some(since),
             Meets::Never => return Err(another_generation(id).into()),
         };
-        let sessions = sessions(&admin, &id.id, before).await?;
+        let mut sessions = Vec::new();
+        for admin in self.everywhere().await? {
+            sessions.extend(sessions_of(&admin, &id.id, before).await?);
+        }
         if sessions.is_empty() {
             return Ok(LastUsed { at: None, detail: None });
         }
@@ -291,16 +310,88 @@ impl Usage for Postgres {
 }
 
 impl Postgres {
+    /// The server, and after it each standby.
+    async fn places(&self) -> Result<Vec<tokio_postgres::Config>, CallError> {
+        let server = self.place().await?;
+        let mut places = vec![server.clone()];
+        for standby in &self.config.standbys {
+            let (host, port) = host_and_port(standby).expect("`build` looked at it");
+            let mut place = tokio_postgres::Config::new();
+            place.host(host).port(port).ssl_mode(postgres::secured(host, server.get_ssl_mode()));
+            place.application_name("keywheel").connect_timeout(CONNECT);
+            if let Some(user) = server.get_user() {
+                place.user(user);
+            }
+            if let Some(password) = server.get_password() {
+                place.password(password);
+            }
+            if let Some(name) = server.get_dbname() {
+                place.dbname(name);
+            }
+            places.push(place);
+        }
+        Ok(places)
+    }
+
+    /// Logs in as the admin login everywhere.
+    async fn everywhere(&self) -> Result<Vec<Client>, CallError> {
+        let mut clients = Vec::new();
+        for place in self.places().await? {
+            clients.push(self.connected(&place).await?);
+        }
+        Ok(clients)
+    }
+
+    /// Says what one server makes of a password.
+    async fn verdict(
+        &self,
+        mut place: tokio_postgres::Config,
+        login: &str,
+        password: &SecretValue,
+    ) -> Result<Verdict, CallError> {
+        let as_admin = place.clone();
+        place.user(login).password(password.expose());
+        let code = match postgres::connect(&place, self.config.ca.as_deref()).await {
+            Ok(client) => {
+                let asked = client.simple_query("SELECT 1").await;
+                return Ok(match asked {
+                    Ok(_) => Verdict::Accepted,
+                    Err(error) => Verdict::CannotTell(postgres::in_words(&error)),
+                });
+            }
+            Err(Failed::Here(refusal)) => return Err(refusal.into()),
+            Err(Failed::There(error)) => match error.code() {
+                Some(code) => code.code().to_owned(),
+                None => return Err(unavailable(postgres::in_words(&error)).into()),
+            },
+        };
+        match code.as_str() {
+            "28P01" => Ok(Verdict::Refused),
+            // A login that is switched off and one that no line of pg_hba.conf lets in get the same code.
+            "28000" => {
+                let found = role_now(&self.connected(&as_admin).await?, login).await?;
+                let is_switched_off = found.is_none_or(|role| !role.may_log_in);
+                let unknown =
+                    || Verdict::CannotTell("no line of pg_hba.conf lets the login in".into());
+                Ok(if is_switched_off { Verdict::Refused } else { unknown() })
+            }
+            _ => Ok(Verdict::CannotTell(format!("the server answered with the error {code}"))),
+        }
+    }
+
     async fn place(&self) -> Result<tokio_postgres::Config, CallError> {
         let mut place = postgres::place(&self.config.admin_url).await?;
-        place.application_name("keywheel").connect_timeout(std::time::Duration::from_secs(10));
+        place.application_name("keywheel").connect_timeout(CONNECT);
         Ok(place)
     }
 
     /// Logs in as the login that may change the others.
     async fn admin(&self) -> Result<Client, CallError> {
-        let place = self.place().await?;
-        match postgres::connect(&place, self.config.ca.as_deref()).await {
+        self.connected(&self.place().await?).await
+    }
+
+    async fn connected(&self, place: &tokio_postgres::Config) -> Result<Client, CallError> {
+        match postgres::connect(place, self.config.ca.as_deref()).await {
             Ok(admin) => Ok(admin),
             Err(Failed::Here(refusal)) => Err(refusal.into()),
             Err(Failed::There(error)) => Err(match error.code().map(|code| code.code()) {
@@ -368,6 +459,23 @@ impl Postgres {
         Err(Refusal::operator(RefusalKind::Conflict, message))
     }
 
+    /// Ends the sessions of a login wherever it can have some. A standby lets it in until it has heard of the change.
+    async fn end_sessions(&self, login: &str, before: Option<Timestamp>) -> Result<(), CallError> {
+        let clients = self.everywhere().await?;
+        let [server, standbys @ ..] = clients.as_slice() else { return Ok(()) };
+        end_sessions(server, login, before).await?;
+        if standbys.is_empty() {
+            return Ok(());
+        }
+        let at = server.query_one("SELECT pg_current_wal_lsn()::text", &[]).await;
+        let at: String = at.map_err(|error| sessions_left(&error, login))?.get(0);
+        for standby in standbys {
+            replayed(standby, &at).await?;
+            end_sessions(standby, login, before).await?;
+        }
+        Ok(())
+    }
+
     async fn switch(&self, id: &IssuedId, to: &str) -> Result<(), CallError> {
         let mut admin = self.admin_beside(&id.id).await?;
         let change = self.change(&mut admin).await?;
@@ -377,12 +485,6 @@ impl Postgres {
         }
         run(&change, &format!("ALTER ROLE {} {to}", escape_identifier(&id.id))).await?;
         commit(change).await
-    }
-
-    async fn is_switched_off(&self, login: &str) -> Result<bool, CallError> {
-        let admin = self.admin().await?;
-        let found = role_now(&admin, login).await?;
-        Ok(found.is_none_or(|role| !role.may_log_in))
     }
 }
 
@@ -520,7 +622,7 @@ impl Session {
 }
 
 /// The sessions of a login, but for our own; those that began before a time, where one is given.
-async fn sessions(
+async fn sessions_of(
     admin: &Client,
     login: &str,
     before: Option<Timestamp>,
@@ -566,7 +668,7 @@ async fn end_sessions(
     if planted!("sessions_live_on") {
         return Ok(());
     }
-    let mut left = sessions(admin, login, before).await?;
+    let mut left = sessions_of(admin, login, before).await?;
     for _ in 0..COUNTS {
         if left.is_empty() {
             return Ok(());
@@ -577,10 +679,24 @@ async fn end_sessions(
                    WHERE pid = ANY($1) AND usename = $2";
         admin.execute(end, &[&pids, &login]).await.map_err(|error| sessions_left(&error, login))?;
         tokio::time::sleep(BETWEEN_BATCHES).await;
-        left = sessions(admin, login, before).await?;
+        left = sessions_of(admin, login, before).await?;
     }
     let message = format!("{} sessions of login `{login}` do not end", left.len());
     Err(CallError::Unknown(message))
+}
+
+/// Waits until a standby has replayed what was written up to a place in the log.
+async fn replayed(standby: &Client, at: &str) -> Result<(), CallError> {
+    for _ in 0..LOOKS_AT_A_STANDBY {
+        let ask = "SELECT coalesce(pg_last_wal_replay_lsn() >= $1::text::pg_lsn, true)";
+        let row = standby.query_one(ask, &[&at]).await;
+        let row = row.map_err(|error| CallError::Unknown(postgres::in_words(&error)))?;
+        if row.get(0) || planted!("standbys_not_asked") {
+            return Ok(());
+        }
+        tokio::time::sleep(BETWEEN_BATCHES).await;
+    }
+    Err(CallError::Unknown(format!("{TARGET}: a standby has not heard of the change yet")))
 }
 
 /// The change was made; only its sessions are left.
@@ -650,6 +766,12 @@ fn is_verifier(text: &str) -> bool {
         decoded.is_ok_and(|bytes| bytes.len() == length)
     };
     iterations.parse::<u32>().is_ok_and(|count| count >= 4096) && keys.into_iter().all(holds)
+}
+
+fn host_and_port(text: &str) -> Option<(&str, u16)> {
+    let (host, port) = text.rsplit_once(':')?;
+    let port = port.parse().ok()?;
+    (!host.is_empty()).then_some((host, port))
 }
 
 fn millis_now() -> i64 {
@@ -1077,6 +1199,29 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn h73_a_standby_that_is_behind_is_waited_for() {
+        let Some(bench) = Bench::new(&["fsync=off"]).await else { return };
+        let late = ["fsync=off", "recovery_min_apply_delay=3s", "hot_standby=on"];
+        let standby = bench.server.standby(ROOT, &late).unwrap();
+        let at = json!({ "standbys": [format!("127.0.0.1:{}", standby.port())] });
+        let issuer = bench.issuer_with(bench.server.port(), "warden", WARDEN, at);
+        let (a, first) = mint(&*issuer, "kw-one-1", None, &[]).await.unwrap();
+        assert_eq!(issuer.verify(&first).await, Ok(Verdict::Accepted));
+        let url = bench.url("app_a", text(&first, "password"), "app", standby.port());
+        let mut place: tokio_postgres::Config = url.parse().unwrap();
+        place.ssl_mode(tokio_postgres::config::SslMode::Disable);
+        let held =
+            postgres::connect(&place, None).await.map_err(|failed| failed.in_words()).unwrap();
+        assert!(issuer.usage().unwrap().last_used(&a).await.unwrap().at.is_some());
+        issuer.revoke(&a).await.unwrap();
+        assert!(
+            held.simple_query("SELECT 1").await.is_err(),
+            "the session on the standby lives on"
+        );
+        assert_eq!(issuer.verify(&first).await, Ok(Verdict::Refused));
+    }
+
+    #[tokio::test]
     async fn h76_nobody_changes_the_login_that_is_logged_in_as() {
         let Some(bench) = Bench::new(&["fsync=off"]).await else { return };
         let own = json!({ "owner": "wardens", "logins": ["warden", "warden_b"] });
@@ -1162,6 +1307,7 @@ mod tests {
             json!({ "logins": ["a", "a"] }),
             json!({ "logins": ["app_own", "b"] }),
             json!({ "logins": ["", "b"] }),
+            json!({ "standbys": ["db2"] }),
         ] {
             let mut config =
                 json!({ "admin_url": { "env": "X" }, "owner": "app_own", "logins": ["a", "b"] });
