@@ -435,13 +435,12 @@ mod tests {
             previous: Option<&IssuedId>,
         ) -> Result<Minted, CallError> {
             let label = Label(label.into());
-            self.issuer.mint(&Mint { label: &label, value: None, previous, in_use: None }).await
+            self.issuer.mint(&Mint { previous, ..Mint::new(&label) }).await
         }
 
         async fn replace(&self, label: &str, in_use: &str) -> Result<Minted, CallError> {
             let (label, in_use) = (Label(label.into()), credential(in_use));
-            let request =
-                Mint { label: &label, value: None, previous: None, in_use: Some(&in_use) };
+            let request = Mint { in_use: Some(&in_use), ..Mint::new(&label) };
             self.issuer.mint(&request).await
         }
 
@@ -839,6 +838,11 @@ mod tests {
             let refusal = refusal(bench.replace("kw-1-1", in_use).await);
             assert!(refusal.message.starts_with("there is a backup"), "{refusal}");
         }
+        let (label, in_use) = (Label("kw-1-2".into()), credential(&backup));
+        let compromised = [IssuedId::new("kw-0-1")];
+        let emergency =
+            Mint { in_use: Some(&in_use), compromised: &compromised, ..Mint::new(&label) };
+        assert!(bench.issuer.mint(&emergency).await.is_err(), "a suspect was taken for a new one");
         let other = refusal(bench.replace("kw-1-1", "phs_elsewhere").await);
         assert!(other.message.contains("neither the primary nor the backup"), "{other}");
         assert_eq!(bench.told(), 0);

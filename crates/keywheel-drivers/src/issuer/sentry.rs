@@ -709,7 +709,7 @@ mod tests {
             previous: Option<&IssuedId>,
         ) -> Result<Minted, CallError> {
             let label = Label(label.into());
-            self.issuer.mint(&Mint { label: &label, value: None, previous, in_use: None }).await
+            self.issuer.mint(&Mint { previous, ..Mint::new(&label) }).await
         }
 
         async fn minted(&self, label: &str) -> (IssuedId, Credential) {

@@ -34,7 +34,7 @@ async fn mint(
     previous: Option<&IssuedId>,
 ) -> (IssuedId, Credential) {
     let label = Label(label.into());
-    let request = Mint { label: &label, value: None, previous, in_use: None };
+    let request = Mint { previous, ..Mint::new(&label) };
     let minted = issuer.mint(&request).await.unwrap_or_else(|error| panic!("{error}"));
     (minted.issued.unwrap(), minted.credential.unwrap())
 }

@@ -166,7 +166,10 @@ fn standing(tokens: Tokens, request: &Mint<'_>) -> Result<Standing, CallError> {
         // No store holds a token yet: the one that there is will do.
         (None, _) => Ok(Standing::Rotated(primary.0)),
         (Some(_), _) if is_primary && backup.is_none() => Ok(Standing::ToRotate),
-        (Some(_), false) if is_backup => Ok(Standing::Rotated(primary.0)),
+        // A primary that an emergency ends is no new version.
+        (Some(_), false) if is_backup && request.compromised.is_empty() => {
+            Ok(Standing::Rotated(primary.0))
+        }
         (Some(_), _) if is_primary || is_backup => Err(unsupported(BACKUP).into()),
         _ => {
             let why = "the token in use is neither the primary nor the backup of the project: somebody else rotated it";

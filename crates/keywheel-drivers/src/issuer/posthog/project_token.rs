@@ -98,6 +98,7 @@ impl ProjectToken {
     fn must_be_reset(&self, tokens: &Tokens, request: &Mint<'_>) -> bool {
         request.in_use.is_some()
             && (is_first(request.label)
+                || !request.compromised.is_empty()
                 || is(Some(&tokens.api_token), request.in_use)
                 || planted!("token_is_reset_again"))
     }
