@@ -54,12 +54,16 @@ impl Project {
     }
 
     fn posthog(twin: &posthog::Twin, kind: &str, rest: &str, value: &str) -> Self {
+        Self::soaking(twin, kind, rest, "1s", value)
+    }
+
+    fn soaking(twin: &posthog::Twin, kind: &str, rest: &str, soak: &str, value: &str) -> Self {
         let issuer = format!(
             "{{ posthog: {{ kind: {kind}, project: {}, personal_key: {{ file: admin.key }}, base_url: {}, propagation: 1s, settle_for: 1s }} }}\n    policy: fast{rest}",
             posthog::PROJECT,
             twin.base_url(),
         );
-        Self::new(&issuer, "1s", twin.personal_key(), value)
+        Self::new(&issuer, soak, twin.personal_key(), value)
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -233,7 +237,7 @@ fn an_undone_rotation_leaves_the_former_key_of_sentry_as_it_was() {
 }
 
 #[test]
-fn an_emergency_ends_a_key_of_sentry_in_the_order_that_was_asked_for() {
+fn an_emergency_ends_a_key_of_sentry_in_either_order() {
     for revoke_first in [false, true] {
         let twin = sentry::Twin::start(sentry::TwinOptions::default()).unwrap();
         let old = twin.make_key("backend");
@@ -338,4 +342,18 @@ fn a_feature_flags_token_of_posthog_is_rotated_once_and_its_backup_deleted() {
     assert_eq!((twin.secret_token(), twin.backup_token()), (new.clone(), None));
     assert!(twin.accepts(&new) && !twin.accepts(&old));
     project.keeps(&[&old, &new], &[&rotated]);
+}
+
+#[test]
+fn a_feature_flags_token_that_was_given_up_goes_on_beside_the_one_in_use() {
+    let twin = posthog::Twin::start(posthog::TwinOptions::default()).unwrap();
+    let old = twin.secret_token();
+    let project = Project::soaking(&twin, "feature_flags_token", "", "9s", &old);
+    project.run(&["adopt", "measured", "--yes"]).ends(0);
+    project.guide(&twin, &["rotate", "measured", "--yes"]).ends(0).says("v2 is current");
+    let given_up = twin.secret_token();
+    let undone = project.guide(&twin, &["undo", "measured", "--yes", "--soak"]);
+    undone.ends(3).says("this version is the primary token");
+    assert_eq!(project.value(), old);
+    assert!(twin.accepts(&old) && twin.accepts(&given_up));
 }
