@@ -12,6 +12,7 @@
 //! H78).
 
 mod compare;
+mod convert;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -27,7 +28,7 @@ use keywheel_core::time::{Span, Timestamp};
 use keywheel_core::version::IssuedId;
 use keywheel_driver::duration::Duration;
 use keywheel_driver::issuer::{
-    Identity, Issuer, LastUsed, Live, Mint, Minted, Randomness, Suspend, Usage, Verdict,
+    Convert, Identity, Issuer, LastUsed, Live, Mint, Minted, Randomness, Suspend, Usage, Verdict,
 };
 use keywheel_driver::{CallError, Finding, Refusal, RefusalKind, SecretReference, fail_point};
 use postgres_protocol::escape::{escape_identifier, escape_literal};
@@ -268,6 +269,10 @@ impl Issuer for Postgres {
 
     fn usage(&self) -> Option<&dyn Usage> {
         Some(self)
+    }
+
+    fn convert(&self) -> Option<&dyn Convert> {
+        (self.config.logins.len() > 1).then_some(self)
     }
 }
 
@@ -1201,7 +1206,7 @@ mod tests {
     #[tokio::test]
     async fn h73_a_standby_that_is_behind_is_waited_for() {
         let Some(bench) = Bench::new(&["fsync=off"]).await else { return };
-        let late = ["fsync=off", "recovery_min_apply_delay=3s", "hot_standby=on"];
+        let late = ["fsync=off", "recovery_min_apply_delay=1s", "hot_standby=on"];
         let standby = bench.server.standby(ROOT, &late).unwrap();
         let at = json!({ "standbys": [format!("127.0.0.1:{}", standby.port())] });
         let issuer = bench.issuer_with(bench.server.port(), "warden", WARDEN, at);
