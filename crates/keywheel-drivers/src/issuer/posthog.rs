@@ -583,6 +583,26 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_mint_that_was_definitely_not_done_says_what_to_look_at() {
+        let look_at_the_key =
+            ": is the personal key valid, and may it write project secret API keys?";
+        for (code, kind, then) in [
+            (400, RefusalKind::Unsupported, ""),
+            (401, RefusalKind::Permission, look_at_the_key),
+            (403, RefusalKind::Permission, look_at_the_key),
+            (404, RefusalKind::NotFound, ": is there a project 7 at `base_url`?"),
+            (409, RefusalKind::Unavailable, ""),
+            (429, RefusalKind::RateLimited, ""),
+        ] {
+            let bench = Bench::keys();
+            bench.script(vec![Rule::first("create_key", Fault::status(code))]);
+            let refusal = refusal(bench.mint("kw-1-1", None).await);
+            assert_eq!(refusal.message, format!("issuer `posthog` answered {code}{then}"));
+            assert_eq!((refusal.kind, bench.twin.keys().len()), (kind, 0), "{code}");
+        }
+    }
+
+    #[tokio::test]
     async fn h90_a_full_project_is_named_and_nothing_is_deleted_for_it() {
         let bench = Bench::keys_with(TwinOptions { page: 3, ..TwinOptions::default() });
         let keys: Vec<_> = (0..9)

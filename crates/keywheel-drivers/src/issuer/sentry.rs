@@ -833,6 +833,26 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_mint_that_was_definitely_not_done_says_what_to_look_at() {
+        let look_at_the_token = ": is the token valid, and has it the scope `project:write`?";
+        let look_at_the_project = ": is there a project `backend` in `shop`?";
+        for (code, kind, then) in [
+            (400, RefusalKind::Unsupported, ""),
+            (401, RefusalKind::Permission, look_at_the_token),
+            (403, RefusalKind::Permission, look_at_the_token),
+            (404, RefusalKind::NotFound, look_at_the_project),
+            (409, RefusalKind::Unavailable, ""),
+            (429, RefusalKind::RateLimited, ""),
+        ] {
+            let bench = Bench::new();
+            bench.script(vec![Rule::first("create_key", Fault::status(code))]);
+            let refusal = refusal(bench.mint("kw-1-1", None).await);
+            assert_eq!(refusal.message, format!("issuer `sentry` answered {code}{then}"));
+            assert_eq!((refusal.kind, bench.twin.keys().len()), (kind, 0), "{code}");
+        }
+    }
+
+    #[tokio::test]
     async fn h91_a_new_key_has_every_setting_of_the_one_before_it() {
         let bench = Bench::new();
         let previous = bench.configured();

@@ -223,9 +223,12 @@ impl SecretKeys {
 
     /// Says of a mint that was refused that the project is full, where it is: the answer says so in words only.
     async fn full_or(&self, headers: &HeaderMap, error: CallError) -> CallError {
-        let is_odd = matches!(&error, CallError::Refused(refusal) if refusal.kind == RefusalKind::Unsupported);
+        match &error {
+            CallError::Refused(refusal) if refusal.kind == RefusalKind::Unsupported => {}
+            _ => return error,
+        }
         match self.keys(headers).await {
-            Ok(keys) if is_odd && keys.len() >= MOST_KEYS => {
+            Ok(keys) if keys.len() >= MOST_KEYS => {
                 Refusal::operator(RefusalKind::Quota, full(&keys)).into()
             }
             _ => error,
