@@ -136,6 +136,11 @@ impl Postgres {
         String::from_utf8_lossy(&log).into_owned()
     }
 
+    /// Makes the server read its files anew.
+    pub fn reload(&self) {
+        kill_process(Pid::from_child(&self.server), Signal::HUP).ok();
+    }
+
     fn wait_until_ready(&mut self, programs: &Path) -> Result<(), String> {
         let since = Instant::now();
         while since.elapsed() < PATIENCE {

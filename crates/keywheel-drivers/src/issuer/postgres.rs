@@ -38,7 +38,7 @@ use tokio_postgres::{Client, Transaction};
 
 use super::random::characters;
 use crate::api::unsupported;
-use crate::postgres::{self, Failed};
+use crate::postgres::{self, Failed, Reach};
 use crate::{Build, Context, reference};
 
 const TARGET: &str = "issuer `postgres`";
@@ -78,6 +78,9 @@ pub struct Config {
     /// Standbys that the logins use too, as `host:port`; each learns of a change late.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub standbys: Vec<String>,
+    /// How the server is reached.
+    #[serde(default, skip_serializing_if = "Reach::is_direct")]
+    pub reach: Reach,
     /// A file with the certificates of those who may sign the server's, instead of whom this machine trusts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca: Option<PathBuf>,
@@ -112,7 +115,8 @@ impl Build for Config {
         }
         let admin_url = reference::from_root(&self.admin_url, context);
         let ca = self.ca.as_ref().map(|ca| context.root.join(ca));
-        Ok(Arc::new(Postgres { config: Self { admin_url, ca, ..self.clone() } }))
+        let reach = self.reach.rooted(context);
+        Ok(Arc::new(Postgres { config: Self { admin_url, ca, reach, ..self.clone() } }))
     }
 }
 
@@ -385,7 +389,7 @@ impl Postgres {
     }
 
     async fn place(&self) -> Result<tokio_postgres::Config, CallError> {
-        let mut place = postgres::place(&self.config.admin_url).await?;
+        let mut place = postgres::place(&self.config.admin_url, &self.config.reach).await?;
         place.application_name("keywheel").connect_timeout(CONNECT);
         Ok(place)
     }
@@ -1201,6 +1205,39 @@ mod tests {
             )
             .await;
         assert_eq!(bench.blocks().await, ["line 1 of pg_hba.conf names `app_a` and not `app_b`"]);
+    }
+
+    #[tokio::test]
+    async fn h74_what_logs_in_later_is_named() {
+        let Some(bench) = Bench::new(&["fsync=off"]).await else { return };
+        bench
+            .run(
+                "app",
+                "CREATE EXTENSION postgres_fdw; CREATE SERVER reports FOREIGN DATA WRAPPER postgres_fdw; \
+                 CREATE USER MAPPING FOR postgres SERVER reports OPTIONS (user 'app_a', password 'kwcanary-mapping'); \
+                 CREATE SUBSCRIPTION feed CONNECTION 'host=127.0.0.1 user=app_b password=kwcanary-feed' \
+                 PUBLICATION p WITH (connect = false)",
+            )
+            .await;
+        let root = bench.issuer_with(bench.server.port(), "postgres", ROOT, json!({}));
+        let said = |findings: Vec<Finding>| {
+            findings.into_iter().map(|one| one.message).collect::<Vec<_>>().join("\n")
+        };
+        let told = said(root.preflight().await.unwrap());
+        assert!(
+            told.contains(
+                "a user mapping of foreign server `reports` keeps the password of `app_a`"
+            ),
+            "{told}"
+        );
+        assert!(told.contains("subscription `feed` keeps the password of `app_b`"), "{told}");
+        assert!(!told.contains("kwcanary"));
+        let told = said(bench.issuer().preflight().await.unwrap());
+        assert!(
+            told.contains("a user mapping of foreign server `reports` may keep a password"),
+            "{told}"
+        );
+        assert!(told.contains("subscription `feed` may keep a password"), "{told}");
     }
 
     #[tokio::test]

@@ -18,6 +18,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio_postgres::SimpleQueryMessage;
 
+use crate::postgres::Reach;
 use crate::{Build, Context, postgres, reference};
 
 /// A query that PostgreSQL answers when all is well, over a connection of its own.
@@ -35,6 +36,9 @@ pub struct Config {
     /// A file with the certificates of those who may sign the server's, instead of whom this machine trusts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca: Option<PathBuf>,
+    /// How the server is reached.
+    #[serde(default, skip_serializing_if = "Reach::is_direct")]
+    pub reach: Reach,
     /// How long connection and answer may take together before they count as red.
     #[serde(default = "default_within")]
     pub within: Duration,
@@ -57,7 +61,8 @@ impl Build for Config {
         }
         let url = reference::from_root(&self.url, context);
         let ca = self.ca.as_ref().map(|ca| context.root.join(ca));
-        Ok(Arc::new(Sql { config: Self { url, ca, ..self.clone() } }))
+        let reach = self.reach.rooted(context);
+        Ok(Arc::new(Sql { config: Self { url, ca, reach, ..self.clone() } }))
     }
 }
 
@@ -68,7 +73,7 @@ struct Sql {
 #[async_trait]
 impl Probe for Sql {
     async fn ask(&self, _asked: &Asked) -> Result<Health, CallError> {
-        let place = postgres::place(&self.config.url).await?;
+        let place = postgres::place(&self.config.url, &self.config.reach).await?;
         postgres::can_secure(&place, self.config.ca.as_deref())?;
         let within = self.config.within.span();
         let seen = tokio::time::timeout(within.into(), self.seen(&place)).await;
@@ -252,7 +257,7 @@ mod tests {
             let config: Config =
                 serde_json::from_value(json!({ "url": { "file": "url" } })).unwrap();
             let url = reference::from_root(&config.url, &Context::at(folder.path()));
-            let place = postgres::place(&url).await;
+            let place = postgres::place(&url, &Reach::Direct).await;
             assert_eq!(place.ok().map(|place| place.get_ssl_mode()), wanted, "{host} {mode}");
         }
         let refused =
