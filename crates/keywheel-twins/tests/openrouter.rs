@@ -116,7 +116,7 @@ async fn a_use_shows_in_the_counters_today_and_in_the_activity_tomorrow() {
 async fn guardrails_and_provider_keys_name_keys_that_exist() {
     let client = Client::new(TwinOptions::default());
     let (one, other) = (client.twin.make_key("one"), client.twin.make_key("other"));
-    let guardrail = client.twin.make_guardrail("rules", &[&one.hash]);
+    let guardrail = client.twin.make_guardrail(&[&one.hash]);
     let provider = client.twin.make_provider_key("upstream", Some(&[&one.hash]));
     assert_eq!(client.get("/guardrails/assignments/keys").await[0]["key_hash"], one.hash);
     let assign = format!("/guardrails/{guardrail}/assignments/keys");

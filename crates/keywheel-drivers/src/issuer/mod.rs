@@ -5,13 +5,18 @@ use keywheel_driver::Issuer;
 
 use crate::list::drivers;
 
+#[cfg(test)]
+mod bench;
+
 drivers! {
     /// The configuration of an issuer: `{ openai: {…} }`.
     IssuerConfig for dyn Issuer {
+        anthropic => Anthropic,
         command => Command,
         jwt_secret => JwtSecret,
         manual => Manual,
         openai => Openai,
+        openrouter => Openrouter,
         posthog => Posthog,
         postgres => Postgres,
         random => Random,
@@ -29,6 +34,9 @@ mod tests {
             let config = match *kind {
                 "openai" => {
                     serde_json::json!({ "project": "proj_1", "admin_key": { "env": "ADMIN_KEY" } })
+                }
+                "openrouter" => {
+                    serde_json::json!({ "management_key": { "env": "MANAGEMENT_KEY" } })
                 }
                 "sentry" => serde_json::json!({
                     "organization": "shop", "project": "backend", "auth_token": { "env": "TOKEN" },

@@ -163,10 +163,7 @@ async fn update_key(
     let key = state.keys.get_mut(&id).ok_or(not_found())?;
     match body["status"].as_str() {
         None => {}
-        Some("archived") => {
-            key.archived = true;
-            key.switch.set(false);
-        }
+        Some("archived") => key.archive(),
         Some("active" | "inactive") if key.archived => return Err(bad("the key is archived")),
         Some("active") => key.switch.set(true),
         Some("inactive") => key.switch.set(false),

@@ -118,6 +118,13 @@ impl Twin {
         }
     }
 
+    /// Archives a key in the console.
+    pub fn archive(&self, id: &str) {
+        if let Some(key) = self.shared.state().keys.get_mut(id) {
+            key.archive();
+        }
+    }
+
     /// Returns every key that there ever was, in order.
     pub fn keys(&self) -> Vec<KeyState> {
         let state = self.shared.state();

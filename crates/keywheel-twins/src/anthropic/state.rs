@@ -100,6 +100,11 @@ impl State {
 }
 
 impl Key {
+    pub(super) fn archive(&mut self) {
+        self.archived = true;
+        self.switch.set(false);
+    }
+
     pub(super) fn status(&self) -> &'static str {
         match (self.archived, self.switch.is_on()) {
             (true, _) => "archived",

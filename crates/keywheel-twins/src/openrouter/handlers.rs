@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 
 use super::state::{Guardrail, Settings, Standing, State, redacted};
 use super::{
-    ACTIVITY, ASSIGNMENTS, CHAT, GUARDRAIL_KEYS, GUARDRAILS, KEY, KEYS, PROVIDER_KEY,
-    PROVIDER_KEYS, SELF, Shared, WORKSPACE,
+    ACTIVITY, ASSIGNMENTS, CHAT, GUARDRAIL_KEYS, KEY, KEYS, PROVIDER_KEY, PROVIDER_KEYS, SELF,
+    Shared, WORKSPACE,
 };
 use crate::fault::Lag;
 use crate::life::{as_of, rfc3339};
@@ -31,9 +31,8 @@ pub(super) fn routes(shared: Shared) -> Router {
         .route(SELF, get(get_self))
         .route(WORKSPACE, get(get_workspace))
         .route(ACTIVITY, get(activity))
-        .route(GUARDRAILS, get(list_guardrails))
         .route(ASSIGNMENTS, get(list_assignments))
-        .route(GUARDRAIL_KEYS, get(list_guardrail_keys).post(assign_keys))
+        .route(GUARDRAIL_KEYS, post(assign_keys))
         .route(PROVIDER_KEYS, get(list_provider_keys))
         .route(PROVIDER_KEY, patch(update_provider_key))
         .route(CHAT, post(chat))
@@ -293,29 +292,6 @@ fn row(date: &str, requests: usize) -> Value {
     })
 }
 
-async fn list_guardrails(
-    _: AsManager,
-    Held(shared): Held<Shared>,
-    Query(query): Parameters,
-) -> Answer {
-    let state = shared.state();
-    let workspace = one(&query, "workspace_id");
-    let shown = state.guardrails.iter().filter(|(_, guardrail)| {
-        workspace.is_none_or(|workspace| workspace == guardrail.workspace)
-    });
-    page(shown.map(|(id, guardrail)| guardrail_json(id, guardrail)).collect(), &query)
-}
-
-fn guardrail_json(id: &str, guardrail: &Guardrail) -> Value {
-    json!({
-        "id": id,
-        "name": guardrail.name,
-        "workspace_id": guardrail.workspace,
-        "include_byok_in_budgets": false,
-        "created_at": rfc3339(guardrail.created),
-    })
-}
-
 async fn list_assignments(
     _: AsManager,
     Held(shared): Held<Shared>,
@@ -325,17 +301,6 @@ async fn list_assignments(
     let all =
         state.guardrails.iter().flat_map(|(id, guardrail)| assignments(&state, id, guardrail));
     page(all.collect(), &query)
-}
-
-async fn list_guardrail_keys(
-    _: AsManager,
-    Held(shared): Held<Shared>,
-    Path(id): Path<String>,
-    Query(query): Parameters,
-) -> Answer {
-    let state = shared.state();
-    let guardrail = state.guardrails.get(&id).ok_or(not_found("Guardrail not found"))?;
-    page(assignments(&state, &id, guardrail), &query)
 }
 
 fn assignments(state: &State, id: &str, guardrail: &Guardrail) -> Vec<Value> {

@@ -173,8 +173,8 @@ impl Twin {
     }
 
     /// Makes a guardrail for some keys, and returns its id.
-    pub fn make_guardrail(&self, name: &str, keys: &[&str]) -> String {
-        self.shared.state().add_guardrail(name, keys)
+    pub fn make_guardrail(&self, keys: &[&str]) -> String {
+        self.shared.state().add_guardrail(keys)
     }
 
     /// Returns the keys of a guardrail.
@@ -248,7 +248,6 @@ const KEY: &str = "/api/v1/keys/{hash}";
 const SELF: &str = "/api/v1/key";
 const WORKSPACE: &str = "/api/v1/workspaces/{workspace}";
 const ACTIVITY: &str = "/api/v1/activity";
-const GUARDRAILS: &str = "/api/v1/guardrails";
 const ASSIGNMENTS: &str = "/api/v1/guardrails/assignments/keys";
 const GUARDRAIL_KEYS: &str = "/api/v1/guardrails/{guardrail}/assignments/keys";
 const PROVIDER_KEYS: &str = "/api/v1/byok";
@@ -265,9 +264,7 @@ pub const OPERATIONS: &[Operation] = &[
     Operation { name: "get_self", method: "GET", path: SELF },
     Operation { name: "get_workspace", method: "GET", path: WORKSPACE },
     Operation { name: "get_activity", method: "GET", path: ACTIVITY },
-    Operation { name: "list_guardrails", method: "GET", path: GUARDRAILS },
     Operation { name: "list_key_assignments", method: "GET", path: ASSIGNMENTS },
-    Operation { name: "list_guardrail_keys", method: "GET", path: GUARDRAIL_KEYS },
     Operation { name: "assign_keys", method: "POST", path: GUARDRAIL_KEYS },
     Operation { name: "list_provider_keys", method: "GET", path: PROVIDER_KEYS },
     Operation { name: "update_provider_key", method: "PATCH", path: PROVIDER_KEY },

@@ -52,8 +52,6 @@ pub(super) struct Settings {
 
 /// Rules for the requests of some keys.
 pub(super) struct Guardrail {
-    pub(super) workspace: String,
-    pub(super) name: String,
     pub(super) created: i64,
     pub(super) keys: Vec<String>,
 }
@@ -114,11 +112,9 @@ impl State {
         self.keys.get_mut(hash).filter(|key| key.life.ended.is_none())
     }
 
-    pub(super) fn add_guardrail(&mut self, name: &str, keys: &[&str]) -> String {
+    pub(super) fn add_guardrail(&mut self, keys: &[&str]) -> String {
         let id = uuid();
         let guardrail = Guardrail {
-            workspace: self.workspaces[0].clone(),
-            name: name.into(),
             created: now(),
             keys: keys.iter().map(|hash| (*hash).to_owned()).collect(),
         };

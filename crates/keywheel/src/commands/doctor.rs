@@ -8,7 +8,7 @@ use keywheel_core::plan::{Plan, RotationId};
 use keywheel_core::planted;
 use keywheel_core::rotation::Rotation;
 use keywheel_core::strategy::Side;
-use keywheel_core::version::Stage;
+use keywheel_core::version::{IssuedId, Stage};
 use keywheel_driver::workload::elsewhere;
 use keywheel_engine::request::{can_be_put_right, held_by};
 use serde_json::json;
@@ -229,7 +229,7 @@ impl Check<'_> {
 
     /// Live credentials that carry our label, and that no version and no open rotation of this journal owns (L04).
     async fn orphans(&self, built: &Built, found: &mut Vec<Finding>) -> Result<(), Failure> {
-        if built.issuer.facts().by_hand.is_some() {
+        if built.issuer.facts().is_kept_by_hand() {
             // Nobody is asked to look for what is not known to be missing.
             return Ok(());
         }
@@ -251,12 +251,11 @@ impl Check<'_> {
         };
         let open: Option<&RotationId> = self.row.open.as_ref().map(|open| &open.rotation);
         for one in live {
-            let owned = self
-                .row
-                .versions
-                .iter()
-                .any(|version| version.issued.as_ref() == Some(&one.issued));
             let label = one.label.map(|label| label.0).unwrap_or_default();
+            // An id that a person gave is the name of the key, whatever the issuer calls it since.
+            let is_this = |issued: &&IssuedId| **issued == one.issued || issued.id == label;
+            let mut ids = self.row.versions.iter().filter_map(|version| version.issued.as_ref());
+            let owned = ids.any(|issued| is_this(&issued));
             let in_work = open.is_some_and(|open| label.starts_with(&open.label_prefix()));
             if is_ours(&label) && !owned && !in_work {
                 found.push(self.finding(
