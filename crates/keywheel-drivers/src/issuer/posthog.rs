@@ -343,6 +343,7 @@ mod tests {
     use keywheel_twins::posthog::{PROJECT, Twin, TwinOptions};
     use serde_json::Value;
 
+    use super::super::bench::{credential, is_unknown, refusal, status, taken_over, written};
     use super::*;
 
     /// Somebody who is logged in and clicks as they are told.
@@ -409,15 +410,13 @@ mod tests {
 
         fn with(options: TwinOptions, does: Does, changes: Value) -> Self {
             let twin = Arc::new(Twin::start(options).unwrap());
-            let folder = tempfile::tempdir().unwrap();
-            std::fs::write(folder.path().join("key"), twin.personal_key()).unwrap();
-            let mut config = json!({
+            let folder = written(twin.personal_key());
+            let config = json!({
                 "project": PROJECT.parse::<u64>().unwrap(),
-                "personal_key": { "file": "key" },
+                "personal_key": { "file": "admin.key" },
                 "base_url": twin.base_url(),
             });
-            config.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
-            let config: Config = serde_json::from_value(config).unwrap();
+            let config: Config = serde_json::from_value(taken_over(config, changes)).unwrap();
             let person = Arc::new(Person { twin: Arc::clone(&twin), told: Mutex::default(), does });
             let guide: Arc<dyn Guide> = Arc::<Person>::clone(&person);
             let context = Context { guide, ..Context::at(folder.path()) };
@@ -469,28 +468,8 @@ mod tests {
         }
     }
 
-    fn credential(value: &str) -> Credential {
-        Credential::of_value(SecretValue::new(value.into()))
-    }
-
     fn is_value(minted: Minted, value: &str) -> bool {
         minted.credential.unwrap().same_as(&credential(value))
-    }
-
-    fn status(code: u16, body: Echo) -> Fault {
-        Fault::Status { code, retry_after: None, body, applied: false }
-    }
-
-    fn refusal<T>(outcome: Result<T, CallError>) -> Refusal {
-        match outcome {
-            Err(CallError::Refused(refusal)) => refusal,
-            Err(CallError::Unknown(message)) => panic!("unknown: {message}"),
-            Ok(_) => panic!("it was done"),
-        }
-    }
-
-    fn is_unknown<T>(outcome: &Result<T, CallError>) -> bool {
-        matches!(outcome, Err(CallError::Unknown(_)))
     }
 
     /// One bench for each way in which everything fails.
@@ -964,11 +943,10 @@ mod tests {
     #[test]
     fn a_configuration_that_cannot_work_is_refused() {
         let build = |changes: Value| {
-            let mut config = json!({
+            let config = json!({
                 "project": 7, "base_url": "https://eu.posthog.com", "personal_key": { "env": "KEY" },
             });
-            config.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
-            let config: Config = serde_json::from_value(config).unwrap();
+            let config: Config = serde_json::from_value(taken_over(config, changes)).unwrap();
             config.build(&Context::at("/")).err().map(|refusal| refusal.kind)
         };
         assert_eq!(build(json!({})), None);

@@ -20,7 +20,7 @@ use keywheel_core::facts::{Authority, IssuerFacts, Observe, ValueOrigin};
 use keywheel_core::plan::Label;
 use keywheel_core::planted;
 use keywheel_core::secret::{Credential, SecretValue};
-use keywheel_core::time::{Span, Timestamp};
+use keywheel_core::time::Span;
 use keywheel_core::version::IssuedId;
 use keywheel_driver::issuer::{Identity, Issuer, Live, Mint, Minted, Suspend, Verdict};
 use keywheel_driver::{CallError, Duration, Finding, Refusal, RefusalKind, SecretReference};
@@ -30,7 +30,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::api::{Api, MOST_PAGES, Shown, unsupported};
+use crate::api::{Api, MOST_PAGES, Shown, moment, unsupported};
 use crate::http::{self, Effect};
 use crate::{Build, Context, reference};
 
@@ -272,7 +272,7 @@ impl Issuer for Sentry {
         Ok(key.map_or(Identity::Unknown, |key| Identity::Known {
             issued: IssuedId::new(&key.id),
             how: "the DSN holds its public key".into(),
-            created_at: key.date_created.as_deref().and_then(instant),
+            created_at: key.date_created.as_deref().and_then(moment),
         }))
     }
 
@@ -573,11 +573,6 @@ fn next_cursor(headers: &HeaderMap) -> Option<String> {
     cursor.strip_suffix('"').map(str::to_owned)
 }
 
-fn instant(text: &str) -> Option<Timestamp> {
-    let at: jiff::Timestamp = text.parse().ok()?;
-    Some(Timestamp::from_millis(at.as_millisecond()))
-}
-
 #[derive(Deserialize)]
 struct Project {
     status: String,
@@ -668,6 +663,7 @@ mod tests {
     use keywheel_twins::fault::{Echo, Fault, Rule};
     use keywheel_twins::sentry::{KeyState, ORGANIZATION, PROJECT, Twin, TwinOptions};
 
+    use super::super::bench::{credential, is_unknown, refusal, status, taken_over, written};
     use super::*;
 
     /// A twin, and the issuer that is configured for it.
@@ -684,16 +680,14 @@ mod tests {
 
         fn with(options: TwinOptions, changes: Value) -> Self {
             let twin = Twin::start(options).unwrap();
-            let folder = tempfile::tempdir().unwrap();
-            std::fs::write(folder.path().join("token"), format!("{}\n", twin.token())).unwrap();
-            let mut config = json!({
+            let folder = written(twin.token());
+            let config = json!({
                 "organization": ORGANIZATION,
                 "project": PROJECT,
-                "auth_token": { "file": "token" },
+                "auth_token": { "file": "admin.key" },
                 "base_url": twin.base_url(),
             });
-            config.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
-            let config: Config = serde_json::from_value(config).unwrap();
+            let config: Config = serde_json::from_value(taken_over(config, changes)).unwrap();
             let issuer =
                 config.build(&Context::at(folder.path())).unwrap_or_else(|e| panic!("{e}"));
             Self { twin, issuer, _folder: folder }
@@ -745,28 +739,8 @@ mod tests {
         }
     }
 
-    fn credential(value: &str) -> Credential {
-        Credential::of_value(SecretValue::new(value.into()))
-    }
-
     fn text(credential: &Credential) -> &str {
         std::str::from_utf8(credential.value().unwrap().expose()).unwrap()
-    }
-
-    fn status(code: u16, body: Echo) -> Fault {
-        Fault::Status { code, retry_after: None, body, applied: false }
-    }
-
-    fn refusal<T>(outcome: Result<T, CallError>) -> Refusal {
-        match outcome {
-            Err(CallError::Refused(refusal)) => refusal,
-            Err(CallError::Unknown(message)) => panic!("unknown: {message}"),
-            Ok(_) => panic!("it was done"),
-        }
-    }
-
-    fn is_unknown<T>(outcome: &Result<T, CallError>) -> bool {
-        matches!(outcome, Err(CallError::Unknown(_)))
     }
 
     #[tokio::test]
@@ -1171,11 +1145,10 @@ mod tests {
     #[test]
     fn a_configuration_that_cannot_work_is_refused() {
         let build = |changes: Value| {
-            let mut config = json!({
+            let config = json!({
                 "organization": "shop", "project": "backend", "auth_token": { "env": "TOKEN" },
             });
-            config.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
-            let config: Config = serde_json::from_value(config).unwrap();
+            let config: Config = serde_json::from_value(taken_over(config, changes)).unwrap();
             config.build(&Context::at("/")).err().map(|refusal| refusal.kind)
         };
         assert_eq!(build(json!({ "base_url": "https://de.sentry.io" })), None);

@@ -1,6 +1,7 @@
 //! Every request that the drivers send, and every answer that the twins give, is one that the provider's own specification knows.
 
 #![expect(clippy::unwrap_used, reason = "a test may panic in its helpers too")]
+#![expect(clippy::print_stderr, reason = "a test that is skipped says so")]
 
 mod checker;
 mod openai;

@@ -5,7 +5,6 @@ use keywheel_core::facts::{Authority, IssuerFacts, LastUsedFacts, Observe, Value
 use keywheel_core::plan::Label;
 use keywheel_core::planted;
 use keywheel_core::secret::Credential;
-use keywheel_core::time::Timestamp;
 use keywheel_core::version::IssuedId;
 use keywheel_driver::issuer::{Identity, Issuer, LastUsed, Live, Mint, Minted, Usage, Verdict};
 use keywheel_driver::{CallError, Finding, Refusal, RefusalKind};
@@ -15,7 +14,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::{Effect, Project, TARGET};
-use crate::api::{MOST_PAGES, Shown, shows, unsupported};
+use crate::api::{MOST_PAGES, Shown, moment, shows, unsupported};
 
 /// The most keys that a project may have.
 const MOST_KEYS: usize = 10;
@@ -139,7 +138,7 @@ impl Issuer for SecretKeys {
             [only] => Identity::Known {
                 issued: IssuedId::new(&only.id),
                 how: "the list shows one key with the same masked value".into(),
-                created_at: only.created_at.as_deref().and_then(instant),
+                created_at: only.created_at.as_deref().and_then(moment),
             },
             several => {
                 Identity::Candidates(several.iter().map(|key| IssuedId::new(&key.id)).collect())
@@ -162,7 +161,7 @@ impl Usage for SecretKeys {
         // A time that cannot be read must not pass for no use.
         let at = match key.last_used_at.as_deref() {
             None => None,
-            Some(text) => Some(instant(text).ok_or_else(|| {
+            Some(text) => Some(moment(text).ok_or_else(|| {
                 CallError::Unknown(format!("{TARGET}: a time of last use is no time"))
             })?),
         };
@@ -247,11 +246,6 @@ fn full(keys: &[Key]) -> String {
 
 fn same(one: &[String], other: &[String]) -> bool {
     one.len() == other.len() && one.iter().all(|scope| other.contains(scope))
-}
-
-fn instant(text: &str) -> Option<Timestamp> {
-    let at: jiff::Timestamp = text.parse().ok()?;
-    Some(Timestamp::from_millis(at.as_millisecond()))
 }
 
 #[derive(Deserialize)]
