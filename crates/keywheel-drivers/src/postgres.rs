@@ -192,6 +192,22 @@ pub(crate) fn is_here(host: &Host) -> bool {
     }
 }
 
+/// Names an error by its code, and says what the frequent ones mean.
+pub(crate) fn coded(code: &str) -> String {
+    let meaning = match code {
+        "25006" => "nothing may be written here",
+        "28000" => "the login is not let in",
+        "28P01" => "wrong user or password",
+        "3D000" => "no such database",
+        "42501" => "not permitted",
+        "53300" => "no connection is free",
+        "55P03" => "something else held a lock for too long",
+        "57P03" => "it is starting or ending",
+        _ => return format!("the error {code}"),
+    };
+    format!("the error {code}: {meaning}")
+}
+
 /// Tells an error by the code of the server, or by what became of the connection.
 pub(crate) fn in_words(error: &tokio_postgres::Error) -> String {
     use std::error::Error as _;
@@ -199,7 +215,7 @@ pub(crate) fn in_words(error: &tokio_postgres::Error) -> String {
     let tls = cause.and_then(|cause| cause.downcast_ref::<io::Error>());
     let tls = tls.and_then(io::Error::get_ref).is_some_and(|inner| inner.is::<rustls::Error>());
     match error.code() {
-        Some(code) => format!("the server answered with the error {}", code.code()),
+        Some(code) => format!("the server answered with {}", coded(code.code())),
         None if tls => "no secure connection: the certificate or protocol was not accepted".into(),
         None if error.is_closed() => "the connection ended before the answer".into(),
         None => "no connection".into(),

@@ -384,7 +384,10 @@ impl Postgres {
                     || Verdict::CannotTell("no line of pg_hba.conf lets the login in".into());
                 Ok(if is_switched_off { Verdict::Refused } else { unknown() })
             }
-            _ => Ok(Verdict::CannotTell(format!("the server answered with the error {code}"))),
+            _ => Ok(Verdict::CannotTell(format!(
+                "the server answered with {}",
+                postgres::coded(&code)
+            ))),
         }
     }
 
@@ -405,7 +408,8 @@ impl Postgres {
             Err(Failed::Here(refusal)) => Err(refusal.into()),
             Err(Failed::There(error)) => Err(match error.code().map(|code| code.code()) {
                 Some(code @ ("28P01" | "28000" | "3D000" | "42501")) => {
-                    let message = format!("{TARGET} refuses the admin login with the error {code}");
+                    let why = postgres::coded(code);
+                    let message = format!("{TARGET} refuses the admin login with {why}");
                     Refusal::operator(RefusalKind::Permission, message).into()
                 }
                 _ => unavailable(postgres::in_words(&error)).into(),
@@ -954,7 +958,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_issuer_keeps_its_contract() {
+    async fn h05_the_issuer_keeps_its_contract_where_a_commit_has_no_answer() {
         let Some(bench) = Bench::new(&["fsync=off"]).await else { return };
         let (port, lose) = losing(bench.server.port()).await;
         let issuer = bench.issuer_with(port, "warden", WARDEN, json!({}));

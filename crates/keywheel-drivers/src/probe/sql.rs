@@ -179,7 +179,10 @@ mod tests {
         let late = json!({ "query": "SELECT pg_sleep(600)", "within": "200ms" });
         assert_eq!(ask(late).await, red("no answer within 200 ms"));
         let write = json!({ "query": "CREATE TABLE written (x int)" });
-        assert_eq!(ask(write).await, red("the server answered with the error 25006"));
+        assert_eq!(
+            ask(write).await,
+            red("the server answered with the error 25006: nothing may be written here")
+        );
 
         let socket = postgres.socket().display().to_string().replace('/', "%2F");
         let url = format!("postgresql://postgres:{password}@{socket}:{}/postgres", postgres.port());
@@ -201,7 +204,10 @@ mod tests {
         };
         let other = format!("postgresql://postgres:{wrong}@{at}/postgres");
         let login = ask(&other, "SELECT 1".into());
-        assert_eq!(login.await, red("the server answered with the error 28P01"));
+        assert_eq!(
+            login.await,
+            red("the server answered with the error 28P01: wrong user or password")
+        );
         let right = format!("postgresql://postgres:{password}@{at}/postgres");
         let query = ask(&right, format!("SELECT '{wrong}'::int"));
         assert_eq!(query.await, red("the server answered with the error 22P02"));
