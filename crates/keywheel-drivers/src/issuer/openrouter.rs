@@ -1170,6 +1170,19 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_switch_without_an_answer_is_unknown_and_set_when_it_is_asked_again() {
+        for fault in [Fault::Cut, Fault::status(503), status(200, Echo::Html), Fault::status(200)] {
+            let bench = Bench::new();
+            let (id, credential) = bench.minted("kw-1-1").await;
+            bench.script(vec![Rule::first("update_key", fault.clone())]);
+            let suspend = bench.issuer.suspend().unwrap();
+            assert!(is_unknown(&suspend.suspend(&id).await), "{fault:?}");
+            suspend.suspend(&id).await.unwrap_or_else(|e| panic!("{fault:?}: {e}"));
+            assert_eq!(bench.verify(&credential).await, Verdict::Refused);
+        }
+    }
+
+    #[tokio::test]
     async fn h88_only_a_definite_no_of_the_issuer_proves_death() {
         let bench = Bench::new();
         let key = bench.twin.make_key("backend");
