@@ -75,6 +75,9 @@ fn asked_for(inventory: &Inventory, _: &Version, _: &Policy) -> Option<Due> {
 }
 
 fn past_its_cryptoperiod(inventory: &Inventory, current: &Version, policy: &Policy) -> Option<Due> {
+    if policy.unscheduled {
+        return None;
+    }
     let began_at = inventory.rotated_at.or(current.created_at)?;
     let day = match crate::planted!("days_are_counted_inclusively") {
         true => Span::days(1),
@@ -92,7 +95,7 @@ fn past_its_cryptoperiod(inventory: &Inventory, current: &Version, policy: &Poli
 /// its name alone, within one cryptoperiod.
 fn of_unknown_age(inventory: &Inventory, current: &Version, policy: &Policy) -> Option<Due> {
     let is_known = inventory.rotated_at.or(current.created_at).is_some();
-    let adopted_at = inventory.adopted_at.filter(|_| !is_known)?;
+    let adopted_at = inventory.adopted_at.filter(|_| !is_known && !policy.unscheduled)?;
     let since = adopted_at + policy.cryptoperiod.part(turn(&inventory.secret), 1 << 32);
     Some(Due {
         reason: Reason::Scheduled,
@@ -191,6 +194,28 @@ mod tests {
     fn a_held_schedule_is_never_due_by_age() {
         let row = inventory(|row, _| row.held_because = Some("reversed".into()));
         assert_eq!(due(&row, &Policy::default(), after(Span::days(400))), None);
+    }
+
+    #[test]
+    fn what_is_on_no_schedule_is_due_for_every_other_reason() {
+        let policy = Policy { unscheduled: true, ..Policy::default() };
+        let reason = |change: fn(&mut Inventory, &mut Version)| {
+            due(&inventory(change), &policy, after(Span::days(4_000))).map(|due| due.reason)
+        };
+        assert_eq!(reason(|_, _| {}), None);
+        let of_unknown_age = |row: &mut Inventory, version: &mut Version| {
+            (row.rotated_at, version.created_at) = (None, None);
+            row.adopted_at = Some(after(Span::ZERO));
+        };
+        assert_eq!(reason(of_unknown_age), None);
+        assert_eq!(
+            reason(|_, version| version.state = State::Compromised),
+            Some(Reason::Compromised)
+        );
+        let ends = |_: &mut Inventory, version: &mut Version| {
+            version.expires_at = Some(after(Span::days(30)));
+        };
+        assert_eq!(reason(ends), Some(Reason::Expiring));
     }
 
     #[test]

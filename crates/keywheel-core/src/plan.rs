@@ -391,6 +391,9 @@ pub struct Policy {
     /// Whether people are to be told of what happens while nobody watches.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub notify: bool,
+    /// Whether age alone never makes it due, whatever the cryptoperiod says: a publishable identifier.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unscheduled: bool,
 }
 
 impl Default for Policy {
@@ -411,6 +414,7 @@ impl Default for Policy {
             refusals: 3,
             accept: Vec::new(),
             notify: false,
+            unscheduled: false,
         }
     }
 }

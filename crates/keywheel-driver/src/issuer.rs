@@ -56,6 +56,15 @@ pub trait Issuer: Send + Sync {
         Ok(())
     }
 
+    /// Ends a version for good where a person is needed, and the issuer may have nothing but the value to tell versions apart.
+    async fn revoke_held(
+        &self,
+        id: &IssuedId,
+        _held: Option<&Credential>,
+    ) -> Result<(), CallError> {
+        self.revoke(id).await
+    }
+
     /// Finds the id of a live credential that was made by hand, for `adopt`.
     async fn identify(&self, _credential: &Credential) -> Result<Identity, CallError> {
         Ok(Identity::Unknown)

@@ -194,6 +194,12 @@ pub(crate) fn instant(seconds: i64) -> Timestamp {
     Timestamp::from_millis(seconds.saturating_mul(1_000))
 }
 
+/// Reads a time as most APIs write it: RFC 3339.
+pub(crate) fn moment(text: &str) -> Option<Timestamp> {
+    let at: jiff::Timestamp = text.parse().ok()?;
+    Some(Timestamp::from_millis(at.as_millisecond()))
+}
+
 /// What a driver cannot do as it is configured, or was asked.
 pub(crate) fn unsupported(message: &str) -> Refusal {
     Refusal::operator(RefusalKind::Unsupported, message)

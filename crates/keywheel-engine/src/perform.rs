@@ -590,7 +590,7 @@ impl Work<'_> {
 
     async fn revoke(&self, version: VersionId) -> Outcome {
         let issued = self.issued(version)?;
-        let revoke = self.revoke_at_issuer(issued);
+        let revoke = self.revoke_at_issuer(version, issued);
         if !self.plan.is_emergency() || self.member.rotation.was_ever_promoted() {
             revoke.await?;
             self.forget_login(version).await?;
@@ -603,9 +603,13 @@ impl Work<'_> {
     }
 
     /// An emergency ends the sessions too that a suspect may have opened.
-    async fn revoke_at_issuer(&self, issued: &IssuedId) -> Outcome<()> {
+    async fn revoke_at_issuer(&self, version: VersionId, issued: &IssuedId) -> Outcome<()> {
         let issuer = &self.member.drivers.issuer;
-        issuer.revoke(issued).await?;
+        let held = match self.plan.issuer.facts.by_hand {
+            Some(_) => self.sealed(version).await?,
+            None => None,
+        };
+        issuer.revoke_held(issued, held.as_ref()).await?;
         if !self.plan.is_emergency() || planted!("sessions_of_a_suspect_stay") {
             return Ok(());
         }

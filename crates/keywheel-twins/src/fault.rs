@@ -148,8 +148,8 @@ pub struct Operation {
 
 impl Operation {
     fn is(&self, on: &str) -> bool {
-        let last_fixed =
-            self.path.rsplit('/').find(|part| !part.starts_with('{')).unwrap_or_default();
+        let mut parts = self.path.trim_end_matches('/').rsplit('/');
+        let last_fixed = parts.find(|part| !part.starts_with('{')).unwrap_or_default();
         on == "*" || on == self.name || on.split_once(' ') == Some((self.method, last_fixed))
     }
 }

@@ -10,8 +10,10 @@ pub mod fault;
 mod life;
 pub mod openai;
 pub mod openrouter;
+pub mod posthog;
 mod query;
 pub mod record;
+pub mod sentry;
 pub mod server;
 
 /// The header that every answer of a twin carries; its value is the name of the twin.

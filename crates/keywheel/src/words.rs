@@ -5,7 +5,7 @@ use jiff::{SignedDuration, Timestamp as Instant};
 use keywheel_core::call::{Refusal, RefusalKind};
 use keywheel_core::event::{Because, Event, Outcome, ParkReason, Report, Step};
 use keywheel_core::facts::Authority;
-use keywheel_core::plan::{Plan, Role, Slot};
+use keywheel_core::plan::{Plan, Policy, Role, Slot};
 use keywheel_core::rotation::Why;
 use keywheel_core::strategy::{Arrangement, Position, Side, Strategy};
 use keywheel_core::time::{Span, Timestamp};
@@ -181,6 +181,18 @@ fn failed(plan: &Plan, of: Step, refusal: Option<&Refusal>) -> String {
     match refusal {
         Some(refusal) => format!("{} {}: {refusal}", line.step, line.what),
         None => format!("{} {}: not done in time", line.step, line.what),
+    }
+}
+
+/// Says of an identifier that anybody may see why it is on no schedule, or that it is on one because somebody wanted it.
+pub(crate) fn publishable(policy: &Policy) -> &'static str {
+    match policy.unscheduled {
+        true => {
+            "publishable identifier, not a secret: on no schedule unless `policy:` is named explicitly"
+        }
+        false => {
+            "publishable identifier, not a secret: on a schedule, since `policy:` is named explicitly"
+        }
     }
 }
 

@@ -17,9 +17,11 @@ drivers! {
         manual => Manual,
         openai => Openai,
         openrouter => Openrouter,
+        posthog => Posthog,
         postgres => Postgres,
         random => Random,
         redis_acl => RedisAcl,
+        sentry => Sentry,
     }
 }
 
@@ -37,6 +39,12 @@ mod tests {
                 "openrouter" => {
                     serde_json::json!({ "management_key": { "env": "MANAGEMENT_KEY" } })
                 }
+                "sentry" => serde_json::json!({
+                    "organization": "shop", "project": "backend", "auth_token": { "env": "TOKEN" },
+                }),
+                "posthog" => serde_json::json!({
+                    "project": 7, "base_url": "https://eu.posthog.com", "personal_key": { "env": "KEY" },
+                }),
                 "postgres" => {
                     serde_json::json!({ "admin_url": { "env": "ADMIN_URL" }, "owner": "app", "logins": ["app_a", "app_b"] })
                 }

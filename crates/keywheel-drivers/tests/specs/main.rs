@@ -6,6 +6,7 @@
 mod checker;
 mod openai;
 mod openrouter;
+mod sentry;
 
 use std::sync::Arc;
 

@@ -146,7 +146,11 @@ async fn one(secret: &Secret, plan: &Plan, built: &Built) -> Vec<Found> {
             message: finding.message,
         }));
     };
-    add(format!("issuer {}", plan.issuer.bound.name), built.issuer.preflight().await);
+    let issuer = format!("issuer {}", plan.issuer.bound.name);
+    if plan.issuer.facts.publishable {
+        add(issuer.clone(), Ok(vec![Finding::note(words::publishable(&secret.policy))]));
+    }
+    add(issuer, built.issuer.preflight().await);
     if let Some(list) = &secret.deny_list {
         add("deny list".into(), Ok(listed(list, plan).await));
     }

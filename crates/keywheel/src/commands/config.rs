@@ -1,6 +1,7 @@
 //! `keywheel config show`: what the file means, with the place of each value.
 
 use clap::{Args, Subcommand};
+use keywheel_core::time::Span;
 use serde::Serialize;
 use serde_json::json;
 
@@ -133,7 +134,11 @@ fn effective(secret: &Secret) -> Vec<Line> {
         ("gate_limit", policy.gate_limit),
         ("longest_move", secret.longest_move()),
     ];
-    let spans = spans.into_iter().map(|(name, span)| (name, json!(span.to_string())));
+    let in_words = |name: &str, span: Span| match name {
+        "cryptoperiod" if policy.unscheduled => json!("none"),
+        _ => json!(span.to_string()),
+    };
+    let spans = spans.into_iter().map(|(name, span)| (name, in_words(name, span)));
     let named = secret.policy_name.clone().unwrap_or_else(|| "built in".into());
     let strategy = serde_json::to_value(secret.strategy).expect("a strategy is plain data");
     let strategy = match &strategy {

@@ -347,7 +347,11 @@ fn scheduled(
             String::new(),
         ),
         None => {
-            (Standing::Fine, "ok".into(), format!("{}; age unknown", versions(row)), String::new())
+            let why = match secret.policy.unscheduled {
+                true => words::publishable(&secret.policy),
+                false => "age unknown",
+            };
+            (Standing::Fine, "ok".into(), format!("{}; {why}", versions(row)), String::new())
         }
     }
 }

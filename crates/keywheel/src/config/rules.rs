@@ -43,7 +43,9 @@ impl SecretScope<'_> {
         let facts = found.keep(self.scope.issuer(&entry.issuer, &self.path(&["issuer"])));
         self.names(entry, found);
         let (policy_name, rules_of) = found.keep(self.policy(entry, policies))?;
-        let (policy, rules) = merge(&rules_of, entry);
+        let (mut policy, rules) = merge(&rules_of, entry);
+        let publishable = facts.as_ref().is_some_and(|facts| facts.publishable);
+        policy.unscheduled = publishable && entry.policy.is_none();
         let secret = Secret {
             name,
             owner: entry.owner.clone().filter(|owner| !owner.trim().is_empty()),
@@ -307,7 +309,7 @@ impl SecretScope<'_> {
     fn cryptoperiod(&self, secret: &Secret) -> Result<(), Problem> {
         let policy = &secret.policy;
         let needed = policy.soak + policy.rollback + secret.longest_move();
-        if policy.cryptoperiod >= needed || secret.rules.close_window {
+        if policy.cryptoperiod >= needed || secret.rules.close_window || policy.unscheduled {
             return Ok(());
         }
         let message = format!(
@@ -399,6 +401,7 @@ fn merge(entry: &PolicyEntry, secret: &SecretEntry) -> (Policy, Rules) {
         refusals: entry.refusals.unwrap_or(built_in.refusals).max(1),
         accept: secret.accept.iter().map(|accept| (*accept).into()).collect(),
         notify: false,
+        unscheduled: false,
     };
     let rules = Rules {
         remind: span(entry.remind, Span::days(30)),

@@ -17,6 +17,8 @@ pub(crate) enum Kind {
     Guided(&'static str, &'static str),
     /// A secret by its name alone.
     Unknown,
+    /// A credential, and the issuer that mints it once somebody says of which account and project.
+    Configured(&'static str, &'static str),
     /// A credential that no issuer of ours can mint.
     NoIssuer(&'static str),
     /// An identifier that may be published.
@@ -32,11 +34,14 @@ impl Kind {
             Self::OpenRouter => "an OpenRouter key",
             Self::Anthropic => "an Anthropic key",
             Self::Unknown => "a secret, by its name",
-            Self::Guided(what, _) | Self::NoIssuer(what) | Self::Public(what) => what,
+            Self::Guided(what, _)
+            | Self::Configured(what, _)
+            | Self::NoIssuer(what)
+            | Self::Public(what) => what,
         }
     }
 
-    /// Returns the name of the issuer that could mint it.
+    /// Returns the name of the issuer that could mint it as it stands.
     pub(crate) const fn issuer(self) -> Option<&'static str> {
         match self {
             Self::Jwt => Some("jwt_secret"),
@@ -45,7 +50,7 @@ impl Kind {
             Self::Anthropic => Some("anthropic"),
             Self::Guided(..) => Some("manual"),
             Self::Unknown => Some("random"),
-            Self::NoIssuer(_) | Self::Public(_) => None,
+            Self::Configured(..) | Self::NoIssuer(_) | Self::Public(_) => None,
         }
     }
 
@@ -78,8 +83,8 @@ const FORMATS: &[Format] = &[
         Kind::Guided("an organisation token of Sentry", "sentry_organization"),
     ),
     Format("phc_", 20, token, Kind::Public("a PostHog project key, which is made to be published")),
-    Format("phx_", 20, token, Kind::NoIssuer("a PostHog personal key")),
-    Format("phs_", 20, token, Kind::NoIssuer("a PostHog secure key")),
+    Format("phx_", 20, token, Kind::Configured("a PostHog personal key", "manual")),
+    Format("phs_", 20, token, Kind::Configured("a PostHog secret key", "posthog")),
     Format("sk_live_", 10, token, Kind::NoIssuer("a Stripe key")),
     Format("sk_test_", 10, token, Kind::NoIssuer("a Stripe key")),
     Format("rk_live_", 10, token, Kind::NoIssuer("a Stripe key")),
@@ -275,6 +280,7 @@ mod tests {
             ("sk-ant-oat01-", Kind::NoIssuer("a credential of Anthropic that is no API key")),
             ("sntryu_", Kind::Guided("a personal token of Sentry", "sentry_personal")),
             ("sk-or-v1-", Kind::OpenRouter),
+            ("phs_", Kind::Configured("a PostHog secret key", "posthog")),
             ("sk_live_", Kind::NoIssuer("a Stripe key")),
             ("ghp_", Kind::NoIssuer("a GitHub token")),
         ] {

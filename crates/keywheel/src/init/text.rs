@@ -117,8 +117,9 @@ pub(crate) fn listed(proposal: &Proposal) -> Vec<String> {
     let mut lines = Vec::new();
     for one in &proposal.listed {
         let then = match one.kind {
-            Kind::Public(_) => "nothing to rotate",
-            _ => "no issuer for it yet",
+            Kind::Public(_) => "nothing to rotate".to_owned(),
+            Kind::Configured(_, issuer) => format!("the issuer `{issuer}` rotates it"),
+            _ => "no issuer for it yet".to_owned(),
         };
         lines.push(format!("# {}: {}; {then}", one.spot.words(), one.kind.words()));
     }
