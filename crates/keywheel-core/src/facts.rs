@@ -147,6 +147,9 @@ pub struct StoreFacts {
     pub pickup: Pickup,
     /// How long a write without an answer can still take effect.
     pub settle_for: Span,
+    /// Whether readers log in at the store itself: it is asked whether it lets a version in, and no reader holds its slots (H72).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub answers_logins: bool,
 }
 
 /// What a store gives back of what was written.

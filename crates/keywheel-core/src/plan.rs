@@ -260,6 +260,15 @@ pub enum Part {
     Plain(Field),
     /// A part of a URL, percent-encoded.
     Url(UrlPart),
+    /// Properties of a JDBC URL (`?user=…&password=…`), percent-encoded.
+    Jdbc(LoginPart),
+    /// Keywords of a libpq connection string (`host=… user=… password='…'`), quoted.
+    Libpq(LoginPart),
+    /// User name and password at the end of a line of a libpq password file (`user:password`), escaped.
+    Pgpass(LoginPart),
+    /// The password of this login, where a store lists logins. While a version of another login is in use it stays as it is;
+    /// it goes when the login's version is revoked.
+    PasswordOf(String),
 }
 
 /// The part of a URL that a secret owns.
@@ -268,6 +277,18 @@ pub enum Part {
 pub enum UrlPart {
     /// `username:password`, from the fields of those names.
     Userinfo,
+    /// The user name only.
+    Username,
+    /// The password only.
+    Password,
+}
+
+/// The part of a connection string that a secret owns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LoginPart {
+    /// User name and password, from the fields `username` and `password`.
+    Login,
     /// The user name only.
     Username,
     /// The password only.

@@ -87,6 +87,7 @@ fn plan(strategy: Strategy) -> Plan {
                 history: false,
                 pickup: Pickup::Roll,
                 settle_for: Span::seconds(5),
+                answers_logins: false,
             },
             slots: vec![Slot {
                 address: "KEY".into(),

@@ -4,8 +4,9 @@ use async_trait::async_trait;
 use keywheel_core::call::CallError;
 use keywheel_core::facts::StoreFacts;
 use keywheel_core::planted;
-use keywheel_core::secret::SecretValue;
+use keywheel_core::secret::{Credential, SecretValue};
 
+use crate::issuer::Verdict;
 use crate::{Claims, Finding};
 
 /// A place that holds slots: a file, a Secret, a path.
@@ -34,6 +35,11 @@ pub trait Store: Send + Sync {
     ///
     /// Each edit names what the slot may hold now; anything else is refused as a conflict, with nothing written (H63, H126).
     async fn write(&self, edits: &[Edit<'_>]) -> Result<Written, CallError>;
+
+    /// Logs in with a credential at every place where readers do, for a store that [answers logins](StoreFacts::answers_logins).
+    async fn lets_in(&self, _credential: &Credential) -> Result<Verdict, CallError> {
+        Ok(Verdict::CannotTell("the store answers no logins".into()))
+    }
 
     /// Returns how the container says which installation owns it, where it can carry that.
     fn claims(&self) -> Option<&dyn Claims> {

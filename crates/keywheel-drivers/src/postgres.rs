@@ -15,9 +15,10 @@ use rustls::pki_types::ServerName;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::task::JoinSet;
 use tokio_postgres::config::{Host, SslMode};
 use tokio_postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect};
-use tokio_postgres::{Client, NoTls, Socket};
+use tokio_postgres::{Client, NoTls, SimpleQueryMessage, Socket};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
@@ -89,18 +90,30 @@ pub(crate) async fn place(
             place.hostaddr(address);
         }
     }
-    let is_here = !reach.is_direct()
-        || (!place.get_hosts().is_empty() && place.get_hosts().iter().all(is_here));
+    let is_here = !reach.is_direct() || are_here(&place);
+    guarded(place, is_here).ok_or_else(|| {
+        let message = format!("{url} names another machine, and no TLS");
+        Refusal::operator(RefusalKind::Unsupported, message).into()
+    })
+}
+
+/// Whether what goes to a place stays on this machine.
+pub(crate) fn are_here(place: &tokio_postgres::Config) -> bool {
+    !place.get_hosts().is_empty() && place.get_hosts().iter().all(is_here)
+}
+
+/// Decides whether a place is spoken to over TLS; none where it is on another machine, and TLS is switched off.
+pub(crate) fn guarded(
+    mut place: tokio_postgres::Config,
+    is_here: bool,
+) -> Option<tokio_postgres::Config> {
     match (is_here, place.get_ssl_mode()) {
         (true, SslMode::Prefer) => drop(place.ssl_mode(SslMode::Disable)),
         (false, SslMode::Prefer) => drop(place.ssl_mode(SslMode::Require)),
-        (false, SslMode::Disable) => {
-            let message = format!("{url} names another machine, and no TLS");
-            return Err(Refusal::operator(RefusalKind::Unsupported, message).into());
-        }
+        (false, SslMode::Disable) => return None,
         _ => {}
     }
-    Ok(place)
+    Some(place)
 }
 
 /// Decides whether a further host of a server is spoken to over TLS: another machine always is.
@@ -141,14 +154,36 @@ pub(crate) async fn connect(
     place: &tokio_postgres::Config,
     ca: Option<&Path>,
 ) -> Result<Client, Failed> {
+    served_by(place, ca, |connection| drop(tokio::spawn(connection))).await
+}
+
+/// Logs in and asks one question. The connection ends with the call, also where the answer never comes.
+pub(crate) async fn ask(
+    place: &tokio_postgres::Config,
+    ca: Option<&Path>,
+    question: &str,
+) -> Result<Vec<SimpleQueryMessage>, Failed> {
+    let mut connections = JoinSet::new();
+    let client = served_by(place, ca, |connection| drop(connections.spawn(connection))).await?;
+    client.simple_query(question).await.map_err(Failed::There)
+}
+
+/// What serves a connection as long as it lives.
+type Serving = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+async fn served_by(
+    place: &tokio_postgres::Config,
+    ca: Option<&Path>,
+    serve: impl FnOnce(Serving),
+) -> Result<Client, Failed> {
     if place.get_ssl_mode() == SslMode::Disable {
         let (client, connection) = place.connect(NoTls).await.map_err(Failed::There)?;
-        tokio::spawn(connection);
+        serve(Box::pin(async { connection.await.unwrap_or_default() }));
         return Ok(client);
     }
     let tls = tls(ca).map_err(Failed::Here)?;
     let (client, connection) = place.connect(tls).await.map_err(Failed::There)?;
-    tokio::spawn(connection);
+    serve(Box::pin(async { connection.await.unwrap_or_default() }));
     Ok(client)
 }
 

@@ -9,7 +9,7 @@ use keywheel_core::facts::{Authority, Observe, ReadBack, ValueOrigin};
 use keywheel_core::fingerprint::{Compared, Fingerprint, Fingerprinter};
 use keywheel_core::gate::{UsageSample, Visit};
 use keywheel_core::incident::{Behind, WorkloadLogs};
-use keywheel_core::plan::{Part, Plan, Role, Slot, UrlPart};
+use keywheel_core::plan::{LoginPart, Part, Plan, Role, Slot, UrlPart};
 use keywheel_core::planted;
 use keywheel_core::secret::{Credential, Field, SecretValue};
 use keywheel_core::strategy::{Arrangement, Position, Side};
@@ -437,11 +437,23 @@ impl Work<'_> {
 fn delivered(plan: &Plan, credential: &Credential) -> Credential {
     let slots = plan.stores.iter().flat_map(|store| &store.slots);
     let parts = slots.filter(|slot| slot.role == Role::Current).map(|slot| &slot.part);
+    let named = |name: &str| Some(Field::new(name));
     let names = parts.flat_map(|part| match part {
         Part::Plain(field) => [Some(field.clone()), None],
-        Part::Url(UrlPart::Username) => [Some(Field::new("username")), None],
-        Part::Url(UrlPart::Password) => [None, Some(Field::new("password"))],
-        Part::Url(UrlPart::Userinfo) => [Field::new("username"), Field::new("password")].map(Some),
+        Part::Url(UrlPart::Userinfo)
+        | Part::Jdbc(LoginPart::Login)
+        | Part::Libpq(LoginPart::Login)
+        | Part::Pgpass(LoginPart::Login) => [named("username"), named("password")],
+        Part::Url(UrlPart::Username)
+        | Part::Jdbc(LoginPart::Username)
+        | Part::Libpq(LoginPart::Username)
+        | Part::Pgpass(LoginPart::Username) => [named("username"), None],
+        Part::Url(UrlPart::Password)
+        | Part::Jdbc(LoginPart::Password)
+        | Part::Libpq(LoginPart::Password)
+        | Part::Pgpass(LoginPart::Password) => [named("password"), None],
+        // Not read back into a credential: it may be that of the other login.
+        Part::PasswordOf(_) => [None, None],
     });
     let held = names.flatten().filter_map(|name| {
         let value = credential.field(&name)?.duplicate();
@@ -599,10 +611,12 @@ impl Work<'_> {
         let revoke = self.revoke_at_issuer(issued);
         if !self.plan.is_emergency() || self.member.rotation.was_ever_promoted() {
             revoke.await?;
+            self.forget_login(version).await?;
             return Ok(Report::Plain.into());
         }
         let (revoked, behind) = join(revoke, self.behind()).await;
         revoked?;
+        self.forget_login(version).await?;
         Ok(Report::Revoked { behind }.into())
     }
 
@@ -667,11 +681,38 @@ impl Work<'_> {
     }
 
     async fn verify_dead(&self, version: VersionId) -> Outcome<Death> {
-        match self.plan.issuer.facts.authority {
-            Authority::Issuer => self.issuer_refuses(version).await,
-            Authority::Workload => self.workloads_refuse(version).await,
-            Authority::None => Ok(Death::NoOneToAsk),
+        let death = match self.plan.issuer.facts.authority {
+            Authority::Issuer => self.issuer_refuses(version).await?,
+            Authority::Workload => self.workloads_refuse(version).await?,
+            Authority::None => Death::NoOneToAsk,
+        };
+        match death {
+            Death::Refused if !planted!("pooler_not_asked") => self.stores_refuse(version).await,
+            death => Ok(death),
         }
+    }
+
+    /// Every store at which readers log in refuses the version, and lets the current one in (H72).
+    async fn stores_refuse(&self, version: VersionId) -> Outcome<Death> {
+        let doors = self.member.drivers.stores.iter().zip(&self.plan.stores);
+        let doors = doors.filter(|(_, planned)| planned.facts.answers_logins);
+        for (store, _) in doors {
+            let (Some(dead), Some(control)) = (self.sealed(version).await?, self.control().await?)
+            else {
+                return Ok(Death::CannotTell);
+            };
+            for _ in 0..self.plan.policy.refusals.max(1) {
+                match store.lets_in(&dead).await? {
+                    Verdict::Refused => {}
+                    Verdict::Accepted => return Ok(Death::StillAccepted),
+                    Verdict::CannotTell(_) => return Ok(Death::CannotTell),
+                }
+            }
+            if store.lets_in(&control).await? != Verdict::Accepted {
+                return Ok(Death::CannotTell);
+            }
+        }
+        Ok(Death::Refused)
     }
 
     /// The version is refused k times, the current one is accepted in between, and the list no longer has it (H88).
@@ -783,7 +824,7 @@ impl Work<'_> {
         let line = self.member.rotation.line();
         let mut contents = Vec::new();
         for slot in &planned.slots {
-            if self.is_suspect(slot, line.at(to)) {
+            if self.is_suspect(slot, line.at(to)) || self.is_of_another_login(slot, to).await? {
                 continue;
             }
             let captured = self.captured(index, slot).await?;
@@ -816,7 +857,62 @@ impl Work<'_> {
         } else if planned.facts.read_back == ReadBack::Value {
             self.read_back(index, &edits).await?;
         }
+        // On the way back nothing waits for a store that cannot be asked: the way back must stay open.
+        if planned.facts.answers_logins && to > 0 && !planted!("pooler_trusted") {
+            self.lets_in(index, to).await?;
+        }
         Ok(Report::Written { changed: written.changed }.into())
+    }
+
+    /// Asks a store at which readers log in whether it lets the version in, several times in a row (H72, H73). What was written
+    /// stays written, so that a no is an outcome which is not known yet: the write is tried again.
+    async fn lets_in(&self, index: usize, to: Position) -> Outcome<()> {
+        let side = self.member.rotation.line().at(to).current;
+        let version = self.member.rotation.version(side).expect("a side on the line has a version");
+        let credential = self.needed(version).await?;
+        let told = |what: &str| {
+            CallError::Unknown(format!("store `{}` {what}", self.plan.stores[index].bound.name))
+        };
+        for _ in 0..self.plan.policy.refusals.max(1) {
+            match self.member.drivers.stores[index].lets_in(&credential).await {
+                Ok(Verdict::Accepted) => {}
+                Ok(Verdict::Refused) => return Err(told(&format!("does not let {version} in"))),
+                Ok(Verdict::CannotTell(reason)) => {
+                    return Err(told(&format!(
+                        "does not tell whether it lets {version} in: {reason}"
+                    )));
+                }
+                Err(error) => return Err(told(&error.to_string())),
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the password of a revoked version's login out of the stores that list logins. A slot that holds another password is
+    /// somebody else's, and stays.
+    async fn forget_login(&self, version: VersionId) -> Outcome<()> {
+        let Some(credential) = self.sealed(version).await? else { return Ok(()) };
+        let password = credential.field(&Field::new("password"));
+        for (store, planned) in self.member.drivers.stores.iter().zip(&self.plan.stores) {
+            let is_its = |slot: &&Slot| match &slot.part {
+                Part::PasswordOf(login) => slot::is_login(&credential, login),
+                _ => false,
+            };
+            for slot in planned.slots.iter().filter(is_its) {
+                let accept = Accept::OneOf(vec![password, None]);
+                let edit = Edit { address: &slot.address, accept, value: None };
+                match store.write(&[edit]).await {
+                    Ok(_) => {}
+                    Err(CallError::Refused(no)) if no.kind == RefusalKind::Conflict => {}
+                    Err(error) => {
+                        let name = &planned.bound.name;
+                        let what = format!("{version} is revoked, and still in store `{name}`");
+                        return Err(CallError::Unknown(format!("{what}: {error}")));
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Makes a store hold an arrangement, whatever it holds now, and says whether it had to be written.
@@ -829,7 +925,7 @@ impl Work<'_> {
         let line = self.member.rotation.line();
         let mut wanted = Vec::new();
         for (slot, present) in planned.slots.iter().zip(&present) {
-            if !self.is_suspect(slot, line.at(at)) {
+            if !self.is_suspect(slot, line.at(at)) && !self.is_of_another_login(slot, at).await? {
                 let content = self.content(index, slot, at).await?;
                 if content.is_none() && self.has_content(slot, line.at(at)) {
                     return Err(unsupported("a value that is no longer sealed"));
@@ -861,6 +957,24 @@ impl Work<'_> {
         self.plan.is_emergency()
             && side == Some(Side::Previous)
             && !planted!("suspect_written_again")
+    }
+
+    /// In a list of logins the password of another login than that of the version in use is left as it is, also on the way back:
+    /// replicas may log in with it until its version is revoked.
+    async fn is_of_another_login(&self, slot: &Slot, position: Position) -> Outcome<bool> {
+        let Part::PasswordOf(login) = &slot.part else { return Ok(false) };
+        if planted!("login_taken_early") {
+            return Ok(false);
+        }
+        let side = self.member.rotation.line().at(position).current;
+        let in_use = match self.member.rotation.version(side) {
+            Some(version) => self.sealed(version).await?,
+            None => None,
+        };
+        Ok(match (in_use, self.sealed(self.plan.pending).await?) {
+            (Some(in_use), _) => !slot::is_login(&in_use, login),
+            (None, pending) => pending.is_some_and(|pending| slot::is_login(&pending, login)),
+        })
     }
 
     async fn read_back(&self, index: usize, edits: &[Edit<'_>]) -> Outcome<()> {
@@ -906,7 +1020,7 @@ impl Work<'_> {
                 let version =
                     self.member.rotation.version(side).expect("a side on the line has a version");
                 let Some(credential) = self.sealed(version).await? else { return Ok(None) };
-                Ok(Some(slot::compose(&slot.part, &credential, captured)?))
+                Ok(slot::compose(&slot.part, &credential, captured)?)
             }
         }
     }
@@ -934,7 +1048,7 @@ impl Work<'_> {
         for store in &self.plan.workloads[workload].reads {
             let container = self.member.drivers.stores[usize::from(*store)].container();
             for slot in &self.plan.stores[usize::from(*store)].slots {
-                if self.is_suspect(slot, arrangement) {
+                if self.is_suspect(slot, arrangement) || self.is_of_another_login(slot, to).await? {
                     continue;
                 }
                 let content = self.content(usize::from(*store), slot, to).await?;
@@ -1051,6 +1165,9 @@ impl Work<'_> {
         let slots = &self.plan.stores[index].slots;
         let held = self.member.drivers.stores[index].read(&addresses(slots)).await?;
         for (slot, held) in slots.iter().zip(&held) {
+            if self.is_of_another_login(slot, at).await? {
+                continue;
+            }
             let wanted = self.content(index, slot, at).await?;
             let same = match (&wanted, held) {
                 (Some(wanted), Some(held)) => wanted.same_as(held),
@@ -1127,7 +1244,14 @@ pub(crate) fn credential_of(
     held: &[Option<SecretValue>],
 ) -> Result<Option<Credential>, Refusal> {
     let mut whole: Option<Credential> = None;
-    let current = slots.iter().zip(held).filter(|(slot, _)| slot.role == Role::Current);
+    let is_login = |slot: &Slot| matches!(slot.part, Part::PasswordOf(_));
+    let logins = slots.iter().zip(held).filter(|(slot, held)| is_login(slot) && held.is_some());
+    // Of several logins in a list nothing says which one is in use: that is for the other stores to say.
+    let one_login = logins.count() == 1;
+    let current = slots
+        .iter()
+        .zip(held)
+        .filter(|(slot, _)| slot.role == Role::Current && (one_login || !is_login(slot)));
     for (slot, bytes) in current.filter_map(|(slot, bytes)| Some((slot, bytes.as_ref()?))) {
         let part = slot::extract(&slot.part, bytes)?;
         let mut sum = whole.unwrap_or_default();

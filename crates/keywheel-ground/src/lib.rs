@@ -4,6 +4,8 @@
 //! with that reason.
 
 pub mod docker;
+pub mod openbao;
+pub mod pgbouncer;
 pub mod podman;
 pub mod postgres;
 pub mod redis;

@@ -174,7 +174,7 @@ fn programs() -> Option<PathBuf> {
 }
 
 /// A program that runs as the user `postgres`, since PostgreSQL refuses to run as root, and that ends with the test.
-fn command(program: &Path) -> Command {
+pub(crate) fn command(program: &Path) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "INT"]);
     if geteuid().is_root() {
@@ -185,7 +185,7 @@ fn command(program: &Path) -> Command {
 }
 
 /// Gives a file or folder to the user `postgres`, for whom it is made, with the rights that it has.
-fn own(path: &Path) -> std::io::Result<()> {
+pub(crate) fn own(path: &Path) -> std::io::Result<()> {
     if !geteuid().is_root() {
         return Ok(());
     }
@@ -198,7 +198,7 @@ fn own(path: &Path) -> std::io::Result<()> {
     chown(path, Some(user), Some(group))
 }
 
-fn give(path: &Path, text: &str) -> std::io::Result<()> {
+pub(crate) fn give(path: &Path, text: &str) -> std::io::Result<()> {
     use std::io::Write;
     use std::os::unix::fs::OpenOptionsExt;
     let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
@@ -206,7 +206,7 @@ fn give(path: &Path, text: &str) -> std::io::Result<()> {
     own(path)
 }
 
-fn free_port() -> Option<u16> {
+pub(crate) fn free_port() -> Option<u16> {
     let listener = TcpListener::bind("127.0.0.1:0").ok()?;
     Some(listener.local_addr().ok()?.port())
 }

@@ -376,6 +376,7 @@ fn add_secret(
             history: false,
             pickup: Pickup::Roll,
             settle_for: Span::millis(STORE_SETTLES as u64),
+            answers_logins: false,
         };
         store_plans.push(StorePlan { bound: bound(format!("store{store}")), facts, slots });
     }

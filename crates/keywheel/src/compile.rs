@@ -193,7 +193,10 @@ impl Planner<'_> {
                 .config
                 .build(&self.context)
                 .map_err(|refusal| refused("workload", &workload.name, &refusal))?;
-            let reads = (0_u8..).zip(stores).filter(|(_, store)| workload.reads(&store.bound.name));
+            let reads = (0_u8..).zip(stores).filter(|(_, store)| {
+                // Readers log in at such a store; none of them holds its slots.
+                workload.reads(&store.bound.name) && !store.facts.answers_logins
+            });
             plans.push(WorkloadPlan {
                 bound: bound(&workload.name, &workload.config),
                 facts: driver.facts(),

@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use keywheel_ground::pgbouncer::{ADMIN, PgBouncer};
 use keywheel_ground::postgres::Postgres;
 use serde_json::Value;
 use tokio_postgres::NoTls;
@@ -51,6 +52,8 @@ fn server() -> Option<Postgres> {
 /// An application with its database, its two logins, its store and its journal.
 struct World<'a> {
     server: &'a Postgres,
+    /// Where the application logs in.
+    port: u16,
     folder: tempfile::TempDir,
     name: String,
     calls: std::cell::Cell<u32>,
@@ -68,12 +71,24 @@ enum Load {
 
 impl<'a> World<'a> {
     fn new(server: &'a Postgres, name: &str, load: Load, changes: &[(&str, &str)]) -> Self {
+        Self::behind(server, server.port(), name, load, changes)
+    }
+
+    /// The same, with an application that logs in at a pooler before the server.
+    fn behind(
+        server: &'a Postgres,
+        pooler: u16,
+        name: &str,
+        load: Load,
+        changes: &[(&str, &str)],
+    ) -> Self {
         let folder = tempfile::TempDir::new().unwrap();
         for below in ["run", "state", "config", "tmp"] {
             fs::create_dir(folder.path().join(below)).unwrap();
         }
         let world = Self {
             server,
+            port: pooler,
             folder,
             name: name.to_owned(),
             calls: std::cell::Cell::new(0),
@@ -100,7 +115,7 @@ impl<'a> World<'a> {
             &format!("postgresql://{name}_warden:{WARDEN}@127.0.0.1:{port}/{database}"),
         );
         let env = format!(
-            "DATABASE_URL=postgresql://{name}_a:{OLD}@127.0.0.1:{port}/{database}\nPGUSER={name}_a\nPGPASSWORD={OLD}\n"
+            "DATABASE_URL=postgresql://{name}_a:{OLD}@127.0.0.1:{pooler}/{database}\nPGUSER={name}_a\nPGPASSWORD={OLD}\n"
         );
         world.write("app.env", &env);
         let mut config = world.named(CONFIG);
@@ -132,6 +147,11 @@ impl<'a> World<'a> {
         format!("postgresql://{user}:{password}@127.0.0.1:{}/{database}", self.server.port())
     }
 
+    /// Where the application logs in, as its store has it.
+    fn app_url(&self, user: &str, password: &str) -> String {
+        format!("postgresql://{user}:{password}@127.0.0.1:{}/{}", self.port, self.name)
+    }
+
     fn sql(&self, database: &str, statements: &str) -> Vec<String> {
         ask(&self.url("postgres", ROOT, database), statements).unwrap()
     }
@@ -144,7 +164,7 @@ impl<'a> World<'a> {
             line.unwrap_or_else(|| panic!("no {name}")).to_owned()
         };
         let (user, password) = (line("PGUSER"), line("PGPASSWORD"));
-        assert_eq!(line("DATABASE_URL"), self.url(&user, &password, &self.name));
+        assert_eq!(line("DATABASE_URL"), self.app_url(&user, &password));
         (user, password)
     }
 
@@ -212,7 +232,7 @@ impl<'a> World<'a> {
         let other = format!("{}{other}", self.name);
         assert_eq!(self.sessions_of(&other), "0", "sessions of {other}");
         assert!(!self.logs_in(&other, OLD));
-        let url = self.url(&held, &password, &self.name);
+        let url = self.app_url(&held, &password);
         assert!(self.supervisors.iter().all(|replica| replica.holds(&url)));
     }
 }
@@ -405,6 +425,47 @@ fn h67_logins_take_turns_under_load_and_no_statement_fails() {
         assert!(!world.logs_in(&before.0, &before.1), "the former login is alive");
         world.assert_one_login_is_left(user);
         assert_eq!(world.live(), 1);
+    }
+    let (done, failed) = world.statements();
+    assert!(failed.is_empty(), "{} of {done} failed: {failed:?}", failed.len());
+    assert!(done > 200, "{done} statements");
+}
+
+#[test]
+fn h72_logins_take_turns_behind_a_pooler_and_no_statement_fails() {
+    let Some(server) = server() else { return };
+    let list = format!("\"pooled_a\" \"{OLD}\"\n");
+    // Its idle sessions count as use of a login, as long as it keeps them.
+    let pooler = match PgBouncer::start(&server, WARDEN, &list, "server_idle_timeout = 1") {
+        Ok(pooler) => pooler,
+        Err(why) => {
+            let mut out = std::io::stdout();
+            return writeln!(out, "skipped: PgBouncer ({why})").unwrap();
+        }
+    };
+    let (port, list) = (pooler.port(), pooler.auth_file());
+    let store = format!(
+        "app: {{ env_file: {{ path: app.env }} }}\n  pooler: {{ pgbouncer: {{ auth_file: {}, through: \
+         [\"postgresql://127.0.0.1:{port}/NAME\"], console: {{ file: console }} }} }}",
+        list.display()
+    );
+    let slots = "PGPASSWORD: password }, \
+                 pooler: { NAME_a: { password_of: NAME_a }, NAME_b: { password_of: NAME_b } }";
+    let changes =
+        [("app: { env_file: { path: app.env } }", &*store), ("PGPASSWORD: password }", slots)];
+    let world = World::behind(&server, port, "pooled", Load::Busy, &changes);
+    world.write("console", &format!("postgresql://{ADMIN}:{WARDEN}@127.0.0.1:{port}/pgbouncer"));
+    wait_for_work(&world);
+    let checked = world.run(&["check"], 0);
+    assert!(checked.contains("ready"), "{checked}");
+    for user in ["pooled_b", "pooled_a"] {
+        let before = world.held();
+        let said = world.run(&["rotate", "database", "--yes", "--soak"], 0);
+        assert!(said.contains("completed"), "{said}");
+        assert!(ask(&world.app_url(&before.0, &before.1), "SELECT 1").is_err(), "{}", before.0);
+        world.assert_one_login_is_left(user);
+        let listed = fs::read_to_string(&list).unwrap();
+        assert!(listed.contains(user) && !listed.contains(&before.0), "the former login is listed");
     }
     let (done, failed) = world.statements();
     assert!(failed.is_empty(), "{} of {done} failed: {failed:?}", failed.len());

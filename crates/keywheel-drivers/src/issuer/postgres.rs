@@ -16,7 +16,7 @@ mod convert;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
 use async_trait::async_trait;
@@ -42,6 +42,9 @@ use crate::postgres::{self, Failed, Reach};
 use crate::{Build, Context, reference};
 
 const TARGET: &str = "issuer `postgres`";
+
+/// How our own connections are called.
+const OURS: &str = "keywheel";
 
 /// How long a connection may take to come about.
 const CONNECT: std::time::Duration = std::time::Duration::from_secs(10);
@@ -116,12 +119,48 @@ impl Build for Config {
         let admin_url = reference::from_root(&self.admin_url, context);
         let ca = self.ca.as_ref().map(|ca| context.root.join(ca));
         let reach = self.reach.rooted(context);
-        Ok(Arc::new(Postgres { config: Self { admin_url, ca, reach, ..self.clone() } }))
+        Ok(Arc::new(Postgres {
+            config: Self { admin_url, ca, reach, ..self.clone() },
+            idle: Mutex::default(),
+        }))
     }
 }
 
 struct Postgres {
     config: Config,
+    /// Connections of the admin login that wait for the next call, each with the place where it was logged in: a login takes the
+    /// server longer than most of what is asked over it.
+    idle: Mutex<Vec<(tokio_postgres::Config, Client)>>,
+}
+
+/// A connection of the admin login. It ends with the call, unless the call came to its end and keeps it for the next one: one
+/// that was broken off may still be busy.
+struct Admin<'a> {
+    place: tokio_postgres::Config,
+    client: Client,
+    of: &'a Postgres,
+}
+
+impl Admin<'_> {
+    fn keep(self) {
+        if let Ok(mut idle) = self.of.idle.lock() {
+            idle.push((self.place, self.client));
+        }
+    }
+}
+
+impl std::ops::Deref for Admin<'_> {
+    type Target = Client;
+
+    fn deref(&self) -> &Client {
+        &self.client
+    }
+}
+
+impl std::ops::DerefMut for Admin<'_> {
+    fn deref_mut(&mut self) -> &mut Client {
+        &mut self.client
+    }
 }
 
 #[async_trait]
@@ -144,7 +183,9 @@ impl Issuer for Postgres {
 
     async fn preflight(&self) -> Result<Vec<Finding>, CallError> {
         let admin = self.admin().await?;
-        compare::findings(&admin, &self.config).await
+        let findings = compare::findings(&admin, &self.config).await?;
+        admin.keep();
+        Ok(findings)
     }
 
     /// The login whose turn it is, and a new password for it.
@@ -181,6 +222,7 @@ impl Issuer for Postgres {
             Mark { generation, label: Some(request.label.clone()), since: now(&change).await? };
         mark.write(&change, login, &found.comment).await?;
         commit(change).await?;
+        admin.keep();
         fail_point::pass("login_changed", "mint");
         if self.config.logins.len() > 1 {
             // Nobody was given the new password yet: whoever is logged in was so under a former generation.
@@ -221,6 +263,7 @@ impl Issuer for Postgres {
                 live.push(Live { issued, label: Some(label) });
             }
         }
+        admin.keep();
         Ok(live)
     }
 
@@ -243,6 +286,7 @@ impl Issuer for Postgres {
         let mark = Mark { generation, label: None, since: now(&change).await? };
         mark.write(&change, &id.id, &found.comment).await?;
         commit(change).await?;
+        admin.keep();
         fail_point::pass("login_changed", "revoke");
         self.end_sessions(&id.id, None).await
     }
@@ -304,10 +348,14 @@ impl Usage for Postgres {
             Meets::Later(since) => Some(since),
             Meets::Never => return Err(another_generation(id).into()),
         };
+        admin.keep();
         let mut sessions = Vec::new();
         for admin in self.everywhere().await? {
             sessions.extend(sessions_of(&admin, &id.id, before).await?);
+            admin.keep();
         }
+        // Where the admin login rotates itself, connections of ours may wait as the former one.
+        sessions.retain(|session| session.application != OURS);
         if sessions.is_empty() {
             return Ok(LastUsed { at: None, detail: None });
         }
@@ -327,7 +375,7 @@ impl Postgres {
             let (host, port) = host_and_port(standby).expect("`build` looked at it");
             let mut place = tokio_postgres::Config::new();
             place.host(host).port(port).ssl_mode(postgres::secured(host, server.get_ssl_mode()));
-            place.application_name("keywheel").connect_timeout(CONNECT);
+            place.application_name(OURS).connect_timeout(CONNECT);
             if let Some(user) = server.get_user() {
                 place.user(user);
             }
@@ -343,7 +391,7 @@ impl Postgres {
     }
 
     /// Logs in as the admin login everywhere.
-    async fn everywhere(&self) -> Result<Vec<Client>, CallError> {
+    async fn everywhere(&self) -> Result<Vec<Admin<'_>>, CallError> {
         let mut clients = Vec::new();
         for place in self.places().await? {
             clients.push(self.connected(&place).await?);
@@ -378,7 +426,9 @@ impl Postgres {
             "28P01" => Ok(Verdict::Refused),
             // A login that is switched off and one that no line of pg_hba.conf lets in get the same code.
             "28000" => {
-                let found = role_now(&self.connected(&as_admin).await?, login).await?;
+                let admin = self.connected(&as_admin).await?;
+                let found = role_now(&admin, login).await?;
+                admin.keep();
                 let is_switched_off = found.is_none_or(|role| !role.may_log_in);
                 let unknown =
                     || Verdict::CannotTell("no line of pg_hba.conf lets the login in".into());
@@ -393,18 +443,28 @@ impl Postgres {
 
     async fn place(&self) -> Result<tokio_postgres::Config, CallError> {
         let mut place = postgres::place(&self.config.admin_url, &self.config.reach).await?;
-        place.application_name("keywheel").connect_timeout(CONNECT);
+        place.application_name(OURS).connect_timeout(CONNECT);
         Ok(place)
     }
 
     /// Logs in as the login that may change the others.
-    async fn admin(&self) -> Result<Client, CallError> {
+    async fn admin(&self) -> Result<Admin<'_>, CallError> {
         self.connected(&self.place().await?).await
     }
 
-    async fn connected(&self, place: &tokio_postgres::Config) -> Result<Client, CallError> {
+    /// Takes a connection that waits, or logs in. One that was logged in elsewhere, or as somebody else, is given up.
+    async fn connected(&self, place: &tokio_postgres::Config) -> Result<Admin<'_>, CallError> {
+        let is_known = self.config.standbys.is_empty();
+        let waiting = self.idle.lock().ok().and_then(|mut idle| {
+            idle.retain(|(of, client)| !client.is_closed() && (!is_known || of == place));
+            let at = idle.iter().position(|(of, _)| of == place)?;
+            Some(idle.swap_remove(at).1)
+        });
+        if let Some(client) = waiting {
+            return Ok(Admin { place: place.clone(), client, of: self });
+        }
         match postgres::connect(place, self.config.ca.as_deref()).await {
-            Ok(admin) => Ok(admin),
+            Ok(client) => Ok(Admin { place: place.clone(), client, of: self }),
             Err(Failed::Here(refusal)) => Err(refusal.into()),
             Err(Failed::There(error)) => Err(match error.code().map(|code| code.code()) {
                 Some(code @ ("28P01" | "28000" | "3D000" | "42501")) => {
@@ -419,7 +479,7 @@ impl Postgres {
 
     /// Logs in as a login that is not the one to be changed: nobody changes what they are logged in as (H76). Where the admin
     /// login rotates itself, the connection string that it is read from has moved on by then.
-    async fn admin_beside(&self, login: &str) -> Result<Client, CallError> {
+    async fn admin_beside(&self, login: &str) -> Result<Admin<'_>, CallError> {
         if self.place().await?.get_user() == Some(login) && !planted!("own_login_is_changed") {
             let message =
                 format!("`admin_url` logs in as `{login}`, which is the login to be changed");
@@ -474,18 +534,19 @@ impl Postgres {
 
     /// Ends the sessions of a login wherever it can have some. A standby lets it in until it has heard of the change.
     async fn end_sessions(&self, login: &str, before: Option<Timestamp>) -> Result<(), CallError> {
-        let clients = self.everywhere().await?;
-        let [server, standbys @ ..] = clients.as_slice() else { return Ok(()) };
-        end_sessions(server, login, before).await?;
-        if standbys.is_empty() {
-            return Ok(());
+        let mut clients = self.everywhere().await?.into_iter();
+        let Some(server) = clients.next() else { return Ok(()) };
+        end_sessions(&server, login, before).await?;
+        if clients.len() > 0 {
+            let at = server.query_one("SELECT pg_current_wal_lsn()::text", &[]).await;
+            let at: String = at.map_err(|error| sessions_left(&error, login))?.get(0);
+            for standby in clients {
+                replayed(&standby, &at).await?;
+                end_sessions(&standby, login, before).await?;
+                standby.keep();
+            }
         }
-        let at = server.query_one("SELECT pg_current_wal_lsn()::text", &[]).await;
-        let at: String = at.map_err(|error| sessions_left(&error, login))?.get(0);
-        for standby in standbys {
-            replayed(standby, &at).await?;
-            end_sessions(standby, login, before).await?;
-        }
+        server.keep();
         Ok(())
     }
 
@@ -497,7 +558,9 @@ impl Postgres {
             return Err(another_generation(id).into());
         }
         run(&change, &format!("ALTER ROLE {} {to}", escape_identifier(&id.id))).await?;
-        commit(change).await
+        commit(change).await?;
+        admin.keep();
+        Ok(())
     }
 }
 

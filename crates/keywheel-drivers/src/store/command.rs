@@ -87,6 +87,7 @@ impl Store for Command {
             history: false,
             pickup: Pickup::Roll,
             settle_for: self.config.settle_for.span(),
+            answers_logins: false,
         }
     }
 

@@ -42,6 +42,7 @@ pub(super) fn facts() -> StoreFacts {
         pickup: Pickup::Roll,
         // An abandoned writer does not rename; this covers the rename that had just begun.
         settle_for: Span::seconds(1),
+        answers_logins: false,
     }
 }
 

@@ -9,6 +9,7 @@ mod claim;
 mod dotenv;
 mod local;
 mod replace;
+mod userlist;
 
 drivers! {
     /// The configuration of a store: `{ env_file: {…} }`.
@@ -16,5 +17,7 @@ drivers! {
         env_file => EnvFile,
         file => File,
         command => Command,
+        pgbouncer => Pgbouncer,
+        pgpass => Pgpass,
     }
 }

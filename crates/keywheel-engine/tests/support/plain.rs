@@ -29,6 +29,7 @@ pub(crate) const STORE: StoreFacts = StoreFacts {
     history: false,
     pickup: Pickup::Roll,
     settle_for: Span::ZERO,
+    answers_logins: false,
 };
 
 pub(crate) const WORKLOAD: WorkloadFacts = WorkloadFacts {

@@ -218,10 +218,8 @@ impl<'a> Work<'a> {
         let mut wanted: Vec<Option<SecretValue>> = Vec::new();
         for (slot, present) in planned.slots.iter().zip(&present) {
             wanted.push(match slot.role {
-                Role::Current => Some(
-                    slot::compose(&slot.part, good, present.as_ref())
-                        .map_err(|error| failed(error.to_string()))?,
-                ),
+                Role::Current => slot::compose(&slot.part, good, present.as_ref())
+                    .map_err(|error| failed(error.to_string()))?,
                 Role::AlsoAccepted => present.as_ref().map(|_| SecretValue::new(Vec::new())),
             });
         }

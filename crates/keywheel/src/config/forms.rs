@@ -369,6 +369,14 @@ fn field<E: Error>(name: &str) -> Result<Field, E> {
 struct SlotMapping {
     /// The part of a URL that is owned; every other byte of the URL stays.
     url: Option<UrlPart>,
+    /// The properties of a JDBC URL that are owned; every other byte of it stays.
+    jdbc: Option<LoginPart>,
+    /// The keywords of a libpq connection string that are owned; every other byte of it stays.
+    libpq: Option<LoginPart>,
+    /// User name and password of a line of a libpq password file that are owned; every other byte of it stays.
+    pgpass: Option<LoginPart>,
+    /// The login whose password the slot holds, in a store that lists logins; while another login is in use it stays.
+    password_of: Option<String>,
     /// The field of the credential.
     field: Option<String>,
     /// The role in the arrangement.
@@ -384,6 +392,63 @@ enum UrlPart {
     Username,
     /// The password only.
     Password,
+}
+
+#[derive(serde::Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+enum LoginPart {
+    /// User name and password.
+    Login,
+    /// The user name only.
+    Username,
+    /// The password only.
+    Password,
+}
+
+impl From<UrlPart> for plan::Part {
+    fn from(part: UrlPart) -> Self {
+        Self::Url(match part {
+            UrlPart::Userinfo => plan::UrlPart::Userinfo,
+            UrlPart::Username => plan::UrlPart::Username,
+            UrlPart::Password => plan::UrlPart::Password,
+        })
+    }
+}
+
+impl From<LoginPart> for plan::LoginPart {
+    fn from(part: LoginPart) -> Self {
+        match part {
+            LoginPart::Login => Self::Login,
+            LoginPart::Username => Self::Username,
+            LoginPart::Password => Self::Password,
+        }
+    }
+}
+
+impl SlotMapping {
+    /// Returns which bytes of the slot are owned.
+    fn part<E: Error>(&mut self) -> Result<plan::Part, E> {
+        let named = [
+            self.url.take().map(plan::Part::from),
+            self.jdbc.take().map(|part| plan::Part::Jdbc(part.into())),
+            self.libpq.take().map(|part| plan::Part::Libpq(part.into())),
+            self.pgpass.take().map(|part| plan::Part::Pgpass(part.into())),
+            self.password_of.take().map(plan::Part::PasswordOf),
+            self.field.take().map(|name| field(&name).map(plan::Part::Plain)).transpose()?,
+        ];
+        let mut named = named.into_iter().flatten();
+        match (named.next(), named.count()) {
+            (None, _) => Ok(plan::Part::Plain(Field::value())),
+            (Some(plan::Part::PasswordOf(login)), _) if login.is_empty() => {
+                Err(E::invalid_length(0, &"the name of a login"))
+            }
+            (Some(part), 0) => Ok(part),
+            (Some(_), others) => Err(E::invalid_length(
+                others + 1,
+                &"one of `url`, `jdbc`, `libpq`, `pgpass`, `password_of` and `field`",
+            )),
+        }
+    }
 }
 
 #[derive(serde::Deserialize, JsonSchema)]
@@ -413,25 +478,13 @@ impl<'de> Deserialize<'de> for SlotEntry {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<SlotEntry, A::Error> {
-                let mapping =
+                let mut mapping =
                     SlotMapping::deserialize(serde::de::value::MapAccessDeserializer::new(map))?;
                 let role = match mapping.role {
                     None | Some(Role::Current) => plan::Role::Current,
                     Some(Role::AlsoAccepted) => plan::Role::AlsoAccepted,
                 };
-                let part = match (mapping.url, mapping.field) {
-                    (Some(_), Some(_)) => {
-                        return Err(A::Error::invalid_length(
-                            2,
-                            &"either `url` or `field`, not both",
-                        ));
-                    }
-                    (Some(UrlPart::Userinfo), None) => plan::Part::Url(plan::UrlPart::Userinfo),
-                    (Some(UrlPart::Username), None) => plan::Part::Url(plan::UrlPart::Username),
-                    (Some(UrlPart::Password), None) => plan::Part::Url(plan::UrlPart::Password),
-                    (None, Some(name)) => plan::Part::Plain(field(&name)?),
-                    (None, None) => plan::Part::Plain(Field::value()),
-                };
+                let part = mapping.part()?;
                 Ok(SlotEntry { role, part })
             }
         }

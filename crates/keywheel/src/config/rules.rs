@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
 use keywheel_core::facts::{Authority, IssuerFacts};
-use keywheel_core::plan::{Accept, Part, Policy, Role, Slot, UrlPart};
+use keywheel_core::plan::{Accept, LoginPart, Part, Policy, Role, Slot, UrlPart};
 use keywheel_core::secret::SecretName;
 use keywheel_core::strategy::Strategy;
 use keywheel_core::time::Span;
@@ -256,7 +256,15 @@ impl SecretScope<'_> {
 
     /// Checks that a store does not get a user name alone: the password that goes with it must reach the readers too.
     fn fields(&self, delivery: &Delivery) -> Result<(), Problem> {
-        let username = |slot: &Slot| matches!(slot.part, Part::Url(UrlPart::Username));
+        let username = |slot: &Slot| {
+            matches!(
+                slot.part,
+                Part::Url(UrlPart::Username)
+                    | Part::Jdbc(LoginPart::Username)
+                    | Part::Libpq(LoginPart::Username)
+                    | Part::Pgpass(LoginPart::Username)
+            )
+        };
         if delivery.slots.iter().all(username) {
             let message = format!(
                 "`secrets.{}.stores.{}` delivers a user name and no password",
@@ -265,7 +273,23 @@ impl SecretScope<'_> {
             );
             return Err(self.problem(code::UNSUITABLE, &["stores", &delivery.store], message));
         }
+        let listed = |slot: &Slot| matches!(slot.part, Part::PasswordOf(_));
+        if delivery.slots.iter().any(listed) && !self.answers_logins(&delivery.store) {
+            let message = format!(
+                "`secrets.{}.stores.{}` has a slot `password_of` a login, and lists no logins",
+                self.shown(),
+                shown(&delivery.store)
+            );
+            return Err(self.problem(code::UNSUITABLE, &["stores", &delivery.store], message));
+        }
         Ok(())
+    }
+
+    /// Returns whether readers log in at a store, instead of reading it.
+    fn answers_logins(&self, store: &str) -> bool {
+        let store = self.environment.store(store);
+        let built = store.and_then(|store| store.config.build(self.scope.context).ok());
+        built.is_some_and(|store| store.facts().answers_logins)
     }
 
     fn cryptoperiod(&self, secret: &Secret) -> Result<(), Problem> {
@@ -298,7 +322,10 @@ impl SecretScope<'_> {
         let readers: Vec<&Workload> =
             secret.readers.iter().filter_map(|name| self.environment.workload(name)).collect();
         for reader in &readers {
-            if !secret.deliveries.iter().any(|delivery| reader.reads(&delivery.store)) {
+            let reads = |delivery: &Delivery| {
+                reader.reads(&delivery.store) && !self.answers_logins(&delivery.store)
+            };
+            if !secret.deliveries.iter().any(reads) {
                 let message = format!(
                     "`secrets.{}` is read by workload `{}`, which reads none of its stores",
                     self.shown(),
@@ -311,6 +338,9 @@ impl SecretScope<'_> {
             }
         }
         for delivery in &secret.deliveries {
+            if self.answers_logins(&delivery.store) {
+                continue;
+            }
             if !readers.is_empty() && !readers.iter().any(|reader| reader.reads(&delivery.store)) {
                 let message = format!(
                     "`secrets.{}.stores.{}` is read by none of the workloads in `read_by`",

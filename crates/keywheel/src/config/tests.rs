@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use keywheel_core::secret::SecretName;
+use keywheel_core::plan::{LoginPart, Part, UrlPart};
+use keywheel_core::secret::{Field, SecretName};
 use keywheel_core::strategy::Strategy;
 use keywheel_core::time::Span;
 use proptest::prelude::*;
@@ -97,6 +98,44 @@ fn a_file_with_one_environment_is_read() {
     assert!(environment.workload("worker").unwrap().reads("app"));
     assert!(!environment.workload("backend").unwrap().reads("cache"));
     assert_eq!(environment.workload("backend").unwrap().probes.len(), 1);
+}
+
+#[test]
+fn a_slot_holds_a_login_in_the_form_that_its_reader_reads() {
+    let pooler = "stores:\n  pooler: { pgbouncer: { auth_file: u.txt, through: [\"postgresql://127.0.0.1/app\"], reload: [\"true\"] } }";
+    let with = |stores: &str| {
+        ONE.replace("stores: { cache: value }", &format!("stores: {{ {stores} }}"))
+            .replace("\nstores:", &format!("\n{pooler}"))
+            .replace("read_by: nobody", "read_by: [backend]")
+    };
+    let slots = "app: { A: { jdbc: login }, B: { libpq: password }, C: { url: userinfo }, D: { pgpass: login }, E: username }";
+    let text = with(&format!("{slots}, pooler: {{ app_a: {{ password_of: app_a }} }}"));
+    let config = parsed(&text);
+    let deliveries = &config.environment("default").unwrap().secrets[1].deliveries;
+    let parts = |index: usize| {
+        let slots = deliveries[index].slots.iter();
+        slots.map(|slot| slot.part.clone()).collect::<Vec<_>>()
+    };
+    let wanted = [
+        Part::Jdbc(LoginPart::Login),
+        Part::Libpq(LoginPart::Password),
+        Part::Url(UrlPart::Userinfo),
+        Part::Pgpass(LoginPart::Login),
+        Part::Plain(Field::new("username")),
+    ];
+    assert_eq!(parts(0), wanted);
+    assert_eq!(parts(1), [Part::PasswordOf("app_a".into())], "nobody reads it, and nobody has to");
+    for (stores, said) in [
+        ("app: { A: { jdbc: login, libpq: login } }", "one of `url`, `jdbc`, `libpq`"),
+        ("app: { A: { libpq: username } }", "delivers a user name and no password"),
+        ("app: { A: { password_of: app_a } }", "lists no logins"),
+        ("app: { A: { jdbc: userinfo } }", "`login`"),
+        ("app: password, pooler: { a: { password_of: '' } }", "the name of a login"),
+        ("pooler: { app_a: { password_of: app_a } }", "reads none of its stores"),
+    ] {
+        let told = problems(&with(stores));
+        assert!(told.contains(said), "{told}");
+    }
 }
 
 #[test]

@@ -11,7 +11,7 @@ use keywheel_driver::{CallError, Refusal, RefusalKind};
 use postgres_protocol::escape::{escape_identifier, escape_literal};
 use tokio_postgres::Client;
 
-use super::{Postgres, commit, nothing_done, run};
+use super::{Admin, Postgres, commit, nothing_done, run};
 
 /// Settings whose value is a list of names, and that keep its quotes.
 const LISTS: [&str; 5] = [
@@ -35,7 +35,7 @@ impl Convert for Postgres {
                 true => None,
                 false => Some(self.admin_in(&database).await?),
             };
-            changes.database(client.as_ref().unwrap_or(&admin), &database).await?;
+            changes.database(client.as_deref().unwrap_or(&admin), &database).await?;
         }
         Ok(changes.changes)
     }
@@ -71,7 +71,7 @@ async fn one(admin: &Client, query: &str) -> Result<String, CallError> {
 }
 
 impl Postgres {
-    async fn admin_in(&self, database: &str) -> Result<Client, CallError> {
+    async fn admin_in(&self, database: &str) -> Result<Admin<'_>, CallError> {
         let mut place = self.place().await?;
         place.dbname(database);
         self.connected(&place).await
