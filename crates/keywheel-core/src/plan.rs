@@ -272,7 +272,8 @@ pub enum Part {
 }
 
 impl Part {
-    /// Returns the fields of a credential that a slot is given.
+    /// Returns the fields of a credential that a slot is given and that are read back out of it: what a list of logins holds may
+    /// be another login's.
     pub fn fields(&self) -> Vec<Field> {
         let (username, password) = (|| Field::new("username"), || Field::new("password"));
         match self {
@@ -288,8 +289,8 @@ impl Part {
             Self::Url(UrlPart::Userinfo)
             | Self::Jdbc(LoginPart::Login)
             | Self::Libpq(LoginPart::Login)
-            | Self::Pgpass(LoginPart::Login)
-            | Self::PasswordOf(_) => vec![username(), password()],
+            | Self::Pgpass(LoginPart::Login) => vec![username(), password()],
+            Self::PasswordOf(_) => Vec::new(),
         }
     }
 }
