@@ -229,6 +229,24 @@ fn h94_a_key_whose_value_was_lost_in_a_crash_is_named_and_ended() {
     }
 }
 
+#[test]
+fn a_person_is_asked_for_orphans_where_they_are_to_be_ended() {
+    let project = Project::with_soak("1s");
+    project.guide(&["rotate", "model", "--yes"]).ends(3);
+    project.guide(&["resume", "model", "--previous-id", "by-hand", "--soak"]).ends(0);
+    let keys = project.read("keys");
+    let name = keys.split(' ').next().unwrap().strip_suffix("-1").unwrap().to_owned();
+    let others = format!("{keys}{name}-2 kwcanary-guided-late\n");
+    project.write("keys", &others, 0o600);
+    project.run(&["doctor"]).ends(0);
+    let nobody = project.run(&["doctor", "--end-orphans", "--yes"]);
+    nobody.ends(0).says("orphans were not looked for: needs a person");
+    assert_eq!(project.read("keys"), others);
+    let ran = project.guide(&["doctor", "--end-orphans", "--yes"]);
+    ran.ends(0).says(&format!("end the key named `{name}-2` for good, and no other"));
+    assert_eq!(project.read("keys"), keys);
+}
+
 /// What a terminal shows of a rotation in which this line is typed.
 fn typed(project: &Project, line: &str) -> (Option<i32>, String) {
     use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};

@@ -16,8 +16,12 @@ mod adopted;
 mod claims;
 #[path = "rotations/notify.rs"]
 mod notify;
+#[path = "rotations/orphans.rs"]
+mod orphans;
 #[path = "rotations/parked.rs"]
 mod parked;
+#[path = "rotations/provider.rs"]
+mod provider;
 #[path = "rotations/staged.rs"]
 mod staged;
 

@@ -179,6 +179,18 @@ impl Twin {
         self.shared.state().person_has_access = false;
     }
 
+    /// Ends a key as the provider does by itself, where it finds one in public.
+    pub fn end_by_itself(&self, id: &str) {
+        self.shared.state().end_key(id);
+    }
+
+    /// Gives a service account another name, as a person would in the dashboard.
+    pub fn rename_account(&self, id: &str, name: &str) {
+        if let Some(account) = self.shared.state().accounts.get_mut(id) {
+            account.name = name.into();
+        }
+    }
+
     /// Leaves a key only these scopes.
     pub fn restrict(&self, id: &str, scopes: &[&str]) {
         if let Some(key) = self.shared.state().keys.get_mut(id) {
