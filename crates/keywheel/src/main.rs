@@ -22,6 +22,7 @@ mod output;
 mod prepare;
 mod progress;
 mod queue;
+mod refused;
 mod select;
 mod session;
 mod then;

@@ -22,6 +22,8 @@ mod orphans;
 mod parked;
 #[path = "rotations/provider.rs"]
 mod provider;
+#[path = "rotations/refused.rs"]
+mod refused;
 #[path = "rotations/staged.rs"]
 mod staged;
 

@@ -15,7 +15,7 @@ use crate::exit::Exit;
 use crate::output::{Failure, Format};
 use crate::select::Selection;
 use crate::session::Session;
-use crate::{prepare, words};
+use crate::{prepare, refused, words};
 
 /// Check whether secrets could be rotated: configuration, permissions, quotas, stores, workloads; changes nothing
 #[derive(Debug, Args)]
@@ -103,6 +103,10 @@ async fn one(session: &Session, config: &Config, secret: &Secret) -> Result<Vec<
         }
     }
     add("stores".into(), held(&plan, &built).await);
+    let row = session.inventory(&secret.name).await?;
+    let refused = refused::in_use(session, &plan, &built, row.as_ref()).await;
+    let told = refused.map(|what| Finding::note(format!("{what}: `{}`", refused::then(&plan))));
+    add(format!("issuer {}", plan.issuer.bound.name), Ok(told.into_iter().collect()));
     Ok(found)
 }
 

@@ -26,9 +26,9 @@ use crate::exit::Exit;
 use crate::output::{Failure, Format};
 use crate::select::Selection;
 use crate::session::{Session, engine_failure, journal_failure};
-use crate::{claims, code, confirm, prepare, words};
+use crate::{claims, code, confirm, prepare, refused, words};
 
-/// Compare journal and world: drift in stores, stale replicas, live credentials that nobody owns; changes nothing by itself
+/// Compare journal and world: drift in stores, stale replicas, live credentials that nobody owns, keys that their issuer refuses; changes nothing by itself
 #[derive(Debug, Args)]
 pub(crate) struct DoctorArgs {
     #[command(flatten)]
@@ -48,6 +48,11 @@ struct Finding {
     secret: String,
     what: String,
     then: String,
+}
+
+/// An emergency ends what readers use, and is on its way to replace it.
+fn ends_what_is_in_use(rotation: &Rotation) -> bool {
+    rotation.plan().is_emergency() && !rotation.rests()
 }
 
 /// A labelled credential that no version of a secret owns.
@@ -261,6 +266,9 @@ impl<'a> Check<'_, 'a> {
         if open.is_none_or(Rotation::rests) {
             self.replicas(&plan, &built, found).await;
         }
+        if !open.is_some_and(ends_what_is_in_use) {
+            self.refused(&plan, &built, found).await;
+        }
         let parked = open.and_then(Rotation::parked).map(|reason| words::parked(&plan, reason));
         found.extend(parked.map(|reason| self.finding(format!("parked: {reason}"), "resume")));
         self.unended(found);
@@ -358,6 +366,16 @@ impl<'a> Check<'_, 'a> {
                 }
             }
         }
+    }
+
+    /// The issuer may have ended the version in use by itself.
+    async fn refused(&self, plan: &Plan, built: &Built, found: &mut Vec<Finding>) {
+        let refused = refused::in_use(self.session, plan, built, Some(&self.row)).await;
+        found.extend(refused.map(|what| Finding {
+            secret: self.secret.name.name().into(),
+            what,
+            then: refused::then(plan),
+        }));
     }
 
     /// Versions that readers no longer have, and that nobody ended: an edit by hand took their place.

@@ -31,8 +31,6 @@ pub(super) struct Provider {
     pub(super) project: Project,
     pub(super) twin: Twin,
     pub(super) config: String,
-    /// The id of the key that was made by hand.
-    pub(super) by_hand: String,
 }
 
 impl Provider {
@@ -47,7 +45,7 @@ impl Provider {
         project.write("app.env", &format!("MODEL_KEY={}\n", by_hand.value));
         project.write("admin-key", admin_key);
         project.write("run.canaries", &by_hand.value);
-        Self { project, twin, config, by_hand: by_hand.id }
+        Self { project, twin, config }
     }
 
     /// Has it rotated from end to end once.
