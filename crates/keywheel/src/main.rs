@@ -26,6 +26,7 @@ mod refused;
 mod select;
 mod session;
 mod then;
+mod traces;
 mod words;
 
 use std::process::ExitCode;

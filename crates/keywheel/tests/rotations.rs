@@ -14,6 +14,8 @@ use serde_json::Value;
 mod adopted;
 #[path = "rotations/claims.rs"]
 mod claims;
+#[path = "rotations/incidents.rs"]
+mod incidents;
 #[path = "rotations/notify.rs"]
 mod notify;
 #[path = "rotations/orphans.rs"]

@@ -16,7 +16,7 @@ services:
     network_mode: none
     stop_grace_period: 1s
     env_file: [.env]
-    command: ["/bin/busybox", "sh", "-c", "trap 'echo backend ends; exit 0' TERM; [ \"$$BROKEN\" = 1 ] && exit 7; echo backend begins; while :; do busybox sleep 0.1; done"]
+    command: ["/bin/busybox", "sh", "-c", "trap 'echo backend ends; exit 0' TERM; [ \"$$BROKEN\" = 1 ] && exit 7; echo backend begins; echo AUDIT user 7 changed order 12; while :; do busybox sleep 0.1; done"]
     healthcheck: { test: ["CMD", "/bin/busybox", "true"], interval: 500ms }
   worker:
     image: IMAGE
@@ -191,6 +191,13 @@ fn a_leaked_file_staged_first(leaked: &Leaked) {
     }
     let worker = logs.iter().find(|log| log["workload"] == "worker").unwrap();
     assert!(worker["kept_in"].is_null() && worker["outlives"] == false, "{worker}");
+    let audit = incident["audit_lines"].as_array().unwrap();
+    let lines = |workload: &str| -> Vec<Value> {
+        let of_it = audit.iter().filter(|log| log["workload"] == workload);
+        of_it.map(|log| log["lines"].clone()).collect()
+    };
+    let line = serde_json::json!(["AUDIT user 7 changed order 12"]);
+    assert!(lines("backend").contains(&line), "{audit:?}");
     leaked.run(&["doctor"], 0);
     leaked.run(&["audit", "verify"], 0);
     let text = leaked.run(&["incident", "show"], 0);
