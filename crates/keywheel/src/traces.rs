@@ -71,7 +71,7 @@ pub(crate) async fn look(incident: &Incident, since: Option<Timestamp>) -> Trace
             issuers.push(of_suspect(story, suspect, since).await);
         }
     }
-    Traces { issuers, logs: incident.logs.iter().map(of_log).collect() }
+    Traces { issuers, logs: incident.logs.iter().map(|log| of_log(log, since)).collect() }
 }
 
 async fn of_suspect(story: &Story, suspect: &Suspect, since: Option<Timestamp>) -> OfSuspect {
@@ -155,7 +155,7 @@ async fn in_time<T>(
     }
 }
 
-fn of_log(Log { workload, reference }: &Log) -> OfLog {
+fn of_log(Log { workload, reference }: &Log, since: Option<Timestamp>) -> OfLog {
     let mut of_log = OfLog {
         workload: workload.clone(),
         replica: reference.replica.clone(),
@@ -167,7 +167,7 @@ fn of_log(Log { workload, reference }: &Log) -> OfLog {
         [&reference.kept_in, &reference.file].into_iter().flatten().map(String::as_str).collect();
     let mut why = None;
     for file in &files {
-        match marked(Path::new(file)) {
+        match marked(Path::new(file), since) {
             Ok((lines, more)) => return OfLog { lines, more, ..of_log },
             Err(error) => why = why.or(Some(format!("`{file}`: {}", error.kind()))),
         }
@@ -178,8 +178,8 @@ fn of_log(Log { workload, reference }: &Log) -> OfLog {
     of_log
 }
 
-/// Returns the marked lines of a file, and how many more there are.
-fn marked(file: &Path) -> std::io::Result<(Vec<String>, usize)> {
+/// Returns the marked lines of a file, and how many more there are; without those that say that they are from before `since`.
+fn marked(file: &Path, since: Option<Timestamp>) -> std::io::Result<(Vec<String>, usize)> {
     let mut options = File::options();
     options.read(true).custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed());
     let opened = options.open(file)?;
@@ -190,13 +190,19 @@ fn marked(file: &Path) -> std::io::Result<(Vec<String>, usize)> {
     for line in BufReader::new(opened.take(MOST_BYTES)).split(b'\n') {
         let line = line?;
         let text = String::from_utf8_lossy(&line);
-        match is_marked(&text) {
+        match is_marked(&text) && !is_before(&text, since) {
             true if lines.len() < MOST_LINES => lines.push(told(&text)),
             true => more += 1,
             false => {}
         }
     }
     Ok((lines, more))
+}
+
+/// Whether a line begins with a time before this one.
+fn is_before(line: &str, since: Option<Timestamp>) -> bool {
+    let at = line.split(' ').next().and_then(|word| word.parse::<jiff::Timestamp>().ok());
+    at.zip(since).is_some_and(|(at, since)| at.as_millisecond() < since.millis())
 }
 
 /// Whether `AUDIT` stands in a line as a word of its own.
@@ -330,6 +336,22 @@ mod tests {
         for (line, shown) in masked {
             assert_eq!(told(line), shown);
         }
+    }
+
+    #[test]
+    fn a_log_is_read_from_a_time_on_and_never_through_a_link() {
+        let folder = tempfile::tempdir().unwrap();
+        let (log, link) = (folder.path().join("log"), folder.path().join("link"));
+        let text = "2026-01-01T00:00:00Z AUDIT early\nAUDIT whenever\nnoise\n2026-01-03T00:00:00.5Z AUDIT late\n";
+        std::fs::write(&log, text).unwrap();
+        std::os::unix::fs::symlink(&log, &link).unwrap();
+        let since = Timestamp::from_millis(1_767_312_000_000);
+        let (all, from_then_on) = (marked(&log, None).unwrap(), marked(&log, Some(since)).unwrap());
+        assert_eq!((all.0.len(), all.1), (3, 0));
+        assert_eq!(from_then_on.0, ["AUDIT whenever", "2026-01-03T00:00:00.5Z AUDIT late"]);
+        assert!(marked(&link, None).is_err() && marked(folder.path(), None).is_err());
+        std::fs::write(&log, "AUDIT one\n".repeat(MOST_LINES + 7)).unwrap();
+        assert_eq!(marked(&log, None).map(|(lines, more)| (lines.len(), more)).unwrap(), (200, 7));
     }
 
     #[test]

@@ -24,6 +24,8 @@ mod orphans;
 mod parked;
 #[path = "rotations/provider.rs"]
 mod provider;
+#[path = "rotations/quiet.rs"]
+mod quiet;
 #[path = "rotations/refused.rs"]
 mod refused;
 #[path = "rotations/staged.rs"]
