@@ -36,6 +36,9 @@ pub struct IssuerFacts {
     /// How long a person is given for a step, where the issuer is one: who mints and ends versions by hand, on what keywheel says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub by_hand: Option<Span>,
+    /// Whether that person mints only, and finding and ending versions takes none.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub only_mint_by_hand: bool,
     /// Whether it has two names that take turns, each used again under a new generation (database logins): such a secret is
     /// rotated by `alternate`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -64,9 +67,15 @@ impl IssuerFacts {
             propagation: Span::minutes(5),
             settle_for: Span::minutes(10),
             by_hand: None,
+            only_mint_by_hand: false,
             takes_turns: false,
             publishable: false,
         }
+    }
+
+    /// Returns whether a person has to be asked what there is, and to end it.
+    pub fn is_kept_by_hand(&self) -> bool {
+        self.by_hand.is_some() && !self.only_mint_by_hand
     }
 }
 

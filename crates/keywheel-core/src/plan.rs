@@ -90,12 +90,12 @@ impl Plan {
     /// Returns how long a person is given for a step, where it takes one: what mints, finds and ends versions at an issuer that
     /// is a person.
     pub fn by_hand(&self, step: Step) -> Option<Span> {
+        let facts = &self.issuer.facts;
         match step {
-            Step::Mint { .. }
-            | Step::FindMint { .. }
-            | Step::RevokeStray { .. }
-            | Step::Revoke(_)
-            | Step::Sweep => self.issuer.facts.by_hand,
+            Step::Mint { .. } => facts.by_hand,
+            Step::FindMint { .. } | Step::RevokeStray { .. } | Step::Revoke(_) | Step::Sweep => {
+                facts.by_hand.filter(|_| facts.is_kept_by_hand())
+            }
             _ => None,
         }
     }

@@ -686,9 +686,9 @@ impl Rotation {
         let settles_at = open.until + self.settle_for(step);
         self.forgive(Some(open.until), at);
         match step {
-            // A person who looks for it is the one who would have made it: nothing of it is on its way.
+            // A person was told, and no request is on its way: what they did by now shows once a list has caught up.
             Step::Mint { attempt } if self.plan.issuer.facts.by_hand.is_some() => {
-                self.lost(attempt, at)
+                self.lost(attempt, at + self.settle_for(step))
             }
             Step::Mint { attempt } => self.lost(attempt, settles_at),
             Step::Write { store, to } => self.walk.unanswered(store, to, settles_at),

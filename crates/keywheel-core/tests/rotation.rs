@@ -366,6 +366,7 @@ fn by_hand(name: &str) -> Plan {
     let mut plan = plan(Strategy::Overlap);
     plan.secret = format!("{name}@production").parse().unwrap();
     plan.issuer.facts.by_hand = Some(Span::minutes(15));
+    plan.issuer.facts.settle_for = Span::ZERO;
     plan
 }
 
@@ -405,6 +406,31 @@ fn what_a_person_did_not_do_is_not_on_its_way() {
     let absent = Report::Found { issued: None, held: false, fingerprint: None };
     world.apply(Event::Done { step, report: absent });
     assert_eq!(world.rotation.next(world.now), Next::Do(Step::Mint { attempt: 2 }));
+}
+
+#[test]
+fn what_a_person_made_is_looked_for_without_one_where_the_issuer_lists_it() {
+    let mut plan = by_hand("model");
+    plan.issuer.facts.only_mint_by_hand = true;
+    plan.issuer.facts.settle_for = Span::minutes(1);
+    let steps = [Step::Mint { attempt: 1 }, Step::FindMint { attempt: 1 }, Step::Sweep];
+    let given = |plan: &Plan| steps.map(|step| plan.by_hand(step).is_some());
+    assert_eq!((given(&by_hand("model")), given(&plan)), ([true; 3], [true, false, false]));
+
+    let mut world = World::new(plan);
+    let step = world.until(|step| matches!(step, Step::Mint { .. }));
+    world.apply(Event::Unknown { step });
+    let find = |world: &mut World| {
+        let step = world.until(|step| matches!(step, Step::FindMint { .. }));
+        world.apply(Event::Done {
+            step,
+            report: Report::Found { issued: None, held: false, fingerprint: None },
+        });
+        world.rotation.next(world.now)
+    };
+    assert!(!matches!(find(&mut world), Next::Do(Step::Mint { .. })), "the list may be behind");
+    world.now = world.now + Span::minutes(1);
+    assert_eq!(find(&mut world), Next::Do(Step::Mint { attempt: 2 }));
 }
 
 #[test]

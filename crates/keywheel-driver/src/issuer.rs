@@ -70,6 +70,11 @@ pub trait Issuer: Send + Sync {
         None
     }
 
+    /// Returns how the issuer's side is brought into the shape that its rotations need, where that can be done.
+    fn convert(&self) -> Option<&dyn Convert> {
+        None
+    }
+
     /// Returns how to extend a short-lived credential, where the issuer can.
     fn extend(&self) -> Option<&dyn Extend> {
         None
@@ -194,6 +199,27 @@ pub struct Entry {
     pub at: Option<Timestamp>,
     /// What happened, for people, without a value: `212 requests to model x`.
     pub what: String,
+}
+
+/// The way of an issuer's side into the shape that rotations need.
+#[async_trait]
+pub trait Convert: Send + Sync {
+    /// Returns what has to be changed, in order; nothing where the shape is right. Changes nothing.
+    async fn changes(&self) -> Result<Vec<Change>, CallError>;
+
+    /// Makes these changes. What failed half-way is finished by asking for the changes again.
+    async fn run(&self, changes: &[Change]) -> Result<(), CallError>;
+}
+
+/// One change of an issuer's side.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// Where: the name of a database.
+    pub place: String,
+    /// The whole statement, which people can run themselves.
+    pub what: String,
+    /// The statement that undoes it; none where there is no way back.
+    pub undo: Option<String>,
 }
 
 /// The extension of a lease.

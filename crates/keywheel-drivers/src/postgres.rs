@@ -4,18 +4,21 @@
 //! may repeat a statement or a value, so an error is told by its code alone.
 
 use std::io;
+use std::net::IpAddr;
 use std::path::Path;
 use std::pin::Pin;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::task::{Context as Polled, Poll};
 
-use keywheel_driver::{Refusal, RefusalKind, SecretReference};
+use keywheel_driver::{CallError, Refusal, RefusalKind, SecretReference};
 use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use rustls_platform_verifier::BuilderVerifierExt;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_postgres::config::{Host, SslMode};
 use tokio_postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect};
@@ -23,30 +26,94 @@ use tokio_postgres::{Client, NoTls, Socket};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use crate::reference;
+use crate::workload::compose_service::ContainersOf;
+use crate::{Context, reference};
 
-/// Reads a connection string, and decides whether its server is spoken to over TLS.
+/// How a server is reached.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Reach {
+    /// At the host and the port that the connection string names.
+    #[default]
+    Direct,
+    /// In the container of a Compose service that publishes no port, at the container's own address on this machine. The
+    /// connection string names the port inside.
+    ComposeService(ContainersOf),
+}
+
+impl Reach {
+    /// Whether it is left out of what is kept.
+    pub(crate) fn is_direct(&self) -> bool {
+        *self == Self::Direct
+    }
+
+    /// Makes relative paths begin at the folder of the configuration file.
+    pub(crate) fn rooted(&self, context: &Context) -> Self {
+        match self {
+            Self::Direct => Self::Direct,
+            Self::ComposeService(of) => Self::ComposeService(of.rooted(context)),
+        }
+    }
+}
+
+/// Returns where the one container of a service is.
+async fn address(of: &ContainersOf) -> Result<IpAddr, CallError> {
+    let found = of.all(&of.engine()).await?;
+    let running: Vec<_> = found.iter().filter(|container| container.serves()).collect();
+    let [only] = running.as_slice() else {
+        let count = running.len();
+        let message =
+            format!("service `{}` has {count} running containers, and not one", of.service);
+        return Err(Refusal::retry(RefusalKind::Unavailable, None, message).into());
+    };
+    only.address.ok_or_else(|| {
+        let message =
+            format!("the container of service `{}` has no address of its own", of.service);
+        Refusal::operator(RefusalKind::Unsupported, message).into()
+    })
+}
+
+/// Reads a connection string, finds the server, and decides whether it is spoken to over TLS.
 ///
 /// # Errors
-/// A refusal where it is none, or names another machine and no TLS.
-pub(crate) async fn place(url: &SecretReference) -> Result<tokio_postgres::Config, Refusal> {
+/// A refusal where it is none, where the server is not found, or where it is on another machine and without TLS.
+pub(crate) async fn place(
+    url: &SecretReference,
+    reach: &Reach,
+) -> Result<tokio_postgres::Config, CallError> {
     let value = reference::read(url).await?;
     let text = std::str::from_utf8(value.expose()).ok().map(str::trim);
     let place = text.and_then(|text| tokio_postgres::Config::from_str(text).ok());
     let no_place =
         || Refusal::operator(RefusalKind::Local, format!("{url} is no connection string"));
     let mut place = place.ok_or_else(no_place)?;
-    let is_here = !place.get_hosts().is_empty() && place.get_hosts().iter().all(is_here);
+    if let Reach::ComposeService(of) = reach {
+        let hosts = place.get_hosts().len();
+        let address = address(of).await?;
+        for _ in 0..hosts {
+            place.hostaddr(address);
+        }
+    }
+    let is_here = !reach.is_direct()
+        || (!place.get_hosts().is_empty() && place.get_hosts().iter().all(is_here));
     match (is_here, place.get_ssl_mode()) {
         (true, SslMode::Prefer) => drop(place.ssl_mode(SslMode::Disable)),
         (false, SslMode::Prefer) => drop(place.ssl_mode(SslMode::Require)),
         (false, SslMode::Disable) => {
             let message = format!("{url} names another machine, and no TLS");
-            return Err(Refusal::operator(RefusalKind::Unsupported, message));
+            return Err(Refusal::operator(RefusalKind::Unsupported, message).into());
         }
         _ => {}
     }
     Ok(place)
+}
+
+/// Decides whether a further host of a server is spoken to over TLS: another machine always is.
+pub(crate) fn secured(host: &str, mode: SslMode) -> SslMode {
+    match is_here(&Host::Tcp(host.to_owned())) {
+        true => mode,
+        false => SslMode::Require,
+    }
 }
 
 /// Why there is no connection.
@@ -125,6 +192,22 @@ pub(crate) fn is_here(host: &Host) -> bool {
     }
 }
 
+/// Names an error by its code, and says what the frequent ones mean.
+pub(crate) fn coded(code: &str) -> String {
+    let meaning = match code {
+        "25006" => "nothing may be written here",
+        "28000" => "the login is not let in",
+        "28P01" => "wrong user or password",
+        "3D000" => "no such database",
+        "42501" => "not permitted",
+        "53300" => "no connection is free",
+        "55P03" => "something else held a lock for too long",
+        "57P03" => "it is starting or ending",
+        _ => return format!("the error {code}"),
+    };
+    format!("the error {code}: {meaning}")
+}
+
 /// Tells an error by the code of the server, or by what became of the connection.
 pub(crate) fn in_words(error: &tokio_postgres::Error) -> String {
     use std::error::Error as _;
@@ -132,7 +215,7 @@ pub(crate) fn in_words(error: &tokio_postgres::Error) -> String {
     let tls = cause.and_then(|cause| cause.downcast_ref::<io::Error>());
     let tls = tls.and_then(io::Error::get_ref).is_some_and(|inner| inner.is::<rustls::Error>());
     match error.code() {
-        Some(code) => format!("the server answered with the error {}", code.code()),
+        Some(code) => format!("the server answered with {}", coded(code.code())),
         None if tls => "no secure connection: the certificate or protocol was not accepted".into(),
         None if error.is_closed() => "the connection ended before the answer".into(),
         None => "no connection".into(),

@@ -75,10 +75,12 @@ impl Owners {
         sorted
     }
 
-    /// A credential under the label of a version may be that version although its id reads otherwise: some lists are late.
+    /// A credential under the label of a version may be that version although its id reads otherwise: some lists are late, and an
+    /// id that a person gave is the name of the key, whatever the issuer calls it since.
     fn has_owner(&self, one: &Labelled) -> bool {
+        let is_named = |issued: &IssuedId| *issued == one.issued || issued.id == one.label.0;
         let is_it = |(issued, label): &(Option<IssuedId>, Option<Label>)| {
-            issued.as_ref() == Some(&one.issued) || label.as_ref() == Some(&one.label)
+            issued.as_ref().is_some_and(is_named) || label.as_ref() == Some(&one.label)
         };
         self.versions.iter().any(is_it) && !planted!("owned_credentials_are_orphans")
     }

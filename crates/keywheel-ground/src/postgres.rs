@@ -63,6 +63,19 @@ impl Postgres {
         if !initialised.is_ok_and(|status| status.success()) {
             return Err(failed("`initdb` fails"));
         }
+        Self::serve(folder, &programs, certificate, settings)
+    }
+
+    /// Starts the server of a folder that is initialised.
+    fn serve(
+        folder: TempDir,
+        programs: &Path,
+        certificate: Option<(&str, &str)>,
+        settings: &[&str],
+    ) -> Result<Self, String> {
+        let failed = |what: &str| format!("PostgreSQL cannot be started: {what}");
+        let put = |name: &str, text: &str| give(&folder.path().join(name), text);
+        let at = |name: &str| folder.path().join(name).display().to_string();
         let port = free_port().ok_or_else(|| failed("no port is free"))?;
         let mut server = command(&programs.join("postgres"));
         server.args(["-D", &at("data"), "-p", &port.to_string(), "-k", &at("")]);
@@ -80,8 +93,31 @@ impl Postgres {
         server.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         let server = server.spawn().map_err(|error| failed(&error.kind().to_string()))?;
         let mut postgres = Self { folder, port, server };
-        postgres.wait_until_ready(&programs)?;
+        postgres.wait_until_ready(programs)?;
         Ok(postgres)
+    }
+
+    /// Starts a standby that follows this server, with these settings; `password` is that of the superuser.
+    ///
+    /// # Errors
+    /// What is missing here, for people.
+    pub fn standby(&self, password: &str, settings: &[&str]) -> Result<Self, String> {
+        let programs = programs().ok_or("PostgreSQL is not installed")?;
+        let failed = |what: &str| format!("a standby cannot be started: {what}");
+        let folder = tempfile::Builder::new().prefix("keywheel-postgres-").tempdir_in("/var/tmp");
+        let folder = folder.map_err(|error| failed(&error.kind().to_string()))?;
+        own(folder.path()).map_err(|error| failed(&error.kind().to_string()))?;
+        let copied = command(&programs.join("pg_basebackup"))
+            .args(["-D", &folder.path().join("data").display().to_string(), "-R", "-c", "fast"])
+            .args(["-h", "127.0.0.1", "-p", &self.port.to_string(), "-U", "postgres"])
+            .env("PGPASSWORD", password)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status();
+        if !copied.is_ok_and(|status| status.success()) {
+            return Err(failed("`pg_basebackup` fails"));
+        }
+        Self::serve(folder, &programs, None, settings)
     }
 
     /// Returns the port on 127.0.0.1.
@@ -98,6 +134,11 @@ impl Postgres {
     pub fn log(&self) -> String {
         let log = fs::read(self.folder.path().join("log")).unwrap_or_default();
         String::from_utf8_lossy(&log).into_owned()
+    }
+
+    /// Makes the server read its files anew.
+    pub fn reload(&self) {
+        kill_process(Pid::from_child(&self.server), Signal::HUP).ok();
     }
 
     fn wait_until_ready(&mut self, programs: &Path) -> Result<(), String> {

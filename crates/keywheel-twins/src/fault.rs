@@ -21,6 +21,7 @@ use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 
 use crate::HEADER;
+use crate::record::Exchange;
 use crate::server::Cut;
 
 /// The rules, the first that applies to a request winning.
@@ -186,6 +187,8 @@ pub struct Faults {
 struct Inner {
     rules: Vec<Armed>,
     seen: Vec<Seen>,
+    /// What was asked and answered, where somebody wants it.
+    record: Option<Vec<Exchange>>,
 }
 
 struct Armed {
@@ -242,6 +245,16 @@ impl Faults {
         self.lock().seen.clone()
     }
 
+    /// Keeps every request and answer from now on.
+    pub fn record(&self) {
+        self.lock().record = Some(Vec::new());
+    }
+
+    /// Returns what was kept, in order.
+    pub fn recorded(&self) -> Vec<Exchange> {
+        self.lock().record.clone().unwrap_or_default()
+    }
+
     /// Wraps the routes of the twin.
     pub fn wrap(self, router: axum::Router) -> axum::Router {
         router.layer(axum::middleware::from_fn_with_state(self, inject))
@@ -285,6 +298,9 @@ impl Inner {
     }
 }
 
+/// The longest request that a twin takes.
+const LARGEST: usize = 1024 * 1024;
+
 async fn inject(
     State(faults): State<Faults>,
     ConnectInfo(cut): ConnectInfo<Cut>,
@@ -298,13 +314,36 @@ async fn inject(
         return StatusCode::PAYLOAD_TOO_LARGE.into_response();
     };
     let mut response = match fault {
-        None => next.run(request).await,
+        None => recorded(&faults, request, next).await,
         Some(fault) => misbehave(&faults, fault, &cut, request, next).await,
     };
     response
         .headers_mut()
         .insert(HeaderName::from_static(HEADER), HeaderValue::from_static(faults.twin));
     response
+}
+
+/// Answers, and keeps what was asked and answered. What a script makes of an answer is no answer of the provider.
+async fn recorded(faults: &Faults, request: Request, next: Next) -> Response {
+    if faults.lock().record.is_none() {
+        return next.run(request).await;
+    }
+    let (parts, body) = request.into_parts();
+    let asked = axum::body::to_bytes(body, LARGEST).await.unwrap_or_default();
+    let (method, uri) = (parts.method.to_string(), parts.uri.clone());
+    let request = Request::from_parts(parts, Body::from(asked.clone()));
+    let (parts, body) = next.run(request).await.into_parts();
+    let answered = axum::body::to_bytes(body, usize::MAX).await.unwrap_or_default();
+    let exchange = Exchange {
+        method,
+        path: uri.path().into(),
+        query: uri.query().unwrap_or_default().into(),
+        body: serde_json::from_slice(&asked).ok(),
+        status: parts.status.as_u16(),
+        answer: serde_json::from_slice(&answered).ok(),
+    };
+    faults.lock().record.get_or_insert_default().push(exchange);
+    Response::from_parts(parts, Body::from(answered))
 }
 
 async fn misbehave(
@@ -329,7 +368,7 @@ async fn misbehave(
             StatusCode::OK.into_response()
         }
         Fault::Status { code, retry_after, body, applied } => {
-            let key = bearer(request.headers());
+            let key = key_of(request.headers());
             if applied {
                 next.run(request).await;
             }
@@ -356,13 +395,14 @@ async fn misbehave(
 /// Takes in the body before anything else happens, so that a late landing has it after the connection is gone.
 async fn buffered(request: Request) -> Result<Request, axum::Error> {
     let (parts, body) = request.into_parts();
-    let bytes = axum::body::to_bytes(body, 1024 * 1024).await?;
+    let bytes = axum::body::to_bytes(body, LARGEST).await?;
     Ok(Request::from_parts(parts, Body::from(bytes)))
 }
 
-fn bearer(headers: &HeaderMap) -> String {
-    let value =
-        headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()).unwrap_or_default();
+/// Returns the credential of a request, wherever the provider has it.
+fn key_of(headers: &HeaderMap) -> String {
+    let header = headers.get(AUTHORIZATION).or_else(|| headers.get("x-api-key"));
+    let value = header.and_then(|value| value.to_str().ok()).unwrap_or_default();
     value.strip_prefix("Bearer ").unwrap_or(value).to_owned()
 }
 

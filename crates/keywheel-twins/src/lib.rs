@@ -2,10 +2,16 @@
 //!
 //! A twin listens on the loopback address only, keeps its state in memory, and says in every answer, by the header
 //! [`HEADER`], that it is one. How it misbehaves is a script: see [`fault`]. To add a twin, write its handlers and name its
-//! operations; [`fault`] and [`server`] do the rest.
+//! operations; [`fault`] and [`server`] do the rest. What was asked and answered can be kept for a comparison with the provider's
+//! specification: see [`record`].
 
+pub mod anthropic;
 pub mod fault;
+mod life;
 pub mod openai;
+pub mod openrouter;
+mod query;
+pub mod record;
 pub mod server;
 
 /// The header that every answer of a twin carries; its value is the name of the twin.

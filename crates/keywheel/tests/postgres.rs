@@ -41,7 +41,8 @@ fn server() -> Option<Postgres> {
     match Postgres::start_with(ROOT, None, &["fsync=off", "max_connections=300"]) {
         Ok(server) => Some(server),
         Err(why) => {
-            println!("skipped: PostgreSQL ({why})");
+            let mut out = std::io::stdout();
+            writeln!(out, "skipped: PostgreSQL ({why})").unwrap();
             None
         }
     }
@@ -370,7 +371,7 @@ async fn work(drains: Arc<AtomicBool>) {
             match client.batch_execute(change).await {
                 Ok(()) => write_down("ok"),
                 Err(error) => {
-                    write_down(&format!("statement: {error}"));
+                    write_down(&format!("statement: {error:?}"));
                     break;
                 }
             }
@@ -428,6 +429,99 @@ fn a_single_login_is_cut_over_with_consent_and_its_statements_fail_meanwhile() {
     assert!(world.logs_in(&user, &password) && !world.logs_in(&user, OLD));
     thread::sleep(Duration::from_millis(300));
     assert!(!world.statements().1.is_empty(), "the control run fails nothing");
+}
+
+/// An application whose one login owns its tables, in two databases, and was given rights on what others own.
+#[test]
+fn h69_an_application_with_one_login_is_converted_and_nothing_is_dropped() {
+    let Some(server) = server() else { return };
+    let world = World::new(&server, "one", Load::Busy, &[]);
+    wait_for_work(&world);
+    for (database, statements) in [
+        (
+            "postgres",
+            "DROP ROLE one_b; REVOKE one_own FROM one_a; ALTER ROLE one_a IN DATABASE one RESET role",
+        ),
+        (
+            "postgres",
+            "ALTER ROLE one_a SET search_path TO public, pg_catalog; ALTER ROLE one_a CONNECTION LIMIT 90",
+        ),
+        (
+            "postgres",
+            "CREATE ROLE reader NOLOGIN; GRANT pg_monitor TO one_a; ALTER DATABASE one OWNER TO one_a",
+        ),
+        (
+            "one",
+            "REASSIGN OWNED BY one_own TO one_a; CREATE TABLE of_root (n int); GRANT SELECT, INSERT ON of_root TO one_a",
+        ),
+        ("one", "ALTER DEFAULT PRIVILEGES FOR ROLE one_a GRANT SELECT ON TABLES TO reader"),
+        ("postgres", "DROP ROLE one_own"),
+    ] {
+        statements.split(';').for_each(|statement| drop(world.sql(database, statement)));
+    }
+    world.sql("postgres", "CREATE DATABASE one_more OWNER one_a");
+    // Connections of the shape before are gone by then.
+    thread::sleep(Duration::from_secs(1));
+    world.write("run/statements", "");
+    ask(&world.url("one_a", OLD, "one_more"), "CREATE TABLE public.other (n int)").unwrap();
+    let wrong = world.run(&["check"], 4);
+    assert!(wrong.contains("there is no role `one_own`"), "{wrong}");
+    for statement in [
+        r#"CREATE ROLE "one_own" NOLOGIN;"#,
+        r#"CREATE ROLE "one_b" NOLOGIN CONNECTION LIMIT 90;"#,
+        r#"GRANT "pg_monitor" TO "one_b";"#,
+        r#"ALTER ROLE "one_b" SET "search_path" TO public, pg_catalog;"#,
+        r#"REASSIGN OWNED BY "one_a" TO "one_own";"#,
+        r#"GRANT SELECT ON TABLE public.of_root TO "one_own";"#,
+        r#"ALTER DEFAULT PRIVILEGES FOR ROLE "one_own" GRANT SELECT ON TABLES TO "reader";"#,
+        "-- in database one_more",
+        r#"ALTER ROLE "one_b" IN DATABASE "one" SET role TO "one_own";"#,
+    ] {
+        assert!(wrong.contains(statement), "{statement}: {wrong}");
+    }
+    let convert =
+        ["adopt", "database", "--convert", "--because", "one login has no overlap", "--yes"];
+    let denied = world.run(&convert, 4);
+    assert!(denied.contains("42501") && denied.contains("nothing is dropped"), "{denied}");
+    let root = world.url("postgres", ROOT, "one");
+    let warden = fs::read_to_string(world.path().join("admin-url")).unwrap();
+    world.write("admin-url", &root);
+    let said = world.run(&convert, 0);
+    world.write("admin-url", &warden);
+    assert!(said.contains("adopted 1"), "{said}");
+    assert!(world.run(&["check"], 0).contains("ready"));
+    world.run(&["rotate", "database", "--yes", "--soak"], 0);
+    world.assert_one_login_is_left("one_b");
+    // The new login does what the old one did, a migration first of all.
+    let (user, password) = world.held();
+    for (database, statement) in [
+        (
+            "one",
+            "ALTER TABLE seen ADD m int; CREATE TABLE later (n int); INSERT INTO of_root VALUES (1)",
+        ),
+        ("one_more", "ALTER TABLE public.other ADD m int"),
+    ] {
+        ask(&world.url(&user, &password, database), statement).unwrap();
+    }
+    let (done, failed) = world.statements();
+    assert!(failed.is_empty(), "{} of {done} failed: {failed:?}", failed.len());
+
+    // And all of it is undone by what it printed.
+    let undo = said.split("what undoes it").nth(1).unwrap();
+    let mut database = "one".to_owned();
+    world.sql("postgres", "ALTER ROLE one_a LOGIN");
+    ask(&world.url(&user, &password, "one"), "SELECT 1").unwrap();
+    for line in undo.lines().map(str::trim).take_while(|line| !line.starts_with("database: ")) {
+        match line.strip_prefix("-- in database ") {
+            Some(name) => database = name.to_owned(),
+            None if line.ends_with(';') && !line.contains("DROP ROLE") => {
+                world.sql(&database, line);
+            }
+            None => {}
+        }
+    }
+    let owner = "SELECT pg_get_userbyid(relowner) FROM pg_class WHERE relname = 'seen'";
+    assert_eq!(world.sql("one", owner), ["one_a"]);
 }
 
 #[test]

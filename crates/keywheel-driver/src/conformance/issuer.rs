@@ -201,6 +201,9 @@ async fn everything_said(issuer: &dyn Issuer, canary: &Credential, label: &Label
     if let Some(usage) = issuer.usage() {
         said += &format!("{:?}\n", usage.last_used(&id).await);
     }
+    if let Some(audit) = issuer.audit() {
+        said += &format!("{:?}\n", audit.since(&id, Timestamp::from_millis(0)).await);
+    }
     if let Some(extend) = issuer.extend() {
         said += &format!("{:?}\n", extend.extend(&id).await);
     }

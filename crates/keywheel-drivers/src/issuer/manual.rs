@@ -79,7 +79,7 @@ pub struct Config {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Provider {
-    /// An API key of Anthropic.
+    /// An API key of Anthropic. The issuer `anthropic` takes its place; this is read for what was written before there was one.
     Anthropic,
     /// A management key of OpenRouter.
     OpenrouterManagement,
@@ -141,7 +141,7 @@ impl Provider {
                     "open the Console of Anthropic as an administrator of the organisation",
                     "make an API key of the same type, in the same workspace, for the same account and with the same expiry as the one in use",
                 ],
-                end: "open the Console of Anthropic, find the key by its name and delete it",
+                end: "open the Console of Anthropic, find the key by its name and delete it: a disabled key can be enabled again",
                 prefix: "sk-ant-",
                 min_length: 40,
                 path: "/v1/models?limit=1",
@@ -263,6 +263,17 @@ impl Build for Config {
     type Driver = dyn Issuer;
 
     fn build(&self, context: &Context) -> Result<Arc<dyn Issuer>, Refusal> {
+        self.build_as(TARGET, context)
+    }
+}
+
+impl Config {
+    /// Builds it under the name that people know it by, for an issuer that is as manual as this one in a part of its ways.
+    pub(crate) fn build_as(
+        &self,
+        target: &'static str,
+        context: &Context,
+    ) -> Result<Arc<dyn Issuer>, Refusal> {
         let config = self.whole()?;
         if config.within() < SHORTEST {
             return Err(unsupported("`within` must be at least `1m`: a person needs time"));
@@ -273,14 +284,15 @@ impl Build for Config {
                 program::check("verify", program)?;
                 Asks::Program(program.clone())
             }
-            Some(Verification::Http(http)) => Asks::Page(Page::of(http)?),
+            Some(Verification::Http(http)) => Asks::Page(Box::new(Page::of(target, http)?)),
         };
         let guided = Guided(Arc::clone(&context.guide));
-        Ok(Arc::new(Manual { config, asks, folder: context.root.clone(), guided }))
+        Ok(Arc::new(Manual { target, config, asks, folder: context.root.clone(), guided }))
     }
 }
 
 struct Manual {
+    target: &'static str,
     config: Config,
     asks: Asks,
     folder: PathBuf,
@@ -291,17 +303,18 @@ struct Manual {
 enum Asks {
     Nobody,
     Program(Vec<String>),
-    Page(Page),
+    Page(Box<Page>),
 }
 
 struct Page {
+    target: &'static str,
     url: Url,
     header: HeaderName,
     with: HeaderMap,
 }
 
 impl Page {
-    fn of(config: &HttpVerification) -> Result<Self, Refusal> {
+    fn of(target: &'static str, config: &HttpVerification) -> Result<Self, Refusal> {
         let name = |name: &str| {
             HeaderName::from_bytes(name.as_bytes())
                 .map_err(|_| unsupported("`verify` holds a name that is no header's"))
@@ -319,6 +332,7 @@ impl Page {
             ));
         }
         Ok(Self {
+            target,
             url,
             header: name(&config.header)?,
             with: config.with.iter().map(header).collect::<Result<_, Refusal>>()?,
@@ -333,12 +347,13 @@ impl Page {
         let Ok(value) = value else { return Ok(Verdict::Refused) };
         let mut request = http::client().get(self.url.clone()).headers(self.with.clone());
         request = request.header(self.header.clone(), value).timeout(ANSWER.into());
-        let answer = request.send().await.map_err(|error| http::call_error(TARGET, &error))?;
+        let answer = request.send().await.map_err(|error| http::call_error(self.target, &error))?;
         Ok(match answer.status().as_u16() {
             200..=299 => Verdict::Accepted,
             401 => Verdict::Refused,
             status => Verdict::CannotTell(format!(
-                "{TARGET}: asked whether a value works, the other side answered {status}"
+                "{}: asked whether a value works, the other side answered {status}",
+                self.target
             )),
         })
     }
@@ -365,6 +380,11 @@ impl Issuer for Manual {
     async fn preflight(&self) -> Result<Vec<Finding>, CallError> {
         let what = "you are asked to make a key, and later to end the former one";
         let mut findings = vec![self.guided.finding(what)];
+        if self.config.provider == Some(Provider::Anthropic) && self.target == TARGET {
+            findings.push(Finding::note(
+                "the issuer `anthropic` does the same, and more where it is given an `admin_key`",
+            ));
+        }
         if matches!(self.asks, Asks::Nobody) {
             findings.push(Finding::note("no one can be asked whether a value works (`verify`)"));
         }

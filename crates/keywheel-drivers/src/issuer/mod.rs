@@ -5,13 +5,18 @@ use keywheel_driver::Issuer;
 
 use crate::list::drivers;
 
+#[cfg(test)]
+mod bench;
+
 drivers! {
     /// The configuration of an issuer: `{ openai: {…} }`.
     IssuerConfig for dyn Issuer {
+        anthropic => Anthropic,
         command => Command,
         jwt_secret => JwtSecret,
         manual => Manual,
         openai => Openai,
+        openrouter => Openrouter,
         postgres => Postgres,
         random => Random,
     }
@@ -27,6 +32,9 @@ mod tests {
             let config = match *kind {
                 "openai" => {
                     serde_json::json!({ "project": "proj_1", "admin_key": { "env": "ADMIN_KEY" } })
+                }
+                "openrouter" => {
+                    serde_json::json!({ "management_key": { "env": "MANAGEMENT_KEY" } })
                 }
                 "postgres" => {
                     serde_json::json!({ "admin_url": { "env": "ADMIN_URL" }, "owner": "app", "logins": ["app_a", "app_b"] })

@@ -12,6 +12,7 @@
 //! H78).
 
 mod compare;
+mod convert;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -27,7 +28,7 @@ use keywheel_core::time::{Span, Timestamp};
 use keywheel_core::version::IssuedId;
 use keywheel_driver::duration::Duration;
 use keywheel_driver::issuer::{
-    Identity, Issuer, LastUsed, Live, Mint, Minted, Randomness, Suspend, Usage, Verdict,
+    Convert, Identity, Issuer, LastUsed, Live, Mint, Minted, Randomness, Suspend, Usage, Verdict,
 };
 use keywheel_driver::{CallError, Finding, Refusal, RefusalKind, SecretReference, fail_point};
 use postgres_protocol::escape::{escape_identifier, escape_literal};
@@ -37,10 +38,13 @@ use tokio_postgres::{Client, Transaction};
 
 use super::random::characters;
 use crate::api::unsupported;
-use crate::postgres::{self, Failed};
+use crate::postgres::{self, Failed, Reach};
 use crate::{Build, Context, reference};
 
 const TARGET: &str = "issuer `postgres`";
+
+/// How long a connection may take to come about.
+const CONNECT: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// How many characters a password has: 258 bits.
 const LENGTH: u16 = 43;
@@ -50,6 +54,9 @@ const BATCH: i64 = 20;
 
 /// How long the next batch waits.
 const BETWEEN_BATCHES: std::time::Duration = std::time::Duration::from_millis(100);
+
+/// How often a standby is asked whether it has heard of a change.
+const LOOKS_AT_A_STANDBY: usize = 200;
 
 /// How often sessions are counted again before they are said to be still there.
 const COUNTS: usize = 50;
@@ -68,6 +75,12 @@ pub struct Config {
     /// Further databases of the server that the logins use, beside the one that `admin_url` names.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub databases: Vec<String>,
+    /// Standbys that the logins use too, as `host:port`; each learns of a change late.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub standbys: Vec<String>,
+    /// How the server is reached.
+    #[serde(default, skip_serializing_if = "Reach::is_direct")]
+    pub reach: Reach,
     /// A file with the certificates of those who may sign the server's, instead of whom this machine trusts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca: Option<PathBuf>,
@@ -96,9 +109,14 @@ impl Build for Config {
         if !roles.iter().all(is_name) {
             return Err(unsupported("`owner` and `logins` must have 1 to 63 bytes"));
         }
+        if let Some(standby) = self.standbys.iter().find(|standby| host_and_port(standby).is_none())
+        {
+            return Err(unsupported(&format!("`standbys`: `{standby}` is not `host:port`")));
+        }
         let admin_url = reference::from_root(&self.admin_url, context);
         let ca = self.ca.as_ref().map(|ca| context.root.join(ca));
-        Ok(Arc::new(Postgres { config: Self { admin_url, ca, ..self.clone() } }))
+        let reach = self.reach.rooted(context);
+        Ok(Arc::new(Postgres { config: Self { admin_url, ca, reach, ..self.clone() } }))
     }
 }
 
@@ -166,36 +184,29 @@ impl Issuer for Postgres {
         fail_point::pass("login_changed", "mint");
         if self.config.logins.len() > 1 {
             // Nobody was given the new password yet: whoever is logged in was so under a former generation.
-            end_sessions(&admin, login, None).await?;
+            self.end_sessions(login, None).await?;
         }
         let issued = IssuedId { id: login.to_owned(), generation: Some(generation) };
         Ok(Minted { issued: Some(issued), ..Minted::default() })
     }
 
-    /// Logs in with the credential, and with nothing else.
+    /// Logs in with the credential, and with nothing else, at the server and at each standby.
     async fn verify(&self, credential: &Credential) -> Result<Verdict, CallError> {
         let (login, password) = (self.login_of(credential)?, field(credential, "password")?);
-        let mut place = self.place().await?;
-        place.user(login).password(password.expose());
-        let code = match postgres::connect(&place, self.config.ca.as_deref()).await {
-            Ok(client) => {
-                let asked = client.simple_query("SELECT 1").await;
-                return Ok(match asked {
-                    Ok(_) => Verdict::Accepted,
-                    Err(error) => Verdict::CannotTell(postgres::in_words(&error)),
-                });
+        let mut verdicts = Vec::new();
+        for place in self.places().await? {
+            verdicts.push(self.verdict(place, login, password).await?);
+            if planted!("standbys_not_asked") {
+                break;
             }
-            Err(Failed::Here(refusal)) => return Err(refusal.into()),
-            Err(Failed::There(error)) => match error.code() {
-                Some(code) => code.code().to_owned(),
-                None => return Err(unavailable(postgres::in_words(&error)).into()),
-            },
-        };
-        match code.as_str() {
-            "28P01" => Ok(Verdict::Refused),
-            // A login that is switched off and one that no line of pg_hba.conf lets in get the same code.
-            "28000" if self.is_switched_off(login).await? => Ok(Verdict::Refused),
-            _ => Ok(Verdict::CannotTell(format!("the server answered with the error {code}"))),
+        }
+        let first = verdicts.swap_remove(0);
+        match verdicts.into_iter().find(|verdict| *verdict != first) {
+            None => Ok(first),
+            Some(Verdict::CannotTell(why)) => Ok(Verdict::CannotTell(why)),
+            Some(_) => {
+                Ok(Verdict::CannotTell("the server and a standby do not say the same".into()))
+            }
         }
     }
 
@@ -221,8 +232,7 @@ impl Issuer for Postgres {
         let Some(found) = role(&change, &id.id).await? else { return Ok(()) };
         match found.meets(id) {
             Meets::Later(since) => {
-                drop(change);
-                return end_sessions(&admin, &id.id, Some(since)).await;
+                return self.end_sessions(&id.id, Some(since)).await;
             }
             Meets::Exactly => {}
             Meets::Never => return Err(another_generation(id).into()),
@@ -234,7 +244,7 @@ impl Issuer for Postgres {
         mark.write(&change, &id.id, &found.comment).await?;
         commit(change).await?;
         fail_point::pass("login_changed", "revoke");
-        end_sessions(&admin, &id.id, None).await
+        self.end_sessions(&id.id, None).await
     }
 
     async fn identify(&self, credential: &Credential) -> Result<Identity, CallError> {
@@ -264,6 +274,10 @@ impl Issuer for Postgres {
     fn usage(&self) -> Option<&dyn Usage> {
         Some(self)
     }
+
+    fn convert(&self) -> Option<&dyn Convert> {
+        (self.config.logins.len() > 1).then_some(self)
+    }
 }
 
 #[async_trait]
@@ -271,8 +285,7 @@ impl Suspend for Postgres {
     async fn suspend(&self, id: &IssuedId) -> Result<(), CallError> {
         self.switch(id, "NOLOGIN").await?;
         fail_point::pass("login_changed", "suspend");
-        let admin = self.admin().await?;
-        end_sessions(&admin, &id.id, None).await
+        self.end_sessions(&id.id, None).await
     }
 
     async fn resume(&self, id: &IssuedId) -> Result<(), CallError> {
@@ -291,7 +304,10 @@ impl Usage for Postgres {
             Meets::Later(since) => Some(since),
             Meets::Never => return Err(another_generation(id).into()),
         };
-        let sessions = sessions(&admin, &id.id, before).await?;
+        let mut sessions = Vec::new();
+        for admin in self.everywhere().await? {
+            sessions.extend(sessions_of(&admin, &id.id, before).await?);
+        }
         if sessions.is_empty() {
             return Ok(LastUsed { at: None, detail: None });
         }
@@ -303,21 +319,97 @@ impl Usage for Postgres {
 }
 
 impl Postgres {
+    /// The server, and after it each standby.
+    async fn places(&self) -> Result<Vec<tokio_postgres::Config>, CallError> {
+        let server = self.place().await?;
+        let mut places = vec![server.clone()];
+        for standby in &self.config.standbys {
+            let (host, port) = host_and_port(standby).expect("`build` looked at it");
+            let mut place = tokio_postgres::Config::new();
+            place.host(host).port(port).ssl_mode(postgres::secured(host, server.get_ssl_mode()));
+            place.application_name("keywheel").connect_timeout(CONNECT);
+            if let Some(user) = server.get_user() {
+                place.user(user);
+            }
+            if let Some(password) = server.get_password() {
+                place.password(password);
+            }
+            if let Some(name) = server.get_dbname() {
+                place.dbname(name);
+            }
+            places.push(place);
+        }
+        Ok(places)
+    }
+
+    /// Logs in as the admin login everywhere.
+    async fn everywhere(&self) -> Result<Vec<Client>, CallError> {
+        let mut clients = Vec::new();
+        for place in self.places().await? {
+            clients.push(self.connected(&place).await?);
+        }
+        Ok(clients)
+    }
+
+    /// Says what one server makes of a password.
+    async fn verdict(
+        &self,
+        mut place: tokio_postgres::Config,
+        login: &str,
+        password: &SecretValue,
+    ) -> Result<Verdict, CallError> {
+        let as_admin = place.clone();
+        place.user(login).password(password.expose());
+        let code = match postgres::connect(&place, self.config.ca.as_deref()).await {
+            Ok(client) => {
+                let asked = client.simple_query("SELECT 1").await;
+                return Ok(match asked {
+                    Ok(_) => Verdict::Accepted,
+                    Err(error) => Verdict::CannotTell(postgres::in_words(&error)),
+                });
+            }
+            Err(Failed::Here(refusal)) => return Err(refusal.into()),
+            Err(Failed::There(error)) => match error.code() {
+                Some(code) => code.code().to_owned(),
+                None => return Err(unavailable(postgres::in_words(&error)).into()),
+            },
+        };
+        match code.as_str() {
+            "28P01" => Ok(Verdict::Refused),
+            // A login that is switched off and one that no line of pg_hba.conf lets in get the same code.
+            "28000" => {
+                let found = role_now(&self.connected(&as_admin).await?, login).await?;
+                let is_switched_off = found.is_none_or(|role| !role.may_log_in);
+                let unknown =
+                    || Verdict::CannotTell("no line of pg_hba.conf lets the login in".into());
+                Ok(if is_switched_off { Verdict::Refused } else { unknown() })
+            }
+            _ => Ok(Verdict::CannotTell(format!(
+                "the server answered with {}",
+                postgres::coded(&code)
+            ))),
+        }
+    }
+
     async fn place(&self) -> Result<tokio_postgres::Config, CallError> {
-        let mut place = postgres::place(&self.config.admin_url).await?;
-        place.application_name("keywheel").connect_timeout(std::time::Duration::from_secs(10));
+        let mut place = postgres::place(&self.config.admin_url, &self.config.reach).await?;
+        place.application_name("keywheel").connect_timeout(CONNECT);
         Ok(place)
     }
 
     /// Logs in as the login that may change the others.
     async fn admin(&self) -> Result<Client, CallError> {
-        let place = self.place().await?;
-        match postgres::connect(&place, self.config.ca.as_deref()).await {
+        self.connected(&self.place().await?).await
+    }
+
+    async fn connected(&self, place: &tokio_postgres::Config) -> Result<Client, CallError> {
+        match postgres::connect(place, self.config.ca.as_deref()).await {
             Ok(admin) => Ok(admin),
             Err(Failed::Here(refusal)) => Err(refusal.into()),
             Err(Failed::There(error)) => Err(match error.code().map(|code| code.code()) {
                 Some(code @ ("28P01" | "28000" | "3D000" | "42501")) => {
-                    let message = format!("{TARGET} refuses the admin login with the error {code}");
+                    let why = postgres::coded(code);
+                    let message = format!("{TARGET} refuses the admin login with {why}");
                     Refusal::operator(RefusalKind::Permission, message).into()
                 }
                 _ => unavailable(postgres::in_words(&error)).into(),
@@ -380,6 +472,23 @@ impl Postgres {
         Err(Refusal::operator(RefusalKind::Conflict, message))
     }
 
+    /// Ends the sessions of a login wherever it can have some. A standby lets it in until it has heard of the change.
+    async fn end_sessions(&self, login: &str, before: Option<Timestamp>) -> Result<(), CallError> {
+        let clients = self.everywhere().await?;
+        let [server, standbys @ ..] = clients.as_slice() else { return Ok(()) };
+        end_sessions(server, login, before).await?;
+        if standbys.is_empty() {
+            return Ok(());
+        }
+        let at = server.query_one("SELECT pg_current_wal_lsn()::text", &[]).await;
+        let at: String = at.map_err(|error| sessions_left(&error, login))?.get(0);
+        for standby in standbys {
+            replayed(standby, &at).await?;
+            end_sessions(standby, login, before).await?;
+        }
+        Ok(())
+    }
+
     async fn switch(&self, id: &IssuedId, to: &str) -> Result<(), CallError> {
         let mut admin = self.admin_beside(&id.id).await?;
         let change = self.change(&mut admin).await?;
@@ -389,12 +498,6 @@ impl Postgres {
         }
         run(&change, &format!("ALTER ROLE {} {to}", escape_identifier(&id.id))).await?;
         commit(change).await
-    }
-
-    async fn is_switched_off(&self, login: &str) -> Result<bool, CallError> {
-        let admin = self.admin().await?;
-        let found = role_now(&admin, login).await?;
-        Ok(found.is_none_or(|role| !role.may_log_in))
     }
 }
 
@@ -532,7 +635,7 @@ impl Session {
 }
 
 /// The sessions of a login, but for our own; those that began before a time, where one is given.
-async fn sessions(
+async fn sessions_of(
     admin: &Client,
     login: &str,
     before: Option<Timestamp>,
@@ -578,7 +681,7 @@ async fn end_sessions(
     if planted!("sessions_live_on") {
         return Ok(());
     }
-    let mut left = sessions(admin, login, before).await?;
+    let mut left = sessions_of(admin, login, before).await?;
     for _ in 0..COUNTS {
         if left.is_empty() {
             return Ok(());
@@ -589,10 +692,24 @@ async fn end_sessions(
                    WHERE pid = ANY($1) AND usename = $2";
         admin.execute(end, &[&pids, &login]).await.map_err(|error| sessions_left(&error, login))?;
         tokio::time::sleep(BETWEEN_BATCHES).await;
-        left = sessions(admin, login, before).await?;
+        left = sessions_of(admin, login, before).await?;
     }
     let message = format!("{} sessions of login `{login}` do not end", left.len());
     Err(CallError::Unknown(message))
+}
+
+/// Waits until a standby has replayed what was written up to a place in the log.
+async fn replayed(standby: &Client, at: &str) -> Result<(), CallError> {
+    for _ in 0..LOOKS_AT_A_STANDBY {
+        let ask = "SELECT coalesce(pg_last_wal_replay_lsn() >= $1::text::pg_lsn, true)";
+        let row = standby.query_one(ask, &[&at]).await;
+        let row = row.map_err(|error| CallError::Unknown(postgres::in_words(&error)))?;
+        if row.get(0) || planted!("standbys_not_asked") {
+            return Ok(());
+        }
+        tokio::time::sleep(BETWEEN_BATCHES).await;
+    }
+    Err(CallError::Unknown(format!("{TARGET}: a standby has not heard of the change yet")))
 }
 
 /// The change was made; only its sessions are left.
@@ -662,6 +779,12 @@ fn is_verifier(text: &str) -> bool {
         decoded.is_ok_and(|bytes| bytes.len() == length)
     };
     iterations.parse::<u32>().is_ok_and(|count| count >= 4096) && keys.into_iter().all(holds)
+}
+
+fn host_and_port(text: &str) -> Option<(&str, u16)> {
+    let (host, port) = text.rsplit_once(':')?;
+    let port = port.parse().ok()?;
+    (!host.is_empty()).then_some((host, port))
 }
 
 fn millis_now() -> i64 {
@@ -835,7 +958,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_issuer_keeps_its_contract() {
+    async fn h05_the_issuer_keeps_its_contract_where_a_commit_has_no_answer() {
         let Some(bench) = Bench::new(&["fsync=off"]).await else { return };
         let (port, lose) = losing(bench.server.port()).await;
         let issuer = bench.issuer_with(port, "warden", WARDEN, json!({}));
@@ -1089,6 +1212,62 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn h74_what_logs_in_later_is_named() {
+        let Some(bench) = Bench::new(&["fsync=off"]).await else { return };
+        bench
+            .run(
+                "app",
+                "CREATE EXTENSION postgres_fdw; CREATE SERVER reports FOREIGN DATA WRAPPER postgres_fdw; \
+                 CREATE USER MAPPING FOR postgres SERVER reports OPTIONS (user 'app_a', password 'kwcanary-mapping'); \
+                 CREATE SUBSCRIPTION feed CONNECTION 'host=127.0.0.1 user=app_b password=kwcanary-feed' \
+                 PUBLICATION p WITH (connect = false)",
+            )
+            .await;
+        let root = bench.issuer_with(bench.server.port(), "postgres", ROOT, json!({}));
+        let said = |findings: Vec<Finding>| {
+            findings.into_iter().map(|one| one.message).collect::<Vec<_>>().join("\n")
+        };
+        let told = said(root.preflight().await.unwrap());
+        assert!(
+            told.contains(
+                "a user mapping of foreign server `reports` keeps the password of `app_a`"
+            ),
+            "{told}"
+        );
+        assert!(told.contains("subscription `feed` keeps the password of `app_b`"), "{told}");
+        assert!(!told.contains("kwcanary"));
+        let told = said(bench.issuer().preflight().await.unwrap());
+        assert!(
+            told.contains("a user mapping of foreign server `reports` may keep a password"),
+            "{told}"
+        );
+        assert!(told.contains("subscription `feed` may keep a password"), "{told}");
+    }
+
+    #[tokio::test]
+    async fn h73_a_standby_that_is_behind_is_waited_for() {
+        let Some(bench) = Bench::new(&["fsync=off"]).await else { return };
+        let late = ["fsync=off", "recovery_min_apply_delay=1s", "hot_standby=on"];
+        let standby = bench.server.standby(ROOT, &late).unwrap();
+        let at = json!({ "standbys": [format!("127.0.0.1:{}", standby.port())] });
+        let issuer = bench.issuer_with(bench.server.port(), "warden", WARDEN, at);
+        let (a, first) = mint(&*issuer, "kw-one-1", None, &[]).await.unwrap();
+        assert_eq!(issuer.verify(&first).await, Ok(Verdict::Accepted));
+        let url = bench.url("app_a", text(&first, "password"), "app", standby.port());
+        let mut place: tokio_postgres::Config = url.parse().unwrap();
+        place.ssl_mode(tokio_postgres::config::SslMode::Disable);
+        let held =
+            postgres::connect(&place, None).await.map_err(|failed| failed.in_words()).unwrap();
+        assert!(issuer.usage().unwrap().last_used(&a).await.unwrap().at.is_some());
+        issuer.revoke(&a).await.unwrap();
+        assert!(
+            held.simple_query("SELECT 1").await.is_err(),
+            "the session on the standby lives on"
+        );
+        assert_eq!(issuer.verify(&first).await, Ok(Verdict::Refused));
+    }
+
+    #[tokio::test]
     async fn h76_nobody_changes_the_login_that_is_logged_in_as() {
         let Some(bench) = Bench::new(&["fsync=off"]).await else { return };
         let own = json!({ "owner": "wardens", "logins": ["warden", "warden_b"] });
@@ -1174,6 +1353,7 @@ mod tests {
             json!({ "logins": ["a", "a"] }),
             json!({ "logins": ["app_own", "b"] }),
             json!({ "logins": ["", "b"] }),
+            json!({ "standbys": ["db2"] }),
         ] {
             let mut config =
                 json!({ "admin_url": { "env": "X" }, "owner": "app_own", "logins": ["a", "b"] });

@@ -23,7 +23,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::workload::compose_service::engine::Engine;
-use crate::workload::compose_service::{settled, usual_socket};
+use crate::workload::compose_service::{ContainersOf, usual_socket};
 use crate::{Build, Context};
 
 /// The most of a file that is read, from its end.
@@ -58,25 +58,9 @@ pub enum Log {
     /// `31/Jan/2026:09:14:00 +0000`. A line without one belongs to the line before.
     File(PathBuf),
     /// What the containers of a Compose service write.
-    Service(Service),
+    Service(ContainersOf),
     /// What one container writes.
     Container(Container),
-}
-
-/// The containers of a Compose service.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Service {
-    /// The Compose file; a relative path begins at the folder of the configuration file.
-    pub file: PathBuf,
-    /// The service.
-    pub service: String,
-    /// The project's name, where several have services in the same folder.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub project: Option<String>,
-    /// The socket of the container engine; by default that of `DOCKER_HOST`, else Docker's, else Podman's.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub socket: Option<PathBuf>,
 }
 
 /// One container.
@@ -116,10 +100,7 @@ impl Build for Config {
             |socket: &Option<PathBuf>| Engine::at(&socket.clone().unwrap_or_else(usual_socket));
         let source = match &self.log {
             Log::File(path) => Source::File(context.root.join(path)),
-            Log::Service(of) => {
-                let file = settled(&context.root.join(&of.file));
-                Source::Service { engine: engine(&of.socket), file, of: of.clone() }
-            }
+            Log::Service(of) => Source::Service(of.rooted(context)),
             Log::Container(of) if of.name.is_empty() || of.name.contains(['/', '?', '#', '%']) => {
                 return Err(unsupported("`name` is no name of a container"));
             }
@@ -138,7 +119,7 @@ struct LogScan {
 
 enum Source {
     File(PathBuf),
-    Service { engine: Engine, file: PathBuf, of: Service },
+    Service(ContainersOf),
     Container { engine: Engine, name: String },
 }
 
@@ -192,11 +173,10 @@ impl Probe for LogScan {
         let mut tally = Tally::new(&self.config, asked);
         match &self.source {
             Source::File(path) => tally = read_file(path.clone(), tally).await?,
-            Source::Service { engine, file, of } => {
-                let folder = file.parent().unwrap_or(Path::new("/"));
-                let of = engine.containers(folder, of.project.as_deref(), &of.service).await?;
-                for container in of {
-                    read_container(engine, &container.id, &mut tally).await?;
+            Source::Service(of) => {
+                let engine = of.engine();
+                for container in of.all(&engine).await? {
+                    read_container(&engine, &container.id, &mut tally).await?;
                 }
             }
             Source::Container { engine, name } => read_container(engine, name, &mut tally).await?,

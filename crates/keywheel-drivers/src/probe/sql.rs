@@ -18,6 +18,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio_postgres::SimpleQueryMessage;
 
+use crate::postgres::Reach;
 use crate::{Build, Context, postgres, reference};
 
 /// A query that PostgreSQL answers when all is well, over a connection of its own.
@@ -35,6 +36,9 @@ pub struct Config {
     /// A file with the certificates of those who may sign the server's, instead of whom this machine trusts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca: Option<PathBuf>,
+    /// How the server is reached.
+    #[serde(default, skip_serializing_if = "Reach::is_direct")]
+    pub reach: Reach,
     /// How long connection and answer may take together before they count as red.
     #[serde(default = "default_within")]
     pub within: Duration,
@@ -57,7 +61,8 @@ impl Build for Config {
         }
         let url = reference::from_root(&self.url, context);
         let ca = self.ca.as_ref().map(|ca| context.root.join(ca));
-        Ok(Arc::new(Sql { config: Self { url, ca, ..self.clone() } }))
+        let reach = self.reach.rooted(context);
+        Ok(Arc::new(Sql { config: Self { url, ca, reach, ..self.clone() } }))
     }
 }
 
@@ -68,7 +73,7 @@ struct Sql {
 #[async_trait]
 impl Probe for Sql {
     async fn ask(&self, _asked: &Asked) -> Result<Health, CallError> {
-        let place = postgres::place(&self.config.url).await?;
+        let place = postgres::place(&self.config.url, &self.config.reach).await?;
         postgres::can_secure(&place, self.config.ca.as_deref())?;
         let within = self.config.within.span();
         let seen = tokio::time::timeout(within.into(), self.seen(&place)).await;
@@ -174,7 +179,10 @@ mod tests {
         let late = json!({ "query": "SELECT pg_sleep(600)", "within": "200ms" });
         assert_eq!(ask(late).await, red("no answer within 200 ms"));
         let write = json!({ "query": "CREATE TABLE written (x int)" });
-        assert_eq!(ask(write).await, red("the server answered with the error 25006"));
+        assert_eq!(
+            ask(write).await,
+            red("the server answered with the error 25006: nothing may be written here")
+        );
 
         let socket = postgres.socket().display().to_string().replace('/', "%2F");
         let url = format!("postgresql://postgres:{password}@{socket}:{}/postgres", postgres.port());
@@ -196,7 +204,10 @@ mod tests {
         };
         let other = format!("postgresql://postgres:{wrong}@{at}/postgres");
         let login = ask(&other, "SELECT 1".into());
-        assert_eq!(login.await, red("the server answered with the error 28P01"));
+        assert_eq!(
+            login.await,
+            red("the server answered with the error 28P01: wrong user or password")
+        );
         let right = format!("postgresql://postgres:{password}@{at}/postgres");
         let query = ask(&right, format!("SELECT '{wrong}'::int"));
         assert_eq!(query.await, red("the server answered with the error 22P02"));
@@ -252,7 +263,7 @@ mod tests {
             let config: Config =
                 serde_json::from_value(json!({ "url": { "file": "url" } })).unwrap();
             let url = reference::from_root(&config.url, &Context::at(folder.path()));
-            let place = postgres::place(&url).await;
+            let place = postgres::place(&url, &Reach::Direct).await;
             assert_eq!(place.ok().map(|place| place.get_ssl_mode()), wanted, "{host} {mode}");
         }
         let refused =

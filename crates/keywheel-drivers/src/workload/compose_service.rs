@@ -177,6 +177,43 @@ impl Config {
     }
 }
 
+/// The containers of a Compose service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ContainersOf {
+    /// The Compose file; a relative path begins at the folder of the configuration file.
+    pub file: PathBuf,
+    /// The service.
+    pub service: String,
+    /// The project's name, where several have services in the same folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub project: Option<String>,
+    /// The socket of the container engine; by default that of `DOCKER_HOST`, else Docker's, else Podman's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub socket: Option<PathBuf>,
+}
+
+impl ContainersOf {
+    /// Makes relative paths begin at the folder of the configuration file.
+    pub(crate) fn rooted(&self, context: &Context) -> Self {
+        Self {
+            file: settled(&context.root.join(&self.file)),
+            socket: self.socket.as_ref().map(|socket| context.root.join(socket)),
+            ..self.clone()
+        }
+    }
+
+    pub(crate) fn engine(&self) -> Engine {
+        Engine::at(&self.socket.clone().unwrap_or_else(usual_socket))
+    }
+
+    /// Lists every container of the service, those that do not run included.
+    pub(crate) async fn all(&self, engine: &Engine) -> Result<Vec<Container>, CallError> {
+        let folder = self.file.parent().unwrap_or(Path::new("/"));
+        engine.containers(folder, self.project.as_deref(), &self.service).await
+    }
+}
+
 /// Returns the socket that `docker` itself would use.
 pub(crate) fn usual_socket() -> PathBuf {
     let of_host = std::env::var("DOCKER_HOST")

@@ -5,24 +5,25 @@ use std::collections::BTreeMap;
 use axum::extract::{Extension, FromRef, FromRequestParts, Path, Query, State as Held};
 use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
-use axum::http::{HeaderName, HeaderValue, Method, StatusCode, Uri};
+use axum::http::{Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use serde_json::{Value, json};
 
-use super::state::{Account, Actor, Happened, Key, Owner, Standing, State, millis, redacted};
+use super::state::{Account, Actor, Happened, Key, Owner, Standing, State, redacted};
 use super::{
     ACCOUNT, ACCOUNT_KEYS, ACCOUNTS, ADMIN_KEYS, AUDIT_LOGS, CHAT, KEY, KEYS, MODELS, PROJECT,
     PROJECTS, Shared, USAGE,
 };
 use crate::fault::Lag;
+use crate::life::as_of;
+use crate::query::{Parameters, many, one, with_request_id};
 use crate::{now, random};
 
 const MODEL: &str = "gpt-twin";
 
 type Answer = Result<Json<Value>, Failure>;
-type Parameters = Query<Vec<(String, String)>>;
 
 pub(super) fn routes(shared: Shared) -> Router {
     use axum::routing::post;
@@ -83,11 +84,8 @@ impl IntoResponse for Failure {
     }
 }
 
-async fn add_request_id(mut response: Response) -> Response {
-    let id = format!("req_{}", random(b"0123456789abcdef", 32));
-    let id = HeaderValue::from_str(&id).expect("an id is letters and digits");
-    response.headers_mut().insert(HeaderName::from_static("x-request-id"), id);
-    response
+async fn add_request_id(response: Response) -> Response {
+    with_request_id("x-request-id", response)
 }
 
 /// A request that came with the admin key.
@@ -212,7 +210,14 @@ async fn list_accounts(
 ) -> Answer {
     let state = shared.state();
     open_project(&state, &project)?;
-    page(state.accounts_at(as_of(&state, lag)).into_iter().map(account_json).collect(), &query)
+    page(
+        state
+            .accounts_at(as_of(state.options.list_lag, lag))
+            .into_iter()
+            .map(account_json)
+            .collect(),
+        &query,
+    )
 }
 
 async fn get_account(
@@ -279,7 +284,7 @@ async fn list_keys(
         Some("any") => &[true, false],
         Some(_) => return Err(Failure::bad("Invalid value for 'owner_project_access'.")),
     };
-    let mut shown = state.keys_at(as_of(&state, lag));
+    let mut shown = state.keys_at(as_of(state.options.list_lag, lag));
     shown.retain(|key| wanted.contains(&state.owner_has_access(key)));
     page(shown.into_iter().map(|key| key_json(&state, key)).collect(), &query)
 }
@@ -584,23 +589,6 @@ fn page(items: Vec<Value>, query: &[(String, String)]) -> Answer {
         "last_id": id(shown.last()),
         "has_more": start + shown.len() < items.len(),
     })))
-}
-
-fn one<'a>(query: &'a [(String, String)], name: &'a str) -> Option<&'a str> {
-    many(query, name).next()
-}
-
-/// Returns every value of a parameter, with or without the brackets that some clients add.
-fn many<'a>(query: &'a [(String, String)], name: &'a str) -> impl Iterator<Item = &'a str> {
-    query
-        .iter()
-        .filter(move |(key, _)| key.strip_suffix("[]").unwrap_or(key) == name)
-        .map(|(_, value)| value.as_str())
-}
-
-fn as_of(state: &State, lag: Option<Extension<Lag>>) -> i64 {
-    let lag = lag.map_or_else(Default::default, |Extension(lag)| lag);
-    now() - millis(state.options.list_lag + lag.0)
 }
 
 fn seconds(millis: i64) -> i64 {

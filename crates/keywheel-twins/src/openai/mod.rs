@@ -12,6 +12,7 @@ use tokio::net::TcpListener;
 
 use self::state::{Actor, Owner, Standing, State};
 use crate::fault::{Faults, NoSuchOperation, Operation, Script, Seen};
+use crate::life::millis;
 use crate::server::{Server, serve};
 
 /// The twin's name, as its header says it.
@@ -103,6 +104,11 @@ impl Twin {
     /// Returns the id of its one project.
     pub fn project(&self) -> &str {
         &self.project
+    }
+
+    /// Returns its script of faults, and its recorder.
+    pub fn faults(&self) -> &Faults {
+        &self.shared.faults
     }
 
     /// Replaces the script of faults.
@@ -203,7 +209,7 @@ impl Twin {
     /// Adds a use of a key at a time in the past.
     pub fn add_use(&self, id: &str, ago: Duration) {
         if let Some(key) = self.shared.state().keys.get_mut(id) {
-            key.uses.push(crate::now() - state::millis(ago));
+            key.uses.push(crate::now() - millis(ago));
             key.uses.sort_unstable();
         }
     }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::TwinOptions;
+use crate::life::{Life, millis};
 use crate::{now, random};
 
 const LETTERS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
@@ -81,25 +82,6 @@ pub(super) struct Key {
 pub(super) enum Owner {
     Account(String),
     User(String),
-}
-
-/// From when to when something lives, and its place in lists.
-#[derive(Clone, Copy)]
-pub(super) struct Life {
-    pub(super) order: u64,
-    pub(super) created: i64,
-    pub(super) ended: Option<i64>,
-}
-
-impl Life {
-    /// Returns whether a look at this time shows it.
-    pub(super) fn shows_at(&self, time: i64) -> bool {
-        self.created <= time && self.ended.is_none_or(|ended| time < ended)
-    }
-
-    fn end(&mut self) {
-        self.ended.get_or_insert_with(now);
-    }
 }
 
 /// What a presented value is good for.
@@ -245,13 +227,8 @@ impl State {
     }
 
     fn born(&mut self) -> Life {
-        self.order += 1;
-        Life { order: self.order, created: now(), ended: None }
+        Life::begin(&mut self.order)
     }
-}
-
-pub(super) fn millis(duration: std::time::Duration) -> i64 {
-    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX / 2)
 }
 
 /// Shows the ends of a value, as the lists do.
@@ -277,11 +254,5 @@ mod tests {
         assert!(shown.starts_with("sk-svcac*") && shown.ends_with(&value[value.len() - 4..]));
         assert_eq!(shown.len(), 8 + 24 + 4);
         assert_eq!(redacted("short"), format!("short{}", "*".repeat(24)));
-    }
-
-    #[test]
-    fn what_ended_shows_as_it_did_before() {
-        let life = Life { order: 1, created: 10, ended: Some(20) };
-        assert_eq!([9, 10, 19, 20].map(|time| life.shows_at(time)), [false, true, true, false]);
     }
 }

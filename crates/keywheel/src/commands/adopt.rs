@@ -1,20 +1,23 @@
 //! `keywheel adopt`: takes over live credentials without changing them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use clap::Args;
+use keywheel_core::call::CallError;
 use keywheel_core::due;
 use keywheel_core::inventory::{Decision, Inventory};
 use keywheel_core::plan::{Pin, Plan};
 use keywheel_core::time::Timestamp;
 use keywheel_core::version::Stage;
+use keywheel_driver::issuer::Change;
 use keywheel_engine::NoWatch;
 use serde_json::{Value, json};
 
 use crate::cli::Globals;
+use crate::commands::check::statements;
 use crate::compile::{Built, drivers_of};
-use crate::config::{Config, Secret};
+use crate::config::{Config, Environment, Secret};
 use crate::copies::Copies;
 use crate::exit::Exit;
 use crate::output::{Failure, Format, Output};
@@ -36,6 +39,9 @@ pub(crate) struct AdoptArgs {
     /// Pin workloads to the container engine that answers now
     #[arg(long, requires = "because")]
     pin_anew: bool,
+    /// Bring the issuers' side into shape first, by the statements that `check` prints
+    #[arg(long, requires = "because")]
+    convert: bool,
     /// Why, in your words
     #[arg(long, value_name = "TEXT")]
     because: Option<String>,
@@ -59,10 +65,19 @@ pub(crate) async fn run(args: &AdoptArgs, globals: &Globals) -> Result<Exit, Fai
         return Err(failure.code(code::USAGE).hint("name the day on which they were made"));
     }
     let work = Work { session: &session, config: &config, args };
+    let mut converted = BTreeSet::new();
+    if args.convert {
+        for secret in &secrets {
+            if work.convert(secret, environment, globals.output()).await? {
+                converted.insert(secret.name.clone());
+            }
+        }
+    }
     let (mut taken, mut failures) = (Vec::new(), Vec::new());
     for secret in secrets {
         // One that cannot be adopted stops no other (H20).
-        match work.examine(secret, ages.for_secret(secret)).await {
+        match work.examine(secret, ages.for_secret(secret), converted.contains(&secret.name)).await
+        {
             Ok(found) => taken.extend(found),
             Err(failure) => failures.push(failure),
         }
@@ -130,9 +145,10 @@ impl Work<'_> {
         &self,
         secret: &'s Secret,
         last_rotated: Option<Timestamp>,
+        is_converted: bool,
     ) -> Result<Option<Taken<'s>>, Failure> {
         let known = self.session.inventory(&secret.name).await?;
-        let is_asked_for = self.args.take_over || self.args.pin_anew;
+        let is_asked_for = self.args.take_over || self.args.pin_anew || is_converted;
         if known.is_some() && !is_asked_for {
             return Ok(None);
         }
@@ -153,6 +169,9 @@ impl Work<'_> {
         };
         row.claim(&plan.stores);
         let mut decided: Vec<&str> = Vec::new();
+        if is_converted {
+            decided.push("brought its issuer's side into shape");
+        }
         if !notes.is_empty() {
             decided.push("took its stores over from another installation");
         }
@@ -171,6 +190,55 @@ impl Work<'_> {
             Decision { at: self.session.now(), what: decided.join(", and "), because }
         });
         Ok(Some(Taken { secret, plan, row, is_new, notes }))
+    }
+
+    /// Shows what has to be changed at a secret's issuer and how it is undone, asks, and changes it. What fails half-way is
+    /// finished by the same command.
+    async fn convert(
+        &self,
+        secret: &Secret,
+        environment: &Environment,
+        output: Output,
+    ) -> Result<bool, Failure> {
+        let plan = prepare::draft(self.session, self.config, secret)?;
+        let built = drivers_of(&plan)?;
+        let Some(convert) = built.issuer.convert() else { return Ok(false) };
+        let told = |error: CallError| {
+            let failure = Failure::new(format!("issuer of `{}` is not in shape", secret.name));
+            failure
+                .code(code::UNSUITABLE)
+                .exit(Exit::Refused)
+                .caused_by(error.to_string())
+                .now("what was changed before stays; nothing is dropped")
+                .hint("put it right, and run the same command again")
+        };
+        let changes = convert.changes().await.map_err(told)?;
+        if changes.is_empty() {
+            output.note(&format!("  {}: its issuer is in shape", secret.name.name()));
+            return Ok(false);
+        }
+        let undo: Vec<Change> = changes
+            .iter()
+            .rev()
+            .map(|change| Change {
+                what: change
+                    .undo
+                    .clone()
+                    .unwrap_or_else(|| format!("-- no way back from: {}", change.what)),
+                ..change.clone()
+            })
+            .collect();
+        output.note(&format!("{}: to be run\n{}", secret.name.name(), statements(&changes)));
+        output.note(&format!("{}: what undoes it\n{}", secret.name.name(), statements(&undo)));
+        let question = "Run these statements? The application keeps its rights meanwhile.";
+        confirm::go_on(environment, question, confirm::SAY_YES, self.args.yes)?;
+        convert.run(&changes).await.map_err(told)?;
+        output.note(&format!(
+            "  {}: {}",
+            secret.name.name(),
+            words::counted(changes.len(), "statement")
+        ));
+        Ok(true)
     }
 
     async fn take(&self, taken: &Taken<'_>) -> Result<(), Failure> {

@@ -2,6 +2,8 @@
 
 use clap::Args;
 use keywheel_core::call::CallError;
+use keywheel_core::plan::Plan;
+use keywheel_driver::issuer::Change;
 use keywheel_driver::workload::elsewhere;
 use keywheel_driver::{Finding, Severity};
 use keywheel_engine::readers;
@@ -9,7 +11,7 @@ use serde_json::json;
 
 use crate::cli::Globals;
 use crate::compile::{Built, drivers_of};
-use crate::config::{Config, Secret};
+use crate::config::Secret;
 use crate::copies::Copies;
 use crate::exit::Exit;
 use crate::output::{Failure, Format};
@@ -22,6 +24,12 @@ use crate::{prepare, refused, words};
 pub(crate) struct CheckArgs {
     #[command(flatten)]
     selection: Selection,
+}
+
+/// What an issuer's side lacks, and the statements that bring it into shape.
+struct Conversion {
+    secret: String,
+    changes: Vec<Change>,
 }
 
 struct Found {
@@ -40,9 +48,15 @@ pub(crate) async fn run(args: &CheckArgs, globals: &Globals) -> Result<Exit, Fai
     };
     let secrets = selection.secrets(globals, &config).await?;
     let session = Session::look(globals, &config, &environment.name)?;
-    let mut found = Vec::new();
+    let (mut found, mut conversions) = (Vec::new(), Vec::new());
     for secret in &secrets {
-        found.extend(one(&session, &config, secret).await?);
+        let plan = prepare::pinned_draft(&session, &config, secret).await?;
+        let built = drivers_of(&plan)?;
+        let here = one(&session, secret, &plan, &built).await;
+        if here.iter().any(|one| one.blocks) {
+            conversions.extend(conversion(secret, &built).await);
+        }
+        found.extend(here);
     }
     let copies = Copies::of_all(&config).await;
     found.extend(secrets.iter().flat_map(|secret| same_values(&copies, secret)));
@@ -59,6 +73,9 @@ pub(crate) async fn run(args: &CheckArgs, globals: &Globals) -> Result<Exit, Fai
                 .collect();
             let verdict = if blocked { "not ready" } else { "ready" };
             output.text(&format!("{}{}: {}, {verdict}\n", words::table(&rows, "  "), environment.name, words::counted(secrets.len(), "secret")))?;
+            for conversion in &conversions {
+                output.text(&conversion.text())?;
+            }
         }
         Format::Json => output.json(&json!({
             "environment": environment.name,
@@ -67,14 +84,46 @@ pub(crate) async fn run(args: &CheckArgs, globals: &Globals) -> Result<Exit, Fai
             "findings": found.iter().map(|one| json!({
                 "secret": one.secret, "place": one.place, "blocks": one.blocks, "message": one.message,
             })).collect::<Vec<_>>(),
+            "conversions": conversions.iter().map(Conversion::json).collect::<Vec<_>>(),
         }))?,
     }
     Ok(if blocked { Exit::Refused } else { Exit::Done })
 }
 
-async fn one(session: &Session, config: &Config, secret: &Secret) -> Result<Vec<Found>, Failure> {
-    let plan = prepare::pinned_draft(session, config, secret).await?;
-    let built = drivers_of(&plan)?;
+/// Asks for the statements that bring an issuer's side into shape. What keeps it from telling is among the findings already.
+async fn conversion(secret: &Secret, built: &Built) -> Option<Conversion> {
+    let changes = built.issuer.convert()?.changes().await.ok()?;
+    let secret = secret.name.name().to_owned();
+    (!changes.is_empty()).then_some(Conversion { secret, changes })
+}
+
+impl Conversion {
+    fn text(&self) -> String {
+        let mut text = format!(
+            "\n{}: these statements bring it into shape (`keywheel adopt {} --convert --because …` runs them)\n",
+            self.secret, self.secret
+        );
+        text.push_str(&statements(&self.changes));
+        text
+    }
+
+    fn json(&self) -> serde_json::Value {
+        let change = |change: &Change| json!({ "place": change.place, "statement": change.what, "undo": change.undo });
+        json!({ "secret": self.secret, "changes": self.changes.iter().map(change).collect::<Vec<_>>() })
+    }
+}
+
+/// Writes statements as a client of the server takes them.
+pub(crate) fn statements(changes: &[Change]) -> String {
+    let mut text = String::new();
+    for together in changes.chunk_by(|a, b| a.place == b.place) {
+        text.push_str(&format!("  -- in database {}\n", together[0].place));
+        together.iter().for_each(|change| text.push_str(&format!("  {};\n", change.what)));
+    }
+    text
+}
+
+async fn one(session: &Session, secret: &Secret, plan: &Plan, built: &Built) -> Vec<Found> {
     let mut found = Vec::new();
     let mut add = |place: String, findings: Result<Vec<Finding>, CallError>| {
         let findings = findings.unwrap_or_else(|error| vec![Finding::blocks(error.to_string())]);
@@ -97,17 +146,26 @@ async fn one(session: &Session, config: &Config, secret: &Secret) -> Result<Vec<
         match elsewhere(built.workloads[index].as_ref(), planned.pin.as_ref()).await {
             Ok(Some(objection)) => add(place, Ok(vec![Finding::blocks(objection)])),
             _ => {
-                let found = readers::preflight(&plan, &built.stores, &built.workloads, index).await;
+                let found = readers::preflight(plan, &built.stores, &built.workloads, index).await;
                 add(place, found)
             }
         }
     }
-    add("stores".into(), held(&plan, &built).await);
-    let row = session.inventory(&secret.name).await?;
-    let refused = refused::in_use(session, &plan, &built, row.as_ref()).await;
-    let told = refused.map(|what| Finding::note(format!("{what}: `{}`", refused::then(&plan))));
-    add(format!("issuer {}", plan.issuer.bound.name), Ok(told.into_iter().collect()));
-    Ok(found)
+    add("stores".into(), held(plan, built).await);
+    add(format!("issuer {}", plan.issuer.bound.name), accepted(session, plan, built).await);
+    found
+}
+
+/// A refusal of what readers use holds no rotation up: one puts it right.
+async fn accepted(
+    session: &Session,
+    plan: &Plan,
+    built: &Built,
+) -> Result<Vec<Finding>, CallError> {
+    let row = session.journal.inventory(&plan.secret).await.ok().flatten();
+    let refused = refused::in_use(session, plan, built, row.as_ref()).await;
+    let note = |what| Finding::note(format!("{what}: `{}`", refused::then(plan)));
+    Ok(refused.map(note).into_iter().collect())
 }
 
 /// One value in two places is told, and holds nothing up: only a rotation puts it right.
@@ -130,7 +188,7 @@ fn same_values(copies: &Copies, secret: &Secret) -> Vec<Found> {
     found
 }
 
-async fn held(plan: &keywheel_core::plan::Plan, built: &Built) -> Result<Vec<Finding>, CallError> {
+async fn held(plan: &Plan, built: &Built) -> Result<Vec<Finding>, CallError> {
     match prepare::agreed(plan, built).await {
         Ok(Some(_)) => Ok(Vec::new()),
         Ok(None) => {

@@ -224,7 +224,7 @@ async fn known(
         if let Some(open) = &row.open {
             let records = session.journal.records(&open.rotation).await.map_err(journal_failure)?;
             let rotation = replay(&records).map_err(journal_failure)?;
-            by_hand = rotation.plan().issuer.facts.by_hand.is_some();
+            by_hand = rotation.plan().issuer.facts.is_kept_by_hand();
             match &open.parked {
                 Some(reason) => {
                     let is_it = |record: &&Record| matches!(record.event, Event::Parked { .. });

@@ -9,6 +9,10 @@ pub(crate) enum Kind {
     Jwt,
     /// A key at OpenAI.
     OpenAi,
+    /// A key at OpenRouter.
+    OpenRouter,
+    /// A key at Anthropic.
+    Anthropic,
     /// A key that only a person can make, and the provider as the issuer `manual` knows it.
     Guided(&'static str, &'static str),
     /// A secret by its name alone.
@@ -25,6 +29,8 @@ impl Kind {
         match self {
             Self::Jwt => "a signing secret",
             Self::OpenAi => "an OpenAI key",
+            Self::OpenRouter => "an OpenRouter key",
+            Self::Anthropic => "an Anthropic key",
             Self::Unknown => "a secret, by its name",
             Self::Guided(what, _) | Self::NoIssuer(what) | Self::Public(what) => what,
         }
@@ -35,10 +41,17 @@ impl Kind {
         match self {
             Self::Jwt => Some("jwt_secret"),
             Self::OpenAi => Some("openai"),
+            Self::OpenRouter => Some("openrouter"),
+            Self::Anthropic => Some("anthropic"),
             Self::Guided(..) => Some("manual"),
             Self::Unknown => Some("random"),
             Self::NoIssuer(_) | Self::Public(_) => None,
         }
+    }
+
+    /// Returns whether a provider ends it, for every place that holds it at once.
+    pub(crate) const fn ends_everywhere(self) -> bool {
+        matches!(self, Self::OpenAi | Self::OpenRouter | Self::Anthropic)
     }
 }
 
@@ -46,9 +59,9 @@ impl Kind {
 struct Format(&'static str, usize, fn(&u8) -> bool, Kind);
 
 const FORMATS: &[Format] = &[
-    Format("sk-ant-api", 30, token, Kind::Guided("an Anthropic key", "anthropic")),
+    Format("sk-ant-api", 30, token, Kind::Anthropic),
     Format("sk-ant-", 20, token, Kind::NoIssuer("a credential of Anthropic that is no API key")),
-    Format("sk-or-v1-", 20, token, Kind::NoIssuer("an OpenRouter key")),
+    Format("sk-or-v1-", 20, token, Kind::OpenRouter),
     Format(
         "sk-admin-",
         20,
@@ -258,10 +271,10 @@ mod tests {
         for (start, expected) in [
             ("sk-proj-", Kind::OpenAi),
             ("sk-svcacct-", Kind::OpenAi),
-            ("sk-ant-api03-", Kind::Guided("an Anthropic key", "anthropic")),
+            ("sk-ant-api03-", Kind::Anthropic),
             ("sk-ant-oat01-", Kind::NoIssuer("a credential of Anthropic that is no API key")),
             ("sntryu_", Kind::Guided("a personal token of Sentry", "sentry_personal")),
-            ("sk-or-v1-", Kind::NoIssuer("an OpenRouter key")),
+            ("sk-or-v1-", Kind::OpenRouter),
             ("sk_live_", Kind::NoIssuer("a Stripe key")),
             ("ghp_", Kind::NoIssuer("a GitHub token")),
         ] {

@@ -323,7 +323,7 @@ impl<'a> Draft<'a> {
             one.same_value(other) && !group.iter().any(|member| member.spot == other.spot)
         };
         let other =
-            self.survey.credentials.iter().filter(|_| one.kind == Kind::OpenAi).find(apart)?;
+            self.survey.credentials.iter().filter(|_| one.kind.ends_everywhere()).find(apart)?;
         let place = other.spot.words();
         Some(format!("{place} holds the same value and would lose it too; give each its own first"))
     }

@@ -253,6 +253,16 @@ fn issuer(secret: &Secret) -> Vec<String> {
             "      # An admin key, which keywheel reads from its own environment.",
             "      admin_key: { env: OPENAI_ADMIN_KEY }",
         ],
+        Kind::OpenRouter => &[
+            "  # A management key, which keywheel reads from its own environment. A key of another workspace than the default",
+            "  # one needs `workspace_id` beside it.",
+            "  issuer: { openrouter: { management_key: { env: OPENROUTER_MANAGEMENT_KEY } } }",
+        ],
+        Kind::Anthropic => &[
+            "  # Only a person can make these: a rotation says what to click, and takes the value. With an admin key, which",
+            "  # keywheel reads from its own environment, it finds and ends them itself: { admin_key: { env: ANTHROPIC_ADMIN_KEY } }",
+            "  issuer: { anthropic: {} }",
+        ],
         _ => &["  issuer: { random: {} }"],
     };
     lines.iter().map(|line| (*line).to_owned()).collect()

@@ -48,7 +48,7 @@ pub(crate) struct Container {
     pub(super) has_health_check: bool,
     pub(super) on_host_network: bool,
     pub(super) has_fixed_port: bool,
-    pub(super) address: Option<IpAddr>,
+    pub(crate) address: Option<IpAddr>,
     pub(super) log: Log,
     variables: Vec<Variable>,
     mounts: Vec<Mount>,
@@ -127,6 +127,11 @@ impl State {
 }
 
 impl Container {
+    /// Whether it runs for its service, and is none of `compose run`.
+    pub(crate) fn serves(&self) -> bool {
+        self.state.runs() && !self.labels.is_one_off
+    }
+
     /// Returns what its environment gives a variable; the last assignment counts.
     pub(crate) fn variable(&self, name: &str) -> Option<&[u8]> {
         self.variables.iter().rev().find_map(|variable| {

@@ -1,0 +1,53 @@
+//! What the tests of all issuers before a twin have in common.
+
+use keywheel_core::plan::Label;
+use keywheel_core::secret::{Credential, SecretValue};
+use keywheel_core::version::IssuedId;
+use keywheel_driver::issuer::{Issuer, Mint, Minted};
+use keywheel_driver::{CallError, Refusal};
+use keywheel_twins::fault::{Echo, Fault};
+use serde_json::Value;
+
+/// Makes a folder in which an admin credential stands in `admin.key`.
+pub(crate) fn written(admin: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("admin.key"), format!("{admin}\n")).unwrap();
+    folder
+}
+
+/// Takes what is said in `changes` into a configuration.
+pub(crate) fn taken_over(mut config: Value, changes: Value) -> Value {
+    let Value::Object(changes) = changes else { panic!("changes are an object") };
+    config.as_object_mut().unwrap().extend(changes);
+    config
+}
+
+pub(crate) fn credential(value: &str) -> Credential {
+    Credential::of_value(SecretValue::new(value.into()))
+}
+
+pub(crate) async fn mint(
+    issuer: &dyn Issuer,
+    label: &str,
+    previous: Option<&IssuedId>,
+    in_use: Option<&Credential>,
+) -> Result<Minted, CallError> {
+    let label = Label(label.into());
+    issuer.mint(&Mint { previous, in_use, ..Mint::new(&label) }).await
+}
+
+pub(crate) fn status(code: u16, body: Echo) -> Fault {
+    Fault::Status { code, retry_after: None, body, applied: false }
+}
+
+pub(crate) fn refusal<T>(outcome: Result<T, CallError>) -> Refusal {
+    match outcome {
+        Err(CallError::Refused(refusal)) => refusal,
+        Err(CallError::Unknown(message)) => panic!("unknown: {message}"),
+        Ok(_) => panic!("it was done"),
+    }
+}
+
+pub(crate) fn is_unknown<T>(outcome: &Result<T, CallError>) -> bool {
+    matches!(outcome, Err(CallError::Unknown(_)))
+}
