@@ -266,16 +266,16 @@ impl HeldUp {
             return None;
         }
         let Gates { quiet, probes, drift, evidence } = rotation.gates(visit);
+        // A sample that is too early is the rule after a promotion, and only time helps.
+        let speaks = |gate: &Gate| matches!(gate, Gate::Closed | Gate::CannotTell);
+        if ![quiet, probes, drift, evidence].iter().any(speaks) {
+            return None;
+        }
         let used_at = visit.usage.and_then(|usage| usage.last_used_at);
         let used_at = used_at.filter(|_| quiet == Gate::Closed);
         let version = rotation.retiring().first().copied()?;
         let used = used_at.map(|at| format!("{version} was used {}", words::when(at)));
-        let early = (quiet == Gate::NotYet).then(|| {
-            let issuer = &rotation.plan().issuer.bound.name;
-            format!("{issuer} cannot tell yet whether {version} is still used")
-        });
-        let seen: Vec<String> =
-            used.into_iter().chain(early).chain(visit.notes.iter().cloned()).collect();
+        let seen: Vec<String> = used.into_iter().chain(visit.notes.iter().cloned()).collect();
         let in_use_at = used_at.map(words::rfc3339);
         Some(Self { quiet, probes, drift, evidence, in_use_at, seen: seen.join("; ") })
     }
@@ -340,7 +340,8 @@ fn open(known: &Known, now: Timestamp) -> Option<Words> {
     let owed_at = open.owed_at.unwrap_or(now);
     let waits = if row.queued.is_some() { "; the next rotation waits" } else { "" };
     let outlook = known.outlook.unwrap_or_default();
-    let held_up = known.held_up.as_ref().map(|held_up| format!("; {}", held_up.seen));
+    let held_up = known.held_up.as_ref().filter(|held_up| !held_up.seen.is_empty());
+    let held_up = held_up.map(|held_up| format!("; {}", held_up.seen));
     let guided = if known.by_hand && outlook.revokes() { " (guided: needs you)" } else { "" };
     let detail = format!(
         "{}{}; next look {}{}{guided}{waits}",
