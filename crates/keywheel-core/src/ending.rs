@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 
 use crate::event::{Death, Event, ParkReason, Step};
 use crate::facts::Authority;
-use crate::gate::{self, Gate, Light, Soak, Terms, Visit};
+use crate::gate::{self, Gate, Gates, Light, Soak, Terms, Visit};
 use crate::plan::{CannotTell, Keep};
 use crate::rotation::{Next, Rotation, Why, wait};
 use crate::strategy::{Side, Strategy};
@@ -304,6 +304,11 @@ impl Rotation {
     }
 
     fn light(&self, visit: &Visit) -> Light {
+        self.gates(visit).light(self.plan.policy.cannot_tell)
+    }
+
+    /// Judges what a visit of this rotation saw.
+    pub fn gates(&self, visit: &Visit) -> Gates {
         let policy = &self.plan.policy;
         let terms = Terms {
             has_probes: !self.plan.probes.is_empty(),
@@ -315,7 +320,7 @@ impl Rotation {
         if self.ending.overridden {
             (gates.quiet, gates.probes) = (Gate::NotApplicable, Gate::NotApplicable);
         }
-        gates.light(policy.cannot_tell)
+        gates
     }
 }
 

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::event::{Event, Outcome, ParkReason, Report, Step};
 use crate::fingerprint::Fingerprint;
+use crate::incident::IncidentId;
 use crate::plan::{Bound, Label, Pin, PlanHash, RotationId, StorePlan, VersionRef, WorkloadPlan};
 use crate::rotation::{Next, Rotation};
 use crate::secret::SecretName;
@@ -48,6 +49,22 @@ pub struct Inventory {
     /// What people were not told of yet, oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub untold: Vec<News>,
+    /// What emergencies of this secret owed, and an operator closed without doing it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub closed: Vec<Closed>,
+}
+
+/// Something that an emergency owed and that an operator closed with a note.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Closed {
+    /// The emergency.
+    pub incident: IncidentId,
+    /// The secret that was to be rotated.
+    pub secret: SecretName,
+    /// When.
+    pub at: Timestamp,
+    /// Why, in the operator's words.
+    pub note: String,
 }
 
 /// A decision of an operator outside a rotation, for the audit chain.
@@ -178,6 +195,7 @@ impl Inventory {
             held_because: None,
             queued: None,
             untold: Vec::new(),
+            closed: Vec::new(),
             claimed: Vec::new(),
             pins: BTreeMap::new(),
             adopted_at: None,

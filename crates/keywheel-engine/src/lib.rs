@@ -6,6 +6,7 @@
 
 pub mod clock;
 pub mod limits;
+pub mod orphans;
 pub mod perform;
 pub mod readers;
 pub mod recover;

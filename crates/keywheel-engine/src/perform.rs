@@ -568,12 +568,22 @@ impl Work<'_> {
                 Verdict::Refused => {
                     let message =
                         format!("issuer `{}` refuses {version}", self.plan.issuer.bound.name);
-                    return Err(Refusal::retry(RefusalKind::Invalid, None, message).into());
+                    let kind = RefusalKind::Invalid;
+                    return Err(match self.one_refusal_is_definite() {
+                        true => Refusal::operator(kind, message).into(),
+                        false => Refusal::retry(kind, None, message).into(),
+                    });
                 }
                 Verdict::CannotTell(reason) => return Err(cannot_tell(reason)),
             }
         }
         Ok(Report::Plain.into())
+    }
+
+    /// Where nothing has to spread, a value that was refused is refused everywhere. It is not tried again: an account may count
+    /// wrong attempts, and lock (H77).
+    fn one_refusal_is_definite(&self) -> bool {
+        self.plan.issuer.facts.propagation.is_zero() && !planted!("refused_value_is_tried_again")
     }
 
     async fn suspend(&self, version: VersionId) -> Outcome {
@@ -701,7 +711,8 @@ impl Work<'_> {
         Ok(Death::Refused)
     }
 
-    /// The version is refused k times, the current one is accepted in between, and the list no longer has it (H88).
+    /// The version is refused k times, once where that is definite, while the current one is accepted, and the list no longer
+    /// has it (H88).
     async fn issuer_refuses(&self, version: VersionId) -> Outcome<Death> {
         let issuer = &self.member.drivers.issuer;
         if let Some(issued) = self.member.rotation.issued(version)
@@ -716,7 +727,11 @@ impl Work<'_> {
             let spreads = self.is_spreading(version);
             return Ok(if spreads { Death::CannotTell } else { Death::NoOneToAsk });
         };
-        for _ in 0..self.plan.policy.refusals.max(1) {
+        let definite = self.one_refusal_is_definite();
+        if definite && issuer.verify(&control).await? != Verdict::Accepted {
+            return Ok(Death::CannotTell);
+        }
+        for _ in 0..if definite { 1 } else { self.plan.policy.refusals.max(1) } {
             match issuer.verify(&dead).await? {
                 Verdict::Refused => {}
                 Verdict::Accepted => return Ok(Death::StillAccepted),

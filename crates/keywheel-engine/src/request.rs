@@ -18,7 +18,7 @@ use crate::perform::{self, PutRight};
 use crate::run::{Group, Member, group_name, resources};
 use crate::{Engine, EngineError};
 
-const CLAIM: Span = Span::minutes(30);
+pub(crate) const CLAIM: Span = Span::minutes(30);
 
 impl Engine {
     /// Begins the rotations of these plans as one group. Every plan is durable before anything else happens.
@@ -271,11 +271,23 @@ impl Engine {
         now: Timestamp,
     ) -> Result<(), EngineError> {
         let secret = inventory.secret.clone();
+        self.append_row(inventory, action, epoch, now).await?;
+        Ok(self.journal.give_up(&secret, epoch).await?)
+    }
+
+    /// Writes a row outside a rotation, and keeps the right to append.
+    pub(crate) async fn append_row(
+        &self,
+        inventory: Inventory,
+        action: &str,
+        epoch: Epoch,
+        now: Timestamp,
+    ) -> Result<(), EngineError> {
         let rotation = keywheel_core::plan::RotationId(action.into());
         let entry = Entry {
             group: rotation.clone(),
             rotation,
-            secret: secret.clone(),
+            secret: inventory.secret.clone(),
             epoch,
             sequence: 0,
             at: now,
@@ -286,8 +298,7 @@ impl Engine {
             take: Vec::new(),
             give_back: false,
         };
-        self.journal.append(Append { actor: self.actor.clone(), entries: vec![entry] }).await?;
-        Ok(self.journal.give_up(&secret, epoch).await?)
+        Ok(self.journal.append(Append { actor: self.actor.clone(), entries: vec![entry] }).await?)
     }
 
     /// Returns the fingerprint of a credential, as the inventory keeps it.

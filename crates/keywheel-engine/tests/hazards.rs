@@ -330,10 +330,34 @@ async fn h28_a_call_that_hangs_ends_at_its_deadline() {
     }
 }
 
+/// How many wrong attempts lock an account.
+const LOCKS_AT: usize = 5;
+
+/// A directory knows at once what it accepts, and counts what it does not.
+#[tokio::test(start_paused = true)]
+async fn h77_a_value_that_a_directory_refuses_is_tried_once() {
+    for takes_the_new_one in [true, false] {
+        let setup = Setup::new(|_| Fate::Well);
+        if !takes_the_new_one {
+            setup.of("s", |contents| contents.verdicts = vec![false; 4 * LOCKS_AT]);
+        }
+        let mut group = setup.begin("s").await;
+        let ended = if takes_the_new_one { Outcome::Completed } else { Outcome::Undone };
+        assert_eq!(setup.rest(&mut group).await, Some(ended));
+        setup.of("s", |contents| {
+            let wrong = contents.refused.len();
+            assert!(wrong < LOCKS_AT, "{wrong} wrong attempts lock the account");
+            assert_eq!(wrong, 1, "one candidate was refused: {takes_the_new_one}");
+        });
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn h87_nothing_is_written_before_the_new_version_is_accepted_several_times_in_a_row() {
     let setup = Setup::new(|_| Fate::Well);
-    let mut group = setup.begin("s").await;
+    let mut plan = plan("s", ValueOrigin::Theirs);
+    plan.issuer.facts.propagation = Span::minutes(1);
+    let mut group = setup.engine.begin(&[Arc::new(plan)]).await.unwrap();
     // Some nodes of the issuer know the version before others do.
     setup.of("s", |contents| contents.verdicts = vec![false, true, true, false, true]);
     assert_eq!(setup.rest(&mut group).await, Some(Outcome::Completed));
@@ -563,6 +587,8 @@ struct Contents {
     offered: Vec<SecretValue>,
     /// What the issuer says of the next versions that it is asked about, whatever it holds; the last one comes first.
     verdicts: Vec<bool>,
+    /// The values that it refused, as often as it was asked.
+    refused: Vec<SecretValue>,
     /// What it said since the last write.
     said: Vec<bool>,
     said_before_write: Vec<bool>,
@@ -664,6 +690,7 @@ impl Issuer for Place {
             let is_live = place.live.iter().any(|(_, _, live)| live.same_as(value));
             let accepted = place.verdicts.pop().unwrap_or(is_live);
             place.said.push(accepted);
+            place.refused.extend((!accepted).then(|| value.duplicate()));
             if accepted { Verdict::Accepted } else { Verdict::Refused }
         }))
     }

@@ -337,6 +337,30 @@ async fn a_delayed_list_does_not_show_what_is_new() {
     assert_eq!((list().await, list().await), (0, 1));
 }
 
+#[tokio::test]
+async fn the_audit_log_says_what_was_done_by_whom_and_is_kept_only_where_it_is_on() {
+    let events = async |options: TwinOptions, query: &str| {
+        let client = Client::new(options);
+        let by_hand = client.twin.make_key("by-hand");
+        let account = client.create("kw-1-1").await;
+        client.twin.end_by_itself(&by_hand.id);
+        let query = query.replace("ACCOUNT", text(&account, "id")).replace("KEY", &by_hand.id);
+        let answer = client.get(&format!("/organization/audit_logs?{query}")).await;
+        let events = answer["data"].as_array().unwrap().clone();
+        events.iter().map(|event| text(event, "type").to_owned()).collect::<Vec<_>>()
+    };
+    let on = TwinOptions::default;
+    let all = events(on(), "limit=100").await;
+    assert_eq!((all.len(), all[0].as_str()), (5, "api_key.deleted"), "{all:?}");
+    let of_key = events(on(), "resource_ids[]=KEY").await;
+    assert_eq!(of_key, ["api_key.deleted", "api_key.created"]);
+    let made = events(on(), "resource_ids[]=ACCOUNT&event_types[]=service_account.created").await;
+    assert_eq!(made, ["service_account.created"]);
+    assert_eq!(events(on(), "actor_ids[]=user-1").await.len(), 2);
+    assert!(events(on(), "effective_at[gte]=9999999999").await.is_empty());
+    assert!(events(TwinOptions { audit_log_is_off: true, ..on() }, "limit=100").await.is_empty());
+}
+
 /// Validates every kind of answer against the official schema, where a copy of it is at hand.
 #[tokio::test]
 async fn the_answers_fit_the_official_schema() {
@@ -391,6 +415,7 @@ async fn the_answers_fit_the_official_schema() {
     fits("ProjectApiKeyListResponse", &client.get(&client.project("/api_keys")).await);
     fits("ProjectApiKey", &client.get(&client.project(&format!("/api_keys/{key}"))).await);
     fits("ApiKeyList", &client.get("/organization/admin_api_keys?limit=1").await);
+    fits("ListAuditLogsResponse", &client.get("/organization/audit_logs").await);
     let start = account["created_at"].as_i64().unwrap() - 60;
     let report = format!(
         "/organization/usage/completions?start_time={start}&bucket_width=1m&group_by=api_key_id"

@@ -1,10 +1,12 @@
 //! An emergency as the journal tells of it: what was suspected, how long it was exposed, what it cost, where the logs are,
-//! and what is still owed. Nobody is asked anything; what the journal does not know is said to be not known.
+//! and what is still owed. Nobody is asked anything here; what the journal does not know is said to be not known, and what others
+//! have on record is read by [`crate::traces`].
 
 use std::collections::BTreeSet;
 
 use keywheel_core::event::{Death, Event, Outcome, Report, Step};
 use keywheel_core::incident::{IncidentId, LogReference};
+use keywheel_core::inventory::Closed;
 use keywheel_core::plan::{Mode, Plan, RotationId};
 use keywheel_core::rotation::Rotation;
 use keywheel_core::secret::SecretName;
@@ -35,6 +37,8 @@ pub(crate) struct Incident {
     /// Workloads whose logs were not captured, and why.
     pub(crate) not_captured: Vec<(String, String)>,
     pub(crate) owed: Vec<Owed>,
+    /// What was owed, and was closed with a note.
+    pub(crate) closed: Vec<Closed>,
 }
 
 /// What became of one secret.
@@ -99,6 +103,8 @@ pub(crate) struct Log {
 pub(crate) struct Owed {
     pub(crate) what: String,
     pub(crate) command: String,
+    /// The secret that is to be rotated, where a note can close it; what is under way ends by itself.
+    pub(crate) can_close: Option<SecretName>,
 }
 
 /// One rotation with its records.
@@ -115,12 +121,15 @@ pub(crate) async fn read(session: &Session) -> Result<Vec<Incident>, Failure> {
         told.push(read_one(session, &row.rotation).await?);
     }
     let mut ids: Vec<IncidentId> = Vec::new();
+    let inventories = session.journal.inventories().await.map_err(journal_failure)?;
+    let closed: Vec<Closed> = inventories.into_iter().flat_map(|row| row.closed).collect();
     for id in told.iter().filter_map(|one| id_of(one.rotation.plan())) {
         if !ids.contains(&id) {
             ids.push(id);
         }
     }
-    let mut incidents: Vec<_> = ids.into_iter().map(|id| Incident::of(id, &told)).collect();
+    let mut incidents: Vec<_> =
+        ids.into_iter().map(|id| Incident::of(id, &told, &closed)).collect();
     incidents.sort_by_key(|incident| std::cmp::Reverse(incident.began_at));
     Ok(incidents)
 }
@@ -138,7 +147,7 @@ pub(crate) fn id_of(plan: &Plan) -> Option<IncidentId> {
 }
 
 impl Incident {
-    fn of(id: IncidentId, all: &[Told]) -> Self {
+    fn of(id: IncidentId, all: &[Told], closed: &[Closed]) -> Self {
         let is_of = |one: &&Told| id_of(one.rotation.plan()).as_ref() == Some(&id);
         let members: Vec<&Told> = all.iter().filter(is_of).collect();
         let plans: Vec<&Plan> = members.iter().map(|one| one.rotation.plan().as_ref()).collect();
@@ -151,7 +160,9 @@ impl Incident {
         };
         let (exposed, not_listed) = exposed::merged(&plans);
         let (logs, not_captured) = logs(&members, all);
+        let of_incident = closed.iter().filter(|closed| closed.incident == id).cloned();
         let mut incident = Self {
+            closed: of_incident.collect(),
             id,
             began_at,
             by: first.records[0].actor.clone(),
@@ -177,19 +188,28 @@ impl Incident {
     /// What keywheel can do. What it does not manage is told among what may be exposed.
     fn owes(&self, all: &[Told]) -> Vec<Owed> {
         let left = self.exposed.iter().filter_map(|exposed| match &exposed.standing {
-            Standing::Managed(owner) if !self.was_rotated_since(owner, all) => Some(Owed {
-                what: format!(
-                    "{owner} was not rotated: `{}` in store `{}` may be exposed",
-                    exposed.address, exposed.store
-                ),
-                command: format!("keywheel rotate {owner} --emergency"),
-            }),
+            Standing::Managed(owner)
+                if !self.was_rotated_since(owner, all) && !self.is_closed(owner) =>
+            {
+                Some(Owed {
+                    what: format!(
+                        "{owner} was not rotated: `{}` in store `{}` may be exposed",
+                        exposed.address, exposed.store
+                    ),
+                    command: format!("keywheel rotate {owner} --emergency"),
+                    can_close: Some(owner.clone()),
+                })
+            }
             _ => None,
         });
         let mut owed: Vec<Owed> = self.stories.iter().filter_map(Story::owes).chain(left).collect();
         let mut seen = BTreeSet::new();
         owed.retain(|owed| seen.insert(owed.command.clone()));
         owed
+    }
+
+    fn is_closed(&self, secret: &SecretName) -> bool {
+        self.closed.iter().any(|closed| closed.secret == *secret)
     }
 
     fn was_rotated_since(&self, secret: &SecretName, all: &[Told]) -> bool {
@@ -234,7 +254,7 @@ impl Story {
             }
             None => format!("{secret} is under way, in phase {}", rotation.phase()),
         };
-        Some(Owed { what, command: format!("keywheel resume {secret}") })
+        Some(Owed { what, command: format!("keywheel resume {secret}"), can_close: None })
     }
 }
 

@@ -22,9 +22,11 @@ mod output;
 mod prepare;
 mod progress;
 mod queue;
+mod refused;
 mod select;
 mod session;
 mod then;
+mod traces;
 mod words;
 
 use std::process::ExitCode;

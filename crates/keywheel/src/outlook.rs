@@ -42,6 +42,11 @@ impl Outlook {
         self.undo_until.is_some()
     }
 
+    /// Returns whether a version is still to be revoked.
+    pub(crate) fn revokes(&self) -> bool {
+        self.revoked_at.is_some()
+    }
+
     /// Says the dates in words, `; ` before each.
     pub(crate) fn text(&self) -> String {
         let dates = [

@@ -229,6 +229,44 @@ fn h94_a_key_whose_value_was_lost_in_a_crash_is_named_and_ended() {
     }
 }
 
+#[test]
+fn status_reminds_of_what_waits_for_a_person() {
+    let project = Project::with_soak("1h");
+    let long_ago = jiff::Timestamp::now() - jiff::SignedDuration::from_hours(80 * 24);
+    let day = &long_ago.to_string()[..10];
+    project.run(&["adopt", "model", "--yes", "--last-rotated", day]).ends(0);
+    let due = project.run(&["status"]);
+    due.ends(0).says("guided: needs you at a terminal").says("keywheel rotate model");
+    project.run(&["rotate", "model", "--yes"]).ends(3);
+    let waits = project.run(&["status"]);
+    waits.ends(0).says("needs you (1)").says("needs a person").says("; since ");
+    waits.says("keywheel resume model@default");
+    let told = project.run(&["status", "--output", "json"]);
+    let told: serde_json::Value = serde_json::from_str(&told.said).unwrap();
+    assert!(told["environments"][0]["secrets"][0]["parked_at"].is_string(), "{told}");
+    project.guide(&["resume", "model"]).ends(0).says("promoted; v2 is current");
+    project.run(&["resume", "model", "--previous-id", "by-hand"]).ends(0);
+    project.run(&["status"]).ends(0).says("revoked").says("(guided: needs you)");
+}
+
+#[test]
+fn a_person_is_asked_for_orphans_where_they_are_to_be_ended() {
+    let project = Project::with_soak("1s");
+    project.guide(&["rotate", "model", "--yes"]).ends(3);
+    project.guide(&["resume", "model", "--previous-id", "by-hand", "--soak"]).ends(0);
+    let keys = project.read("keys");
+    let name = keys.split(' ').next().unwrap().strip_suffix("-1").unwrap().to_owned();
+    let others = format!("{keys}{name}-2 kwcanary-guided-late\n");
+    project.write("keys", &others, 0o600);
+    project.run(&["doctor"]).ends(0);
+    let nobody = project.run(&["doctor", "--end-orphans", "--yes"]);
+    nobody.ends(0).says("orphans were not looked for: needs a person");
+    assert_eq!(project.read("keys"), others);
+    let ran = project.guide(&["doctor", "--end-orphans", "--yes"]);
+    ran.ends(0).says(&format!("end the key named `{name}-2` for good, and no other"));
+    assert_eq!(project.read("keys"), keys);
+}
+
 /// What a terminal shows of a rotation in which this line is typed.
 fn typed(project: &Project, line: &str) -> (Option<i32>, String) {
     use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};

@@ -15,12 +15,22 @@ use serde_json::Value;
 mod adopted;
 #[path = "rotations/claims.rs"]
 mod claims;
+#[path = "rotations/incidents.rs"]
+mod incidents;
 #[path = "rotations/notify.rs"]
 mod notify;
+#[path = "rotations/orphans.rs"]
+mod orphans;
 #[path = "rotations/parked.rs"]
 mod parked;
+#[path = "rotations/provider.rs"]
+mod provider;
+#[path = "rotations/quiet.rs"]
+mod quiet;
 #[path = "rotations/redis.rs"]
 mod redis_user;
+#[path = "rotations/refused.rs"]
+mod refused;
 #[path = "rotations/staged.rs"]
 mod staged;
 #[path = "rotations/tokens.rs"]

@@ -20,7 +20,9 @@ use keywheel_core::plan::Label;
 use keywheel_core::secret::Credential;
 use keywheel_core::time::{Span, Timestamp};
 use keywheel_core::version::IssuedId;
-use keywheel_driver::issuer::{Identity, Issuer, LastUsed, Live, Mint, Minted, Usage, Verdict};
+use keywheel_driver::issuer::{
+    Audit, Entry, Identity, Issuer, LastUsed, Live, Mint, Minted, Usage, Verdict,
+};
 use keywheel_driver::{CallError, Duration, Finding, Refusal, RefusalKind, SecretReference};
 use reqwest::header::{AUTHORIZATION, HeaderMap};
 use reqwest::{Method, Url};
@@ -50,6 +52,9 @@ const CODES: [&str; 5] = [
 
 const HOUR: i64 = 3_600;
 const WEEK: i64 = 7 * 24 * HOUR;
+
+/// How many days of use an incident is shown.
+const MOST_DAYS: i64 = 30;
 
 /// A key of a service account at OpenAI.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -322,6 +327,10 @@ impl Issuer for OpenAi {
     fn usage(&self) -> Option<&dyn Usage> {
         Some(self)
     }
+
+    fn audit(&self) -> Option<&dyn Audit> {
+        Some(self)
+    }
 }
 
 #[async_trait]
@@ -352,6 +361,78 @@ impl Usage for OpenAi {
             }
             Err(error) => Err(error),
         }
+    }
+}
+
+#[async_trait]
+impl Audit for OpenAi {
+    /// Reads the audit log of the organisation for what was done to the key and its account and what was done with them, and
+    /// the usage report by the day. Neither holds up the other.
+    async fn since(&self, id: &IssuedId, since: Timestamp) -> Result<Vec<Entry>, CallError> {
+        let (owner, key) = parts(id)?;
+        let admin = self.admin().await?;
+        let ids: Vec<&str> = [owner, key].into_iter().filter(|id| is_issued_here(id)).collect();
+        let log = match self.logged(&admin, &ids, since).await {
+            Ok(events) if events.is_empty() => {
+                let why = "the audit log has nothing of it; it is kept only where the settings of the organisation say so";
+                vec![untimed(why)]
+            }
+            Ok(events) => events.iter().map(Logged::entry).collect(),
+            Err(error) => vec![untimed(&format!("the audit log could not be read: {error}"))],
+        };
+        let uses = match self.days(&admin, key, since).await {
+            Ok(uses) => uses,
+            Err(error) => vec![untimed(&format!("the usage report could not be read: {error}"))],
+        };
+        let mut entries: Vec<Entry> = log.into_iter().chain(uses).collect();
+        entries.sort_by_key(|entry| entry.at);
+        Ok(entries)
+    }
+}
+
+impl OpenAi {
+    /// Returns the events whose target or whose actor is one of these, the earliest first.
+    async fn logged(
+        &self,
+        admin: &HeaderMap,
+        ids: &[&str],
+        since: Timestamp,
+    ) -> Result<Vec<Logged>, CallError> {
+        let mut events: Vec<Logged> = Vec::new();
+        if ids.is_empty() {
+            return Ok(events);
+        }
+        for role in ["resource_ids[]", "actor_ids[]"] {
+            let mut url = self.api.url(&["organization", "audit_logs"]);
+            url.query_pairs_mut()
+                .append_pair("effective_at[gte]", &since.millis().div_euclid(1_000).to_string())
+                .extend_pairs(ids.iter().map(|id| (role, id)));
+            events.extend(self.all::<Logged>(admin, &url).await?);
+        }
+        events.sort_by(|a, b| (a.effective_at, &a.id).cmp(&(b.effective_at, &b.id)));
+        events.dedup_by(|a, b| a.id == b.id);
+        Ok(events)
+    }
+
+    /// Counts the requests of a key by the day, for 30 days at most.
+    async fn days(
+        &self,
+        admin: &HeaderMap,
+        key: &str,
+        since: Timestamp,
+    ) -> Result<Vec<Entry>, CallError> {
+        let now = seconds_now();
+        let start = since.millis().div_euclid(1_000).max(now - MOST_DAYS * 24 * HOUR);
+        let days = self.buckets(admin, key, "1d", start, now + 1).await?;
+        let used = days.iter().filter(|day| day.requests_of(key) > 0);
+        let entry = |day: &Bucket| Entry {
+            at: Some(instant(day.start_time)),
+            what: match day.requests_of(key) {
+                1 => "1 request in the 24 h from then on".into(),
+                count => format!("{count} requests in the 24 h from then on"),
+            },
+        };
+        Ok(used.map(entry).collect())
     }
 }
 
@@ -649,6 +730,21 @@ fn parts(id: &IssuedId) -> Result<(&str, &str), Refusal> {
     parts.ok_or_else(|| unsupported("the issued id is not `<owner>/<key>`"))
 }
 
+/// A person has many keys, and what they do is nobody's business here.
+fn is_issued_here(id: &str) -> bool {
+    !id.is_empty() && !id.starts_with("user-")
+}
+
+fn untimed(what: &str) -> Entry {
+    Entry { at: None, what: what.into() }
+}
+
+/// Leaves of a text what names and addresses are made of.
+fn plain(text: &str) -> String {
+    let fits = |c: &char| c.is_ascii_alphanumeric() || "@._-:+".contains(*c);
+    text.chars().filter(fits).take(100).collect()
+}
+
 fn seconds_now() -> i64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
@@ -742,6 +838,74 @@ struct Problem {
     code: Option<String>,
     #[serde(default)]
     message: String,
+}
+
+/// One event of the audit log.
+#[derive(Deserialize)]
+struct Logged {
+    id: String,
+    #[serde(rename = "type")]
+    kind: String,
+    effective_at: i64,
+    actor: Option<LoggedActor>,
+}
+
+#[derive(Deserialize)]
+struct LoggedActor {
+    session: Option<LoggedSession>,
+    api_key: Option<LoggedKey>,
+}
+
+#[derive(Deserialize)]
+struct LoggedSession {
+    user: Option<LoggedUser>,
+    ip_address: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct LoggedKey {
+    id: Option<String>,
+    user: Option<LoggedUser>,
+    service_account: Option<LoggedUser>,
+}
+
+#[derive(Deserialize)]
+struct LoggedUser {
+    id: Option<String>,
+    email: Option<String>,
+}
+
+impl Logged {
+    fn entry(&self) -> Entry {
+        let by = self.actor.as_ref().and_then(LoggedActor::words);
+        let by = by.unwrap_or_else(|| "by nobody that is named".into());
+        Entry { at: Some(instant(self.effective_at)), what: format!("{} {by}", plain(&self.kind)) }
+    }
+}
+
+impl LoggedActor {
+    fn words(&self) -> Option<String> {
+        match (&self.session, &self.api_key) {
+            (Some(session), _) => {
+                let user = session.user.as_ref().and_then(LoggedUser::name)?;
+                let from = session.ip_address.as_ref().map(|from| format!(" from {}", plain(from)));
+                Some(format!("by {user} in the dashboard{}", from.unwrap_or_default()))
+            }
+            (None, Some(key)) => {
+                let owner = key.user.as_ref().or(key.service_account.as_ref());
+                let owner = owner.and_then(LoggedUser::name).map(|name| format!(" of {name}"));
+                let id = key.id.as_deref().map(plain).unwrap_or_else(|| "of unknown id".into());
+                Some(format!("by key {id}{}", owner.unwrap_or_default()))
+            }
+            (None, None) => None,
+        }
+    }
+}
+
+impl LoggedUser {
+    fn name(&self) -> Option<String> {
+        self.email.as_deref().or(self.id.as_deref()).map(plain)
+    }
 }
 
 #[derive(Deserialize)]
@@ -1296,6 +1460,48 @@ mod tests {
         let left = minted.expires_at.unwrap().since(instant(seconds_now()));
         assert!(Span::days(29) < left && left <= Span::days(30), "{left}");
         assert!(bench.issuer.facts().expiry_settable);
+    }
+
+    fn told(entries: &[Entry]) -> String {
+        entries.iter().map(|entry| format!("{}\n", entry.what)).collect()
+    }
+
+    #[tokio::test]
+    async fn an_incident_is_shown_what_was_done_to_a_key_and_with_it() {
+        let bench = Bench::new();
+        let (id, _) = bench.minted("kw-1-1").await;
+        let (other, _) = bench.minted("kw-2-1").await;
+        let (_, key) = parts(&id).unwrap();
+        bench.twin.add_use(key, Time::from_secs(2 * 24 * 3_600));
+        bench.twin.end_by_itself(key);
+        let audit = bench.issuer.audit().unwrap();
+        let entries = audit.since(&id, Timestamp::default()).await.unwrap();
+        let told_of = told(&entries);
+        assert_eq!(entries.len(), 4, "{told_of}");
+        assert!(told_of.starts_with("1 request in the 24 h from then on\n"), "{told_of}");
+        assert!(told_of.contains("service_account.created by key key_"), "{told_of}");
+        assert!(told_of.contains(" of someone@example.com\n"), "{told_of}");
+        assert!(told_of.contains("api_key.deleted by nobody that is named\n"), "{told_of}");
+        assert!(entries.is_sorted_by_key(|entry| entry.at));
+        assert_eq!(audit.since(&other, Timestamp::default()).await.unwrap().len(), 2);
+        let late = instant(seconds_now()) + Span::hours(1);
+        assert!(told(&audit.since(&id, late).await.unwrap()).contains("has nothing of it"));
+    }
+
+    #[tokio::test]
+    async fn an_incident_is_told_what_could_not_be_read() {
+        let bench = Bench::new();
+        let by_hand = bench.twin.make_key("by-hand");
+        let audit = bench.issuer.audit().unwrap();
+        let from_dashboard = audit.since(&id_of(&by_hand), Timestamp::default()).await.unwrap();
+        let told_of = told(&from_dashboard);
+        assert!(told_of.contains("by someone@example.com in the dashboard from 192.0.2.7"));
+        bench.script(vec![Rule::every("list_audit_logs", status(403, Echo::EchoKey))]);
+        let entries = audit.since(&id_of(&by_hand), Timestamp::default()).await.unwrap();
+        let told_of = told(&entries);
+        assert!(told_of.contains("the audit log could not be read"), "{told_of}");
+        assert!(!told_of.contains(bench.twin.admin_key()), "{told_of}");
+        assert_eq!(entries[0].at, None);
     }
 
     #[tokio::test]

@@ -113,13 +113,22 @@ impl Spec {
             url::form_urlencoded::parse(query.as_bytes()).into_owned().collect();
         let mut problems = Vec::new();
         for (name, text) in &given {
-            let known =
-                declared.iter().find(|known| plain(known["name"].as_str().unwrap()) == plain(name));
-            let Some(parameter) = known else {
+            let (whole, property) = member(name);
+            let known = declared
+                .iter()
+                .find(|known| plain(known["name"].as_str().unwrap()) == plain(whole));
+            let has_property = |known: &&&Value| {
+                property.is_none_or(|property| !known["schema"]["properties"][property].is_null())
+            };
+            let Some(parameter) = known.filter(has_property) else {
                 problems.push(format!("parameter `{name}` is not known"));
                 continue;
             };
-            let fits = readings(text).any(|value| self.fits_parameter(parameter, &value));
+            let within = |value: Value| match property {
+                Some(property) => json!({ property: value }),
+                None => value,
+            };
+            let fits = readings(text).any(|value| self.fits_parameter(parameter, &within(value)));
             if !fits {
                 problems.push(format!("parameter `{name}` does not fit"));
             }
@@ -216,6 +225,15 @@ impl Spec {
 
 fn validator(root: &Value) -> Validator {
     jsonschema::options().should_validate_formats(true).build(root).unwrap()
+}
+
+/// Tells a parameter that is an object from the property of it that `parameter[property]` gives.
+fn member(name: &str) -> (&str, Option<&str>) {
+    let parts = name.strip_suffix(']').and_then(|name| name.split_once('['));
+    match parts.filter(|(_, property)| !property.is_empty()) {
+        Some((whole, property)) => (whole, Some(property)),
+        None => (name, None),
+    }
 }
 
 /// Returns what a text in a URL may mean.

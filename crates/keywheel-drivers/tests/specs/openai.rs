@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use keywheel_core::time::Timestamp;
 use keywheel_twins::openai::{Twin, TwinOptions};
 use serde_json::json;
 
@@ -34,6 +35,7 @@ async fn openai_is_asked_and_answers_as_its_specification_says() {
         issuer.list("kw-").await.unwrap();
         twin.add_use(id.id.split_once('/').unwrap().1, Duration::from_secs(60));
         issuer.usage().unwrap().last_used(&id).await.unwrap();
+        issuer.audit().unwrap().since(&id, Timestamp::default()).await.unwrap();
         for _ in 0..2 {
             issuer.revoke(&id).await.unwrap();
         }
@@ -42,6 +44,7 @@ async fn openai_is_asked_and_answers_as_its_specification_says() {
         for operation in [
             "GET /models".to_owned(),
             "GET /organization/admin_api_keys".to_owned(),
+            "GET /organization/audit_logs".to_owned(),
             "GET /organization/usage/completions".to_owned(),
             format!("GET {project}"),
             format!("GET {project}/api_keys"),

@@ -11,10 +11,10 @@ use axum::routing::get;
 use axum::{Json, Router};
 use serde_json::{Value, json};
 
-use super::state::{Account, Key, Owner, Standing, State, redacted};
+use super::state::{Account, Actor, Happened, Key, Owner, Standing, State, redacted};
 use super::{
-    ACCOUNT, ACCOUNT_KEYS, ACCOUNTS, ADMIN_KEYS, CHAT, KEY, KEYS, MODELS, PROJECT, PROJECTS,
-    Shared, USAGE,
+    ACCOUNT, ACCOUNT_KEYS, ACCOUNTS, ADMIN_KEYS, AUDIT_LOGS, CHAT, KEY, KEYS, MODELS, PROJECT,
+    PROJECTS, Shared, USAGE,
 };
 use crate::fault::Lag;
 use crate::life::as_of;
@@ -37,6 +37,7 @@ pub(super) fn routes(shared: Shared) -> Router {
         .route(KEY, get(get_key).delete(delete_key))
         .route(ADMIN_KEYS, get(list_admin_keys))
         .route(USAGE, get(usage))
+        .route(AUDIT_LOGS, get(list_audit_logs))
         .route(MODELS, get(list_models))
         .route(CHAT, post(chat))
         .fallback(nowhere)
@@ -334,6 +335,55 @@ async fn list_admin_keys(
         },
     });
     page(vec![key], &query)
+}
+
+async fn list_audit_logs(
+    _: AsAdmin,
+    Held(shared): Held<Shared>,
+    Query(query): Parameters,
+) -> Answer {
+    let state = shared.state();
+    let since = one(&query, "effective_at[gte]").map(str::parse::<i64>).transpose();
+    let since = since.map_err(|_| Failure::bad("Invalid value for 'effective_at'."))?.unwrap_or(0);
+    let is_one_of = |name: &str, value: &str| {
+        let mut wanted = many(&query, name).peekable();
+        wanted.peek().is_none() || wanted.any(|wanted| wanted == value)
+    };
+    let fits = |event: &&Happened| {
+        seconds(event.at) >= since
+            && is_one_of("resource_ids", &event.of)
+            && is_one_of("event_types", event.kind)
+            && is_one_of("actor_ids", actor_id(&state, event.actor))
+    };
+    let kept = state.events.iter().rev().filter(|_| !state.options.audit_log_is_off);
+    page(kept.filter(fits).map(|event| event_json(&state, event)).collect(), &query)
+}
+
+fn actor_id(state: &State, actor: Actor) -> &str {
+    match actor {
+        Actor::AdminKey => &state.admin.id,
+        Actor::Person => "user-1",
+        Actor::Nobody => "",
+    }
+}
+
+fn event_json(state: &State, event: &Happened) -> Value {
+    let user = json!({ "id": "user-1", "email": "someone@example.com" });
+    let actor = match event.actor {
+        Actor::AdminKey => json!({
+            "type": "api_key", "api_key": { "id": state.admin.id, "type": "user", "user": user },
+        }),
+        Actor::Person => json!({
+            "type": "session", "session": { "user": user, "ip_address": "192.0.2.7" },
+        }),
+        Actor::Nobody => Value::Null,
+    };
+    let mut answer = json!({
+        "id": event.id, "type": event.kind, "effective_at": seconds(event.at), "actor": actor,
+        "project": { "id": state.project.id, "name": "twin" },
+    });
+    answer[event.kind] = json!({ "id": event.of });
+    answer
 }
 
 async fn list_models(AsKey(_): AsKey) -> Answer {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use axum::Router;
 use tokio::net::TcpListener;
 
-use self::state::{Owner, Standing, State};
+use self::state::{Actor, Owner, Standing, State};
 use crate::fault::{Faults, NoSuchOperation, Operation, Script, Seen};
 use crate::life::millis;
 use crate::server::{Server, serve};
@@ -31,6 +31,8 @@ pub struct TwinOptions {
     pub keeps_keys_of_accounts: bool,
     /// The most service accounts that the project may have.
     pub most_accounts: Option<usize>,
+    /// Whether the organisation keeps no audit log.
+    pub audit_log_is_off: bool,
     /// How long a new key is refused.
     pub propagation: Duration,
     /// How long a revoked key is accepted.
@@ -166,7 +168,7 @@ impl Twin {
 
     /// Makes a service account and a key, as a person would in the dashboard.
     pub fn make_key(&self, account: &str) -> HandMade {
-        let owner = self.shared.state().add_account(account);
+        let owner = self.shared.as_actor(Actor::Person, |state| state.add_account(account));
         self.make_key_for(&owner)
     }
 
@@ -183,6 +185,18 @@ impl Twin {
     /// Takes access to the project away from the person who owns keys; the keys go on working.
     pub fn remove_person(&self) {
         self.shared.state().person_has_access = false;
+    }
+
+    /// Ends a key as the provider does by itself, where it finds one in public.
+    pub fn end_by_itself(&self, id: &str) {
+        self.shared.as_actor(Actor::Nobody, |state| state.end_key(id));
+    }
+
+    /// Gives a service account another name, as a person would in the dashboard.
+    pub fn rename_account(&self, id: &str, name: &str) {
+        if let Some(account) = self.shared.state().accounts.get_mut(id) {
+            account.name = name.into();
+        }
     }
 
     /// Leaves a key only these scopes.
@@ -214,9 +228,10 @@ impl Twin {
     }
 
     fn make(&self, owner: Owner, owner_id: &str, name: &str) -> HandMade {
-        let mut state = self.shared.state();
-        let id = state.add_key(owner, name, None, Vec::new());
-        HandMade { owner: owner_id.into(), value: state.keys[&id].value.clone(), id }
+        self.shared.as_actor(Actor::Person, |state| {
+            let id = state.add_key(owner, name, None, Vec::new());
+            HandMade { owner: owner_id.into(), value: state.keys[&id].value.clone(), id }
+        })
     }
 }
 
@@ -240,6 +255,15 @@ impl Shared {
 
     fn router(&self) -> Router {
         self.faults.clone().wrap(handlers::routes(self.clone()))
+    }
+
+    /// Changes something in somebody's name.
+    fn as_actor<T>(&self, actor: Actor, change: impl FnOnce(&mut State) -> T) -> T {
+        let mut state = self.state();
+        state.actor = actor;
+        let changed = change(&mut state);
+        state.actor = Actor::AdminKey;
+        changed
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -271,6 +295,7 @@ const KEYS: &str = "/v1/organization/projects/{project}/api_keys";
 const KEY: &str = "/v1/organization/projects/{project}/api_keys/{key}";
 const ADMIN_KEYS: &str = "/v1/organization/admin_api_keys";
 const USAGE: &str = "/v1/organization/usage/completions";
+const AUDIT_LOGS: &str = "/v1/organization/audit_logs";
 const MODELS: &str = "/v1/models";
 const CHAT: &str = "/v1/chat/completions";
 
@@ -288,6 +313,7 @@ pub const OPERATIONS: &[Operation] = &[
     Operation { name: "delete_api_key", method: "DELETE", path: KEY },
     Operation { name: "list_admin_api_keys", method: "GET", path: ADMIN_KEYS },
     Operation { name: "usage_completions", method: "GET", path: USAGE },
+    Operation { name: "list_audit_logs", method: "GET", path: AUDIT_LOGS },
     Operation { name: "list_models", method: "GET", path: MODELS },
     Operation { name: "create_chat_completion", method: "POST", path: CHAT },
 ];

@@ -18,7 +18,31 @@ pub(super) struct State {
     pub(super) keys: BTreeMap<String, Key>,
     /// Whether the person who owns keys may still use the project.
     pub(super) person_has_access: bool,
+    /// Who acts now, for the audit log.
+    pub(super) actor: Actor,
+    /// What happened, in order.
+    pub(super) events: Vec<Happened>,
     order: u64,
+}
+
+/// Who did something.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Actor {
+    /// Whoever holds the admin key.
+    AdminKey,
+    /// A person in the dashboard.
+    Person,
+    /// The provider.
+    Nobody,
+}
+
+/// One event of the audit log.
+pub(super) struct Happened {
+    pub(super) id: String,
+    pub(super) kind: &'static str,
+    pub(super) of: String,
+    pub(super) at: i64,
+    pub(super) actor: Actor,
 }
 
 pub(super) struct Admin {
@@ -84,6 +108,8 @@ impl State {
             accounts: BTreeMap::new(),
             keys: BTreeMap::new(),
             person_has_access: true,
+            actor: Actor::AdminKey,
+            events: Vec::new(),
             order: 0,
         }
     }
@@ -92,6 +118,7 @@ impl State {
         let id = format!("svc_acct_{}", random(LETTERS, 24));
         let account = Account { id: id.clone(), name: name.into(), life: self.born() };
         self.accounts.insert(id.clone(), account);
+        self.happened("service_account.created", &id);
         id
     }
 
@@ -116,6 +143,7 @@ impl State {
             uses: Vec::new(),
         };
         self.keys.insert(id.clone(), key);
+        self.happened("api_key.created", &id);
         id
     }
 
@@ -148,8 +176,9 @@ impl State {
     }
 
     pub(super) fn end_key(&mut self, id: &str) {
-        if let Some(key) = self.keys.get_mut(id) {
+        if let Some(key) = self.keys.get_mut(id).filter(|key| key.life.ended.is_none()) {
             key.life.end();
+            self.happened("api_key.deleted", id);
         }
     }
 
@@ -157,6 +186,7 @@ impl State {
     pub(super) fn end_account(&mut self, id: &str) {
         if let Some(account) = self.accounts.get_mut(id) {
             account.life.end();
+            self.happened("service_account.deleted", id);
         }
         let owner = Owner::Account(id.into());
         self.keys.values_mut().filter(|key| key.owner == owner).for_each(|key| key.life.end());
@@ -184,6 +214,16 @@ impl State {
     pub(super) fn shown_uses<'a>(&self, key: &'a Key) -> impl Iterator<Item = i64> + use<'a> {
         let until = now() - millis(self.options.usage_lag);
         key.uses.iter().copied().filter(move |used| *used <= until)
+    }
+
+    fn happened(&mut self, kind: &'static str, of: &str) {
+        self.events.push(Happened {
+            id: format!("audit_log-{}", random(LETTERS, 24)),
+            kind,
+            of: of.into(),
+            at: now(),
+            actor: self.actor,
+        });
     }
 
     fn born(&mut self) -> Life {

@@ -19,7 +19,7 @@ use crate::exit::Exit;
 use crate::output::{Failure, Format};
 use crate::select::Selection;
 use crate::session::Session;
-use crate::{prepare, words};
+use crate::{prepare, refused, words};
 
 /// Check whether secrets could be rotated: configuration, permissions, quotas, stores, workloads; changes nothing
 #[derive(Debug, Args)]
@@ -54,7 +54,7 @@ pub(crate) async fn run(args: &CheckArgs, globals: &Globals) -> Result<Exit, Fai
     for secret in &secrets {
         let plan = prepare::pinned_draft(&session, &config, secret).await?;
         let built = drivers_of(&plan)?;
-        let here = one(secret, &plan, &built).await;
+        let here = one(&session, secret, &plan, &built).await;
         if here.iter().any(|one| one.blocks) {
             conversions.extend(conversion(secret, &built).await);
         }
@@ -135,7 +135,7 @@ async fn listed(list: &DenyListConfig, plan: &Plan) -> Vec<Finding> {
     examined.into_iter().map(|finding| Finding::note(finding.message)).collect()
 }
 
-async fn one(secret: &Secret, plan: &Plan, built: &Built) -> Vec<Found> {
+async fn one(session: &Session, secret: &Secret, plan: &Plan, built: &Built) -> Vec<Found> {
     let mut found = Vec::new();
     let mut add = |place: String, findings: Result<Vec<Finding>, CallError>| {
         let findings = findings.unwrap_or_else(|error| vec![Finding::blocks(error.to_string())]);
@@ -171,7 +171,20 @@ async fn one(secret: &Secret, plan: &Plan, built: &Built) -> Vec<Found> {
         }
     }
     add("stores".into(), held(plan, built).await);
+    add(format!("issuer {}", plan.issuer.bound.name), accepted(session, plan, built).await);
     found
+}
+
+/// A refusal of what readers use holds no rotation up: one puts it right.
+async fn accepted(
+    session: &Session,
+    plan: &Plan,
+    built: &Built,
+) -> Result<Vec<Finding>, CallError> {
+    let row = session.journal.inventory(&plan.secret).await.ok().flatten();
+    let refused = refused::in_use(session, plan, built, row.as_ref()).await;
+    let note = |what| Finding::note(format!("{what}: `{}`", refused::then(plan)));
+    Ok(refused.map(note).into_iter().collect())
 }
 
 /// One value in two places is told, and holds nothing up: only a rotation puts it right.

@@ -1,38 +1,84 @@
-//! `keywheel doctor`: does the world agree with the journal? Changes nothing.
+//! `keywheel doctor`: does the world agree with the journal? Changes nothing, unless it is told to end orphans.
+
+use std::sync::Arc;
 
 use clap::Args;
+use keywheel_core::call::{CallError, RefusalKind};
 use keywheel_core::evidence::{Expected, Proof, judge};
 use keywheel_core::fingerprint::{Compared, Fingerprint};
 use keywheel_core::inventory::{Inventory, Version};
-use keywheel_core::plan::{Plan, RotationId};
+use keywheel_core::plan::Plan;
 use keywheel_core::planted;
 use keywheel_core::rotation::Rotation;
 use keywheel_core::strategy::Side;
-use keywheel_core::version::{IssuedId, Stage};
+use keywheel_core::version::Stage;
+use keywheel_driver::Issuer;
 use keywheel_driver::workload::elsewhere;
+use keywheel_engine::NoWatch;
+use keywheel_engine::orphans::{Fate, Labelled, PREFIX, Sorted};
 use keywheel_engine::request::{can_be_put_right, held_by};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::cli::Globals;
 use crate::compile::{Built, drivers_of};
-use crate::config::{Config, Secret};
+use crate::config::{Config, Environment, Secret};
 use crate::exit::Exit;
 use crate::output::{Failure, Format};
 use crate::select::Selection;
-use crate::session::{Session, journal_failure};
-use crate::{claims, prepare, words};
+use crate::session::{Session, engine_failure, journal_failure};
+use crate::{claims, code, confirm, prepare, refused, words};
 
-/// Compare journal and world: drift in stores, stale replicas, live credentials that nobody owns; changes nothing
+/// Compare journal and world: drift in stores, stale replicas, live credentials that nobody owns, keys that their issuer refuses; changes nothing by itself
 #[derive(Debug, Args)]
 pub(crate) struct DoctorArgs {
     #[command(flatten)]
     selection: Selection,
+    /// End, for good, the live credentials that a rotation of this journal made and that nobody owns
+    #[arg(long)]
+    end_orphans: bool,
+    /// Why, in your words, for the audit chain
+    #[arg(long, value_name = "TEXT", requires = "end_orphans")]
+    because: Option<String>,
+    /// Do not ask
+    #[arg(long, short, requires = "end_orphans")]
+    yes: bool,
 }
 
 struct Finding {
     secret: String,
     what: String,
     then: String,
+}
+
+/// An emergency ends what readers use, and is on its way to replace it.
+fn ends_what_is_in_use(rotation: &Rotation) -> bool {
+    rotation.plan().is_emergency() && !rotation.rests()
+}
+
+/// A labelled credential that no version of a secret owns.
+struct Stray<'a> {
+    secret: &'a Secret,
+    issuer: Arc<dyn Issuer>,
+    one: Labelled,
+}
+
+/// What was seen.
+#[derive(Default)]
+struct Seen<'a> {
+    findings: Vec<Finding>,
+    orphans: Vec<Stray<'a>>,
+    /// Under labels of somebody else.
+    foreign: Vec<Stray<'a>>,
+    /// Secrets that only a person could look at.
+    unseen: Vec<String>,
+}
+
+/// What became of orphans.
+#[derive(Default)]
+struct Cleared<'a> {
+    ended: Vec<Stray<'a>>,
+    /// Each with the reason.
+    left: Vec<(Stray<'a>, String)>,
 }
 
 pub(crate) async fn run(args: &DoctorArgs, globals: &Globals) -> Result<Exit, Failure> {
@@ -44,14 +90,16 @@ pub(crate) async fn run(args: &DoctorArgs, globals: &Globals) -> Result<Exit, Fa
     };
     let secrets = selection.secrets(globals, &config).await?;
     let session = Session::look(globals, &config, &environment.name)?;
-    let mut found = Vec::new();
-    for secret in &secrets {
+    let mut seen = Seen::default();
+    for &secret in &secrets {
         if let Some(row) = session.inventory(&secret.name).await? {
-            found.extend(Check { session: &session, config: &config, secret, row }.all().await?);
+            let asks_people = args.end_orphans;
+            let check = Check { session: &session, config: &config, secret, row, asks_people };
+            check.all(&mut seen).await?;
         }
     }
     for (secret, place) in claims::left_behind(&session, &config, environment).await? {
-        found.push(Finding {
+        seen.findings.push(Finding {
             secret: secret.name().into(),
             what: format!(
                 "our claim still stands on a store that no secret has any more: `{place}`"
@@ -60,25 +108,128 @@ pub(crate) async fn run(args: &DoctorArgs, globals: &Globals) -> Result<Exit, Fa
         });
     }
     let verdict = session.journal.verify_audit().await.map_err(journal_failure)?;
-    found.extend(verdict.faults.into_iter().map(|fault| Finding {
+    seen.findings.extend(verdict.faults.into_iter().map(|fault| Finding {
         secret: "-".into(),
         what: format!("audit chain: {fault}"),
         then: "keywheel audit verify".into(),
     }));
+    let Seen { mut findings, orphans, foreign, unseen } = seen;
+    unseen.iter().for_each(|line| globals.output().note(line));
+    let mut cleared = Cleared::default();
+    if args.end_orphans {
+        cleared = end_orphans(args, globals, &config, environment, orphans).await?;
+        let left = cleared.left.iter().map(|(stray, why)| Finding {
+            what: format!("was not ended: {}: {why}", stray.words()),
+            ..stray.finding()
+        });
+        findings.extend(left);
+        let why = || "no rotation of this journal made it".to_owned();
+        cleared.left.extend(foreign.into_iter().map(|stray| (stray, why())));
+    } else {
+        findings.extend(orphans.iter().map(Stray::finding));
+    }
+    tell(globals, environment, secrets.len(), &findings, &cleared)?;
+    Ok(if findings.is_empty() { Exit::Done } else { Exit::NeedsOperator })
+}
+
+fn tell(
+    globals: &Globals,
+    environment: &Environment,
+    secrets: usize,
+    found: &[Finding],
+    cleared: &Cleared<'_>,
+) -> Result<(), Failure> {
     let output = globals.output();
     match output.format {
         Format::Text => {
             let rows: Vec<Vec<String>> =
                 found.iter().map(|one| vec![one.secret.clone(), one.what.clone(), one.then.clone()]).collect();
             let verdict = if found.is_empty() { "world and journal agree".into() } else { words::counted(found.len(), "finding") };
-            output.text(&format!("{}{}: {}, {verdict}\n", words::table(&rows, "  "), environment.name, words::counted(secrets.len(), "secret")))?;
+            output.text(&format!("{}{}{}: {}, {verdict}\n", cleared.text(), words::table(&rows, "  "), environment.name, words::counted(secrets, "secret")))
         }
         Format::Json => output.json(&json!({
             "environment": environment.name,
             "findings": found.iter().map(|one| json!({ "secret": one.secret, "what": one.what, "then": one.then })).collect::<Vec<_>>(),
-        }))?,
+            "ended": cleared.ended.iter().map(|stray| stray.json(None)).collect::<Vec<_>>(),
+            "left": cleared.left.iter().map(|(stray, why)| stray.json(Some(why))).collect::<Vec<_>>(),
+        })),
     }
-    Ok(if found.is_empty() { Exit::Done } else { Exit::NeedsOperator })
+}
+
+/// Ends what was confirmed, one after another; one that cannot be ended stops no other.
+async fn end_orphans<'a>(
+    args: &DoctorArgs,
+    globals: &Globals,
+    config: &Config,
+    environment: &Environment,
+    orphans: Vec<Stray<'a>>,
+) -> Result<Cleared<'a>, Failure> {
+    let mut cleared = Cleared::default();
+    if orphans.is_empty() {
+        return Ok(cleared);
+    }
+    let needs_reason = orphans.iter().find(|stray| stray.secret.rules.needs_reason);
+    if let Some(stray) = needs_reason.filter(|_| args.because.is_none()) {
+        let name = &stray.secret.name;
+        let failure = Failure::new(format!("the policy of `{name}` requires a reason"));
+        return Err(failure
+            .code(code::POLICY_REQUIRES)
+            .exit(Exit::Refused)
+            .now("nothing changed")
+            .hint("say why with `--because TEXT`"));
+    }
+    for stray in &orphans {
+        globals.output().note(&format!("  {}: {}", stray.secret.name, stray.words()));
+    }
+    let question = format!("End {} for good?", words::counted(orphans.len(), "credential"));
+    confirm::go_on(environment, &question, confirm::SAY_YES, args.yes)?;
+    let session = Session::act(globals, config, &environment.name, Arc::new(NoWatch))?;
+    let because = args.because.as_deref().unwrap_or("nobody owned it");
+    for stray in orphans {
+        let Stray { secret, issuer, one } = &stray;
+        let ended = session.engine.end_orphan(&secret.name, issuer.as_ref(), one, because).await;
+        match ended.map_err(engine_failure) {
+            Ok(Fate::Ended) => cleared.ended.push(stray),
+            Ok(Fate::Left(why)) => cleared.left.push((stray, why)),
+            Err(failure) => cleared.left.push((stray, failure.message)),
+        }
+    }
+    Ok(cleared)
+}
+
+impl Stray<'_> {
+    fn words(&self) -> String {
+        format!("credential `{}`, labelled `{}`", self.one.issued, self.one.label)
+    }
+
+    fn finding(&self) -> Finding {
+        Finding {
+            secret: self.secret.name.name().into(),
+            what: format!(
+                "a live credential that nobody owns carries our label `{}`: `{}`",
+                self.one.label, self.one.issued
+            ),
+            then: format!("keywheel doctor --end-orphans {}", self.secret.name),
+        }
+    }
+
+    fn json(&self, because: Option<&str>) -> Value {
+        json!({
+            "secret": self.secret.name, "id": self.one.issued.to_string(),
+            "label": self.one.label, "because": because,
+        })
+    }
+}
+
+impl Cleared<'_> {
+    fn text(&self) -> String {
+        let row = |what: &str, stray: &Stray<'_>, why: &str| {
+            vec![what.into(), stray.secret.name.name().into(), stray.words(), why.into()]
+        };
+        let ended = self.ended.iter().map(|stray| row("ended", stray, ""));
+        let left = self.left.iter().map(|(stray, why)| row("left", stray, why));
+        words::table(&ended.chain(left).collect::<Vec<_>>(), "")
+    }
 }
 
 /// Before a secret's first version is promoted, and after it was taken back, its stores may hold nothing.
@@ -86,15 +237,17 @@ fn may_hold_nothing(rotation: &Rotation) -> bool {
     rotation.plan().previous.is_none() && rotation.promoted_side() == Side::Previous
 }
 
-struct Check<'a> {
-    session: &'a Session,
-    config: &'a Config,
+struct Check<'s, 'a> {
+    session: &'s Session,
+    config: &'s Config,
     secret: &'a Secret,
     row: Inventory,
+    /// Whether a person is asked for what only a person can see.
+    asks_people: bool,
 }
 
-impl Check<'_> {
-    async fn all(&self) -> Result<Vec<Finding>, Failure> {
+impl<'a> Check<'_, 'a> {
+    async fn all(&self, seen: &mut Seen<'a>) -> Result<(), Failure> {
         let open = match &self.row.open {
             Some(_) => self.session.open_rotation(&self.secret.name).await?,
             None => None,
@@ -105,19 +258,21 @@ impl Check<'_> {
             None => prepare::pinned_draft(self.session, self.config, self.secret).await?,
         };
         let built = drivers_of(&plan)?;
-        let mut found = Vec::new();
+        let found = &mut seen.findings;
         for (_, objection) in claims::objections(&plan, &built).await? {
             found.push(self.finding(objection, "adopt --take-over --because …"));
         }
-        self.stores(&plan, &built, open, &mut found).await;
+        self.stores(&plan, &built, open, found).await;
         if open.is_none_or(Rotation::rests) {
-            self.replicas(&plan, &built, &mut found).await;
+            self.replicas(&plan, &built, found).await;
+        }
+        if !open.is_some_and(ends_what_is_in_use) {
+            self.refused(&plan, &built, found).await;
         }
         let parked = open.and_then(Rotation::parked).map(|reason| words::parked(&plan, reason));
         found.extend(parked.map(|reason| self.finding(format!("parked: {reason}"), "resume")));
-        self.unended(&mut found);
-        self.orphans(&built, &mut found).await?;
-        Ok(found)
+        self.unended(found);
+        self.labelled(&built, seen).await
     }
 
     fn finding(&self, what: String, command: &str) -> Finding {
@@ -213,6 +368,16 @@ impl Check<'_> {
         }
     }
 
+    /// The issuer may have ended the version in use by itself.
+    async fn refused(&self, plan: &Plan, built: &Built, found: &mut Vec<Finding>) {
+        let refused = refused::in_use(self.session, plan, built, Some(&self.row)).await;
+        found.extend(refused.map(|what| Finding {
+            secret: self.secret.name.name().into(),
+            what,
+            then: refused::then(plan),
+        }));
+    }
+
     /// Versions that readers no longer have, and that nobody ended: an edit by hand took their place.
     fn unended(&self, found: &mut Vec<Finding>) {
         for version in self.row.versions.iter().filter(|version| version.stage.is_none()) {
@@ -227,43 +392,32 @@ impl Check<'_> {
         }
     }
 
-    /// Live credentials that carry our label, and that no version and no open rotation of this journal owns (L04).
-    async fn orphans(&self, built: &Built, found: &mut Vec<Finding>) -> Result<(), Failure> {
-        if built.issuer.facts().is_kept_by_hand() {
+    /// Live credentials under a label that no version and no open rotation of this journal owns (L04).
+    async fn labelled(&self, built: &Built, seen: &mut Seen<'a>) -> Result<(), Failure> {
+        if built.issuer.facts().is_kept_by_hand() && !self.asks_people {
             // Nobody is asked to look for what is not known to be missing.
             return Ok(());
         }
-        let live = match built.issuer.list("kw-").await {
+        let live = match built.issuer.list(PREFIX).await {
             Ok(live) => live,
+            Err(CallError::Refused(refusal)) if refusal.kind == RefusalKind::NeedsPerson => {
+                let name = &self.secret.name;
+                seen.unseen.push(format!("  {name}: orphans were not looked for: {refusal}"));
+                return Ok(());
+            }
             Err(error) => {
-                found.push(self.finding(format!("its issuer cannot be asked: {error}"), "check"));
+                let what = format!("its issuer cannot be asked: {error}");
+                seen.findings.push(self.finding(what, "check"));
                 return Ok(());
             }
         };
-        let rotations = self
-            .session
-            .journal
-            .rotations(Some(&self.secret.name))
-            .await
-            .map_err(journal_failure)?;
-        let is_ours = |label: &str| {
-            rotations.iter().any(|row| label.starts_with(&row.rotation.label_prefix()))
-        };
-        let open: Option<&RotationId> = self.row.open.as_ref().map(|open| &open.rotation);
-        for one in live {
-            let label = one.label.map(|label| label.0).unwrap_or_default();
-            // An id that a person gave is the name of the key, whatever the issuer calls it since.
-            let is_this = |issued: &&IssuedId| **issued == one.issued || issued.id == label;
-            let mut ids = self.row.versions.iter().filter_map(|version| version.issued.as_ref());
-            let owned = ids.any(|issued| is_this(&issued));
-            let in_work = open.is_some_and(|open| label.starts_with(&open.label_prefix()));
-            if is_ours(&label) && !owned && !in_work {
-                found.push(self.finding(
-                    format!("a live credential that nobody owns carries our label `{label}`"),
-                    "where",
-                ));
-            }
-        }
+        let owners = self.session.engine.owners(&self.secret.name).await;
+        let Sorted { orphans, foreign } = owners.map_err(engine_failure)?.sort(live);
+        let stray = |one| Stray { secret: self.secret, issuer: Arc::clone(&built.issuer), one };
+        seen.orphans.extend(orphans.into_iter().map(stray));
+        let is_told = |one: &Labelled| seen.foreign.iter().any(|told| told.one == *one);
+        let untold: Vec<Labelled> = foreign.into_iter().filter(|one| !is_told(one)).collect();
+        seen.foreign.extend(untold.into_iter().map(stray));
         Ok(())
     }
 }

@@ -1,8 +1,15 @@
-//! `keywheel incident`: the emergencies that the journal holds.
+//! `keywheel incident`: the emergencies that the journal holds, what others have on record about their suspects, and what is still
+//! owed.
+
+use std::sync::Arc;
 
 use clap::{Args, Subcommand};
 use keywheel_core::event::Outcome;
+use keywheel_core::inventory::{Closed, Decision, Inventory};
+use keywheel_core::secret::SecretName;
 use keywheel_core::time::{Span, Timestamp};
+use keywheel_driver::duration::Duration;
+use keywheel_engine::NoWatch;
 use serde_json::{Value, json};
 
 use crate::cli::Globals;
@@ -10,10 +17,11 @@ use crate::exit::Exit;
 use crate::exposed::Standing;
 use crate::incident::{self, End, Incident, Log, Out, Outage, Story, Suspect};
 use crate::output::{Failure, Format};
-use crate::session::{Session, environment};
+use crate::session::{Session, engine_failure, environment};
+use crate::traces::{self, Traces};
 use crate::{code, drive, words};
 
-/// Show emergencies: exposure, outage, logs, what else may be exposed, and what is still owed
+/// Show emergencies: exposure, outage, records of issuers, logs, what else may be exposed, and what is still owed
 #[derive(Debug, Args)]
 pub(crate) struct IncidentArgs {
     #[command(subcommand)]
@@ -27,11 +35,26 @@ pub(crate) struct IncidentArgs {
 enum IncidentCommand {
     /// List emergencies, newest first
     List,
-    /// Show one emergency
+    /// Show one emergency, with what issuers and logs have on record about its suspects
     Show {
-        /// Its id, or the first six digits or more [default: the newest]
+        /// Its id, the first six digits or more, or a secret of it [default: the newest]
         #[arg(value_name = "ID")]
         id: Option<String>,
+        /// From when on issuers are asked: a date, a time, or how long ago, as in 7d [default: since each version was made]
+        #[arg(long, value_name = "TIME")]
+        since: Option<String>,
+    },
+    /// Close what is still owed without doing it
+    Close {
+        /// Its id, the first six digits or more, or a secret of it [default: the newest]
+        #[arg(value_name = "ID")]
+        id: Option<String>,
+        /// Only what is owed for this secret
+        #[arg(long, value_name = "SECRET")]
+        secret: Option<String>,
+        /// Why it need not be done, in your words
+        #[arg(long, value_name = "TEXT")]
+        note: String,
     },
 }
 
@@ -46,15 +69,99 @@ pub(crate) async fn run(args: &IncidentArgs, globals: &Globals) -> Result<Exit, 
         (IncidentCommand::List, Format::Json) => {
             output.json(&json!({ "incidents": incidents.iter().map(row).collect::<Vec<_>>() }))?;
         }
-        (IncidentCommand::Show { id }, format) => {
+        (IncidentCommand::Show { id, since }, format) => {
             let incident = find(&incidents, id.as_deref())?;
+            let since = since.as_deref().map(|since| instant(since, session.now())).transpose()?;
+            let traces = traces::look(incident, since).await;
             match format {
-                Format::Text => output.text(&text(incident, session.now()))?,
-                Format::Json => output.json(&whole(&session, incident))?,
+                Format::Text => output.text(&text(incident, &traces, session.now()))?,
+                Format::Json => output.json(&whole(&session, incident, &traces))?,
+            }
+        }
+        (IncidentCommand::Close { id, secret, note }, format) => {
+            let incident = find(&incidents, id.as_deref())?;
+            let to_close = closable(incident, secret.as_deref())?;
+            let session = Session::act(globals, &config, &chosen.name, Arc::new(NoWatch))?;
+            close(&session, incident, &to_close, note).await?;
+            let left = incident.owed.len() - to_close.len();
+            match format {
+                Format::Text => {
+                    let closed =
+                        to_close.iter().map(|secret| format!("closed: {secret} was not rotated\n"));
+                    output.text(&format!(
+                        "{}{} still owed\n",
+                        closed.collect::<String>(),
+                        words::counted(left, "thing")
+                    ))?;
+                }
+                Format::Json => output
+                    .json(&json!({ "incident": incident.id, "closed": to_close, "owed": left }))?,
             }
         }
     }
     Ok(Exit::Done)
+}
+
+/// Reads a date, a time, or how long ago something was.
+fn instant(text: &str, now: Timestamp) -> Result<Timestamp, Failure> {
+    if let Ok(ago) = text.parse::<Duration>() {
+        return Ok(now - ago.span());
+    }
+    let time = || text.parse::<jiff::Timestamp>().ok();
+    let date =
+        || text.parse::<jiff::civil::Date>().ok()?.to_zoned(jiff::tz::TimeZone::system()).ok();
+    let at = time().or_else(|| Some(date()?.timestamp()));
+    let wrong = || Failure::new(format!("`{text}` is neither a time nor how long ago one was"));
+    let hint = "write it as 2026-01-31, 2026-01-31T09:00:00Z, or 7d";
+    let at = at.ok_or_else(|| wrong().code(code::USAGE).hint(hint))?;
+    Ok(Timestamp::from_millis(at.as_millisecond()))
+}
+
+/// Returns the secrets whose rotation is owed and that a note can close.
+fn closable(incident: &Incident, only: Option<&str>) -> Result<Vec<SecretName>, Failure> {
+    let names = |secret: &SecretName| {
+        only.is_none_or(|only| secret.name() == only || secret.to_string() == only)
+    };
+    let owed = incident.owed.iter().filter_map(|owed| owed.can_close.clone());
+    let mut secrets: Vec<SecretName> = owed.filter(names).collect();
+    secrets.dedup();
+    if !secrets.is_empty() {
+        return Ok(secrets);
+    }
+    let failure = Failure::new(format!("incident {} owes nothing that a note closes", incident.id));
+    let hint = match incident.is_open() {
+        true => {
+            "a rotation that is under way ends with `keywheel resume`, or on your word with `keywheel resolve`"
+        }
+        false => "`keywheel incident show` says what is owed",
+    };
+    Err(failure.code(code::NOT_NOW).exit(Exit::Refused).now("nothing changed").hint(hint))
+}
+
+/// Notes it in the row of a secret of the emergency, and in the audit chain.
+async fn close(
+    session: &Session,
+    incident: &Incident,
+    secrets: &[SecretName],
+    note: &str,
+) -> Result<(), Failure> {
+    let at = session.now();
+    let closed = secrets.iter().map(|secret| Closed {
+        incident: incident.id.clone(),
+        secret: secret.clone(),
+        at,
+        note: note.into(),
+    });
+    let names: Vec<String> = secrets.iter().map(ToString::to_string).collect();
+    let what = format!("closed what incident {} owed for {}", incident.id, names.join(", "));
+    let change = |row: Option<Inventory>| {
+        let mut row = row?;
+        row.closed.extend(closed);
+        row.decided = Some(Decision { at, what, because: note.into() });
+        Some(row)
+    };
+    let member = &incident.stories[0].rotation.plan().secret;
+    session.engine.note(member, "closed", change).await.map_err(engine_failure)
 }
 
 fn find<'a>(incidents: &'a [Incident], id: Option<&str>) -> Result<&'a Incident, Failure> {
@@ -63,6 +170,13 @@ fn find<'a>(incidents: &'a [Incident], id: Option<&str>) -> Result<&'a Incident,
         let hint = "`keywheel rotation list` lists what was rotated at a steady pace";
         return incidents.first().ok_or_else(|| none().hint(hint));
     };
+    let is_of = |story: &Story| {
+        let secret = &story.rotation.plan().secret;
+        secret.name() == id || secret.to_string() == id
+    };
+    if let Some(newest) = incidents.iter().find(|incident| incident.stories.iter().any(is_of)) {
+        return Ok(newest);
+    }
     let mut matching = incidents.iter().filter(|incident| incident.id.0.starts_with(id));
     match (matching.next(), matching.next()) {
         (Some(incident), None) if id.len() >= 6 => Ok(incident),
@@ -108,7 +222,7 @@ fn state(incident: &Incident) -> &'static str {
 }
 
 /// Puts an emergency into words.
-fn text(incident: &Incident, now: Timestamp) -> String {
+fn text(incident: &Incident, traces: &Traces, now: Timestamp) -> String {
     let order = if incident.revoke_first {
         "revoked first".into()
     } else {
@@ -128,7 +242,14 @@ fn text(incident: &Incident, now: Timestamp) -> String {
         text.push_str(&told(story, incident.began_at, now));
     }
     text.push_str(&told_exposed(incident));
+    text.push_str(&traces.text());
     text.push_str(&told_logs(incident));
+    for Closed { secret, at, note, .. } in &incident.closed {
+        text.push_str(&format!(
+            "closed {}: {secret} was not rotated: {note}\n",
+            words::logged(*at)
+        ));
+    }
     if incident.owed.is_empty() {
         text.push_str("nothing is owed\n");
     } else {
@@ -255,7 +376,7 @@ fn told_logs(incident: &Incident) -> String {
     text
 }
 
-fn whole(session: &Session, incident: &Incident) -> Value {
+fn whole(session: &Session, incident: &Incident, traces: &Traces) -> Value {
     let exposed = incident.exposed.iter().map(|one| {
         let (standing, owner) = match &one.standing {
             Standing::Rotated => ("rotated", None),
@@ -277,6 +398,11 @@ fn whole(session: &Session, incident: &Incident) -> Value {
         "not_listed": incident.not_listed.iter().map(|(store, why)| json!({ "store": store, "because": why })).collect::<Vec<_>>(),
         "logs": incident.logs.iter().map(of_log).collect::<Vec<_>>(),
         "not_captured": incident.not_captured.iter().map(|(workload, why)| json!({ "workload": workload, "because": why })).collect::<Vec<_>>(),
+        "records": traces.issuers(),
+        "audit_lines": traces.logs(),
+        "closed": incident.closed.iter().map(|closed| json!({
+            "secret": closed.secret, "at": words::rfc3339(closed.at), "note": closed.note,
+        })).collect::<Vec<_>>(),
         "owed": incident.owed.iter().map(|owed| json!({ "what": owed.what, "command": owed.command })).collect::<Vec<_>>(),
     })
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use clap::Args;
 use keywheel_core::event::{Event, Step};
 use keywheel_core::forecast::{Coming, forecast};
-use keywheel_core::plan::{Accept, Mode, Plan, Reason, WorkloadPlan};
+use keywheel_core::plan::{Accept, CannotTell, Mode, Plan, Reason, WorkloadPlan};
 use keywheel_core::strategy::Strategy;
 use keywheel_core::time::Timestamp;
 use serde_json::json;
@@ -100,6 +100,7 @@ pub(crate) fn text(prepared: &[Prepared], now: Timestamp, run: &str) -> String {
     let heads: Vec<Vec<String>> = prepared.iter().map(|one| head(&one.plan)).collect();
     text.push_str(&words::table(&heads, "  "));
     text.push_str(&words::table(&rows(prepared, &coming, now), "  "));
+    text.extend(prepared.iter().filter_map(|one| quiet(&one.plan)));
     text.push_str(&exposed(prepared));
     if prepared.iter().any(|one| one.adopted.is_some()) {
         text.push_str(
@@ -114,6 +115,33 @@ pub(crate) fn text(prepared: &[Prepared], now: Timestamp, run: &str) -> String {
         text.push_str(&format!("  run it: {run} --plan {}\n", hash.short()));
     }
     text
+}
+
+/// Says how it is known that the former version is of no more use, where it is ended on that.
+fn quiet(plan: &Plan) -> Option<String> {
+    let facts = &plan.issuer.facts;
+    let is_ended =
+        facts.destroy || facts.suspend || matches!(plan.strategy, Strategy::Keyring { .. });
+    let has_soak =
+        !plan.is_emergency() && !matches!(plan.strategy, Strategy::Lease | Strategy::Cutover);
+    let previous = plan.previous.as_ref().filter(|_| is_ended && has_soak)?.version;
+    let (name, issuer) = (plan.secret.name(), &plan.issuer.bound.name);
+    let how = match (facts.last_used, plan.policy.cannot_tell) {
+        (None, _) => format!(
+            "whether {previous} is still used cannot be told: it is ended on the other gates alone"
+        ),
+        (Some(used), answer) => {
+            let otherwise = match answer {
+                CannotTell::Wait => "it waits",
+                CannotTell::Allow => "it is ended all the same",
+            };
+            format!(
+                "{previous} is ended once {issuer} tells no use of it (told after up to {}, to {}); without an answer {otherwise}",
+                used.lag, used.granularity
+            )
+        }
+    };
+    Some(format!("  {name}: {how}\n"))
 }
 
 /// Counts the rolls of each workload, and those that there would be if each secret had its own.

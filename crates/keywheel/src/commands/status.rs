@@ -4,13 +4,18 @@ use std::collections::BTreeSet;
 
 use clap::{Args, ValueEnum};
 use keywheel_core::due;
+use keywheel_core::event::{Event, Report};
+use keywheel_core::gate::{Gate, Gates, Light};
 use keywheel_core::inventory::Inventory;
 use keywheel_core::plan::RotationId;
 use keywheel_core::planted;
+use keywheel_core::rotation::Rotation;
 use keywheel_core::secret::SecretName;
 use keywheel_core::time::{Span, Timestamp};
 use keywheel_core::version::{Stage, VersionId};
+use keywheel_drivers::{Build, Context};
 use keywheel_engine::recover::replay;
+use keywheel_journal::Record;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -103,6 +108,8 @@ struct Facts {
     rotation: Option<RotationId>,
     phase: Option<String>,
     parked: Option<String>,
+    parked_at: Option<String>,
+    held_up: Option<HeldUp>,
     dates: Option<Value>,
     owed_at: Option<String>,
     rotated_at: Option<String>,
@@ -171,7 +178,7 @@ async fn rows(
         .secrets
         .iter()
         .map(|secret| match known.binary_search_by(|known| known.row.secret.cmp(&secret.name)) {
-            Ok(index) => row(secret, &known[index], now),
+            Ok(index) => row(config, secret, &known[index], now),
             Err(_) => unmanaged(secret),
         })
         .collect();
@@ -189,8 +196,12 @@ async fn rows(
 struct Known {
     row: Inventory,
     outlook: Option<Outlook>,
-    /// Why its open rotation is parked, in words.
-    parked: Option<String>,
+    /// Why its open rotation is parked, in words, and since when.
+    parked: Option<(String, Timestamp)>,
+    /// What keeps its retirement from counting, where the last look saw something.
+    held_up: Option<HeldUp>,
+    /// Whether a person ends the former version.
+    by_hand: bool,
     /// How far the other environment is that its next rotation waits for.
     stage: Option<Staging>,
 }
@@ -202,7 +213,7 @@ async fn known(
 ) -> Result<Vec<Known>, Failure> {
     let mut known = Vec::new();
     for row in session.journal.inventories().await.map_err(journal_failure)? {
-        let (mut outlook, mut parked) = (None, None);
+        let (mut outlook, mut parked, mut held_up, mut by_hand) = (None, None, None, false);
         let stage = match row.queued.as_ref().and_then(|queued| queued.after.as_ref()) {
             Some(staged) => {
                 let stage = queue::staging(globals, config, staged).await;
@@ -213,14 +224,61 @@ async fn known(
         if let Some(open) = &row.open {
             let records = session.journal.records(&open.rotation).await.map_err(journal_failure)?;
             let rotation = replay(&records).map_err(journal_failure)?;
+            by_hand = rotation.plan().issuer.facts.is_kept_by_hand();
             match &open.parked {
-                Some(reason) => parked = Some(words::parked(rotation.plan(), reason)),
-                None => outlook = Some(Outlook::of(&rotation, now())),
+                Some(reason) => {
+                    let is_it = |record: &&Record| matches!(record.event, Event::Parked { .. });
+                    let since = records.iter().rfind(is_it).map(|record| record.at);
+                    let why = words::parked(rotation.plan(), reason);
+                    parked = Some((why, since.unwrap_or_default()));
+                }
+                None => {
+                    outlook = Some(Outlook::of(&rotation, now()));
+                    held_up = HeldUp::of(&rotation, &records);
+                }
             }
         }
-        known.push(Known { row, outlook, parked, stage });
+        known.push(Known { row, outlook, parked, held_up, by_hand, stage });
     }
     Ok(known)
+}
+
+/// A gate that was not open at the last look at it.
+#[derive(Clone, Serialize)]
+struct HeldUp {
+    quiet: Gate,
+    probes: Gate,
+    drift: Gate,
+    evidence: Gate,
+    /// When the version that is to be ended was last used, where that closes the gate.
+    in_use_at: Option<String>,
+    /// What was seen, in words.
+    seen: String,
+}
+
+impl HeldUp {
+    fn of(rotation: &Rotation, records: &[Record]) -> Option<Self> {
+        let visit = records.iter().rev().find_map(|record| match &record.event {
+            Event::Done { report: Report::Visited(visit), .. } => Some(visit),
+            _ => None,
+        })?;
+        if !rotation.retires() || rotation.ending().last_visit()?.1 == Light::Green {
+            return None;
+        }
+        let Gates { quiet, probes, drift, evidence } = rotation.gates(visit);
+        // A sample that is too early is the rule after a promotion, and only time helps.
+        let speaks = |gate: &Gate| matches!(gate, Gate::Closed | Gate::CannotTell);
+        if ![quiet, probes, drift, evidence].iter().any(speaks) {
+            return None;
+        }
+        let used_at = visit.usage.and_then(|usage| usage.last_used_at);
+        let used_at = used_at.filter(|_| quiet == Gate::Closed);
+        let version = rotation.retiring().first().copied()?;
+        let used = used_at.map(|at| format!("{version} was used {}", words::when(at)));
+        let seen: Vec<String> = used.into_iter().chain(visit.notes.iter().cloned()).collect();
+        let in_use_at = used_at.map(words::rfc3339);
+        Some(Self { quiet, probes, drift, evidence, in_use_at, seen: seen.join("; ") })
+    }
 }
 
 fn unmanaged(secret: &Secret) -> Row {
@@ -249,12 +307,16 @@ fn retired(known: &Known, now: Timestamp) -> Row {
     }
 }
 
-fn row(secret: &Secret, known: &Known, now: Timestamp) -> Row {
+fn row(config: &Config, secret: &Secret, known: &Known, now: Timestamp) -> Row {
     let name = secret.name.name().to_owned();
     let upcoming = due::next(&known.row, &secret.policy);
-    let (standing, state, detail, next) = open(known, now)
+    let is_scheduled = known.row.open.is_none() && known.stage.is_none();
+    let (standing, state, mut detail, next) = open(known, now)
         .or_else(|| staged(known))
         .unwrap_or_else(|| scheduled(secret, &known.row, upcoming.as_ref(), now));
+    if is_scheduled && standing != Standing::Fine && takes_a_person(config, secret) {
+        detail.push_str("; guided: needs you at a terminal");
+    }
     Row { standing, name, state, detail, next, told: told(known, standing, upcoming.as_ref()) }
 }
 
@@ -265,29 +327,35 @@ fn open(known: &Known, now: Timestamp) -> Option<Words> {
     let row = &known.row;
     let open = row.open.as_ref()?;
     let secret = &row.secret;
-    if let Some(reason) = &known.parked
+    if let Some((reason, since)) = &known.parked
         && !planted!("parked_is_under_way")
     {
         return Some((
             Standing::NeedsYou,
             "parked".into(),
-            reason.clone(),
+            format!("{reason}; since {}", words::when(*since)),
             format!("keywheel resume {secret}"),
         ));
     }
     let owed_at = open.owed_at.unwrap_or(now);
     let waits = if row.queued.is_some() { "; the next rotation waits" } else { "" };
     let outlook = known.outlook.unwrap_or_default();
+    let held_up = known.held_up.as_ref().filter(|held_up| !held_up.seen.is_empty());
+    let held_up = held_up.map(|held_up| format!("; {}", held_up.seen));
+    let guided = if known.by_hand && outlook.revokes() { " (guided: needs you)" } else { "" };
     let detail = format!(
-        "{}; next look {}{}{waits}",
+        "{}{}; next look {}{}{guided}{waits}",
         versions(row),
+        held_up.unwrap_or_default(),
         words::distance(owed_at, now),
         outlook.text()
     );
     let late = owed_at + LATE < now;
     let standing = if late { Standing::Late } else { Standing::UnderWay };
+    let in_use = known.held_up.as_ref().is_some_and(|held_up| held_up.in_use_at.is_some());
     let next = match owed_at <= now {
         true => format!("keywheel resume {secret}"),
+        false if in_use => format!("keywheel where {secret} --scan ."),
         false if outlook.can_undo() => format!("keywheel undo {secret}"),
         false => String::new(),
     };
@@ -356,6 +424,12 @@ fn scheduled(
     }
 }
 
+/// Asks the driver, and nobody else.
+fn takes_a_person(config: &Config, secret: &Secret) -> bool {
+    let issuer = secret.issuer.build(&Context::at(&config.folder));
+    issuer.is_ok_and(|issuer| issuer.facts().by_hand.is_some())
+}
+
 fn versions(row: &Inventory) -> String {
     let at = |stage| row.at(stage).map(|version| version.version.to_string());
     match (at(Stage::Current), at(Stage::Previous), at(Stage::Pending)) {
@@ -376,7 +450,9 @@ fn told(known: &Known, standing: Standing, upcoming: Option<&due::Due>) -> Told 
         pending: at(Stage::Pending),
         rotation: open.map(|open| open.rotation.clone()),
         phase: open.map(|open| open.phase.clone()),
-        parked: known.parked.clone(),
+        parked: known.parked.as_ref().map(|(reason, _)| reason.clone()),
+        parked_at: known.parked.as_ref().map(|(_, since)| words::rfc3339(*since)),
+        held_up: known.held_up.clone(),
         dates: known.outlook.map(|outlook| outlook.json()),
         owed_at: open.and_then(|open| open.owed_at).map(words::rfc3339),
         rotated_at: row.rotated_at.map(words::rfc3339),

@@ -16,7 +16,7 @@ services:
     network_mode: none
     stop_grace_period: 1s
     env_file: [.env]
-    command: ["/bin/busybox", "sh", "-c", "trap 'echo backend ends; exit 0' TERM; [ \"$$BROKEN\" = 1 ] && exit 7; echo backend begins; while :; do busybox sleep 0.1; done"]
+    command: ["/bin/busybox", "sh", "-c", "trap 'echo backend ends; exit 0' TERM; [ \"$$BROKEN\" = 1 ] && exit 7; echo backend begins; echo AUDIT user 7 changed order 12; while :; do busybox sleep 0.1; done"]
     healthcheck: { test: ["CMD", "/bin/busybox", "true"], interval: 500ms }
   worker:
     image: IMAGE
@@ -191,6 +191,15 @@ fn a_leaked_file_staged_first(leaked: &Leaked) {
     }
     let worker = logs.iter().find(|log| log["workload"] == "worker").unwrap();
     assert!(worker["kept_in"].is_null() && worker["outlives"] == false, "{worker}");
+    for log in incident["audit_lines"].as_array().unwrap() {
+        let lines = log["lines"].as_array().unwrap();
+        let told =
+            |line: &Value| line.as_str().unwrap().ends_with(" AUDIT user 7 changed order 12");
+        match log["workload"] == "backend" {
+            true => assert!(lines.len() == 1 && lines.iter().all(told), "{log}"),
+            false => assert!(lines.is_empty() && log["not_read"].is_string(), "{log}"),
+        }
+    }
     leaked.run(&["doctor"], 0);
     leaked.run(&["audit", "verify"], 0);
     let text = leaked.run(&["incident", "show"], 0);

@@ -1,0 +1,58 @@
+//! Whether an issuer still accepts what readers use: a leak scanner or an expiry may have ended it by itself (H95).
+//!
+//! The value is read from its stores and tried once. A refusal is told and not asked again, since an account may count wrong
+//! attempts (H77); an answer that proves nothing says nothing.
+
+use keywheel_core::facts::Authority;
+use keywheel_core::fingerprint::Compared;
+use keywheel_core::inventory::{Inventory, Version};
+use keywheel_core::plan::Plan;
+use keywheel_core::planted;
+use keywheel_core::secret::Credential;
+use keywheel_core::version::Stage;
+use keywheel_driver::issuer::Verdict;
+use keywheel_engine::request::held_by;
+
+use crate::compile::Built;
+use crate::session::Session;
+
+/// Says that the issuer of a secret definitely refuses what readers use, and which version that is.
+pub(crate) async fn in_use(
+    session: &Session,
+    plan: &Plan,
+    built: &Built,
+    row: Option<&Inventory>,
+) -> Option<String> {
+    if built.issuer.facts().authority != Authority::Issuer || planted!("dead_key_unnoticed") {
+        return None;
+    }
+    let current = row.and_then(|row| row.at(Stage::Current));
+    let held = held(session, plan, built, current).await?;
+    let refused = matches!(built.issuer.verify(&held).await, Ok(Verdict::Refused));
+    let what = current.map_or("the value".into(), |current| current.version.to_string());
+    let issuer = &plan.issuer.bound.name;
+    refused.then(|| format!("issuer `{issuer}` refuses {what} that readers use"))
+}
+
+/// Returns the command that replaces what is refused.
+pub(crate) fn then(plan: &Plan) -> String {
+    format!("keywheel rotate {} --emergency --because …", plan.secret)
+}
+
+/// What the first store holds that holds the version in use; what somebody else wrote there is nobody's to try.
+async fn held(
+    session: &Session,
+    plan: &Plan,
+    built: &Built,
+    current: Option<&Version>,
+) -> Option<Credential> {
+    let known = current.and_then(|current| current.fingerprint);
+    for (store, planned) in built.stores.iter().zip(&plan.stores) {
+        let Ok(Some(held)) = held_by(store.as_ref(), planned).await else { continue };
+        let seen = session.engine.fingerprint(&held);
+        if known.is_none_or(|known| known.compare(&seen) != Compared::Different) {
+            return Some(held);
+        }
+    }
+    None
+}
