@@ -368,6 +368,28 @@ fn h83_a_keyring_needs_a_slot_for_the_second_value_in_each_store() {
 }
 
 #[test]
+fn logins_that_take_turns_alternate_and_their_names_are_delivered() {
+    let logins = ONE
+        .replace(
+            "{ random: { length: 64 } }",
+            "{ postgres: { admin_url: { env: X }, owner: shop, logins: [shop_a, shop_b] } }",
+        )
+        .replace("    strategy: { keyring: { longest_token: 15m } }\n", "")
+        .replace(
+            "SESSION_SECRET: current, SESSION_SECRET_ALSO_ACCEPTED: also_accepted",
+            "PGPASSWORD: password, PGUSER: username",
+        );
+    let parsed = parse(&logins).unwrap_or_else(|_| panic!("{}", problems(&logins)));
+    let (_, session) = parsed.secret(&"session@default".parse().unwrap()).unwrap();
+    assert_eq!(session.strategy, Strategy::Alternate);
+    insta::assert_snapshot!(told(&logins, ", PGUSER: username", ""), @r"
+    error: keywheel.yaml:21:15: `secrets.session.stores.app` delivers a password without the user name, and the logins take turns
+      hint: add a slot for it, as in `PGUSER: username`
+      code: K0108 (`keywheel explain K0108`)
+    ");
+}
+
+#[test]
 fn h83_a_cutover_says_what_loss_is_accepted() {
     let also = ONE.replace(", SESSION_SECRET_ALSO_ACCEPTED: also_accepted", "");
     let cutover = also.replace("{ keyring: { longest_token: 15m } }", "cutover");

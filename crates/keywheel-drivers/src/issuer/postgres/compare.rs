@@ -20,7 +20,7 @@ pub(super) async fn findings(admin: &Client, config: &Config) -> Result<Vec<Find
     let server = admin.query_one(SERVER, &[]).await.map_err(|error| nothing_done(&error))?;
     if server.get("recovering") {
         return Ok(vec![Finding::blocks(
-            "the server is a replica: `admin_url` must name the primary",
+            "the server is a standby: `admin_url` must name the primary",
         )]);
     }
     let look = Look { admin, config, server };
@@ -28,15 +28,20 @@ pub(super) async fn findings(admin: &Client, config: &Config) -> Result<Vec<Find
     if findings.iter().any(|finding| finding.severity == keywheel_driver::Severity::Blocks) {
         return Ok(findings);
     }
-    findings.extend(look.admin_may().await?);
-    findings.extend(look.databases().await?);
-    findings.extend(look.attributes().await?);
-    findings.extend(look.settings().await?);
-    findings.extend(look.memberships().await?);
-    findings.extend(look.belongings().await?);
-    findings.extend(look.host_rules().await?);
-    findings.extend(look.room().await?);
-    findings.extend(look.dormant().await?);
+    // None waits for the answer to another: all go over the connection at once.
+    let looks = tokio::try_join!(
+        look.admin_may(),
+        look.databases(),
+        look.attributes(),
+        look.settings(),
+        look.memberships(),
+        look.belongings(),
+        look.host_rules(),
+        look.room(),
+        look.dormant(),
+    )?;
+    let (a, b, c, d, e, f, g, h, i) = looks;
+    findings.extend([a, b, c, d, e, f, g, h, i].concat());
     Ok(findings)
 }
 
