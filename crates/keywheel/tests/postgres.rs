@@ -30,11 +30,9 @@ const WARDEN: &str = "kwcanary-postgres-warden";
 const POOL: usize = 4;
 
 /// How many worlds share a server at once.
-#[cfg(feature = "fail-points")]
 const AT_ONCE: usize = 6;
 
 /// The shortest waits.
-#[cfg(feature = "fail-points")]
 const SHORT: (&str, &str) = ("soak: 1s, rollback: 1s", "soak: 400ms, rollback: 400ms");
 
 /// A server, or none where PostgreSQL cannot be had.
@@ -622,7 +620,6 @@ fn an_emergency_leaves_no_suspect_login_in_either_order() {
 }
 
 #[test]
-#[cfg(feature = "fail-points")]
 fn h125_an_emergency_over_a_rotation_that_was_killed_ends_both_logins() {
     let Some(server) = server() else { return };
     let world = World::new(&server, "taken", Load::Idle, &[]);
@@ -670,7 +667,6 @@ fn h76_the_admin_login_rotates_through_the_other_one() {
 
 /// Only the steps that the issuer has a part in; `kill9` has the others.
 #[test]
-#[cfg(feature = "fail-points")]
 fn a_kill_where_the_server_is_changed_ends_as_if_there_was_none() {
     let Some(server) = server() else { return };
     let reference = World::new(&server, "unkilled", Load::Idle, &[SHORT]);
@@ -700,7 +696,6 @@ fn a_kill_where_the_server_is_changed_ends_as_if_there_was_none() {
     });
 }
 
-#[cfg(feature = "fail-points")]
 fn killed_at(server: &Postgres, place: &str) {
     let name: String =
         place.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
