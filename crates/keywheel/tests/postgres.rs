@@ -514,6 +514,7 @@ fn h69_an_application_with_one_login_is_converted_and_nothing_is_dropped() {
             "REASSIGN OWNED BY one_own TO one_a; CREATE TABLE of_root (n int); GRANT SELECT, INSERT ON of_root TO one_a",
         ),
         ("one", "ALTER DEFAULT PRIVILEGES FOR ROLE one_a GRANT SELECT ON TABLES TO reader"),
+        ("one", "ALTER DEFAULT PRIVILEGES FOR ROLE one_a REVOKE EXECUTE ON ROUTINES FROM PUBLIC"),
         ("postgres", "DROP ROLE one_own"),
     ] {
         statements.split(';').for_each(|statement| drop(world.sql(database, statement)));
@@ -529,10 +530,12 @@ fn h69_an_application_with_one_login_is_converted_and_nothing_is_dropped() {
         r#"CREATE ROLE "one_own" NOLOGIN;"#,
         r#"CREATE ROLE "one_b" NOLOGIN CONNECTION LIMIT 90;"#,
         r#"GRANT "pg_monitor" TO "one_b";"#,
-        r#"ALTER ROLE "one_b" SET "search_path" TO public, pg_catalog;"#,
+        r#"ALTER ROLE "one_b" SET "search_path" TO 'public', 'pg_catalog';"#,
         r#"REASSIGN OWNED BY "one_a" TO "one_own";"#,
         r#"GRANT SELECT ON TABLE public.of_root TO "one_own";"#,
         r#"ALTER DEFAULT PRIVILEGES FOR ROLE "one_own" GRANT SELECT ON TABLES TO "reader";"#,
+        r#"ALTER DEFAULT PRIVILEGES FOR ROLE "one_own" REVOKE EXECUTE ON ROUTINES FROM PUBLIC;"#,
+        r#"ALTER DEFAULT PRIVILEGES FOR ROLE "one_a" GRANT EXECUTE ON ROUTINES TO PUBLIC;"#,
         "-- in database one_more",
         r#"ALTER ROLE "one_b" IN DATABASE "one" SET role TO "one_own";"#,
     ] {
@@ -547,7 +550,8 @@ fn h69_an_application_with_one_login_is_converted_and_nothing_is_dropped() {
     world.write("admin-url", &root);
     let said = world.run(&convert, 0);
     world.write("admin-url", &warden);
-    assert!(said.contains("adopted 1"), "{said}");
+    assert!(said.contains("statements"), "{said}");
+    assert!(world.run(&["audit", "list"], 0).contains("into shape"));
     assert!(world.run(&["check"], 0).contains("ready"));
     world.run(&["rotate", "database", "--yes", "--soak"], 0);
     world.assert_one_login_is_left("one_b");

@@ -520,8 +520,10 @@ impl Postgres {
         }
         let is_in_use = request.previous.is_some_and(|previous| previous.id == login);
         let ends_anyway = |mark: &Mark| request.compromised.iter().any(|id| mark.is(id, login));
+        // What an earlier attempt of the same rotation left was given to nobody.
+        let is_ours = |label: &Label| same_rotation(label, request.label);
         let rests = match &found.mark {
-            Some(mark) => mark.label.is_none() || ends_anyway(mark),
+            Some(mark) => mark.label.as_ref().is_none_or(is_ours) || ends_anyway(mark),
             None => !found.may_log_in,
         };
         if rests && !is_in_use {
@@ -532,8 +534,21 @@ impl Postgres {
         Err(Refusal::operator(RefusalKind::Conflict, message))
     }
 
-    /// Ends the sessions of a login wherever it can have some. A standby lets it in until it has heard of the change.
+    /// Ends the sessions of a login once it was changed. Whatever becomes of them, the change was not refused.
     async fn end_sessions(&self, login: &str, before: Option<Timestamp>) -> Result<(), CallError> {
+        let ended = self.end_sessions_everywhere(login, before).await;
+        if planted!("sessions_refuse_the_change") {
+            return ended;
+        }
+        ended.map_err(|error| CallError::Unknown(error.to_string()))
+    }
+
+    /// Ends the sessions of a login wherever it can have some. A standby lets it in until it has heard of the change.
+    async fn end_sessions_everywhere(
+        &self,
+        login: &str,
+        before: Option<Timestamp>,
+    ) -> Result<(), CallError> {
         let mut clients = self.everywhere().await?.into_iter();
         let Some(server) = clients.next() else { return Ok(()) };
         end_sessions(&server, login, before).await?;
@@ -607,21 +622,27 @@ const OPEN: &str = "[keywheel ";
 impl Mark {
     /// Finds the mark in a comment, and returns the rest of the comment.
     fn read(comment: &str) -> (String, Option<Self>) {
-        let Some(start) = comment.find(OPEN) else { return (comment.to_owned(), None) };
-        let Some(length) = comment[start..].find(']') else { return (comment.to_owned(), None) };
-        let inside = &comment[start + OPEN.len()..start + length];
+        for (start, _) in comment.match_indices(OPEN) {
+            let inside = &comment[start + OPEN.len()..];
+            let Some(length) = inside.find(']') else { break };
+            if let Some(mark) = Self::parse(&inside[..length]) {
+                let rest = &inside[length + 1..];
+                return (format!("{}{rest}", &comment[..start]).trim().to_owned(), Some(mark));
+            }
+        }
+        (comment.to_owned(), None)
+    }
+
+    fn parse(inside: &str) -> Option<Self> {
         let words: Vec<&str> = inside.split(' ').collect();
-        let [generation, label, since] = words.as_slice() else {
-            return (comment.to_owned(), None);
-        };
-        let (Ok(generation), Ok(since)) = (generation.parse(), since.parse::<jiff::Timestamp>())
-        else {
-            return (comment.to_owned(), None);
-        };
-        let rest = format!("{}{}", &comment[..start], &comment[start + length + 1..]);
+        let [generation, label, since] = words.as_slice() else { return None };
+        let since = since.parse::<jiff::Timestamp>().ok()?;
         let label = (*label != "revoked").then(|| Label((*label).to_owned()));
-        let since = Timestamp::from_millis(since.as_millisecond());
-        (rest.trim().to_owned(), Some(Self { generation, label, since }))
+        Some(Self {
+            generation: generation.parse().ok()?,
+            label,
+            since: Timestamp::from_millis(since.as_millisecond()),
+        })
     }
 
     fn is(&self, id: &IssuedId, login: &str) -> bool {
@@ -842,6 +863,12 @@ fn is_verifier(text: &str) -> bool {
         decoded.is_ok_and(|bytes| bytes.len() == length)
     };
     iterations.parse::<u32>().is_ok_and(|count| count >= 4096) && keys.into_iter().all(holds)
+}
+
+/// Whether two labels are of one rotation: they differ in the number of the attempt only.
+fn same_rotation(one: &Label, other: &Label) -> bool {
+    let of = |label: &Label| label.0.rsplit_once('-').map(|(rotation, _)| rotation.to_owned());
+    of(one).is_some() && of(one) == of(other)
 }
 
 fn host_and_port(text: &str) -> Option<(&str, u16)> {
@@ -1099,6 +1126,23 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn h05_a_change_whose_sessions_cannot_be_ended_is_not_refused() {
+        let Some(bench) = Bench::new(&["fsync=off"]).await else { return };
+        let (a, first) = mint(&*bench.issuer(), "kw-one-1", None, &[]).await.unwrap();
+        // A standby that is down: the login is changed all the same.
+        let gone = json!({ "standbys": ["127.0.0.1:1"] });
+        let issuer = bench.issuer_with(bench.server.port(), "warden", WARDEN, gone);
+        let minted = mint(&*issuer, "kw-two-1", Some(&a), &[]).await.err();
+        assert!(matches!(minted, Some(CallError::Unknown(_))));
+        assert_eq!(bench.issuer().list("kw-two-1").await.unwrap().len(), 1);
+        mint(&*bench.issuer(), "kw-two-2", Some(&a), &[]).await.unwrap();
+        let suspended = issuer.suspend().unwrap().suspend(&a).await;
+        assert!(matches!(suspended, Err(CallError::Unknown(_))));
+        assert_eq!(bench.issuer().verify(&first).await, Ok(Verdict::Refused));
+        assert!(matches!(issuer.revoke(&a).await, Err(CallError::Unknown(_))));
+    }
+
+    #[tokio::test]
     async fn h78_sessions_are_ended_in_batches() {
         let Some(bench) = Bench::new(&["fsync=off", "log_statement=all"]).await else { return };
         let issuer = bench.issuer();
@@ -1200,9 +1244,9 @@ mod tests {
                 "`app_a` and `app_b` differ in `connection limit`: -1 and 5",
             ),
             (
-                "ALTER ROLE app_a SET search_path TO public",
-                "ALTER ROLE app_a RESET search_path",
-                "only `app_a` has the setting `search_path=public`",
+                "ALTER ROLE app_a SET shop.word TO 'kwcanary-setting'",
+                "ALTER ROLE app_a RESET shop.word",
+                "`app_a` has another setting of `shop.word` than `app_b`",
             ),
             (
                 "GRANT pg_read_all_data TO app_b",
@@ -1245,6 +1289,11 @@ mod tests {
                 "the admin login `warden` may not see the sessions of others: GRANT pg_read_all_stats",
             ),
             (
+                "ALTER ROLE app_a NOINHERIT; ALTER ROLE app_b NOINHERIT",
+                "ALTER ROLE app_a INHERIT; ALTER ROLE app_b INHERIT",
+                "login `app_a` does not inherit the rights of the owner: ALTER ROLE \"app_a\" INHERIT",
+            ),
+            (
                 "ALTER ROLE warden NOCREATEROLE",
                 "ALTER ROLE warden CREATEROLE",
                 "the admin login `warden` may not change roles: it lacks CREATEROLE",
@@ -1253,6 +1302,7 @@ mod tests {
             bench.run("app", difference).await;
             let found = bench.blocks().await;
             assert!(found.iter().any(|block| block.starts_with(wanted)), "{wanted}: {found:?}");
+            assert!(found.iter().all(|block| !block.contains("kwcanary")), "{found:?}");
             bench.run("app", undo).await;
             assert_eq!(bench.blocks().await, Vec::<String>::new(), "{undo}");
         }
@@ -1405,6 +1455,9 @@ mod tests {
             assert_eq!(mark.map(|mark| mark.generation), comment.contains("keywheel").then_some(7));
         }
         assert!(Mark::read("[keywheel 7 revoked 2026-11-26T10:00:00Z]").1.unwrap().label.is_none());
+        let (rest, mark) =
+            Mark::read("[keywheel turns it] [keywheel 7 kw-1-1 2026-11-26T10:00:00Z]");
+        assert_eq!((rest.as_str(), mark.unwrap().generation), ("[keywheel turns it]", 7));
         assert!(Mark::read("[keywheel seven revoked 2026-11-26T10:00:00Z]").1.is_none());
     }
 

@@ -1,6 +1,6 @@
 //! `keywheel adopt`: takes over live credentials without changing them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use clap::Args;
@@ -39,7 +39,7 @@ pub(crate) struct AdoptArgs {
     /// Pin workloads to the container engine that answers now
     #[arg(long, requires = "because")]
     pin_anew: bool,
-    /// Bring the issuers' side into shape first, by the statements that `check` prints
+    /// Then bring the issuers' side into shape, by the statements that `check` prints
     #[arg(long, requires = "because")]
     convert: bool,
     /// Why, in your words
@@ -65,19 +65,10 @@ pub(crate) async fn run(args: &AdoptArgs, globals: &Globals) -> Result<Exit, Fai
         return Err(failure.code(code::USAGE).hint("name the day on which they were made"));
     }
     let work = Work { session: &session, config: &config, args };
-    let mut converted = BTreeSet::new();
-    if args.convert {
-        for secret in &secrets {
-            if work.convert(secret, environment, globals.output()).await? {
-                converted.insert(secret.name.clone());
-            }
-        }
-    }
     let (mut taken, mut failures) = (Vec::new(), Vec::new());
-    for secret in secrets {
+    for &secret in &secrets {
         // One that cannot be adopted stops no other (H20).
-        match work.examine(secret, ages.for_secret(secret), converted.contains(&secret.name)).await
-        {
+        match work.examine(secret, ages.for_secret(secret)).await {
             Ok(found) => taken.extend(found),
             Err(failure) => failures.push(failure),
         }
@@ -92,6 +83,11 @@ pub(crate) async fn run(args: &AdoptArgs, globals: &Globals) -> Result<Exit, Fai
         match work.take(one).await {
             Ok(()) => adopted.push(one),
             Err(failure) => failures.push(failure),
+        }
+    }
+    for &secret in secrets.iter().filter(|_| args.convert) {
+        if let Err(failure) = work.convert(secret, environment, output).await {
+            failures.push(failure);
         }
     }
     match output.format {
@@ -145,10 +141,9 @@ impl Work<'_> {
         &self,
         secret: &'s Secret,
         last_rotated: Option<Timestamp>,
-        is_converted: bool,
     ) -> Result<Option<Taken<'s>>, Failure> {
         let known = self.session.inventory(&secret.name).await?;
-        let is_asked_for = self.args.take_over || self.args.pin_anew || is_converted;
+        let is_asked_for = self.args.take_over || self.args.pin_anew;
         if known.is_some() && !is_asked_for {
             return Ok(None);
         }
@@ -169,9 +164,6 @@ impl Work<'_> {
         };
         row.claim(&plan.stores);
         let mut decided: Vec<&str> = Vec::new();
-        if is_converted {
-            decided.push("brought its issuer's side into shape");
-        }
         if !notes.is_empty() {
             decided.push("took its stores over from another installation");
         }
@@ -199,10 +191,16 @@ impl Work<'_> {
         secret: &Secret,
         environment: &Environment,
         output: Output,
-    ) -> Result<bool, Failure> {
+    ) -> Result<(), Failure> {
+        let known = self.session.inventory(&secret.name).await?;
+        let Some(known) = known else { return Ok(()) };
+        if known.open.is_some() {
+            let failure = Failure::new(format!("a rotation of `{}` is under way", secret.name));
+            return Err(failure.code(code::UNSUITABLE).exit(Exit::Refused).now("nothing changed"));
+        }
         let plan = prepare::draft(self.session, self.config, secret)?;
         let built = drivers_of(&plan)?;
-        let Some(convert) = built.issuer.convert() else { return Ok(false) };
+        let Some(convert) = built.issuer.convert() else { return Ok(()) };
         let told = |error: CallError| {
             let failure = Failure::new(format!("issuer of `{}` is not in shape", secret.name));
             failure
@@ -215,7 +213,7 @@ impl Work<'_> {
         let changes = convert.changes().await.map_err(told)?;
         if changes.is_empty() {
             output.note(&format!("  {}: its issuer is in shape", secret.name.name()));
-            return Ok(false);
+            return Ok(());
         }
         let undo: Vec<Change> = changes
             .iter()
@@ -232,13 +230,29 @@ impl Work<'_> {
         output.note(&format!("{}: what undoes it\n{}", secret.name.name(), statements(&undo)));
         let question = "Run these statements? The application keeps its rights meanwhile.";
         confirm::go_on(environment, question, confirm::SAY_YES, self.args.yes)?;
+        self.decide(secret, &words::counted(changes.len(), "statement")).await?;
         convert.run(&changes).await.map_err(told)?;
         output.note(&format!(
             "  {}: {}",
             secret.name.name(),
             words::counted(changes.len(), "statement")
         ));
-        Ok(true)
+        Ok(())
+    }
+
+    /// What is about to be changed at an issuer, and why, is on record before it is.
+    async fn decide(&self, secret: &Secret, how_much: &str) -> Result<(), Failure> {
+        let decision = Decision {
+            at: self.session.now(),
+            what: format!("brings its issuer's side into shape: {how_much}"),
+            because: self.args.because.clone().unwrap_or_default(),
+        };
+        let decide = |row: Option<Inventory>| {
+            let mut row = row?;
+            row.decided = Some(decision);
+            Some(row)
+        };
+        self.session.engine.note(&secret.name, "adopted", decide).await.map_err(engine_failure)
     }
 
     async fn take(&self, taken: &Taken<'_>) -> Result<(), Failure> {

@@ -9,6 +9,7 @@ use keywheel_core::inventory::{Inventory, Version};
 use keywheel_core::plan::{Plan, Role, StorePlan};
 use keywheel_core::secret::{Credential, SecretName, SecretValue};
 use keywheel_core::version::Stage;
+use keywheel_driver::issuer::Identity;
 use keywheel_driver::slot;
 use keywheel_driver::store::{Accept, Edit, Store};
 use keywheel_driver::workload::Ensure;
@@ -124,14 +125,20 @@ impl<'a> Work<'a> {
         };
         let seen = self.session.engine.fingerprint(&held);
         if !self.is_known(&held) {
+            let issued = match self.built.issuer.identify(&held).await {
+                Ok(Identity::Known { issued, .. }) => Some(issued),
+                _ => None,
+            };
             let mut version = self.row.next;
             let keep = |row: Option<Inventory>| {
                 let mut row = row?;
                 // Where an issuer can end versions, the former one stays listed: nobody has ended it, and `doctor` says so.
                 let is_listed = self.plan.issuer.facts.destroy;
                 row.versions.retain(|one| one.stage != Some(Stage::Current) || is_listed);
+                // A login whose password somebody else set is the same one, and not a second one to be ended.
+                row.versions.retain(|one| issued.is_none() || one.issued != issued);
                 row.versions.iter_mut().for_each(|one| one.stage = None);
-                row.versions.push(Version::adopted(row.next, None, None, Some(seen)));
+                row.versions.push(Version::adopted(row.next, issued.clone(), None, Some(seen)));
                 version = row.next;
                 row.next = version.successor();
                 Some(row)

@@ -153,7 +153,7 @@ impl Look<'_> {
             let rights = self
                 .rows(
                     "SELECT pg_has_role(current_user, $1, 'MEMBER WITH ADMIN OPTION'), \
-                     pg_has_role(current_user, 'pg_signal_backend', 'MEMBER') OR pg_has_role(current_user, $1, 'MEMBER')",
+                     pg_has_role(current_user, 'pg_signal_backend', 'USAGE') OR pg_has_role(current_user, $1, 'USAGE')",
                     &[login],
                 )
                 .await?;
@@ -218,9 +218,9 @@ impl Look<'_> {
         let Some((a, b)) = self.pair() else { return Ok(Vec::new()) };
         let rows = self
             .rows(
-                "SELECT rolname::text, jsonb_build_object('inherits', rolinherit, 'creates databases', rolcreatedb, \
+                "SELECT rolname::text, jsonb_build_object('creates databases', rolcreatedb, \
                  'creates roles', rolcreaterole, 'replicates', rolreplication, 'bypasses row security', rolbypassrls, \
-                 'connection limit', rolconnlimit)::text, rolvaliduntil < now() FROM pg_roles WHERE rolname = ANY($1)",
+                 'connection limit', rolconnlimit)::text, rolvaliduntil < now(), rolinherit FROM pg_roles WHERE rolname = ANY($1)",
                 &[&self.config.logins],
             )
             .await?;
@@ -231,6 +231,12 @@ impl Look<'_> {
             if row.get::<_, Option<bool>>(2) == Some(true) {
                 findings.push(Finding::blocks(format!(
                     "the password of login `{login}` is no longer valid (VALID UNTIL)"
+                )));
+            }
+            if !row.get::<_, bool>(3) {
+                findings.push(Finding::blocks(format!(
+                    "login `{login}` does not inherit the rights of the owner: ALTER ROLE {} INHERIT",
+                    escape_identifier(&login)
                 )));
             }
             let text: String = row.get(1);
@@ -265,17 +271,28 @@ impl Look<'_> {
                 &[&self.config.logins],
             )
             .await?;
-        let mut settings: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        let mut settings: BTreeMap<String, BTreeSet<(String, String, String)>> = BTreeMap::new();
         for row in &rows {
             let (login, database, setting): (String, String, String) =
                 (row.get(0), row.get(1), row.get(2));
-            let place =
-                if database.is_empty() { String::new() } else { format!(" in `{database}`") };
-            settings.entry(login).or_default().insert(format!("`{setting}`{place}"));
+            let (name, value) = setting.split_once('=').unwrap_or((&setting, ""));
+            settings.entry(login).or_default().insert((name.into(), database, value.into()));
         }
-        Ok(only_one(a, b, &settings, |login, what| {
-            format!("only `{login}` has the setting {what}")
-        }))
+        let none = BTreeSet::new();
+        let of = |login: &str| settings.get(login).unwrap_or(&none);
+        // What is set may be a secret, so it is compared and never shown.
+        let differing: BTreeSet<(&str, &str)> = of(a)
+            .symmetric_difference(of(b))
+            .map(|(name, database, _)| (name.as_str(), database.as_str()))
+            .collect();
+        let told = differing.into_iter().map(|(name, database)| {
+            let place = match database {
+                "" => String::new(),
+                database => format!(" in database `{database}`"),
+            };
+            Finding::blocks(format!("`{a}` has another setting of `{name}` than `{b}`{place}"))
+        });
+        Ok(told.collect())
     }
 
     /// Both are members of the same roles, of the owner first of all.

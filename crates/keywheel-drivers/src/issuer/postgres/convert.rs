@@ -93,6 +93,26 @@ impl Postgres {
     }
 }
 
+/// Writes a list of names as its parts, each of which may be quoted in the list, or empty.
+fn list(value: &str) -> String {
+    let (mut parts, mut part, mut quoted) = (Vec::new(), String::new(), false);
+    let mut characters = value.chars().peekable();
+    while let Some(character) = characters.next() {
+        match character {
+            '"' if quoted && characters.peek() == Some(&'"') => {
+                part.push('"');
+                characters.next();
+            }
+            '"' => quoted = !quoted,
+            ',' if !quoted => parts.push(std::mem::take(&mut part)),
+            ' ' if !quoted => {}
+            other => part.push(other),
+        }
+    }
+    parts.push(part);
+    parts.iter().map(|part| escape_literal(part)).collect::<Vec<_>>().join(", ")
+}
+
 struct Script<'a> {
     admin: &'a Client,
     of: &'a Postgres,
@@ -139,6 +159,9 @@ impl Script<'_> {
                 there.push(login.as_str());
             }
         }
+        for login in &there {
+            self.inherits(login).await?;
+        }
         let [present, ..] = there.as_slice() else {
             let message = format!("there is no role `{}`", config.logins.join("`, nor `"));
             return Err(Refusal::operator(RefusalKind::NotFound, message).into());
@@ -167,6 +190,19 @@ impl Script<'_> {
             }
         }
         Ok(())
+    }
+
+    /// A login that does not inherit would lose what the owner is given.
+    async fn inherits(&self, login: &str) -> Result<(), CallError> {
+        let query = "SELECT rolname::text FROM pg_roles WHERE rolname = $1 AND rolinherit";
+        if !self.names(query, login).await?.is_empty() {
+            return Ok(());
+        }
+        let message = format!(
+            "login `{login}` does not inherit the rights of its roles: ALTER ROLE {} INHERIT",
+            escape_identifier(login)
+        );
+        Err(Refusal::operator(RefusalKind::Unsupported, message).into())
     }
 
     async fn memberships(&self, login: &str) -> Result<Vec<String>, CallError> {
@@ -206,11 +242,12 @@ impl Script<'_> {
             self.admin.query(query, &[&other]).await.map_err(|error| nothing_done(&error))?;
         for row in &rows {
             let (database, setting): (String, String) = (row.get(0), row.get(1));
-            let Some((key, value)) = setting.split_once('=').filter(|(key, _)| *key != "role")
-            else {
+            let Some((key, value)) = setting.split_once('=') else { continue };
+            // What an application keeps under a name of its own may be a secret, and is not shown: `check` names it.
+            if key == "role" || key.contains('.') {
                 continue;
-            };
-            let value = if LISTS.contains(&key) { value.to_owned() } else { escape_literal(value) };
+            }
+            let value = if LISTS.contains(&key) { list(value) } else { escape_literal(value) };
             let within = match database.as_str() {
                 "" => String::new(),
                 name => format!(" IN DATABASE {}", escape_identifier(name)),
@@ -296,22 +333,30 @@ impl Script<'_> {
         }
         let rows = client.query(DEFAULTS, &[&login]).await.map_err(|error| nothing_done(&error))?;
         for row in &rows {
-            let (within, right, kind, to): (Option<String>, String, String, String) =
-                (row.get(0), row.get(1), row.get(2), row.get(3));
+            let (within, right, kind, to, is_given): (
+                Option<String>,
+                String,
+                String,
+                String,
+                bool,
+            ) = (row.get(0), row.get(1), row.get(2), row.get(3), row.get(4));
             let within = within.map(|schema| format!(" IN SCHEMA {}", escape_identifier(&schema)));
             let within = within.unwrap_or_default();
             let to = if to.is_empty() { "PUBLIC".to_owned() } else { escape_identifier(&to) };
-            let of = |role: &str| format!("ALTER DEFAULT PRIVILEGES FOR ROLE {role}{within}");
-            self.add(
-                database,
-                format!("{} GRANT {right} ON {kind} TO {to}", of(&owner)),
-                format!("{} REVOKE {right} ON {kind} FROM {to}", of(&owner)),
-            );
-            self.add(
-                database,
-                format!("{} REVOKE {right} ON {kind} FROM {to}", of(&name)),
-                format!("{} GRANT {right} ON {kind} TO {to}", of(&name)),
-            );
+            let give = |role: &str| {
+                format!(
+                    "ALTER DEFAULT PRIVILEGES FOR ROLE {role}{within} GRANT {right} ON {kind} TO {to}"
+                )
+            };
+            let take = |role: &str| {
+                format!(
+                    "ALTER DEFAULT PRIVILEGES FOR ROLE {role}{within} REVOKE {right} ON {kind} FROM {to}"
+                )
+            };
+            let (differ, usual): (&dyn Fn(&str) -> String, &dyn Fn(&str) -> String) =
+                if is_given { (&give, &take) } else { (&take, &give) };
+            self.add(database, differ(&owner), usual(&owner));
+            self.add(database, usual(&name), differ(&name));
         }
         Ok(())
     }
@@ -330,10 +375,36 @@ const RIGHTS: &str = "
     ) o CROSS JOIN LATERAL aclexplode(o.acl) x JOIN pg_roles r ON r.oid = x.grantee
     WHERE r.rolname = $1 AND o.owner <> r.oid ORDER BY 2, 1";
 
+/// What a login gives by default beyond the usual, and what it does not give that is usual.
 const DEFAULTS: &str = "
-    SELECT n.nspname::text, x.privilege_type,
-           CASE d.defaclobjtype WHEN 'r' THEN 'TABLES' WHEN 'S' THEN 'SEQUENCES' WHEN 'f' THEN 'ROUTINES' WHEN 'T' THEN 'TYPES' ELSE 'SCHEMAS' END,
-           coalesce(g.rolname::text, '')
-    FROM pg_default_acl d JOIN pg_roles r ON r.oid = d.defaclrole LEFT JOIN pg_namespace n ON n.oid = d.defaclnamespace
-    CROSS JOIN LATERAL aclexplode(d.defaclacl) x LEFT JOIN pg_roles g ON g.oid = x.grantee
-    WHERE r.rolname = $1 AND x.grantee <> d.defaclrole ORDER BY 1, 3, 2, 4";
+    WITH own AS (
+        SELECT d.oid, n.nspname::text AS within, d.defaclobjtype AS kind, d.defaclrole AS role, x.grantee, x.privilege_type AS privilege
+        FROM pg_default_acl d LEFT JOIN pg_namespace n ON n.oid = d.defaclnamespace
+        CROSS JOIN LATERAL aclexplode(d.defaclacl) x
+    ), usual AS (
+        SELECT d.oid, NULL::text AS within, d.defaclobjtype AS kind, d.defaclrole AS role, x.grantee, x.privilege_type AS privilege
+        FROM pg_default_acl d
+        CROSS JOIN LATERAL aclexplode(acldefault(CASE d.defaclobjtype WHEN 'S' THEN 's' ELSE d.defaclobjtype END::\"char\", d.defaclrole)) x
+        WHERE d.defaclnamespace = 0
+    ), differ AS (
+        SELECT *, true AS given FROM (SELECT * FROM own EXCEPT SELECT * FROM usual) a
+        UNION ALL SELECT *, false FROM (SELECT * FROM usual EXCEPT SELECT * FROM own) b
+    )
+    SELECT d.within, d.privilege,
+           CASE d.kind WHEN 'r' THEN 'TABLES' WHEN 'S' THEN 'SEQUENCES' WHEN 'f' THEN 'ROUTINES' WHEN 'T' THEN 'TYPES' ELSE 'SCHEMAS' END,
+           coalesce(g.rolname::text, ''), d.given
+    FROM differ d JOIN pg_roles r ON r.oid = d.role LEFT JOIN pg_roles g ON g.oid = d.grantee
+    WHERE r.rolname = $1 AND d.grantee <> d.role ORDER BY 1, 3, 2, 4";
+
+#[cfg(test)]
+mod tests {
+    use super::list;
+
+    #[test]
+    fn a_list_of_names_is_written_part_by_part() {
+        assert_eq!(list("public, pg_catalog"), "'public', 'pg_catalog'");
+        assert_eq!(list(r#""$user", public"#), "'$user', 'public'");
+        assert_eq!(list(r#""""#), "''");
+        assert_eq!(list(r#""a, ""b""", c"#), r#"'a, "b"', 'c'"#);
+    }
+}
