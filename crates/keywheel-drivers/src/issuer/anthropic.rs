@@ -412,12 +412,13 @@ impl Anthropic {
     /// Finds a key by its id, or by its name where it was made while there was no admin key.
     async fn find(&self, admin: &HeaderMap, id: &IssuedId) -> Result<Option<Key>, CallError> {
         if !id.id.starts_with(ID) {
-            let mut keys = self.keys(admin).await?;
-            keys.retain(|key| key.name == id.id && key.is_live());
-            return match keys.len() {
-                0 | 1 => Ok(keys.pop()),
+            let keys = self.keys(admin).await?;
+            let named = keys.iter().filter(|key| key.name == id.id && key.is_live());
+            return match named.collect::<Vec<_>>().as_slice() {
+                [] => self.gone(id, &keys),
+                [key] => Ok(Some((*key).clone())),
                 several => {
-                    let message = format!("{several} keys are named `{}`", id.id);
+                    let message = format!("{} keys are named `{}`", several.len(), id.id);
                     Err(unsupported(&message).into())
                 }
             };
@@ -426,14 +427,29 @@ impl Anthropic {
             Ok(key) if key.id == id.id => Ok(Some(key)),
             Ok(_) => Err(CallError::Unknown(format!("{TARGET} answered with another key"))),
             Err(CallError::Refused(refusal)) if refusal.kind == RefusalKind::NotFound => {
-                // A wrong organisation must not pass for a dead key (H96).
-                if !planted!("wrong_organisation_is_death") {
-                    self.keys(admin).await?;
+                match planted!("wrong_organisation_is_death") {
+                    true => Ok(None),
+                    false => self.gone(id, &self.keys(admin).await?),
                 }
-                Ok(None)
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Says that a key is gone, provided that the list is one in which it could be: an admin key of another organisation is
+    /// accepted too, and a live key must not pass for a dead one there (H96).
+    fn gone(&self, id: &IssuedId, keys: &[Key]) -> Result<Option<Key>, CallError> {
+        let shows_ours = |key: &Key| match self.config.workspace_id {
+            Some(_) => self.is_inside(key),
+            None => key.name.starts_with(OURS) || key.name == id.id,
+        };
+        if keys.iter().any(shows_ours) || planted!("any_organisation_is_ours") {
+            return Ok(None);
+        }
+        let message = format!(
+            "{TARGET} has no key `{id}`, and nothing in its list is ours: is the admin key of another organisation?"
+        );
+        Err(Refusal::operator(RefusalKind::NotFound, message).into())
     }
 
     async fn known(&self, admin: &HeaderMap, id: &IssuedId) -> Result<Key, CallError> {
@@ -1315,6 +1331,22 @@ mod tests {
         ]);
         assert_eq!(refusal(bench.issuer.revoke(&id).await).kind, RefusalKind::Permission);
         assert_eq!(bench.verify(&credential).await, Verdict::Accepted);
+    }
+
+    #[tokio::test]
+    async fn h96_an_admin_key_that_another_organisation_accepts_shows_no_key_as_dead() {
+        for workspace in [json!({}), json!({ "workspace_id": "wrkspc_1" })] {
+            let elsewhere = Bench::with(TwinOptions::default(), workspace);
+            elsewhere.twin.make_key("backend");
+            let bench = Bench::new();
+            let (stray, credential) = bench.minted("kw-1-1").await;
+            for id in [stray, IssuedId::new("kw-1-1")] {
+                let refusal = refusal(elsewhere.issuer.revoke(&id).await);
+                let why = "is the admin key of another organisation?";
+                assert!(refusal.message.ends_with(why), "{refusal}");
+            }
+            assert_eq!(bench.verify(&credential).await, Verdict::Accepted);
+        }
     }
 
     #[tokio::test]
