@@ -1,6 +1,7 @@
 //! JSON over HTTP, as providers speak it: one request, one whole answer, and words for whatever else comes.
 //!
-//! Nothing here is repeated, and no text of an answer gets into a message: it may hold a key (H115).
+//! Nothing here is repeated, and no text of an answer gets into a message: it may hold a key (H115). A name that a person must
+//! read goes through `plain`.
 
 use keywheel_core::planted;
 use keywheel_core::secret::SecretValue;
@@ -189,6 +190,32 @@ pub(crate) fn shows(redacted: &str, value: &str) -> bool {
         && value.ends_with(end)
 }
 
+/// How values of keys begin that providers make.
+const BEGINNINGS: [&str; 8] = ["sk-", "sk_", "phx_", "phs_", "pha_", "sntry", "ghp_", "eyJ"];
+
+/// Repeats a name or an id out of an answer: in one line, 100 characters at most, and with `…` for what may be a key (H115).
+pub(crate) fn plain(text: &str) -> String {
+    let fits =
+        |c: &char| c.is_alphanumeric() || *c == ' ' || (c.is_ascii_punctuation() && *c != '`');
+    let line: String = text.chars().filter(fits).collect();
+    let shown = |word| if may_be_a_key(word) && !planted!("names_repeated") { "…" } else { word };
+    let words: Vec<&str> = line.split(' ').map(shown).collect();
+    words.join(" ").chars().take(100).collect()
+}
+
+/// Ids are shorter, or have separators.
+fn may_be_a_key(word: &str) -> bool {
+    let begins = |part: &str| BEGINNINGS.iter().any(|beginning| part.starts_with(beginning));
+    let is_mixed = |run: &str| {
+        run.len() >= 40
+            && run.bytes().any(|b| b.is_ascii_digit())
+            && run.bytes().any(|b| b.is_ascii_alphabetic())
+    };
+    let parts = || word.split(|c: char| !(c.is_alphanumeric() || "-_.".contains(c)));
+    parts().any(|part| part.len() >= 16 && begins(part))
+        || word.split(|c: char| !c.is_alphanumeric()).any(is_mixed)
+}
+
 /// Reads a time in seconds since 1970.
 pub(crate) fn instant(seconds: i64) -> Timestamp {
     Timestamp::from_millis(seconds.saturating_mul(1_000))
@@ -203,4 +230,28 @@ pub(crate) fn moment(text: &str) -> Option<Timestamp> {
 /// What a driver cannot do as it is configured, or was asked.
 pub(crate) fn unsupported(message: &str) -> Refusal {
     Refusal::operator(RefusalKind::Unsupported, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn h115_a_name_of_an_answer_is_repeated_without_what_may_be_a_key() {
+        for name in
+            ["backend (eu) 2", "user_2dHFtVWx2n56w6HkM0000000000", "kw-773afe11d4d1-1", "Büro"]
+        {
+            assert_eq!(plain(name), name);
+        }
+        let hex = "0123456789abcdef".repeat(4);
+        for (name, shown) in [
+            (format!("old sk-or-v1-{hex} key"), "old … key"),
+            (format!("key={hex}"), "…"),
+            ("sk-ant-api03-kwcanary-5e1f".into(), "…"),
+            ("red\u{1b}[31m`\n\u{202e}".into(), "red[31m"),
+        ] {
+            assert_eq!(plain(&name), shown);
+        }
+        assert_eq!(plain(&"long ".repeat(50)).len(), 100);
+    }
 }

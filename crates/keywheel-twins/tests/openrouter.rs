@@ -132,6 +132,20 @@ async fn guardrails_and_provider_keys_name_keys_that_exist() {
 }
 
 #[tokio::test]
+async fn a_list_of_provider_keys_shows_one_workspace() {
+    let client = Client::new(TwinOptions::default());
+    let here = client.twin.make_provider_key("here", None);
+    let workspace = client.twin.other_workspace();
+    let elsewhere = client.twin.make_provider_key_in(workspace, "elsewhere", None);
+    for (path, id) in
+        [("/byok".to_owned(), here), (format!("/byok?workspace_id={workspace}"), elsewhere)]
+    {
+        let shown = client.get(&path).await;
+        assert_eq!((shown.as_array().unwrap().len(), &shown[0]["id"]), (1, &json!(id)), "{path}");
+    }
+}
+
+#[tokio::test]
 async fn what_is_switched_off_takes_its_time_and_a_fault_strikes() {
     let slow = Duration::from_secs(3_600);
     let client = Client::new(TwinOptions { revocation: slow, ..TwinOptions::default() });

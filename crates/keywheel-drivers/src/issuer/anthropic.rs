@@ -22,7 +22,9 @@ use keywheel_core::version::IssuedId;
 use keywheel_driver::issuer::{
     Audit, Entry, Identity, Issuer, LastUsed, Live, Mint, Minted, Suspend, Usage, Verdict,
 };
-use keywheel_driver::{CallError, Duration, Finding, Refusal, RefusalKind, SecretReference};
+use keywheel_driver::{
+    CallError, Duration, Finding, Refusal, RefusalKind, Remedy, SecretReference,
+};
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Method, Url};
 use schemars::JsonSchema;
@@ -31,7 +33,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::manual;
-use crate::api::{Answer, Api, MOST_PAGES, shows, unsupported};
+use crate::api::{Answer, Api, MOST_PAGES, plain, shows, unsupported};
 use crate::guided::{Format, Guided};
 use crate::http::Effect;
 use crate::{Build, Context, reference};
@@ -203,7 +205,7 @@ impl Issuer for Anthropic {
         };
         let live = keys.iter().filter(|key| key.is_live());
         let ours = live.filter(|key| key.name.starts_with(OURS));
-        let names: Vec<String> = ours.map(|key| format!("`{}`", key.name)).collect();
+        let names: Vec<String> = ours.map(|key| format!("`{}`", plain(&key.name))).collect();
         if !names.is_empty() {
             let names = names.join(", ");
             findings.push(Finding::note(format!("keys of a rotation exist: {names}")));
@@ -218,17 +220,16 @@ impl Issuer for Anthropic {
         let previous = request.previous.and_then(|id| named(&before, id));
         let known: BTreeSet<&str> = before.iter().map(|key| key.id.as_str()).collect();
         let label = &request.label.0;
-        let mut steps = self.steps(label, previous);
+        let (mut steps, mut last) = (self.steps(label, previous), "");
         for _ in 0..TIMES {
             let value = self.guided.value(steps, label, &FORMAT, request.in_use).await?;
             match self.told_by(&admin, &value, label, &known).await? {
                 Ok(key) => return self.minted(&admin, key, value, label, previous).await,
-                Err(why) => steps = vec![format!("that is not the value of a new key: {why}")],
+                Err(why) => (steps, last) = (vec![format!("that value is not taken: {why}")], why),
             }
         }
-        let message = format!(
-            "no key of the list is the one whose value was given for `{label}`, which may exist"
-        );
+        let message =
+            format!("no value that was given for `{label}`, which may exist, was taken: {last}");
         Err(CallError::Unknown(message))
     }
 
@@ -332,10 +333,11 @@ impl Audit for Anthropic {
     async fn since(&self, id: &IssuedId, since: Timestamp) -> Result<Vec<Entry>, CallError> {
         let admin = self.admin().await?;
         let key = self.known(&admin, id).await?;
-        let by = key.created_by.as_ref().map(|by| format!(" by `{}`", by.id)).unwrap_or_default();
+        let by = key.created_by.as_ref().map(|by| format!(" by `{}`", plain(&by.id)));
+        let (by, name) = (by.unwrap_or_default(), plain(&key.name));
         let mut entries = vec![Entry {
             at: instant(&key.created_at),
-            what: format!("it was made{by}, with the name `{}`", key.name),
+            what: format!("it was made{by}, with the name `{name}`"),
         }];
         match self.buckets(&admin, &key.id, Width::Day, since, now()).await {
             Ok(days) => entries.extend(days.iter().filter_map(|day| day.entry(&key.id))),
@@ -346,8 +348,10 @@ impl Audit for Anthropic {
         }
         entries.retain(|entry| entry.at.is_none_or(|at| at >= since));
         entries.sort_by_key(|entry| entry.at);
-        let what =
-            format!("it is {} now; the issuer does not tell who changed that, or when", key.status);
+        let what = format!(
+            "it is {} now; the issuer does not tell who changed that, or when",
+            plain(&key.status)
+        );
         entries.push(Entry { at: None, what });
         Ok(entries)
     }
@@ -408,12 +412,13 @@ impl Anthropic {
     /// Finds a key by its id, or by its name where it was made while there was no admin key.
     async fn find(&self, admin: &HeaderMap, id: &IssuedId) -> Result<Option<Key>, CallError> {
         if !id.id.starts_with(ID) {
-            let mut keys = self.keys(admin).await?;
-            keys.retain(|key| key.name == id.id && key.is_live());
-            return match keys.len() {
-                0 | 1 => Ok(keys.pop()),
+            let keys = self.keys(admin).await?;
+            let named = keys.iter().filter(|key| key.name == id.id && key.is_live());
+            return match named.collect::<Vec<_>>().as_slice() {
+                [] => self.gone(id, &keys),
+                [key] => Ok(Some((*key).clone())),
                 several => {
-                    let message = format!("{several} keys are named `{}`", id.id);
+                    let message = format!("{} keys are named `{}`", several.len(), id.id);
                     Err(unsupported(&message).into())
                 }
             };
@@ -422,14 +427,29 @@ impl Anthropic {
             Ok(key) if key.id == id.id => Ok(Some(key)),
             Ok(_) => Err(CallError::Unknown(format!("{TARGET} answered with another key"))),
             Err(CallError::Refused(refusal)) if refusal.kind == RefusalKind::NotFound => {
-                // A wrong organisation must not pass for a dead key (H96).
-                if !planted!("wrong_organisation_is_death") {
-                    self.keys(admin).await?;
+                match planted!("wrong_organisation_is_death") {
+                    true => Ok(None),
+                    false => self.gone(id, &self.keys(admin).await?),
                 }
-                Ok(None)
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Says that a key is gone, provided that the list is one in which it could be: an admin key of another organisation is
+    /// accepted too, and a live key must not pass for a dead one there (H96).
+    fn gone(&self, id: &IssuedId, keys: &[Key]) -> Result<Option<Key>, CallError> {
+        let shows_ours = |key: &Key| match self.config.workspace_id {
+            Some(_) => self.is_inside(key),
+            None => key.name.starts_with(OURS) || key.name == id.id,
+        };
+        if keys.iter().any(shows_ours) || planted!("any_organisation_is_ours") {
+            return Ok(None);
+        }
+        let message = format!(
+            "{TARGET} has no key `{id}`, and nothing in its list is ours: is the admin key of another organisation?"
+        );
+        Err(Refusal::operator(RefusalKind::NotFound, message).into())
     }
 
     async fn known(&self, admin: &HeaderMap, id: &IssuedId) -> Result<Key, CallError> {
@@ -438,12 +458,12 @@ impl Anthropic {
         Ok(self.find(admin, id).await?.ok_or_else(none)?)
     }
 
-    /// Looks at a key before it is changed: it must be of the workspace that was configured (H92).
+    /// Looks at a key before it is changed: it must be of the workspace that was configured (H92). One with a label of ours was
+    /// made in the wrong place by a person who was asked for it, and can be ended there.
     async fn look(&self, admin: &HeaderMap, id: &IssuedId) -> Result<Option<Key>, CallError> {
         let key = self.find(admin, id).await?;
-        let wanted = self.config.workspace_id.as_deref();
         match &key {
-            Some(key) if wanted.is_some() && key.workspace_id.as_deref() != wanted => {
+            Some(key) if !(self.is_inside(key) || key.name.starts_with(OURS)) => {
                 if planted!("workspace_not_looked_at") {
                     return Ok(Some(key.clone()));
                 }
@@ -452,6 +472,12 @@ impl Anthropic {
             }
             _ => Ok(key),
         }
+    }
+
+    /// Returns whether a key is of the configured workspace, or of any where none is configured.
+    fn is_inside(&self, key: &Key) -> bool {
+        let wanted = self.config.workspace_id.as_ref();
+        wanted.is_none_or(|wanted| key.workspace_id.as_ref() == Some(wanted))
     }
 
     async fn switch(&self, id: &IssuedId, status: &str) -> Result<(), CallError> {
@@ -464,7 +490,7 @@ impl Anthropic {
             return Ok(());
         }
         if !key.is_live() {
-            let message = format!("key `{}` is {}, and stays so", key.id, key.status);
+            let message = format!("key `{}` is {}, and stays so", key.id, plain(&key.status));
             return Err(unsupported(&message).into());
         }
         self.set(&admin, &key, status).await
@@ -500,7 +526,7 @@ impl Anthropic {
             format!(
                 "make a key in {}, of the same type and for the same account as the key named `{}`",
                 key.workspace(),
-                key.name
+                plain(&key.name)
             )
         });
         let workspace = self.config.workspace_id.as_ref();
@@ -524,7 +550,10 @@ impl Anthropic {
         ]
     }
 
-    /// Finds the new key that a value belongs to. The list may be behind, so it is read several times.
+    /// Finds the new key that a value belongs to. The list may be behind, or not be answered, so it is read several times.
+    ///
+    /// # Errors
+    /// Unknown where it could not be read to the end: the key exists, and its value is not kept.
     async fn told_by(
         &self,
         admin: &HeaderMap,
@@ -536,12 +565,22 @@ impl Anthropic {
             return Ok(Err("it is the value of an admin key"));
         }
         let value = std::str::from_utf8(value.expose()).unwrap_or_default();
+        let mut failed = None;
         for look in 0..LOOKS {
             if look > 0 {
                 tokio::time::sleep(self.config.settle_for().min(LOOKING).part(1, LOOKS).into())
                     .await;
             }
-            let mut keys = self.keys(admin).await?;
+            let mut keys = match self.keys(admin).await {
+                Ok(keys) => keys,
+                Err(error) if planted!("list_after_value_is_asked_once") => return Err(error),
+                Err(error) => {
+                    let again = may_pass(&error);
+                    failed = Some(error);
+                    if again { continue } else { break }
+                }
+            };
+            failed = None;
             keys.retain(|key| shows(&key.partial_key_hint, value));
             let (old, mut new): (Vec<_>, Vec<_>) =
                 keys.into_iter().partition(|key| known.contains(key.id.as_str()));
@@ -549,12 +588,20 @@ impl Anthropic {
                 new.retain(|key| key.name == label);
             }
             match (new.pop(), old.first()) {
+                (Some(key), _) if !(self.is_inside(&key) || planted!("any_workspace_is_taken")) => {
+                    return Ok(Err(ELSEWHERE));
+                }
                 (Some(key), _) => return Ok(Ok(key)),
                 (None, Some(_)) => return Ok(Err("the list shows a key with it that is older")),
                 (None, None) => {}
             }
         }
-        Ok(Err("the list of the organisation shows no key with it"))
+        match failed {
+            None => Ok(Err("the list of the organisation shows no key with it")),
+            Some(error) => Err(CallError::Unknown(format!(
+                "the key whose value was given for `{label}` was not found, and exists all the same: {error}"
+            ))),
+        }
     }
 
     /// Takes a key for the new version, under the right name, and says how it differs from the one in use (H91).
@@ -570,12 +617,14 @@ impl Anthropic {
         if key.name != label {
             let renamed = self.update(admin, &key.id, "name", label).await;
             notes.push(match renamed {
-                Ok(_) => format!("it was named `{}` and is now named `{label}`", key.name),
-                Err(error) => format!("it is named `{}`, and keeps that name: {error}", key.name),
+                Ok(_) => format!("it was named `{}` and is now named `{label}`", plain(&key.name)),
+                Err(error) => {
+                    format!("it is named `{}`, and keeps that name: {error}", plain(&key.name))
+                }
             });
         }
         if key.status != "active" {
-            notes.push(format!("it is {}", key.status));
+            notes.push(format!("it is {}", plain(&key.status)));
         }
         if !planted!("differences_not_told") {
             notes.extend(self.differences(&key, previous));
@@ -590,10 +639,6 @@ impl Anthropic {
 
     fn differences(&self, key: &Key, previous: Option<&Key>) -> Vec<String> {
         let mut notes = Vec::new();
-        let configured = self.config.workspace_id.as_deref();
-        if configured.is_some_and(|wanted| key.workspace_id.as_deref() != Some(wanted)) {
-            notes.push(format!("it is in {}, and `workspace_id` says another", key.workspace()));
-        }
         let wanted = self.config.expires_in.is_some()
             || previous.is_some_and(|previous| previous.expires_at.is_some());
         match (key.expires_at.is_some(), wanted, previous.is_some()) {
@@ -604,7 +649,7 @@ impl Anthropic {
             _ => {}
         }
         let Some(previous) = previous else { return notes };
-        if configured.is_none() && key.workspace_id != previous.workspace_id {
+        if key.workspace_id != previous.workspace_id {
             let (this, that) = (key.workspace(), previous.workspace());
             notes.push(format!("it is in {this}, and the key in use in {that}"));
         }
@@ -653,6 +698,21 @@ impl Anthropic {
 
 /// How values of keys look; admin keys look so too, and are told apart.
 const FORMAT: Format<'static> = Format { prefix: "sk-ant-", min_length: 40, max_length: 512 };
+
+/// What a person is told who made a key in another workspace than the configured one.
+const ELSEWHERE: &str = "the key is in another workspace: archive it, and make one under the same name in the workspace that was named";
+
+/// Returns whether a read that failed may succeed within the time that a person waits. A longer wait that the issuer asks for
+/// is kept (H97), by not asking again.
+fn may_pass(error: &CallError) -> bool {
+    match error {
+        CallError::Unknown(_) => true,
+        CallError::Refused(refusal) => matches!(
+            refusal.remedy,
+            Remedy::Retry { after } if after.is_none_or(|after| after <= Span::seconds(1))
+        ),
+    }
+}
 
 /// How wide the buckets of a report are.
 #[derive(Clone, Copy)]
@@ -755,7 +815,7 @@ impl Key {
 
     fn workspace(&self) -> String {
         match &self.workspace_id {
-            Some(id) => format!("the workspace `{id}`"),
+            Some(id) => format!("the workspace `{}`", plain(id)),
             None => "the default workspace".into(),
         }
     }
@@ -816,7 +876,8 @@ impl Bucket {
 
     fn entry(&self, key: &str) -> Option<Entry> {
         let (tokens, at) = (self.tokens_of(key), instant(&self.ending_at));
-        let what = format!("{tokens} tokens in the day that began at {}", self.starting_at);
+        let start = plain(&self.starting_at);
+        let what = format!("{tokens} tokens in the day that began at {start}");
         (tokens > 0).then(|| Entry { at: at.map(|at| at.min(now())), what })
     }
 }
@@ -1029,6 +1090,8 @@ mod tests {
             TwinOptions::default(),
             json!({ "workspace_id": "wrkspc_2", "expires_in": "90d" }),
         );
+        let workspace = Some("wrkspc_2".into());
+        other.makes(ConsoleKey { name: "kw-1-1".into(), workspace, expires_in: None });
         other.minted("kw-1-1").await;
         let told = other.told();
         assert!(told.contains("in the workspace `wrkspc_2`"), "{told}");
@@ -1076,11 +1139,9 @@ mod tests {
         );
         let told = bench.told();
         assert!(told.contains(
-            "that is not the value of a new key: the list shows a key with it that is older"
+            "that value is not taken: the list shows a key with it that is older"
         ));
-        assert!(
-            told.contains("that is not the value of a new key: it is the value of an admin key")
-        );
+        assert!(told.contains("that value is not taken: it is the value of an admin key"));
     }
 
     #[tokio::test]
@@ -1097,8 +1158,7 @@ mod tests {
         let wrong = format!("sk-ant-api03-{}AA", "x".repeat(93));
         *bench.person.answers.lock().unwrap() = vec![wrong; TIMES];
         let error = bench.mint("kw-1-1").await.map(drop);
-        let message =
-            "no key of the list is the one whose value was given for `kw-1-1`, which may exist";
+        let message = "no value that was given for `kw-1-1`, which may exist, was taken: the list of the organisation shows no key with it";
         assert_eq!(error, Err(CallError::Unknown(message.into())));
     }
 
@@ -1133,9 +1193,49 @@ mod tests {
             bench.makes(new);
             assert_eq!(bench.succeed(&previous).await.notes, notes);
         }
+    }
+
+    #[tokio::test]
+    async fn h92_a_new_key_of_another_workspace_is_not_taken_and_can_be_ended() {
         let bench = Bench::with(TwinOptions::default(), json!({ "workspace_id": "wrkspc_1" }));
-        let notes = bench.mint("kw-1-1").await.unwrap_or_else(|e| panic!("{e}")).notes;
-        assert_eq!(notes, ["it is in the default workspace, and `workspace_id` says another"]);
+        let strays = bench.mint("kw-1-1").await;
+        let message =
+            format!("no value that was given for `kw-1-1`, which may exist, was taken: {ELSEWHERE}");
+        assert_eq!(strays.map(drop), Err(CallError::Unknown(message)));
+        let strays = bench.listed("kw-1-").await;
+        assert_eq!(strays.len(), TIMES);
+        for stray in strays {
+            bench.issuer.revoke(&IssuedId::new(stray)).await.unwrap_or_else(|e| panic!("{e}"));
+        }
+        assert_eq!(bench.listed("kw-1-").await, [""; 0]);
+        assert!(bench.told().contains("that value is not taken: the key is in another workspace"));
+    }
+
+    #[tokio::test]
+    async fn h04_a_list_that_is_not_answered_after_the_value_came_is_read_again() {
+        let second =
+            |fault: Fault| Rule { nth: Nth::Number(2), ..Rule::first("list_api_keys", fault) };
+        for fault in [Fault::status(429), Fault::status(529), Fault::Cut] {
+            let bench = Bench::with(TwinOptions::default(), json!({ "settle_for": "1s" }));
+            bench.script(vec![second(fault.clone())]);
+            let (id, _) = bench.minted("kw-1-1").await;
+            assert_eq!(bench.twin.faults().unfired(), [], "{fault:?}");
+            assert_eq!(bench.listed("kw-1-").await, [id.id], "{fault:?}");
+        }
+        let busy = Fault::Status {
+            code: 429,
+            retry_after: Some("3600".into()),
+            body: Echo::Json,
+            applied: false,
+        };
+        for fault in [Fault::status(401), busy] {
+            let bench = Bench::new();
+            bench.script(vec![second(fault.clone())]);
+            assert!(is_unknown(&bench.mint("kw-1-1").await), "{fault:?}");
+            assert_eq!(bench.twin.live("kw-1-1").len(), 1);
+            let asked = bench.twin.faults().seen().len();
+            assert_eq!(asked, 2, "it is not asked again before its time: {fault:?}");
+        }
     }
 
     #[tokio::test]
@@ -1231,6 +1331,22 @@ mod tests {
         ]);
         assert_eq!(refusal(bench.issuer.revoke(&id).await).kind, RefusalKind::Permission);
         assert_eq!(bench.verify(&credential).await, Verdict::Accepted);
+    }
+
+    #[tokio::test]
+    async fn h96_an_admin_key_that_another_organisation_accepts_shows_no_key_as_dead() {
+        for workspace in [json!({}), json!({ "workspace_id": "wrkspc_1" })] {
+            let elsewhere = Bench::with(TwinOptions::default(), workspace);
+            elsewhere.twin.make_key("backend");
+            let bench = Bench::new();
+            let (stray, credential) = bench.minted("kw-1-1").await;
+            for id in [stray, IssuedId::new("kw-1-1")] {
+                let refusal = refusal(elsewhere.issuer.revoke(&id).await);
+                let why = "is the admin key of another organisation?";
+                assert!(refusal.message.ends_with(why), "{refusal}");
+            }
+            assert_eq!(bench.verify(&credential).await, Verdict::Accepted);
+        }
     }
 
     #[tokio::test]

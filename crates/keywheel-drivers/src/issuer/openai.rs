@@ -31,7 +31,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::api::{Answer, Api, MOST_PAGES, Shown, instant, shows, unsupported};
+use crate::api::{Answer, Api, MOST_PAGES, Shown, instant, plain, shows, unsupported};
 use crate::http::Effect;
 use crate::{Build, Context, reference};
 
@@ -737,12 +737,6 @@ fn is_issued_here(id: &str) -> bool {
 
 fn untimed(what: &str) -> Entry {
     Entry { at: None, what: what.into() }
-}
-
-/// Leaves of a text what names and addresses are made of.
-fn plain(text: &str) -> String {
-    let fits = |c: &char| c.is_ascii_alphanumeric() || "@._-:+".contains(*c);
-    text.chars().filter(fits).take(100).collect()
 }
 
 fn seconds_now() -> i64 {

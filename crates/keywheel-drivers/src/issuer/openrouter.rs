@@ -30,7 +30,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::api::{Answer, Api, MOST_PAGES, Shown, shows, unsupported};
+use crate::api::{Answer, Api, MOST_PAGES, Shown, plain, shows, unsupported};
 use crate::http::Effect;
 use crate::{Build, Context, reference};
 
@@ -191,7 +191,7 @@ impl Issuer for OpenRouter {
         let keys = self.keys(&manager).await?;
         findings.push(Finding::note(format!("the workspace has {} keys", keys.len())));
         let ours = keys.iter().filter(|key| key.name.starts_with(OURS));
-        let names: Vec<String> = ours.map(|key| format!("`{}`", key.name)).collect();
+        let names: Vec<String> = ours.map(|key| format!("`{}`", plain(&key.name))).collect();
         if !names.is_empty() {
             let names = names.join(", ");
             findings.push(Finding::note(format!("keys of a rotation exist: {names}")));
@@ -309,9 +309,13 @@ impl Suspend for OpenRouter {
 impl Usage for OpenRouter {
     /// Takes today from what the key has spent since midnight (UTC), and the days before from the activity, which counts what
     /// cost nothing too. A day stands for its last moment, so that no use is taken for an older one.
+    ///
+    /// A key that is gone was used on the days that its activity still shows; where it shows none, nothing is known of the key.
     async fn last_used(&self, id: &IssuedId) -> Result<LastUsed, CallError> {
         let manager = self.manager().await?;
-        let key = self.known(&manager, id).await?;
+        let Some(key) = self.get(&manager, &id.id).await? else {
+            return self.last_used_while_it_was_there(&manager, id).await;
+        };
         let days = match self.activity(&manager, &id.id).await {
             Err(CallError::Refused(refusal)) if refusal.kind == RefusalKind::Permission => None,
             days => Some(days?),
@@ -323,20 +327,11 @@ impl Usage for OpenRouter {
             )
             .into());
         }
-        let days = days.unwrap_or_default();
-        let requests: u64 = days.iter().map(|row| row.requests).sum();
-        let latest = days.iter().filter(|row| row.requests > 0).map(|row| row.date.as_str()).max();
-        let at = match (key.spends_today(), latest) {
-            (true, _) => Some(now()),
-            (false, Some(day)) => Some(end_of(day)?.min(now())),
-            (false, None) => None,
-        };
-        let detail = match (key.spends_today(), requests) {
-            (true, _) => Some("it has spent something today".to_owned()),
-            (false, 0) => None,
-            (false, _) => Some(format!("{requests} requests in the last 30 whole days")),
-        };
-        Ok(LastUsed { at, detail })
+        if key.spends_today() {
+            let detail = Some("it has spent something today".to_owned());
+            return Ok(LastUsed { at: Some(now()), detail });
+        }
+        of_whole_days(&days.unwrap_or_default())
     }
 }
 
@@ -344,33 +339,12 @@ impl Usage for OpenRouter {
 impl Audit for OpenRouter {
     async fn since(&self, id: &IssuedId, since: Timestamp) -> Result<Vec<Entry>, CallError> {
         let manager = self.manager().await?;
-        let Some(key) = self.find::<Data<Key>>(&manager, self.key_url(&id.id)).await? else {
-            let what = "the key is deleted, and the issuer tells nothing of it any more".to_owned();
-            return Ok(vec![Entry { at: None, what }]);
-        };
-        let key = key.data;
-        let made = Entry {
-            at: instant(&key.created_at),
-            what: match &key.creator_user_id {
-                Some(creator) => {
-                    format!("it was made by `{creator}`, with the name `{}`", key.name)
-                }
-                None => format!("it was made, with the name `{}`", key.name),
-            },
-        };
-        let changed = key.updated_at.as_deref().and_then(instant).map(|at| Entry {
-            at: Some(at),
-            what: format!("it was last changed; disabled: {}", key.disabled),
-        });
-        let mut entries: Vec<Entry> = [Some(made), changed].into_iter().flatten().collect();
+        let key = self.get(&manager, &id.id).await?;
+        let mut entries = key.as_ref().map(Key::entries).unwrap_or_default();
         match self.activity(&manager, &id.id).await {
             Ok(days) => {
                 for row in days {
-                    let what = format!(
-                        "{} requests to model `{}` on {}",
-                        row.requests, row.model, row.date
-                    );
-                    entries.push(Entry { at: Some(end_of(&row.date)?.min(now())), what });
+                    entries.push(row.entry()?);
                 }
             }
             Err(error) => entries
@@ -378,11 +352,14 @@ impl Audit for OpenRouter {
         }
         entries.retain(|entry| entry.at.is_none_or(|at| at >= since));
         entries.sort_by_key(|entry| entry.at);
-        let today = match key.spends_today() {
-            true => "it has spent something today; its requests of today show tomorrow",
-            false => "its requests of today show tomorrow",
+        let what = match key.map(|key| key.spends_today()) {
+            None => {
+                "the key is deleted: only its requests are told any more, those of today tomorrow"
+            }
+            Some(true) => "it has spent something today; its requests of today show tomorrow",
+            Some(false) => "its requests of today show tomorrow",
         };
-        entries.push(Entry { at: None, what: today.into() });
+        entries.push(Entry { at: None, what: what.into() });
         Ok(entries)
     }
 }
@@ -423,6 +400,11 @@ impl OpenRouter {
         }
     }
 
+    async fn get(&self, manager: &HeaderMap, hash: &str) -> Result<Option<Key>, CallError> {
+        let found = self.find::<Data<Key>>(manager, self.key_url(hash)).await?;
+        Ok(found.map(|found| found.data))
+    }
+
     /// Reads every key of the workspace, disabled ones too. How many a page has is theirs to change, so the list ends with a
     /// page that brings nothing new.
     async fn keys(&self, manager: &HeaderMap) -> Result<Vec<Key>, CallError> {
@@ -443,18 +425,20 @@ impl OpenRouter {
         Err(self.api.endless("the list of keys"))
     }
 
-    /// Reads every page of a list that says how long it is.
+    /// Reads every page of a list that says how long it is. Without a workspace, provider keys are those of the default one.
     async fn all<T: DeserializeOwned>(
         &self,
         manager: &HeaderMap,
         path: &[&str],
+        workspace: Option<&str>,
     ) -> Result<Vec<T>, CallError> {
         let mut items = Vec::new();
         for _ in 0..MOST_PAGES {
             let mut url = self.api.url(path);
             url.query_pairs_mut()
                 .append_pair("limit", "100")
-                .append_pair("offset", &items.len().to_string());
+                .append_pair("offset", &items.len().to_string())
+                .extend_pairs(workspace.map(|id| ("workspace_id", id)));
             let page: Data<Vec<T>> = self.read(manager, url).await?;
             if page.data.is_empty() {
                 return Ok(items);
@@ -470,11 +454,16 @@ impl OpenRouter {
         Ok(self.read::<Data<Vec<Row>>>(manager, url).await?.data)
     }
 
-    async fn known(&self, manager: &HeaderMap, id: &IssuedId) -> Result<Key, CallError> {
-        let key = self.find::<Data<Key>>(manager, self.key_url(&id.id)).await?;
-        let none =
-            || Refusal::operator(RefusalKind::NotFound, format!("{TARGET} has no key `{}`", id.id));
-        Ok(key.ok_or_else(none)?.data)
+    async fn last_used_while_it_was_there(
+        &self,
+        manager: &HeaderMap,
+        id: &IssuedId,
+    ) -> Result<LastUsed, CallError> {
+        let used = of_whole_days(&self.activity(manager, &id.id).await?)?;
+        match used.at {
+            Some(_) => Ok(used),
+            None => Err(no_key(id).into()),
+        }
     }
 
     /// Looks at a key before it is changed: it must be the one that was named, and of this workspace (H92). None where it is
@@ -484,19 +473,19 @@ impl OpenRouter {
         if !is_hash(&id.id) {
             return Err(unsupported("the issued id is not a hash of 64 digits").into());
         }
-        let Some(key) = self.find::<Data<Key>>(manager, self.key_url(&id.id)).await? else {
+        let Some(key) = self.get(manager, &id.id).await? else {
             if !planted!("wrong_account_is_death") {
                 self.keys(manager).await?;
             }
             return Ok(None);
         };
-        let key = key.data;
         if key.hash != id.id {
             return Err(CallError::Unknown(format!("{TARGET} answered with another key")));
         }
         let ours = self.config.workspace_id.as_ref().is_none_or(|id| *id == key.workspace_id);
         if !(ours || planted!("workspace_not_checked")) {
-            let message = format!("key `{}` belongs to workspace `{}`", key.hash, key.workspace_id);
+            let theirs = plain(&key.workspace_id);
+            let message = format!("key `{}` belongs to workspace `{theirs}`", key.hash);
             return Err(unsupported(&message).into());
         }
         Ok(Some(key))
@@ -505,8 +494,7 @@ impl OpenRouter {
     async fn set_disabled(&self, id: &IssuedId, disabled: bool) -> Result<(), CallError> {
         let manager = self.manager().await?;
         let Some(key) = self.look(&manager, id).await? else {
-            let message = format!("{TARGET} has no key `{}`", id.id);
-            return Err(Refusal::operator(RefusalKind::NotFound, message).into());
+            return Err(no_key(id).into());
         };
         if key.disabled == disabled {
             return Ok(());
@@ -525,11 +513,10 @@ impl OpenRouter {
 
     /// Reads everything that is set for the key in use, and refuses where the next one would be made in another workspace.
     async fn settings_of(&self, manager: &HeaderMap, hash: &str) -> Result<Copied, CallError> {
-        let Some(key) = self.find::<Data<Key>>(manager, self.key_url(hash)).await? else {
+        let Some(key) = self.get(manager, hash).await? else {
             let note = "the issuer does not know the key in use any more, so no setting was copied";
             return Ok(Copied { notes: vec![note.into()], ..Copied::default() });
         };
-        let key = key.data;
         let here = match &self.config.workspace_id {
             Some(workspace) => *workspace == key.workspace_id,
             None => self.keys(manager).await?.iter().any(|listed| listed.hash == key.hash),
@@ -537,7 +524,7 @@ impl OpenRouter {
         if !here {
             let message = format!(
                 "the key in use belongs to workspace `{id}`: say `workspace_id: {id}`",
-                id = key.workspace_id
+                id = plain(&key.workspace_id)
             );
             return Err(unsupported(&message).into());
         }
@@ -548,10 +535,12 @@ impl OpenRouter {
             ));
         }
         let guardrails = self
-            .all::<Assignment>(manager, &["guardrails", "assignments", "keys"])
+            .all::<Assignment>(manager, &["guardrails", "assignments", "keys"], None)
             .await
             .map(|all| all.into_iter().filter(|one| one.key_hash == hash).collect());
-        let provider_keys = self.all::<ProviderKey>(manager, &["byok"]).await.map(|all| {
+        let workspace = self.config.workspace_id.as_deref();
+        let workspace = workspace.filter(|_| !planted!("provider_keys_of_default_workspace"));
+        let provider_keys = self.all::<ProviderKey>(manager, &["byok"], workspace).await.map(|all| {
             all.into_iter().filter(|one| one.allowed().any(|allowed| allowed == hash)).collect()
         });
         Ok(Copied {
@@ -593,13 +582,14 @@ impl OpenRouter {
             let url = self.api.url(&["guardrails", id, "assignments", "keys"]);
             let body = json!({ "key_hashes": [hash] });
             if let Err(error) = self.change(manager, Method::POST, url, &body).await {
+                let id = plain(id);
                 let note = format!("guardrail `{id}` does not cover the new key: {error}");
                 copied.notes.push(note);
             }
         }
         for key in &copied.provider_keys {
             if let Err(error) = self.allow(manager, key, hash).await {
-                let id = &key.id;
+                let id = plain(&key.id);
                 let note = format!("provider key `{id}` does not allow the new key: {error}");
                 copied.notes.push(note);
             }
@@ -615,7 +605,7 @@ impl OpenRouter {
     ) -> Result<(), CallError> {
         let mut hashes = vec![hash];
         for allowed in key.allowed() {
-            if self.find::<Data<Key>>(manager, self.key_url(allowed)).await?.is_some() {
+            if self.get(manager, allowed).await?.is_some() {
                 hashes.push(allowed);
             }
         }
@@ -735,6 +725,10 @@ fn error(answer: &Answer, effect: Effect) -> CallError {
     }
 }
 
+fn no_key(id: &IssuedId) -> Refusal {
+    Refusal::operator(RefusalKind::NotFound, format!("{TARGET} has no key `{}`", id.id))
+}
+
 fn verdict(answer: &Answer) -> Verdict {
     let problem = || answer.decode::<ErrorBody>().ok().map(|body| body.error.code);
     match answer.status.as_u16() {
@@ -772,6 +766,14 @@ fn instant(text: &str) -> Option<Timestamp> {
 
 fn text(at: Timestamp) -> String {
     jiff::Timestamp::from_second(at.millis() / 1_000).unwrap_or(jiff::Timestamp::MAX).to_string()
+}
+
+fn of_whole_days(days: &[Row]) -> Result<LastUsed, CallError> {
+    let requests: u64 = days.iter().map(|row| row.requests).sum();
+    let latest = days.iter().filter(|row| row.requests > 0).map(|row| row.date.as_str()).max();
+    let at = latest.map(end_of).transpose()?.map(|at| at.min(now()));
+    let detail = at.map(|_| format!("{requests} requests in the last 30 whole days"));
+    Ok(LastUsed { at, detail })
 }
 
 /// Returns the last moment of a day in UTC; a time behind the day is left aside.
@@ -821,6 +823,19 @@ impl Key {
     fn spends_today(&self) -> bool {
         self.usage_daily > 0.0 || self.byok_usage_daily > 0.0
     }
+
+    /// Says when it was made and last changed.
+    fn entries(&self) -> Vec<Entry> {
+        let by = self.creator_user_id.as_ref().map(|creator| format!(" by `{}`", plain(creator)));
+        let (by, name) = (by.unwrap_or_default(), plain(&self.name));
+        let what = format!("it was made{by}, with the name `{name}`");
+        let made = Entry { at: instant(&self.created_at), what };
+        let changed = self.updated_at.as_deref().and_then(instant).map(|at| Entry {
+            at: Some(at),
+            what: format!("it was last changed; disabled: {}", self.disabled),
+        });
+        [Some(made), changed].into_iter().flatten().collect()
+    }
 }
 
 #[derive(Deserialize)]
@@ -860,6 +875,14 @@ struct Row {
     date: String,
     model: String,
     requests: u64,
+}
+
+impl Row {
+    fn entry(&self) -> Result<Entry, CallError> {
+        let (model, date) = (plain(&self.model), plain(&self.date));
+        let what = format!("{} requests to model `{model}` on {date}", self.requests);
+        Ok(Entry { at: Some(end_of(&self.date)?.min(now())), what })
+    }
 }
 
 #[derive(Deserialize)]
@@ -1273,6 +1296,24 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn h91_a_provider_key_of_the_configured_workspace_allows_the_new_key() {
+        let bench = Bench::with(
+            TwinOptions::default(),
+            |twin| json!({ "workspace_id": twin.other_workspace() }),
+        );
+        let elsewhere = Limits { elsewhere: true, ..Limits::default() };
+        let previous = bench.twin.make_key_with("backend", &elsewhere);
+        let (workspace, allowed) = (bench.twin.other_workspace(), [previous.hash.as_str()]);
+        let provider = bench.twin.make_provider_key_in(workspace, "upstream", Some(&allowed));
+        let (new, notes) = bench.succeed(&previous).await;
+        let mut allowed = bench.twin.keys_of_provider_key(&provider).unwrap();
+        allowed.sort();
+        let mut both = vec![previous.hash, new.hash];
+        both.sort();
+        assert_eq!((allowed, notes), (both, Vec::new()));
+    }
+
+    #[tokio::test]
     async fn h91_a_setting_that_could_not_be_copied_is_named() {
         for (operation, code, words) in [
             ("list_key_assignments", 403, "whether it has guardrails could not be read"),
@@ -1410,6 +1451,12 @@ mod tests {
         let unknown = IssuedId::new("0".repeat(64));
         let error = bench.issuer.usage().unwrap().last_used(&unknown).await;
         assert_eq!(refusal(error).kind, RefusalKind::NotFound);
+        bench.issuer.revoke(&id_of(&key)).await.unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(used().await.at, shown.at, "of a key that is gone the activity is left");
+        let unused = bench.twin.make_key("unused");
+        bench.issuer.revoke(&id_of(&unused)).await.unwrap_or_else(|e| panic!("{e}"));
+        let error = bench.issuer.usage().unwrap().last_used(&id_of(&unused)).await;
+        assert_eq!(refusal(error).kind, RefusalKind::NotFound, "it is not told as unused");
     }
 
     #[tokio::test]
@@ -1434,9 +1481,35 @@ mod tests {
         bench.script(vec![Rule::first("get_activity", Fault::status(403))]);
         let entries = audit.since(&id_of(&key), Timestamp::from_millis(0)).await.unwrap();
         assert!(entries.iter().any(|entry| entry.what.contains("could not be read")));
+    }
+
+    #[tokio::test]
+    async fn the_record_of_a_deleted_key_still_says_what_it_was_used_for() {
+        let bench = Bench::new();
+        let key = bench.twin.make_key("backend");
+        bench.twin.add_use(&key.hash, Time::from_secs(50 * 3_600), true);
         bench.issuer.revoke(&id_of(&key)).await.unwrap_or_else(|e| panic!("{e}"));
+        let audit = bench.issuer.audit().unwrap();
         let entries = audit.since(&id_of(&key), Timestamp::from_millis(0)).await.unwrap();
-        assert!(entries[0].what.starts_with("the key is deleted"), "{entries:?}");
+        let words: Vec<&str> = entries.iter().map(|entry| entry.what.as_str()).collect();
+        assert!(words[0].starts_with("1 requests to model `twin/model` on "), "{words:?}");
+        assert!(words[1].starts_with("the key is deleted"), "{words:?}");
+        bench.script(vec![Rule::first("get_activity", Fault::status(404))]);
+        let entries = audit.since(&id_of(&key), Timestamp::from_millis(0)).await.unwrap();
+        assert!(entries[0].what.starts_with("the activity could not be read"), "{entries:?}");
+        assert!(entries[1].what.starts_with("the key is deleted"), "{entries:?}");
+    }
+
+    #[tokio::test]
+    async fn h115_a_name_in_the_list_that_may_be_a_key_is_not_repeated() {
+        let bench = Bench::new();
+        let leaked = format!("kw- sk-or-v1-{}", "0f".repeat(32));
+        let key = bench.twin.make_key(&leaked);
+        let found = bench.issuer.preflight().await.unwrap();
+        assert_eq!(found[1].message, "keys of a rotation exist: `kw- …`");
+        let audit = bench.issuer.audit().unwrap();
+        let entries = audit.since(&id_of(&key), Timestamp::from_millis(0)).await.unwrap();
+        assert_eq!(entries[0].what, "it was made by `user_twin`, with the name `kw- …`");
     }
 
     #[tokio::test]

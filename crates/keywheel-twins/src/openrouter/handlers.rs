@@ -168,10 +168,7 @@ async fn list_keys(
     Query(query): Parameters,
 ) -> Answer {
     let state = shared.state();
-    let workspace = match one(&query, "workspace_id") {
-        None => &state.workspaces[0],
-        Some(given) => known_workspace(&state, given)?,
-    };
+    let workspace = wanted_workspace(&state, &query)?;
     let disabled_too = one(&query, "include_disabled") == Some("true");
     let mut shown = state.keys_at(as_of(state.options.list_lag, lag));
     shown.retain(|key| key.workspace == *workspace && (disabled_too || key.switch.is_on()));
@@ -342,7 +339,9 @@ async fn list_provider_keys(
     Query(query): Parameters,
 ) -> Answer {
     let state = shared.state();
-    page(state.provider_keys.keys().map(|id| provider_key_json(&state, id)).collect(), &query)
+    let workspace = wanted_workspace(&state, &query)?;
+    let inside = state.provider_keys.iter().filter(|(_, key)| key.workspace == *workspace);
+    page(inside.map(|(id, _)| provider_key_json(&state, id)).collect(), &query)
 }
 
 async fn update_provider_key(
@@ -365,7 +364,7 @@ fn provider_key_json(state: &State, id: &str) -> Value {
     json!({
         "id": id,
         "provider": "openai",
-        "workspace_id": null,
+        "workspace_id": key.workspace,
         "name": key.name,
         "label": "sk-t...win",
         "disabled": false,
@@ -414,6 +413,15 @@ fn known_hashes(state: &mut State, given: &Value) -> Result<Vec<String>, Failure
 fn known_workspace<'a>(state: &'a State, id: &str) -> Result<&'a String, Failure> {
     let known = state.workspaces.iter().find(|known| *known == id);
     known.ok_or(bad("Unknown workspace"))
+}
+
+/// Returns the workspace that a query names; without one, the default one is meant.
+fn wanted_workspace<'a>(
+    state: &'a State,
+    query: &[(String, String)],
+) -> Result<&'a String, Failure> {
+    one(query, "workspace_id")
+        .map_or(Ok(&state.workspaces[0]), |given| known_workspace(state, given))
 }
 
 /// Cuts one page out of a list: `limit` items after the first `offset`.

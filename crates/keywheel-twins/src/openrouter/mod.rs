@@ -182,9 +182,19 @@ impl Twin {
         self.shared.state().guardrails[id].keys.clone()
     }
 
-    /// Stores a key of another provider that some keys may use, or all; returns its id.
+    /// Stores a key of another provider that some keys of the default workspace may use, or all; returns its id.
     pub fn make_provider_key(&self, name: &str, allowed: Option<&[&str]>) -> String {
-        self.shared.state().add_provider_key(name, allowed)
+        self.make_provider_key_in(self.default_workspace(), name, allowed)
+    }
+
+    /// Stores a key of another provider in a workspace.
+    pub fn make_provider_key_in(
+        &self,
+        workspace: &str,
+        name: &str,
+        allowed: Option<&[&str]>,
+    ) -> String {
+        self.shared.state().add_provider_key(workspace, name, allowed)
     }
 
     /// Returns the keys that may use a provider's key; none where all may.

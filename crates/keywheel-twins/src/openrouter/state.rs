@@ -58,6 +58,7 @@ pub(super) struct Guardrail {
 
 /// A key of another provider that OpenRouter uses for some keys, or for all.
 pub(super) struct ProviderKey {
+    pub(super) workspace: String,
     pub(super) name: String,
     pub(super) created: i64,
     pub(super) allowed: Option<Vec<String>>,
@@ -122,10 +123,16 @@ impl State {
         id
     }
 
-    pub(super) fn add_provider_key(&mut self, name: &str, allowed: Option<&[&str]>) -> String {
+    pub(super) fn add_provider_key(
+        &mut self,
+        workspace: &str,
+        name: &str,
+        allowed: Option<&[&str]>,
+    ) -> String {
         let id = uuid();
         let allowed = allowed.map(|hashes| hashes.iter().map(|hash| (*hash).to_owned()).collect());
-        let key = ProviderKey { name: name.into(), created: now(), allowed };
+        let workspace = workspace.to_owned();
+        let key = ProviderKey { workspace, name: name.into(), created: now(), allowed };
         self.provider_keys.insert(id.clone(), key);
         id
     }
