@@ -22,6 +22,11 @@ pub trait Issuer: Send + Sync {
     /// Checks permissions, quotas and caps without changing anything (H19, H90).
     async fn preflight(&self) -> Result<Vec<Finding>, CallError>;
 
+    /// Does the same for an emergency, which an issuer may let pass what it would not let any other rotation.
+    async fn preflight_emergency(&self) -> Result<Vec<Finding>, CallError> {
+        self.preflight().await
+    }
+
     /// Makes a whole credential, for issuers whose value is ours. It is sealed and journaled before [`mint`](Self::mint) is
     /// called. `previous` is the version in use: of two names that take turns, the other one is next.
     fn generate(
@@ -113,12 +118,14 @@ pub struct Mint<'a> {
     pub in_use: Option<&'a Credential>,
     /// Versions that an emergency ends: of two names that take turns, the next one may still be theirs.
     pub compromised: &'a [IssuedId],
+    /// The values of these as far as they are known, for an issuer that is a person and tells versions apart by nothing else.
+    pub suspects: &'a [Credential],
 }
 
 impl<'a> Mint<'a> {
     /// A first mint, of a value that the issuer makes.
     pub const fn new(label: &'a Label) -> Self {
-        Self { label, value: None, previous: None, in_use: None, compromised: &[] }
+        Self { label, value: None, previous: None, in_use: None, compromised: &[], suspects: &[] }
     }
 }
 

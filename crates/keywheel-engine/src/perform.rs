@@ -234,7 +234,10 @@ impl Work<'_> {
     async fn preflight(&self) -> Outcome {
         let moved = self.moved_by_another().await?;
         let drivers = &self.member.drivers;
-        let mut findings = drivers.issuer.preflight().await?;
+        let mut findings = match self.plan.is_emergency() {
+            true => drivers.issuer.preflight_emergency().await?,
+            false => drivers.issuer.preflight().await?,
+        };
         for (store, planned) in drivers.stores.iter().zip(&self.plan.stores) {
             findings.extend(store.preflight(&addresses(&planned.slots)).await?);
         }
@@ -468,12 +471,14 @@ impl Work<'_> {
             _ => None,
         };
         let compromised = self.compromised().await?;
+        let suspects = self.suspects().await?;
         let request = Mint {
             label: &label,
             value: ours.as_ref(),
             previous,
             in_use: in_use.as_ref(),
             compromised: &compromised,
+            suspects: &suspects,
         };
         let minted = self.member.drivers.issuer.mint(&request).await?;
         let credential = minted.credential.as_ref().or(ours.as_ref());
@@ -497,6 +502,17 @@ impl Work<'_> {
             compromised.extend(live.into_iter().map(|live| live.issued));
         }
         Ok(compromised)
+    }
+
+    /// The values of the suspects beside the previous version, for an issuer that is a person.
+    async fn suspects(&self) -> Outcome<Vec<Credential>> {
+        let mut values = Vec::new();
+        if self.plan.issuer.facts.by_hand.is_some() {
+            for suspect in &self.plan.suspects {
+                values.extend(self.sealed(suspect.version).await?);
+            }
+        }
+        Ok(values)
     }
 
     fn seal_pending(&self, credential: Option<Credential>) -> Vec<Sealed> {

@@ -363,4 +363,77 @@ fn a_feature_flags_token_that_was_given_up_goes_on_beside_the_one_in_use() {
     undone.ends(3).says("this version is the primary token");
     assert_eq!(project.value(), old);
     assert!(twin.accepts(&old) && twin.accepts(&given_up));
+
+    // The way on: the backup, which is in use, is left alone until the readers have the primary.
+    let word = ["resolve", "measured", "--as", "undone", "--because", "both go on", "--yes"];
+    project.run(&word).ends(0);
+    project.run(&["check"]).says("do not delete the backup");
+    project.write("app.env", &format!("MEASURED={given_up}\n"));
+    project.run(&["reconcile", "measured", "--keep", "--yes"]).ends(0);
+    twin.delete_backup();
+    let config = std::fs::read_to_string(project.path("keywheel.yaml")).unwrap();
+    project.write("keywheel.yaml", &config.replace("soak: 9s", "soak: 1s"));
+    let rotated = project.guide(&twin, &["rotate", "measured", "--yes", "--soak"]);
+    rotated.ends(3).says("the issuer's id of v3 is not known");
+    let named = ["resume", "measured", "--previous-id", "former", "--soak"];
+    project.guide(&twin, &named).ends(0).says("completed; v4 is current, v3 is refused everywhere");
+    assert_eq!((twin.secret_token(), twin.backup_token()), (project.value(), None));
+    assert!(!twin.accepts(&given_up));
+}
+
+/// The arguments of an emergency, in either order.
+fn emergency(revoke_first: bool) -> Vec<&'static str> {
+    let mut arguments =
+        vec!["rotate", "measured", "--emergency", "--because", "it is abused", "--yes"];
+    arguments.extend(revoke_first.then_some("--revoke-first"));
+    arguments
+}
+
+#[test]
+fn an_emergency_resets_a_project_token_of_posthog_in_either_order() {
+    for revoke_first in [false, true] {
+        let twin = posthog::Twin::start(posthog::TwinOptions::default()).unwrap();
+        let old = twin.project_token();
+        let rest = "\n    strategy: cutover\n    accept: [outage]";
+        let project = Project::posthog(&twin, "project_token", rest, &old);
+        project.run(&["adopt", "measured", "--yes"]).ends(0);
+        project.guide(&twin, &emergency(revoke_first)).ends(0).says("completed");
+        assert_eq!(project.value(), twin.project_token());
+        assert!(!twin.accepts(&old));
+        project.run(&["incident", "show"]).ends(0).says("exposed");
+    }
+}
+
+#[test]
+fn an_emergency_ends_a_feature_flags_token_of_posthog_in_either_order() {
+    for revoke_first in [false, true] {
+        let twin = posthog::Twin::start(posthog::TwinOptions::default()).unwrap();
+        let old = twin.secret_token();
+        let project = Project::posthog(&twin, "feature_flags_token", "", &old);
+        project.run(&["adopt", "measured", "--yes"]).ends(0);
+        let ended = project.guide(&twin, &emergency(revoke_first));
+        ended.ends(0).says("completed");
+        let new = project.value();
+        assert_eq!((twin.secret_token(), twin.backup_token()), (new.clone(), None));
+        assert!(twin.accepts(&new) && !twin.accepts(&old));
+        project.keeps(&[&old, &new], &[&ended]);
+    }
+}
+
+#[test]
+fn an_emergency_ends_both_feature_flags_tokens_of_posthog_after_an_undo() {
+    for revoke_first in [false, true] {
+        let twin = posthog::Twin::start(posthog::TwinOptions::default()).unwrap();
+        let old = twin.secret_token();
+        let project = Project::soaking(&twin, "feature_flags_token", "", "9s", &old);
+        project.run(&["adopt", "measured", "--yes"]).ends(0);
+        project.guide(&twin, &["rotate", "measured", "--yes"]).ends(0);
+        let given_up = twin.secret_token();
+        project.guide(&twin, &["undo", "measured", "--yes"]).ends(0);
+        assert_eq!(project.value(), old);
+        let ended = project.guide(&twin, &emergency(revoke_first));
+        ended.ends(0).says("ends the token in use at once").says("completed");
+        assert_eq!((twin.secret_token(), twin.backup_token()), (project.value(), None));
+        assert!(!twin.accepts(&old) && !twin.accepts(&given_up));
+    }
 }

@@ -36,6 +36,9 @@ const TARGET: &str = "issuer `posthog`";
 /// How often a person is asked the same.
 const TIMES: usize = 3;
 
+/// How often the tokens are read after an answer before the person is asked again.
+const LOOKS: u64 = 20;
+
 /// A credential of a project at PostHog.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -197,6 +200,14 @@ impl Project {
         read.map_err(|error| self.hint(error, "read the project"))
     }
 
+    /// Reads the tokens before anybody is told anything: where that has no answer, nothing was done.
+    async fn tokens_before(&self) -> Result<Tokens, CallError> {
+        self.tokens().await.map_err(|error| match error {
+            CallError::Unknown(why) => Refusal::retry(RefusalKind::Unavailable, None, why).into(),
+            refused @ CallError::Refused(_) => refused,
+        })
+    }
+
     /// Says what to look at where the personal key or the project may be wrong.
     fn hint(&self, error: CallError, what: &str) -> CallError {
         match error {
@@ -224,25 +235,58 @@ impl Project {
 
     /// Tells a person what to click until the tokens show that it was done; what they answer is not believed. Returns none where
     /// it was not.
+    ///
+    /// # Errors
+    /// Unknown where a person was told and the tokens cannot be read since.
     async fn until(
         &self,
         steps: &[String],
-        is_done: impl Fn(&Tokens) -> bool + Send,
+        is_done: impl Fn(&Tokens) -> bool + Send + Sync,
     ) -> Result<Option<Tokens>, CallError> {
         self.guided.somebody()?;
         let prompt = "`done` once it is, anything else if it is not";
-        for _ in 0..TIMES {
+        let not_yet = "PostHog does not show it yet: if you clicked, do not click again, and wait until the page shows it; if you did not:";
+        let again = [[not_yet.to_owned()].as_slice(), steps].concat();
+        for time in 0..TIMES {
+            let is_first = time == 0 || planted!("clicked_or_not_is_asked_alike");
+            let steps = if is_first { steps } else { &again };
             let question = Question { steps, prompt, hidden: false };
             let is_there = self.guided.0.ask(&question).await.is_some();
-            let tokens = self.tokens().await?;
-            if is_done(&tokens) {
-                return Ok(Some(tokens));
-            }
-            if !is_there {
-                break;
+            let shown = self.shown(&is_done).await;
+            // A click may have been made, so that this is no refusal.
+            let shown = shown.map_err(|error| CallError::Unknown(error.to_string()))?;
+            if shown.is_some() || !is_there {
+                return Ok(shown);
             }
         }
         Ok(None)
+    }
+
+    /// Looks for a while whether the tokens show what was clicked: a single look may be behind, and whoever is asked again may
+    /// click again (H05).
+    async fn shown(
+        &self,
+        is_done: &(impl Fn(&Tokens) -> bool + Send + Sync),
+    ) -> Result<Option<Tokens>, CallError> {
+        let looks = if planted!("one_look_is_believed") { 1 } else { LOOKS };
+        let mut seen = Ok(None);
+        for look in 0..looks {
+            if look > 0 {
+                tokio::time::sleep(self.looking().part(1, LOOKS).into()).await;
+            }
+            seen = match self.tokens().await {
+                Ok(tokens) if is_done(&tokens) => return Ok(Some(tokens)),
+                Ok(_) => Ok(None),
+                Err(error) => Err(error),
+            };
+        }
+        seen
+    }
+
+    /// How long is looked after each answer, so that half of the step's time is left to the person.
+    fn looking(&self) -> Span {
+        let share = self.config.within.span().part(1, 2 * TIMES as u64);
+        self.config.settle_for.span().min(share)
     }
 
     /// Asks for the definitions of flags, which every secret key may that has the scope.
@@ -296,7 +340,10 @@ fn is_first(label: &Label) -> bool {
 }
 
 fn nobody_did(what: &str) -> CallError {
-    Refusal::operator(RefusalKind::NeedsPerson, what).into()
+    let message = format!(
+        "{what}, or PostHog does not show it: if it was clicked, go on only once the settings of the project show it"
+    );
+    Refusal::operator(RefusalKind::NeedsPerson, message).into()
 }
 
 /// Returns whether a token is the value of a credential.
@@ -328,6 +375,7 @@ struct Flags {
 #[cfg(test)]
 mod tests {
     use std::sync::Mutex;
+    use std::sync::atomic::{AtomicUsize, Ordering};
     use std::time::Duration as Time;
 
     use async_trait::async_trait;
@@ -350,6 +398,7 @@ mod tests {
     struct Person {
         twin: Arc<Twin>,
         told: Mutex<Vec<String>>,
+        clicks: AtomicUsize,
         does: Does,
     }
 
@@ -373,7 +422,10 @@ mod tests {
         async fn ask(&self, question: &Question<'_>) -> Option<SecretValue> {
             let text = question.steps.join("\n");
             self.told.lock().unwrap().push(text.clone());
-            if self.does != Does::Nothing {
+            let is_done = self.clicks.load(Ordering::Relaxed) > 0;
+            let heeds = is_done && text.contains("if you clicked, do not click again");
+            if self.does != Does::Nothing && !heeds {
+                self.clicks.fetch_add(1, Ordering::Relaxed);
                 match text {
                     text if text.contains("click to reset it") => drop(self.twin.reset_token()),
                     text if text.contains("click to rotate it") => {
@@ -415,9 +467,15 @@ mod tests {
                 "project": PROJECT.parse::<u64>().unwrap(),
                 "personal_key": { "file": "admin.key" },
                 "base_url": twin.base_url(),
+                "settle_for": "100ms",
             });
             let config: Config = serde_json::from_value(taken_over(config, changes)).unwrap();
-            let person = Arc::new(Person { twin: Arc::clone(&twin), told: Mutex::default(), does });
+            let person = Arc::new(Person {
+                twin: Arc::clone(&twin),
+                told: Mutex::default(),
+                clicks: AtomicUsize::new(0),
+                does,
+            });
             let guide: Arc<dyn Guide> = Arc::<Person>::clone(&person);
             let context = Context { guide, ..Context::at(folder.path()) };
             let issuer = config.build(&context).unwrap_or_else(|e| panic!("{e}"));
@@ -593,6 +651,13 @@ mod tests {
         assert!(blocks.len() == 1 && blocks[0].contains("`key-0`, `key-1`"), "{blocks:?}");
         let refusal = refusal(bench.mint("kw-1-1", None).await);
         assert_eq!((refusal.kind, refusal.message), (RefusalKind::Quota, blocks[0].clone()));
+        let odd = Bench::keys();
+        for number in 0..10 {
+            let pasted = "phs_".to_owned() + &"kwcanary7".repeat(4);
+            odd.twin.make_key(&format!("of\u{1b}[2J `{number}` {pasted}"), &["endpoint:read"]);
+        }
+        let blocks = odd.blocks().await;
+        assert!(blocks[0].contains("`of2J 0 …`, `of2J 1 …`"), "{blocks:?}");
         assert!(keys.iter().chain([&last]).all(|key| bench.twin.accepts(&key.value)));
     }
 
@@ -813,12 +878,14 @@ mod tests {
     async fn h05_a_secret_token_that_was_rotated_is_not_rotated_again() {
         let bench = Bench::of("feature_flags_token");
         let in_use = bench.twin.secret_token();
-        // The click was made, and its answer was lost between.
-        bench.script(vec![Rule {
-            nth: keywheel_twins::fault::Nth::Number(2),
-            ..Rule::first("get_team", Fault::status(500))
-        }]);
-        assert!(bench.replace("kw-1-1", &in_use).await.is_err());
+        // The click was made, and no look since then was answered.
+        let looks = 2..2 + u32::try_from(LOOKS).unwrap();
+        let lost = looks.map(|look| Rule {
+            nth: keywheel_twins::fault::Nth::Number(look),
+            ..Rule::first("get_team", Fault::status(429))
+        });
+        bench.script(lost.collect());
+        assert!(is_unknown(&bench.replace("kw-1-1", &in_use).await));
         let rotated = bench.twin.secret_token();
         assert_eq!(bench.told(), 1);
         let minted = bench.replace("kw-1-2", &in_use).await.unwrap_or_else(|e| panic!("{e}"));
@@ -828,14 +895,61 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn h05_nobody_is_asked_again_before_a_look_that_is_behind_has_caught_up() {
+        for kind in ["project_token", "feature_flags_token"] {
+            let late = TwinOptions { list_lag: Time::from_millis(300), ..TwinOptions::default() };
+            let bench =
+                Bench::with(late, Does::AsTold, json!({ "kind": kind, "settle_for": "3s" }));
+            let minted = match kind {
+                "project_token" => bench.replace("kw-1-1", &bench.twin.project_token()).await,
+                _ => bench.replace("kw-1-1", &bench.twin.secret_token()).await,
+            };
+            let minted = minted.unwrap_or_else(|e| panic!("{kind}: {e}"));
+            let new = match kind {
+                "project_token" => bench.twin.project_token(),
+                _ => bench.twin.secret_token(),
+            };
+            assert_eq!(bench.told(), 1, "{kind}");
+            assert!(is_value(minted, &new), "{kind}");
+        }
+    }
+
+    #[tokio::test]
+    async fn h05_whoever_clicked_is_told_not_to_click_again() {
+        let late = TwinOptions { list_lag: Time::from_secs(3_600), ..TwinOptions::default() };
+        let bench = Bench::with(late, Does::AsTold, json!({ "kind": "feature_flags_token" }));
+        let in_use = bench.twin.secret_token();
+        let refusal = refusal(bench.replace("kw-1-1", &in_use).await);
+        assert!(refusal.message.contains("go on only once the settings"), "{refusal}");
+        assert_eq!((refusal.kind, bench.told()), (RefusalKind::NeedsPerson, TIMES));
+        assert!(bench.twin.accepts(&in_use), "the token in use was pushed out");
+    }
+
+    #[tokio::test]
+    async fn where_nothing_can_be_read_beforehand_nobody_is_told_and_the_same_try_goes_on() {
+        for kind in ["project_token", "feature_flags_token"] {
+            let bench = Bench::of(kind);
+            bench.script(vec![Rule::first("get_team", Fault::Cut)]);
+            let refusal = refusal(bench.replace("kw-1-1", "phs_any").await);
+            assert_eq!(refusal.remedy, Remedy::Retry { after: None });
+            assert_eq!(bench.told(), 0);
+        }
+    }
+
+    #[tokio::test]
     async fn a_backup_that_is_there_beforehand_is_not_ended_by_a_rotation() {
         let bench = Bench::of("feature_flags_token");
         let backup = bench.twin.secret_token();
         let primary = bench.twin.rotate_secret_token();
-        assert_eq!(bench.blocks().await.len(), 1);
+        let blocks = bench.blocks().await;
+        assert!(blocks.len() == 1 && blocks[0].contains("do not delete the backup"), "{blocks:?}");
         for in_use in [&primary, &backup] {
             let refusal = refusal(bench.replace("kw-1-1", in_use).await);
-            assert!(refusal.message.starts_with("there is a backup"), "{refusal}");
+            let (delete, keep) = (
+                refusal.message.contains("delete it once nothing uses it"),
+                refusal.message.contains("do not delete the backup"),
+            );
+            assert_eq!((delete, keep), (in_use == &primary, in_use == &backup), "{refusal}");
         }
         let (label, in_use) = (Label("kw-1-2".into()), credential(&backup));
         let compromised = [IssuedId::new("kw-0-1")];
@@ -846,6 +960,62 @@ mod tests {
         assert!(other.message.contains("neither the primary nor the backup"), "{other}");
         assert_eq!(bench.told(), 0);
         assert!(bench.twin.accepts(&primary) && bench.twin.accepts(&backup));
+    }
+
+    #[tokio::test]
+    async fn an_emergency_pushes_out_a_backup_that_is_suspect_too() {
+        for in_use_is_backup in [false, true] {
+            let bench = Bench::of("feature_flags_token");
+            let backup = bench.twin.secret_token();
+            let primary = bench.twin.rotate_secret_token();
+            let found = bench.issuer.preflight_emergency().await.unwrap();
+            assert!(found.iter().all(|found| found.severity == Severity::Note), "{found:?}");
+            let (in_use, other) =
+                if in_use_is_backup { (&backup, &primary) } else { (&primary, &backup) };
+            let (in_use, suspects) = (credential(in_use), [credential(other)]);
+            let compromised = [IssuedId::new("kw-0-1")];
+            let mint = async |label: &str| {
+                let label = Label(label.into());
+                let request = Mint {
+                    in_use: Some(&in_use),
+                    compromised: &compromised,
+                    suspects: &suspects,
+                    ..Mint::new(&label)
+                };
+                bench.issuer.mint(&request).await.unwrap_or_else(|e| panic!("{e}"))
+            };
+            let minted = mint("kw-1-1").await;
+            let new = bench.twin.secret_token();
+            assert!(new != primary && is_value(minted, &new));
+            assert!(!bench.twin.accepts(&backup));
+            assert!(is_value(mint("kw-1-2").await, &new), "what was rotated is not rotated again");
+            let told = bench.person.told.lock().unwrap().join("\n");
+            assert_eq!(told.contains("ends the token in use at once"), in_use_is_backup, "{told}");
+            assert_eq!(bench.told(), 1);
+            let held = credential(&primary);
+            bench.issuer.revoke_held(&compromised[0], Some(&held)).await.unwrap();
+            assert!(!bench.twin.accepts(&primary) && bench.twin.accepts(&new));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_project_token_that_an_emergency_reset_is_not_reset_again() {
+        let bench = Bench::of("project_token");
+        let in_use = credential(&bench.twin.project_token());
+        let reset = bench.twin.reset_token();
+        let compromised = [IssuedId::new("kw-0-1")];
+        for (suspect, told) in [("phc_elsewhere", 0), (reset.as_str(), 1)] {
+            let (label, suspects) = (Label("kw-1-2".into()), [credential(suspect)]);
+            let request = Mint {
+                in_use: Some(&in_use),
+                compromised: &compromised,
+                suspects: &suspects,
+                ..Mint::new(&label)
+            };
+            let minted = bench.issuer.mint(&request).await.unwrap_or_else(|e| panic!("{e}"));
+            assert!(is_value(minted, &bench.twin.project_token()));
+            assert_eq!(bench.told(), told);
+        }
     }
 
     #[tokio::test]

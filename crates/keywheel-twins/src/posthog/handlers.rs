@@ -146,16 +146,18 @@ async fn get_team(
     scopes: Scopes,
     Held(shared): Held<Shared>,
     Path(project): Path<String>,
+    lag: Option<Extension<Lag>>,
 ) -> Answer {
     known(&project)?;
     scopes.need("project:read")?;
     let state = shared.state();
+    let shown = state.tokens_at(as_of(state.options.list_lag, lag));
     Ok(Json(json!({
         "id": PROJECT.parse::<u64>().expect("it is a number"),
         "name": "shop",
-        "api_token": state.project_tokens.last().map(|token| &token.value),
-        "secret_api_token": state.primary.value,
-        "secret_api_token_backup": state.backup.as_ref().map(|token| &token.value),
+        "api_token": shown.project,
+        "secret_api_token": shown.primary,
+        "secret_api_token_backup": shown.backup,
         "timezone": "UTC",
     })))
 }

@@ -37,7 +37,7 @@ pub struct TwinOptions {
     pub propagation: Duration,
     /// How long a revoked key is accepted.
     pub revocation: Duration,
-    /// How far behind every list is.
+    /// How far behind every list is, and the tokens of the project.
     pub list_lag: Duration,
 }
 

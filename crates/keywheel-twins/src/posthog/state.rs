@@ -39,6 +39,13 @@ pub(super) struct Token {
     pub(super) life: Life,
 }
 
+/// The tokens of the project, as a look shows them.
+pub(super) struct ShownTokens<'a> {
+    pub(super) project: Option<&'a str>,
+    pub(super) primary: Option<&'a str>,
+    pub(super) backup: Option<&'a str>,
+}
+
 /// What a presented value may do here.
 pub(super) enum Standing {
     /// The personal key.
@@ -98,6 +105,20 @@ impl State {
 
     pub(super) fn live(&mut self, id: &str) -> Option<&mut Key> {
         self.keys.get_mut(id).filter(|key| key.life.ended.is_none())
+    }
+
+    /// Returns the tokens that a look at this time shows.
+    pub(super) fn tokens_at(&self, time: i64) -> ShownTokens<'_> {
+        let shows = |token: &&Token| token.life.shows_at(time);
+        let mut secret: Vec<&Token> =
+            self.former.iter().chain(&self.backup).chain([&self.primary]).filter(shows).collect();
+        secret.sort_by_key(|token| token.life.order);
+        let mut newest_first = secret.into_iter().rev().map(|token| token.value.as_str());
+        ShownTokens {
+            project: self.project_tokens.iter().rfind(shows).map(|token| token.value.as_str()),
+            primary: newest_first.next(),
+            backup: newest_first.next(),
+        }
     }
 
     /// Gives the project another token; the one before it is refused from now on.
@@ -191,5 +212,20 @@ mod tests {
         state.reset_token();
         assert!(!state.is_project_token(&first));
         assert!(state.is_project_token(&state.project_tokens[1].value));
+    }
+
+    #[test]
+    fn a_look_from_before_a_change_shows_the_tokens_as_they_were() {
+        let mut state = State::new(TwinOptions::default());
+        let (project, secret) =
+            (state.project_tokens[0].value.clone(), state.primary.value.clone());
+        state.reset_token();
+        state.rotate_secret_token();
+        let before = state.tokens_at(1);
+        assert_eq!((before.project, before.primary), (Some(&*project), Some(&*secret)));
+        assert_eq!(before.backup, None);
+        let now = state.tokens_at(now());
+        assert_eq!(now.project, Some(&*state.project_tokens[1].value));
+        assert_eq!((now.primary, now.backup), (Some(&*state.primary.value), Some(&*secret)));
     }
 }

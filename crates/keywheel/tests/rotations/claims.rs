@@ -46,7 +46,10 @@ fn h25_h61_of_two_installations_that_race_one_wins_and_the_other_changes_nothing
             panic!("round {round}: {ran:?}")
         };
         won.says("promoted; v2 is current");
-        lost.ends(4).says("K0212").says("belongs to another installation").says("nothing changed");
+        lost.ends(4).says("nothing changed");
+        // One that looks between the two writes of the other sees two values; it comes no further either.
+        let meets_a_claim = lost.stderr.contains("belongs to another installation");
+        assert!(meets_a_claim || lost.stderr.contains("K0207"), "round {round}: {lost:?}");
         let held = values(&project);
         assert!(held[0] == held[1] && held[0] != OLD, "round {round}: {ran:?}");
         run_as(&project, winner, &["doctor"]).ends(0);
