@@ -239,6 +239,23 @@ impl Issuer for RedisAcl {
         Ok(live)
     }
 
+    /// A mint that was broken off reached some nodes only, or was not saved by the last one.
+    async fn confirm(&self, id: &IssuedId) -> Result<bool, CallError> {
+        let id = self.own(id)?;
+        let mut nodes = self.everywhere().await?;
+        let has_it = |at: &At<'_>| {
+            let marker = at.acl.marker(id);
+            marker.zip(at.acl.account.as_ref()).is_some_and(|(one, user)| user.has(&one.hash))
+        };
+        if !nodes.iter().all(has_it) && !planted!("half_made_mint_is_taken") {
+            return Ok(false);
+        }
+        for at in &mut nodes {
+            at.persist().await.map_err(|trouble| trouble.of_change(TARGET, at.node))?;
+        }
+        Ok(true)
+    }
+
     /// Ends what can be reached, and says where it could not: a password that leaked is better gone from most nodes than from none.
     async fn revoke(&self, id: &IssuedId) -> Result<(), CallError> {
         let id = self.own(id)?;
@@ -1804,6 +1821,49 @@ mod tests {
         issuer.revoke(&orphan.issued).await.unwrap();
         assert!(!world.accepts(0, "app", &second).await && !world.accepts(1, "app", &second).await);
         assert_eq!(issuer.list("").await.unwrap(), []);
+    }
+
+    #[tokio::test]
+    async fn h89_a_mint_that_reached_one_node_only_is_not_confirmed() {
+        let Some(world) = World::start(2) else { return };
+        let relay = Relay::before(world.nodes[0].port()).await;
+        let issuer = world.issuer_at(&[relay.port, world.nodes[1].port()]);
+        let (second, third) = (canary("redis-second"), canary("redis-third"));
+        relay.loses.store(true, Ordering::SeqCst);
+        let lost = mint(&*issuer, "kw-1-1", &second, world.previous()).await;
+        assert!(matches!(lost, Err(CallError::Unknown(_))), "{lost:?}");
+        let live = issuer.list("kw-1-1").await.unwrap();
+        let [half] = live.as_slice() else { panic!("{live:?}") };
+        assert!(world.accepts(0, "app", &second).await && !world.accepts(1, "app", &second).await);
+        assert_eq!(issuer.confirm(&half.issued).await, Ok(false));
+        issuer.revoke(&half.issued).await.unwrap();
+
+        let whole = mint(&*issuer, "kw-1-2", &third, world.previous()).await.unwrap();
+        assert_eq!(issuer.confirm(&whole).await, Ok(true));
+        assert_eq!(issuer.verify(&login(&third)).await, Ok(Verdict::Accepted));
+        // The marker of a password that a node lost vouches for nothing.
+        let removed = format!("!{}", hash(&of(&third)));
+        let _: () = world.ask(1, &["ACL", "SETUSER", "app", &removed]).await;
+        assert_eq!(issuer.confirm(&whole).await, Ok(false));
+    }
+
+    #[tokio::test]
+    async fn what_is_confirmed_was_saved_by_every_node() {
+        let Some(mut world) = World::start(2) else { return };
+        let issuer = world.issuer();
+        let second = canary("redis-second");
+        let (added, marker) = (format!("#{}", hash(&of(&second))), "kw-1-1@app");
+        for node in [0, 1] {
+            let _: () = world.ask(node, &["ACL", "SETUSER", "app", &added]).await;
+            let made = ["ACL", "SETUSER", marker, "reset", "off", &added, "~keywheel:1:run:1"];
+            let _: () = world.ask(node, &made).await;
+        }
+        assert_eq!(issuer.confirm(&IssuedId::new(marker)).await, Ok(true));
+        for node in [0, 1] {
+            world.nodes[node].kill();
+            world.nodes[node].begin().unwrap();
+            assert!(world.accepts(node, "app", &second).await);
+        }
     }
 
     #[tokio::test]
