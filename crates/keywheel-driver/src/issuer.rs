@@ -46,6 +46,12 @@ pub trait Issuer: Send + Sync {
     /// Lists what the issuer holds whose label begins with `prefix`; for issuers without labels, everything.
     async fn list(&self, prefix: &str) -> Result<Vec<Live>, CallError>;
 
+    /// Says whether a version that was found after a mint without an answer was made everywhere, and makes sure that it is kept
+    /// there. What is not whole is ended, and made anew under another label.
+    async fn confirm(&self, _id: &IssuedId) -> Result<bool, CallError> {
+        Ok(true)
+    }
+
     /// Reads the value of a live version again, for issuers that show it more than once.
     async fn reread(&self, _id: &IssuedId) -> Result<Option<Credential>, CallError> {
         Ok(None)

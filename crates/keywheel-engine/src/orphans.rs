@@ -1,8 +1,8 @@
 //! Live credentials that carry a label of ours and that nobody owns: which they are, and how they are ended.
 //!
 //! Ours is a label that a rotation of the same secret in this journal made. What carries another one is named at most (H90). A
-//! credential is owned where a version of the journal has its id or its label, or where an open rotation may still find and end
-//! it by itself. Nothing is ended on the word of an earlier look (H92).
+//! credential is owned where a version of the journal has its id, or its label and an id that nothing live has, or where an open
+//! rotation may still find and end it by itself. Nothing is ended on the word of an earlier look (H92).
 
 use keywheel_core::inventory::{Decision, Inventory};
 use keywheel_core::plan::{Label, RotationId};
@@ -58,6 +58,7 @@ impl Owners {
     /// Tells orphans from what is owned and from what is somebody else's.
     pub fn sort(&self, live: Vec<Live>) -> Sorted {
         let mut sorted = Sorted::default();
+        let ids: Vec<IssuedId> = live.iter().map(|live| live.issued.clone()).collect();
         for Live { issued, label } in live {
             let Some(label) = label.filter(|label| label.0.starts_with(PREFIX)) else { continue };
             let carries = |prefixes: &[String]| {
@@ -65,7 +66,7 @@ impl Owners {
             };
             let one = Labelled { issued, label: label.clone() };
             if carries(&self.made_for_secret) || planted!("orphans_of_others_are_ours") {
-                if !carries(&self.at_work) && !self.has_owner(&one) {
+                if !carries(&self.at_work) && !self.has_owner(&one, &ids) {
                     sorted.orphans.push(one);
                 }
             } else if !carries(&self.made_here) {
@@ -76,11 +77,14 @@ impl Owners {
     }
 
     /// A credential under the label of a version may be that version although its id reads otherwise: some lists are late, and an
-    /// id that a person gave is the name of the key, whatever the issuer calls it since.
-    fn has_owner(&self, one: &Labelled) -> bool {
+    /// id that a person gave is the name of the key, whatever the issuer calls it since. Where that version is live under its own
+    /// id, a second one under its label is of a mint that was made twice.
+    fn has_owner(&self, one: &Labelled, live: &[IssuedId]) -> bool {
         let is_named = |issued: &IssuedId| *issued == one.issued || issued.id == one.label.0;
+        let is_seen = |issued: &IssuedId| live.contains(issued) && !planted!("namesakes_are_owned");
         let is_it = |(issued, label): &(Option<IssuedId>, Option<Label>)| {
-            issued.as_ref().is_some_and(is_named) || label.as_ref() == Some(&one.label)
+            let (id, is_labelled) = (issued.as_ref(), label.as_ref() == Some(&one.label));
+            id.is_some_and(is_named) || is_labelled && !id.is_some_and(is_seen)
         };
         self.versions.iter().any(is_it) && !planted!("owned_credentials_are_orphans")
     }

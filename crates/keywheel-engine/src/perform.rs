@@ -555,6 +555,8 @@ impl Work<'_> {
         if facts.value == ValueOrigin::Ours {
             // The value was sealed with the intent of this very attempt, whose label was found.
             let value = self.sealed(self.plan.pending).await?;
+            let is_whole = self.member.drivers.issuer.confirm(&found.issued).await?;
+            let value = value.filter(|_| is_whole);
             return Ok(self.found(found.issued, value.is_some(), value.as_ref()).into());
         }
         let credential = self.member.drivers.issuer.reread(&found.issued).await?;

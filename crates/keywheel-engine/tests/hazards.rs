@@ -94,6 +94,31 @@ async fn h13_a_run_that_is_dropped_anywhere_leaves_nothing_that_recovery_does_no
 }
 
 #[tokio::test(start_paused = true)]
+async fn h04_a_mint_that_was_made_in_part_is_ended_and_made_anew() {
+    for polls in 1.. {
+        let setup = Setup::of_our_values(|_| Fate::Well);
+        let mut group = setup.begin("s").await;
+        let ran = polled(polls, setup.run(&mut group)).await;
+        assert!(ran.is_none(), "there is a place to drop it at after a mint");
+        drop(group);
+        let is_lost = setup.of("s", |contents| {
+            contents.in_part = contents.live.last().map(|(issued, ..)| issued.clone());
+            contents.effects == ["mint"]
+        });
+        if !is_lost {
+            continue;
+        }
+        assert_eq!(setup.recover_and_rest().await, Some(Outcome::Completed));
+        return setup.of("s", |contents| {
+            assert_eq!(contents.effects[..3], ["mint", "revoke", "mint"]);
+            let [(issued, _, live)] = &contents.live[..] else { panic!("only one is live") };
+            assert!(contents.in_part.as_ref() != Some(issued));
+            assert!(live.same_as(contents.held.as_ref().unwrap()));
+        });
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn h14_a_program_that_is_stopped_begins_and_undoes_nothing() {
     for nth in 0.. {
         let setup = Setup::new(move |call| if call.nth == nth { Fate::Stops } else { Fate::Well });
@@ -578,6 +603,8 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[derive(Default)]
 struct Contents {
     live: Vec<(IssuedId, Option<Label>, SecretValue)>,
+    /// What is live and not whole.
+    in_part: Option<IssuedId>,
     stored: Option<SecretValue>,
     held: Option<SecretValue>,
     calls: usize,
@@ -706,6 +733,11 @@ impl Issuer for Place {
                 .map(|(issued, label, _)| Live { issued: issued.clone(), label: label.clone() })
                 .collect()
         }))
+    }
+
+    async fn confirm(&self, id: &IssuedId) -> Result<bool, CallError> {
+        self.call("confirm").await?;
+        Ok(self.with(|place| place.in_part.as_ref() != Some(id)))
     }
 
     async fn revoke(&self, id: &IssuedId) -> Result<(), CallError> {

@@ -8,6 +8,7 @@ use keywheel_core::fingerprint::Compared;
 use keywheel_core::inventory::{Inventory, Version};
 use keywheel_core::plan::Plan;
 use keywheel_core::planted;
+use keywheel_core::rotation::Rotation;
 use keywheel_core::secret::Credential;
 use keywheel_core::version::Stage;
 use keywheel_driver::issuer::Verdict;
@@ -32,6 +33,11 @@ pub(crate) async fn in_use(
     let what = current.map_or("the value".into(), |current| current.version.to_string());
     let issuer = &plan.issuer.bound.name;
     refused.then(|| format!("issuer `{issuer}` refuses {what} that readers use"))
+}
+
+/// An emergency ends what readers use, and is on its way to replace it: a refusal is what it is for.
+pub(crate) fn is_being_replaced(open: &Rotation) -> bool {
+    open.plan().is_emergency() && !open.rests() && !planted!("emergency_under_way_is_advised")
 }
 
 /// Returns the command that replaces what is refused.

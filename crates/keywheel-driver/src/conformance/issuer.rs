@@ -192,6 +192,7 @@ async fn everything_said(issuer: &dyn Issuer, canary: &Credential, label: &Label
     said += &format!("{:?}\n", attempt(issuer, label, None).await.map(|minted| minted.issued));
     said += &format!("{:?}\n", verify(issuer, canary).await);
     said += &format!("{:?}\n", issuer.list(&label.0).await);
+    said += &format!("{:?}\n", issuer.confirm(&id).await);
     said += &format!("{:?}\n", issuer.reread(&id).await.map(drop));
     said += &format!("{:?}\n", issuer.revoke(&id).await);
     said += &format!("{:?}\n", issuer.identify(canary).await);

@@ -245,7 +245,7 @@ impl Issuer for OpenAi {
             issued: Some(issued(&made.id, &key.id)),
             credential: Some(Credential::of_value(key.value.0)),
             expires_at: key.expires_at.map(instant).or(chosen_end),
-            notes: Vec::new(),
+            notes: differences(request.previous.is_some(), made.role.as_deref()),
         })
     }
 
@@ -650,6 +650,17 @@ enum Deleted {
     Refused(CallError),
 }
 
+/// What a new key may lack: no call tells the scopes of a key, or gives them to one (H91).
+fn differences(has_previous: bool, role: Option<&str>) -> Vec<String> {
+    if planted!("differences_not_told") {
+        return Vec::new();
+    }
+    let scopes = "scopes of the key in use cannot be read; the new key has those of a new account";
+    let role = role.filter(|role| *role == "none");
+    let role = role.map(|role| format!("the role of the new account in the project is `{role}`"));
+    has_previous.then(|| scopes.into()).into_iter().chain(role).collect()
+}
+
 /// What an answer is that is no success, with the provider's code for it.
 fn error(answer: &Answer, effect: Effect) -> CallError {
     let code = known_code(answer);
@@ -768,6 +779,7 @@ struct Account {
 struct Made {
     id: String,
     name: String,
+    role: Option<String>,
     api_key: Option<MadeKey>,
 }
 
@@ -1110,6 +1122,27 @@ mod tests {
                 .unwrap_or_else(|e| panic!("{e}"));
             assert_eq!(bench.twin.live("kw-1-1"), [""; 0]);
             assert_eq!(bench.twin.accounts(), [""; 0]);
+        }
+    }
+
+    #[tokio::test]
+    async fn h91_what_cannot_be_read_of_the_key_in_use_is_named() {
+        let bench = Bench::new();
+        assert_eq!(bench.mint("kw-1-1").await.unwrap().notes, [""; 0], "there was no key before");
+        let in_use = bench.twin.make_key("by hand");
+        bench.twin.restrict(&in_use.id, &["api.model.read"]);
+        let (label, previous) = (Label("kw-2-1".into()), id_of(&in_use));
+        let request = Mint { previous: Some(&previous), ..Mint::new(&label) };
+        let minted = bench.issuer.mint(&request).await.unwrap_or_else(|e| panic!("{e}"));
+        let [scopes] = minted.notes.as_slice() else { panic!("{:?}", minted.notes) };
+        assert!(scopes.starts_with("scopes of the key in use cannot be read"), "{scopes}");
+    }
+
+    #[test]
+    fn h91_an_account_without_a_role_is_named() {
+        for (role, notes) in [(None, 0), (Some("member"), 0), (Some("none"), 1)] {
+            assert_eq!(differences(false, role).len(), notes, "{role:?}");
+            assert_eq!(differences(true, role).len(), notes + 1, "{role:?}");
         }
     }
 

@@ -43,7 +43,7 @@ const TARGET: &str = "issuer `redis_acl`";
 /// The random characters of a password, of 6 bits each.
 const LENGTH: u16 = 43;
 
-/// Carries the hash of the password that was there before keywheel came.
+/// Carries the hash of the password that was there before keywheel came, and none once that is gone.
 const BEFORE: &str = "keywheel-before";
 
 /// What the pattern begins with that says when a version was made; a user who is off reaches nothing by it.
@@ -204,9 +204,9 @@ impl Issuer for RedisAcl {
             }
         }
         let before = request.previous.filter(|previous| previous.id == self.before());
-        let before = before.and_then(|_| self.hash_before(&nodes, request.in_use));
+        let before = before.and_then(|_| self.note_of_before(&nodes, request.in_use));
         for index in 0..nodes.len() {
-            let added = self.add(&mut nodes[index], &id, (&rule, &hash), before.as_deref()).await;
+            let added = self.add(&mut nodes[index], &id, (&rule, &hash), before.as_ref()).await;
             if let Err(trouble) = added {
                 return Err(self.take_back(&mut nodes[..=index], &id, &trouble).await);
             }
@@ -237,6 +237,23 @@ impl Issuer for RedisAcl {
             }
         }
         Ok(live)
+    }
+
+    /// A mint that was broken off reached some nodes only, or was not saved by the last one.
+    async fn confirm(&self, id: &IssuedId) -> Result<bool, CallError> {
+        let id = self.own(id)?;
+        let mut nodes = self.everywhere().await?;
+        let has_it = |at: &At<'_>| {
+            let marker = at.acl.marker(id);
+            marker.zip(at.acl.account.as_ref()).is_some_and(|(one, user)| user.has(&one.hash))
+        };
+        if !nodes.iter().all(has_it) && !planted!("half_made_mint_is_taken") {
+            return Ok(false);
+        }
+        for at in &mut nodes {
+            at.persist().await.map_err(|trouble| trouble.of_change(TARGET, at.node))?;
+        }
+        Ok(true)
     }
 
     /// Ends what can be reached, and says where it could not: a password that leaked is better gone from most nodes than from none.
@@ -363,13 +380,13 @@ impl Usage for RedisAcl {
         let user = &self.config.user;
         let later = format!(
             "{later} later, of which Redis does not tell the password",
-            later = counted(later)
+            later = counted(later, "session")
         );
         let detail = match older.as_slice() {
             [] => later,
             older => format!(
                 "{} of `{user}` older than the next version: {}; {later}",
-                counted(older.len()),
+                counted(older.len(), "session"),
                 some_of(older)
             ),
         };
@@ -639,31 +656,42 @@ impl RedisAcl {
         findings
     }
 
-    /// The hash of the password that was there before keywheel came: that of the credential in use, else the only one by hand.
-    fn hash_before(&self, nodes: &[At<'_>], in_use: Option<&Credential>) -> Option<String> {
-        if nodes.iter().any(|at| at.acl.marker(&self.before()).is_some()) {
+    /// What nodes keep of the password that was there before keywheel came: the hash of the credential in use, or that it is
+    /// gone where no node has that. Where nobody told it, the only one by hand.
+    fn note_of_before(&self, nodes: &[At<'_>], in_use: Option<&Credential>) -> Option<redis::Cmd> {
+        let before = self.before();
+        if nodes.iter().any(|at| at.acl.marker(&before).is_some()) {
             return None;
         }
         let password = in_use.and_then(|credential| self.password(credential).ok());
-        let in_use = password.map(hash);
-        let held = |hash: &String| nodes.iter().any(|at| at.acl.by_hand().contains(&hash.as_str()));
-        in_use.filter(held).or_else(|| self.only_by_hand(nodes).ok().flatten())
+        let is_held = |hash: &str| nodes.iter().any(|at| at.acl.by_hand().contains(&hash));
+        match password.map(hash) {
+            Some(hash) if is_held(&hash) => Some(marked_before(&before, &hash)),
+            Some(_) if !planted!("another_password_taken_for_the_one_in_use") => {
+                Some(marked_gone(&before))
+            }
+            _ => Some(marked_before(&before, &self.guess_before(nodes).ok().flatten()?)),
+        }
     }
 
-    /// The one password that carries no name of ours; a refusal where there are several, since nobody can tell which is meant.
-    fn only_by_hand(&self, nodes: &[At<'_>]) -> Result<Option<String>, Refusal> {
+    /// The one password by hand, where keywheel made none yet and ended none by this name; a refusal where it may be another one.
+    fn guess_before(&self, nodes: &[At<'_>]) -> Result<Option<String>, Refusal> {
+        let is_gone = nodes.iter().any(|at| at.acl.before_is_gone);
+        if is_gone && !planted!("another_password_ended_by_a_repeated_revoke") {
+            return Ok(None);
+        }
         let mut found: Vec<&str> = nodes.iter().flat_map(|at| at.acl.by_hand()).collect();
         found.sort_unstable();
         found.dedup();
+        let is_first = is_gone || nodes.iter().all(|at| at.acl.markers.is_empty());
         match found.as_slice() {
             [] => Ok(None),
-            [only] => Ok(Some((*only).to_owned())),
+            [only] if is_first => Ok(Some((*only).to_owned())),
             [first, ..] if planted!("any_password_by_hand_is_meant") => Ok(Some((*first).into())),
-            several => Err(unsupported(&format!(
-                "`{}` has {} passwords that keywheel did not make, and which one is meant is not known; remove with `ACL SETUSER {} !<hash>` what nobody needs",
-                self.config.user,
-                several.len(),
-                self.config.user
+            found => Err(unsupported(&format!(
+                "`{user}` has {} that keywheel did not make, and which one is meant, if any, is not known; remove it with `ACL SETUSER {user} !<hash>`",
+                counted(found.len(), "password"),
+                user = self.config.user
             ))),
         }
     }
@@ -674,7 +702,7 @@ impl RedisAcl {
         at: &mut At<'_>,
         id: &str,
         (rule, hash): (&str, &str),
-        before: Option<&str>,
+        before: Option<&redis::Cmd>,
     ) -> Result<(), Trouble> {
         let own: i64 = at.link.ask(redis::cmd("CLIENT").arg("ID")).await?;
         let run = field(&at.info, "run_id").unwrap_or_default().to_owned();
@@ -685,7 +713,7 @@ impl RedisAcl {
             acl_setuser(id).arg(&["reset", "off"]).arg(format!("#{hash}")).arg(made).clone();
         together.add_command(user).ignore().add_command(marker).ignore();
         if let Some(before) = before {
-            together.add_command(marked_before(&self.before(), before)).ignore();
+            together.add_command(before.clone()).ignore();
         }
         at.link.together::<()>(&mut together).await?;
         at.persist().await
@@ -722,7 +750,7 @@ impl RedisAcl {
         // A node that lost the name, and not the password, is told by another one which password that is.
         let kept = nodes.iter().find_map(|at| at.acl.marker(id));
         let victim = match kept.map(|marker| marker.hash.clone()) {
-            None if id == self.before() => self.only_by_hand(nodes)?,
+            None if id == self.before() => self.guess_before(nodes)?,
             kept => kept,
         };
         let mut done = Vec::new();
@@ -767,9 +795,13 @@ impl RedisAcl {
             let ended = self.end_sessions_before(at, mark).await;
             ended.map_err(|error| Stopped::Sessions(error.to_string()))?;
         }
-        if end == End::Revoke && (is_marked || victim.is_some()) {
-            let removed = at.link.ask::<()>(redis::cmd("ACL").arg("DELUSER").arg(id)).await;
-            removed.map_err(Stopped::Saving)?;
+        // Nobody could tell a second time which password was there before, so that it is gone is kept.
+        let last = match id == self.before() {
+            true => Some(marked_gone(id)),
+            false => (is_marked || victim.is_some()).then(|| acl_deluser(id)),
+        };
+        if let Some(last) = last.filter(|_| end == End::Revoke) {
+            at.link.ask::<()>(&last).await.map_err(Stopped::Saving)?;
             at.persist().await.map_err(Stopped::Saving)?;
         }
         Ok(())
@@ -840,7 +872,7 @@ impl At<'_> {
             let remove = acl_setuser(user).arg(format!("!{}", marker.hash)).clone();
             together.add_command(remove).ignore();
         }
-        together.add_command(redis::cmd("ACL").arg("DELUSER").arg(id).clone()).ignore();
+        together.add_command(acl_deluser(id)).ignore();
         self.link.together(&mut together).await
     }
 
@@ -860,6 +892,8 @@ impl At<'_> {
 struct Acl {
     account: Option<Account>,
     markers: Vec<Marker>,
+    /// Whether the password that was there before keywheel came is known to be gone.
+    before_is_gone: bool,
     /// Whether `default` is let in without a password.
     open: bool,
 }
@@ -935,7 +969,9 @@ impl Acl {
             }
             let of_user = name.rsplit_once('@').is_some_and(|(_, of)| of == user);
             if of_user && has("off") && words.iter().any(|word| word.starts_with(MADE)) {
-                acl.markers.extend(Marker::read(name, &words));
+                let marker = Marker::read(name, &words);
+                acl.before_is_gone |= marker.is_none() && name.starts_with(BEFORE);
+                acl.markers.extend(marker);
             }
         }
         acl
@@ -1100,8 +1136,8 @@ fn addresses<'a>(nodes: impl IntoIterator<Item = &'a Node>) -> String {
     nodes.collect::<Vec<_>>().join(", ")
 }
 
-fn counted(sessions: usize) -> String {
-    format!("{sessions} {}", if sessions == 1 { "session" } else { "sessions" })
+fn counted(number: usize, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
 /// The first few of a list, and how many more there are.
@@ -1118,9 +1154,17 @@ fn acl_setuser(name: &str) -> redis::Cmd {
     redis::cmd("ACL").arg("SETUSER").arg(name).clone()
 }
 
+fn acl_deluser(name: &str) -> redis::Cmd {
+    redis::cmd("ACL").arg("DELUSER").arg(name).clone()
+}
+
 fn marked_before(id: &str, hash: &str) -> redis::Cmd {
-    let made = format!("{MADE}0");
-    acl_setuser(id).arg(&["reset", "off"]).arg(format!("#{hash}")).arg(made).clone()
+    marked_gone(id).arg(format!("#{hash}")).clone()
+}
+
+/// Keeps a name without a hash.
+fn marked_gone(id: &str) -> redis::Cmd {
+    acl_setuser(id).arg(&["reset", "off"]).arg(format!("{MADE}0")).clone()
 }
 
 fn hash(password: &SecretValue) -> String {
@@ -1231,6 +1275,11 @@ mod tests {
         async fn ask<T: redis::FromRedisValue>(&self, node: usize, words: &[&str]) -> T {
             let mut link = self.link(node, "keywheel", &self.admin).await.unwrap();
             link.ask(redis::cmd(words[0]).arg(&words[1..])).await.unwrap()
+        }
+
+        /// The version in use, as a mint is told it.
+        fn previous(&self) -> Option<(&str, &str)> {
+            Some(("keywheel-before@app", &self.first))
         }
 
         async fn accepts(&self, node: usize, user: &str, password: &str) -> bool {
@@ -1482,7 +1531,7 @@ mod tests {
             let Some(mut world) = World::with(1, users) else { return };
             let issuer = world.issuer();
             let second = canary("redis-second");
-            let id = mint(&*issuer, "kw-1-1", &second, None).await.unwrap();
+            let id = mint(&*issuer, "kw-1-1", &second, world.previous()).await.unwrap();
             let before = IssuedId::new("keywheel-before@app");
             issuer.revoke(&before).await.unwrap();
             world.nodes[0].kill();
@@ -1499,8 +1548,7 @@ mod tests {
         let relay = Relay::before(world.nodes[0].port()).await;
         let issuer = world.issuer_at(&[relay.port]);
         let second = canary("redis-second");
-        let previous = Some(("keywheel-before@app", world.first.as_str()));
-        let id = mint(&*issuer, "kw-1-1", &second, previous).await.unwrap();
+        let id = mint(&*issuer, "kw-1-1", &second, world.previous()).await.unwrap();
         issuer.suspend().unwrap().suspend(&id).await.unwrap();
         issuer.suspend().unwrap().resume(&id).await.unwrap();
         issuer.revoke(&id).await.unwrap();
@@ -1519,7 +1567,7 @@ mod tests {
         }
         let stranger = world.link(0, "other", &world.other).await.unwrap();
         let second = canary("redis-second");
-        let id = mint(&*issuer, "kw-1-1", &second, None).await.unwrap();
+        let id = mint(&*issuer, "kw-1-1", &second, world.previous()).await.unwrap();
         let mut new = world.link(0, "app", &second).await.unwrap();
 
         let before = IssuedId::new("keywheel-before@app");
@@ -1553,7 +1601,7 @@ mod tests {
         for _ in 0..3 * BATCH {
             old.push(world.link(0, "app", &world.first).await.unwrap());
         }
-        mint(&*issuer, "kw-1-1", &canary("redis-second"), None).await.unwrap();
+        mint(&*issuer, "kw-1-1", &canary("redis-second"), world.previous()).await.unwrap();
         issuer.revoke(&IssuedId::new("keywheel-before@app")).await.unwrap();
         assert_eq!(world.sessions(0).await, 0);
         // After each batch it looks again.
@@ -1568,10 +1616,9 @@ mod tests {
         let issuer = world.issuer();
         let (second, third, by_hand) =
             (canary("redis-second"), canary("redis-third"), canary("redis-by-hand"));
-        let previous = Some(("keywheel-before@app", world.first.as_str()));
         let added = format!("#{}", hash(&of(&by_hand)));
         let _: () = world.ask(0, &["ACL", "SETUSER", "app", &added]).await;
-        let second_id = mint(&*issuer, "kw-1-1", &second, previous).await.unwrap();
+        let second_id = mint(&*issuer, "kw-1-1", &second, world.previous()).await.unwrap();
         mint(&*issuer, "kw-2-1", &third, None).await.unwrap();
         issuer.revoke(&second_id).await.unwrap();
         issuer.revoke(&IssuedId::new("keywheel-before@app")).await.unwrap();
@@ -1585,6 +1632,80 @@ mod tests {
             assert!(matches!(refused, Err(CallError::Refused(_))), "{wrong}: {refused:?}");
         }
         assert!(world.accepts(0, "other", &world.other).await);
+    }
+
+    #[tokio::test]
+    async fn h92_a_repeated_revoke_ends_no_other_password_by_hand() {
+        let Some(world) = World::start(2) else { return };
+        let issuer = world.issuer();
+        let by_hand = canary("redis-by-hand");
+        let add = async || {
+            for node in [0, 1] {
+                let added = format!("#{}", hash(&of(&by_hand)));
+                let _: () = world.ask(node, &["ACL", "SETUSER", "app", &added]).await;
+            }
+        };
+        add().await;
+        let (second, before) = (canary("redis-second"), IssuedId::new("keywheel-before@app"));
+        mint(&*issuer, "kw-1-1", &second, world.previous()).await.unwrap();
+        for _ in 0..3 {
+            assert_eq!(issuer.revoke(&before).await, Ok(()));
+            assert!(!world.accepts(0, "app", &world.first).await);
+            for node in [0, 1] {
+                assert!(world.accepts(node, "app", &by_hand).await, "another one was ended");
+            }
+        }
+        assert_eq!(issuer.list("kw-").await.unwrap().len(), 1);
+        assert_eq!(issuer.list("").await.unwrap().len(), 1, "what is gone is not live");
+        assert!(issuer.suspend().unwrap().resume(&before).await.is_err());
+
+        // Also where nothing was minted: an emergency may end the suspect first, and make its successor then.
+        let Some(world) = World::start(1) else { return };
+        let issuer = world.issuer();
+        issuer.revoke(&before).await.unwrap();
+        let added = format!("#{}", hash(&of(&by_hand)));
+        let _: () = world.ask(0, &["ACL", "SETUSER", "app", &added]).await;
+        issuer.revoke(&before).await.unwrap();
+        mint(&*issuer, "kw-1-1", &second, world.previous()).await.unwrap();
+        issuer.revoke(&before).await.unwrap();
+        assert!(!world.accepts(0, "app", &world.first).await);
+        assert!(world.accepts(0, "app", &by_hand).await && world.accepts(0, "app", &second).await);
+        assert_eq!(issuer.list("").await.unwrap().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn h92_no_other_password_is_taken_for_the_one_in_use() {
+        let Some(world) = World::start(2) else { return };
+        let issuer = world.issuer();
+        let by_hand = canary("redis-by-hand");
+        for node in [0, 1] {
+            let change = [hash(&of(&by_hand)), hash(&of(&world.first))];
+            let [added, removed] = [format!("#{}", change[0]), format!("!{}", change[1])];
+            let _: () = world.ask(node, &["ACL", "SETUSER", "app", &added, &removed]).await;
+        }
+        let before = IssuedId::new("keywheel-before@app");
+        mint(&*issuer, "kw-1-1", &canary("redis-second"), world.previous()).await.unwrap();
+        assert_eq!(issuer.list("").await.unwrap().len(), 1);
+        issuer.suspend().unwrap().suspend(&before).await.unwrap();
+        issuer.revoke(&before).await.unwrap();
+        for node in [0, 1] {
+            assert!(world.accepts(node, "app", &by_hand).await, "another one was ended");
+        }
+    }
+
+    #[tokio::test]
+    async fn after_a_mint_that_was_not_told_the_one_in_use_none_is_guessed() {
+        let Some(world) = World::start(1) else { return };
+        let issuer = world.issuer();
+        mint(&*issuer, "kw-1-1", &canary("redis-second"), None).await.unwrap();
+        let before = IssuedId::new("keywheel-before@app");
+        let refused = issuer.revoke(&before).await;
+        let Err(CallError::Refused(refusal)) = refused else { panic!("{refused:?}") };
+        assert!(refusal.message.contains("which one is meant, if any, is not known"), "{refusal}");
+        assert!(world.accepts(0, "app", &world.first).await);
+        let removed = format!("!{}", hash(&of(&world.first)));
+        let _: () = world.ask(0, &["ACL", "SETUSER", "app", &removed]).await;
+        assert_eq!(issuer.revoke(&before).await, Ok(()));
     }
 
     #[tokio::test]
@@ -1700,6 +1821,49 @@ mod tests {
         issuer.revoke(&orphan.issued).await.unwrap();
         assert!(!world.accepts(0, "app", &second).await && !world.accepts(1, "app", &second).await);
         assert_eq!(issuer.list("").await.unwrap(), []);
+    }
+
+    #[tokio::test]
+    async fn h89_a_mint_that_reached_one_node_only_is_not_confirmed() {
+        let Some(world) = World::start(2) else { return };
+        let relay = Relay::before(world.nodes[0].port()).await;
+        let issuer = world.issuer_at(&[relay.port, world.nodes[1].port()]);
+        let (second, third) = (canary("redis-second"), canary("redis-third"));
+        relay.loses.store(true, Ordering::SeqCst);
+        let lost = mint(&*issuer, "kw-1-1", &second, world.previous()).await;
+        assert!(matches!(lost, Err(CallError::Unknown(_))), "{lost:?}");
+        let live = issuer.list("kw-1-1").await.unwrap();
+        let [half] = live.as_slice() else { panic!("{live:?}") };
+        assert!(world.accepts(0, "app", &second).await && !world.accepts(1, "app", &second).await);
+        assert_eq!(issuer.confirm(&half.issued).await, Ok(false));
+        issuer.revoke(&half.issued).await.unwrap();
+
+        let whole = mint(&*issuer, "kw-1-2", &third, world.previous()).await.unwrap();
+        assert_eq!(issuer.confirm(&whole).await, Ok(true));
+        assert_eq!(issuer.verify(&login(&third)).await, Ok(Verdict::Accepted));
+        // The marker of a password that a node lost vouches for nothing.
+        let removed = format!("!{}", hash(&of(&third)));
+        let _: () = world.ask(1, &["ACL", "SETUSER", "app", &removed]).await;
+        assert_eq!(issuer.confirm(&whole).await, Ok(false));
+    }
+
+    #[tokio::test]
+    async fn what_is_confirmed_was_saved_by_every_node() {
+        let Some(mut world) = World::start(2) else { return };
+        let issuer = world.issuer();
+        let second = canary("redis-second");
+        let (added, marker) = (format!("#{}", hash(&of(&second))), "kw-1-1@app");
+        for node in [0, 1] {
+            let _: () = world.ask(node, &["ACL", "SETUSER", "app", &added]).await;
+            let made = ["ACL", "SETUSER", marker, "reset", "off", &added, "~keywheel:1:run:1"];
+            let _: () = world.ask(node, &made).await;
+        }
+        assert_eq!(issuer.confirm(&IssuedId::new(marker)).await, Ok(true));
+        for node in [0, 1] {
+            world.nodes[node].kill();
+            world.nodes[node].begin().unwrap();
+            assert!(world.accepts(node, "app", &second).await);
+        }
     }
 
     #[tokio::test]

@@ -175,13 +175,17 @@ async fn one(session: &Session, secret: &Secret, plan: &Plan, built: &Built) -> 
     found
 }
 
-/// A refusal of what readers use holds no rotation up: one puts it right.
+/// A refusal of what readers use holds no rotation up: one puts it right, unless one is about to.
 async fn accepted(
     session: &Session,
     plan: &Plan,
     built: &Built,
 ) -> Result<Vec<Finding>, CallError> {
     let row = session.journal.inventory(&plan.secret).await.ok().flatten();
+    let open = session.open_rotation(&plan.secret).await.ok().flatten();
+    if open.as_ref().is_some_and(refused::is_being_replaced) {
+        return Ok(Vec::new());
+    }
     let refused = refused::in_use(session, plan, built, row.as_ref()).await;
     let note = |what| Finding::note(format!("{what}: `{}`", refused::then(plan)));
     Ok(refused.map(note).into_iter().collect())

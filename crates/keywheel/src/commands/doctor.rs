@@ -50,11 +50,6 @@ struct Finding {
     then: String,
 }
 
-/// An emergency ends what readers use, and is on its way to replace it.
-fn ends_what_is_in_use(rotation: &Rotation) -> bool {
-    rotation.plan().is_emergency() && !rotation.rests()
-}
-
 /// A labelled credential that no version of a secret owns.
 struct Stray<'a> {
     secret: &'a Secret,
@@ -266,7 +261,7 @@ impl<'a> Check<'_, 'a> {
         if open.is_none_or(Rotation::rests) {
             self.replicas(&plan, &built, found).await;
         }
-        if !open.is_some_and(ends_what_is_in_use) {
+        if !open.is_some_and(refused::is_being_replaced) {
             self.refused(&plan, &built, found).await;
         }
         let parked = open.and_then(Rotation::parked).map(|reason| words::parked(&plan, reason));

@@ -92,6 +92,19 @@ fn an_orphan_that_cannot_be_ended_is_left_with_the_reason() {
     late.assert_others_live();
 }
 
+/// The request that made the key was delivered twice.
+#[test]
+fn h04_a_second_key_under_the_label_of_a_version_is_ended() {
+    let provider = Provider::rotated();
+    let current = provider.current();
+    let twice = provider.twin.make_key(&current.label);
+    provider.run(&["doctor"]).ends(3).says(&current.label).says(&twice.owner);
+    let ended = ["doctor", "--end-orphans", "--yes", "--because", "it was made twice"];
+    provider.run(&ended).ends(0).says("ended  model").says(&twice.owner);
+    assert_eq!(provider.current().id, current.id, "the key that readers use was ended");
+    provider.run(&["doctor"]).ends(0).says("world and journal agree");
+}
+
 /// While the question is on the terminal, somebody takes the account for something else.
 #[test]
 fn h92_an_orphan_is_looked_at_again_just_before_it_ends() {

@@ -1,5 +1,7 @@
 //! A key that its issuer ended by itself.
 
+use keywheel_twins::fault::{Fault, Rule};
+
 use super::provider::Provider;
 
 const LOOK: &str = "list_models";
@@ -26,6 +28,23 @@ fn h95_a_key_that_died_by_itself_is_found_with_one_try_and_replaced_by_an_emerge
     let emergency = ["rotate", "model@default", "--emergency", "--yes"];
     provider.run(&[&emergency[..], &because[..]].concat()).ends(0).says("v3 is current");
     provider.run(&["doctor"]).ends(0).says("world and journal agree");
+}
+
+#[test]
+fn h95_an_emergency_that_is_under_way_is_not_advised_again() {
+    let provider = Provider::rotated();
+    let impatient = provider.config.replace("watch: 1s", "watch: 1s, patience: 1s");
+    provider.project.write("keywheel.yaml", &impatient);
+    provider.twin.end_by_itself(&provider.current().id);
+    provider.run(&["check"]).ends(0).says("--emergency");
+    let busy = vec![Rule::every("create_service_account", Fault::status(503))];
+    provider.twin.set_script(busy).unwrap();
+    let emergency = ["rotate", "model", "--emergency", "--yes", "--because", "it was ended"];
+    provider.run(&emergency).ends(3);
+    for command in ["check", "doctor"] {
+        let said = provider.run(&[command]).stdout;
+        assert!(!said.contains("--emergency"), "{command}: {said}");
+    }
 }
 
 #[test]
