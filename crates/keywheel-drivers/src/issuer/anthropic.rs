@@ -1138,9 +1138,9 @@ mod tests {
             (Verdict::Accepted, "active")
         );
         let told = bench.told();
-        assert!(told.contains(
-            "that value is not taken: the list shows a key with it that is older"
-        ));
+        assert!(
+            told.contains("that value is not taken: the list shows a key with it that is older")
+        );
         assert!(told.contains("that value is not taken: it is the value of an admin key"));
     }
 
@@ -1199,8 +1199,9 @@ mod tests {
     async fn h92_a_new_key_of_another_workspace_is_not_taken_and_can_be_ended() {
         let bench = Bench::with(TwinOptions::default(), json!({ "workspace_id": "wrkspc_1" }));
         let strays = bench.mint("kw-1-1").await;
-        let message =
-            format!("no value that was given for `kw-1-1`, which may exist, was taken: {ELSEWHERE}");
+        let message = format!(
+            "no value that was given for `kw-1-1`, which may exist, was taken: {ELSEWHERE}"
+        );
         assert_eq!(strays.map(drop), Err(CallError::Unknown(message)));
         let strays = bench.listed("kw-1-").await;
         assert_eq!(strays.len(), TIMES);
