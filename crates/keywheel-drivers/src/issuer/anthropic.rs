@@ -2,7 +2,8 @@
 //!
 //! No call of the API makes a key, so a mint says what to click and under which name, and takes the value on a hidden prompt.
 //! The id of the key is the new one in the list whose hint shows the ends of that value; where it was given another name, it is
-//! given the right one. A key that was made and whose value never came is found by its name, made inactive and archived (H04).
+//! given the right one. A key that was made under the right name, and whose value never came, is found by it, made inactive and
+//! archived (H04); one under another name is not found.
 //!
 //! A key is suspended by being inactive. It is ended by being archived, which nothing says can be undone: it is final here.
 //!
@@ -1138,9 +1139,9 @@ mod tests {
             (Verdict::Accepted, "active")
         );
         let told = bench.told();
-        assert!(told.contains(
-            "that value is not taken: the list shows a key with it that is older"
-        ));
+        assert!(
+            told.contains("that value is not taken: the list shows a key with it that is older")
+        );
         assert!(told.contains("that value is not taken: it is the value of an admin key"));
     }
 
@@ -1199,8 +1200,9 @@ mod tests {
     async fn h92_a_new_key_of_another_workspace_is_not_taken_and_can_be_ended() {
         let bench = Bench::with(TwinOptions::default(), json!({ "workspace_id": "wrkspc_1" }));
         let strays = bench.mint("kw-1-1").await;
-        let message =
-            format!("no value that was given for `kw-1-1`, which may exist, was taken: {ELSEWHERE}");
+        let message = format!(
+            "no value that was given for `kw-1-1`, which may exist, was taken: {ELSEWHERE}"
+        );
         assert_eq!(strays.map(drop), Err(CallError::Unknown(message)));
         let strays = bench.listed("kw-1-").await;
         assert_eq!(strays.len(), TIMES);

@@ -540,9 +540,10 @@ impl OpenRouter {
             .map(|all| all.into_iter().filter(|one| one.key_hash == hash).collect());
         let workspace = self.config.workspace_id.as_deref();
         let workspace = workspace.filter(|_| !planted!("provider_keys_of_default_workspace"));
-        let provider_keys = self.all::<ProviderKey>(manager, &["byok"], workspace).await.map(|all| {
-            all.into_iter().filter(|one| one.allowed().any(|allowed| allowed == hash)).collect()
-        });
+        let provider_keys =
+            self.all::<ProviderKey>(manager, &["byok"], workspace).await.map(|all| {
+                all.into_iter().filter(|one| one.allowed().any(|allowed| allowed == hash)).collect()
+            });
         Ok(Copied {
             guardrails: or_note(guardrails, "whether it has guardrails", &mut notes),
             provider_keys: or_note(provider_keys, "which provider keys it may use", &mut notes),
