@@ -2,7 +2,8 @@
 //!
 //! No call of the API makes a key, so a mint says what to click and under which name, and takes the value on a hidden prompt.
 //! The id of the key is the new one in the list whose hint shows the ends of that value; where it was given another name, it is
-//! given the right one. A key that was made and whose value never came is found by its name, made inactive and archived (H04).
+//! given the right one. A key that was made under the right name, and whose value never came, is found by it, made inactive and
+//! archived (H04); one under another name is not found.
 //!
 //! A key is suspended by being inactive. It is ended by being archived, which nothing says can be undone: it is final here.
 //!
