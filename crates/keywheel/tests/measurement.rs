@@ -413,6 +413,9 @@ fn an_emergency_ends_a_feature_flags_token_of_posthog_in_either_order() {
         project.run(&["adopt", "measured", "--yes"]).ends(0);
         let ended = project.guide(&twin, &emergency(revoke_first));
         ended.ends(0).says("completed");
+        let last = |words: &str| ended.said.rfind(words).unwrap_or_else(|| panic!("{words}"));
+        let asked_first = last("delete its backup") < last("write      app: MEASURED");
+        assert_eq!(asked_first, revoke_first, "{}", ended.said);
         let new = project.value();
         assert_eq!((twin.secret_token(), twin.backup_token()), (new.clone(), None));
         assert!(twin.accepts(&new) && !twin.accepts(&old));
