@@ -271,6 +271,7 @@ impl Issuer for RedisAcl {
         }
         self.end(&mut nodes, id, End::Revoke).await?;
         match left.first() {
+            None if id == self.before() => self.forget_before(&mut nodes).await,
             None => Ok(()),
             Some((node, trouble)) => {
                 let done = addresses(nodes.iter().map(|at| at.node));
@@ -795,14 +796,19 @@ impl RedisAcl {
             let ended = self.end_sessions_before(at, mark).await;
             ended.map_err(|error| Stopped::Sessions(error.to_string()))?;
         }
-        // Nobody could tell a second time which password was there before, so that it is gone is kept.
-        let last = match id == self.before() {
-            true => Some(marked_gone(id)),
-            false => (is_marked || victim.is_some()).then(|| acl_deluser(id)),
-        };
-        if let Some(last) = last.filter(|_| end == End::Revoke) {
-            at.link.ask::<()>(&last).await.map_err(Stopped::Saving)?;
-            at.persist().await.map_err(Stopped::Saving)?;
+        let is_kept = is_marked || victim.is_some();
+        if end == End::Revoke && is_kept && id != self.before() {
+            at.keep(&acl_deluser(id)).await.map_err(Stopped::Saving)?;
+        }
+        Ok(())
+    }
+
+    /// Nobody could tell a second time which password was there before. Its hash is kept until every node ended it, and from
+    /// then on that it is gone.
+    async fn forget_before(&self, nodes: &mut [At<'_>]) -> Result<(), CallError> {
+        for at in nodes {
+            let kept = at.keep(&marked_gone(&self.before())).await;
+            kept.map_err(|trouble| half_done("ended", &[], at.node, Stopped::Saving(trouble)))?;
         }
         Ok(())
     }
@@ -860,6 +866,12 @@ impl At<'_> {
             Persistence::Configuration => self.link.ask(redis::cmd("CONFIG").arg("REWRITE")).await,
             Persistence::None => Ok(()),
         }
+    }
+
+    /// Makes a change, and saves it.
+    async fn keep(&mut self, change: &redis::Cmd) -> Result<(), Trouble> {
+        self.link.ask::<()>(change).await?;
+        self.persist().await
     }
 
     /// Makes the node forget a mint, whatever came of it.
@@ -1671,6 +1683,31 @@ mod tests {
         assert!(!world.accepts(0, "app", &world.first).await);
         assert!(world.accepts(0, "app", &by_hand).await && world.accepts(0, "app", &second).await);
         assert_eq!(issuer.list("").await.unwrap().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_node_that_was_down_is_told_later_which_password_was_there_before() {
+        let Some(mut world) = World::start(2) else { return };
+        let issuer = world.issuer();
+        world.nodes[1].kill();
+        let before = IssuedId::new("keywheel-before@app");
+        let half = issuer.revoke(&before).await;
+        assert!(matches!(half, Err(CallError::Unknown(_))), "{half:?}");
+        world.nodes[1].begin().unwrap();
+        let by_hand = canary("redis-by-hand");
+        let added = format!("#{}", hash(&of(&by_hand)));
+        let _: () = world.ask(0, &["ACL", "SETUSER", "app", &added]).await;
+        for _ in 0..2 {
+            issuer.revoke(&before).await.unwrap();
+            assert!(!world.accepts(0, "app", &world.first).await);
+            assert!(!world.accepts(1, "app", &world.first).await, "it lives where nobody was told");
+            assert!(world.accepts(0, "app", &by_hand).await, "another one was ended");
+        }
+        // One that is adopted afterwards is meant anew.
+        let previous = Some(("keywheel-before@app", by_hand.as_str()));
+        mint(&*issuer, "kw-1-1", &canary("redis-second"), previous).await.unwrap();
+        issuer.revoke(&before).await.unwrap();
+        assert!(!world.accepts(0, "app", &by_hand).await);
     }
 
     #[tokio::test]
