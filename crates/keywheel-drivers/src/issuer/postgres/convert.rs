@@ -344,19 +344,20 @@ impl Script<'_> {
             let within = within.unwrap_or_default();
             let to = if to.is_empty() { "PUBLIC".to_owned() } else { escape_identifier(&to) };
             let give = |role: &str| {
-                format!(
-                    "ALTER DEFAULT PRIVILEGES FOR ROLE {role}{within} GRANT {right} ON {kind} TO {to}"
-                )
+                let of = format!("ALTER DEFAULT PRIVILEGES FOR ROLE {role}{within}");
+                format!("{of} GRANT {right} ON {kind} TO {to}")
             };
             let take = |role: &str| {
-                format!(
-                    "ALTER DEFAULT PRIVILEGES FOR ROLE {role}{within} REVOKE {right} ON {kind} FROM {to}"
-                )
+                let of = format!("ALTER DEFAULT PRIVILEGES FOR ROLE {role}{within}");
+                format!("{of} REVOKE {right} ON {kind} FROM {to}")
             };
-            let (differ, usual): (&dyn Fn(&str) -> String, &dyn Fn(&str) -> String) =
-                if is_given { (&give, &take) } else { (&take, &give) };
-            self.add(database, differ(&owner), usual(&owner));
-            self.add(database, usual(&name), differ(&name));
+            if is_given {
+                self.add(database, give(&owner), take(&owner));
+                self.add(database, take(&name), give(&name));
+            } else {
+                self.add(database, take(&owner), give(&owner));
+                self.add(database, give(&name), take(&name));
+            }
         }
         Ok(())
     }
