@@ -6,6 +6,8 @@
 use keywheel_core::planted;
 use keywheel_core::secret::SecretValue;
 use keywheel_core::time::Timestamp;
+use keywheel_core::version::IssuedId;
+use keywheel_driver::issuer::Identity;
 use keywheel_driver::{CallError, Refusal, RefusalKind};
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderName};
 use reqwest::{Method, StatusCode, Url};
@@ -214,6 +216,22 @@ fn may_be_a_key(word: &str) -> bool {
     let parts = || word.split(|c: char| !(c.is_alphanumeric() || "-_.".contains(c)));
     parts().any(|part| part.len() >= 16 && begins(part))
         || word.split(|c: char| !c.is_alphanumeric()).any(is_mixed)
+}
+
+/// Tells which key a credential is, of those whose ends the list shows to be the credential's; `how` says so for people.
+pub(crate) fn known_by_ends(found: &[(IssuedId, Option<Timestamp>)], how: &str) -> Identity {
+    match found {
+        [] => Identity::Unknown,
+        [(issued, created_at)] => {
+            Identity::Known { issued: issued.clone(), how: how.to_owned(), created_at: *created_at }
+        }
+        several => Identity::Candidates(several.iter().map(|(issued, _)| issued.clone()).collect()),
+    }
+}
+
+/// Returns the time by this machine's clock.
+pub(crate) fn now() -> Timestamp {
+    Timestamp::from_millis(jiff::Timestamp::now().as_millisecond())
 }
 
 /// Reads a time in seconds since 1970.

@@ -34,7 +34,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::manual;
-use crate::api::{Answer, Api, MOST_PAGES, plain, shows, unsupported};
+use crate::api::{Answer, Api, MOST_PAGES, known_by_ends, moment, now, plain, shows, unsupported};
 use crate::guided::{Format, Guided};
 use crate::http::Effect;
 use crate::{Build, Context, reference};
@@ -271,17 +271,9 @@ impl Issuer for Anthropic {
         let Some(value) = value else { return Ok(Identity::Unknown) };
         let mut keys = self.keys(&self.admin().await?).await?;
         keys.retain(|key| key.is_live() && shows(&key.partial_key_hint, value));
-        Ok(match keys.as_slice() {
-            [] => Identity::Unknown,
-            [only] => Identity::Known {
-                issued: IssuedId::new(&only.id),
-                how: "the list shows one key whose hint has the same ends".into(),
-                created_at: instant(&only.created_at),
-            },
-            several => {
-                Identity::Candidates(several.iter().map(|key| IssuedId::new(&key.id)).collect())
-            }
-        })
+        let known = |key: &Key| (IssuedId::new(&key.id), moment(&key.created_at));
+        let found: Vec<_> = keys.iter().map(known).collect();
+        Ok(known_by_ends(&found, "the list shows one key whose hint has the same ends"))
     }
 
     fn suspend(&self) -> Option<&dyn Suspend> {
@@ -321,10 +313,10 @@ impl Usage for Anthropic {
         let Some(hour) = hours.iter().rfind(|bucket| bucket.tokens_of(&key.id) > 0) else {
             return Ok(LastUsed { at: None, detail: None });
         };
-        let start = instant(&hour.starting_at).unwrap_or(less(now, HOUR));
+        let start = moment(&hour.starting_at).unwrap_or(less(now, HOUR));
         let minutes = self.buckets(&admin, &key.id, Width::Minute, start, start + HOUR).await?;
         let latest = minutes.iter().rfind(|bucket| bucket.tokens_of(&key.id) > 0).unwrap_or(hour);
-        let at = instant(&latest.ending_at).unwrap_or(now).min(now);
+        let at = moment(&latest.ending_at).unwrap_or(now).min(now);
         Ok(LastUsed { at: Some(at), detail: Some(format!("{tokens} tokens in 7 days")) })
     }
 }
@@ -337,7 +329,7 @@ impl Audit for Anthropic {
         let by = key.created_by.as_ref().map(|by| format!(" by `{}`", plain(&by.id)));
         let (by, name) = (by.unwrap_or_default(), plain(&key.name));
         let mut entries = vec![Entry {
-            at: instant(&key.created_at),
+            at: moment(&key.created_at),
             what: format!("it was made{by}, with the name `{name}`"),
         }];
         match self.buckets(&admin, &key.id, Width::Day, since, now()).await {
@@ -633,7 +625,7 @@ impl Anthropic {
         Ok(Minted {
             issued: Some(IssuedId::new(&key.id)),
             credential: Some(Credential::of_value(value)),
-            expires_at: key.expires_at.as_deref().and_then(instant),
+            expires_at: key.expires_at.as_deref().and_then(moment),
             notes,
         })
     }
@@ -685,7 +677,7 @@ impl Anthropic {
             let report: Report = self.read(admin, url).await?;
             buckets.extend(report.data);
             if !report.has_more {
-                buckets.sort_by_key(|bucket: &Bucket| instant(&bucket.starting_at));
+                buckets.sort_by_key(|bucket: &Bucket| moment(&bucket.starting_at));
                 return Ok(buckets);
             }
             if report.next_page.is_none() || report.next_page == page {
@@ -767,17 +759,8 @@ fn verdict(answer: &Answer) -> Verdict {
     }
 }
 
-fn now() -> Timestamp {
-    Timestamp::from_millis(jiff::Timestamp::now().as_millisecond())
-}
-
 fn less(at: Timestamp, span: Span) -> Timestamp {
     Timestamp::from_millis(at.millis().saturating_sub_unsigned(span.as_millis()))
-}
-
-fn instant(text: &str) -> Option<Timestamp> {
-    let at: jiff::Timestamp = text.parse().ok()?;
-    Some(Timestamp::from_millis(at.as_millisecond()))
 }
 
 fn text(at: Timestamp) -> String {
@@ -876,7 +859,7 @@ impl Bucket {
     }
 
     fn entry(&self, key: &str) -> Option<Entry> {
-        let (tokens, at) = (self.tokens_of(key), instant(&self.ending_at));
+        let (tokens, at) = (self.tokens_of(key), moment(&self.ending_at));
         let start = plain(&self.starting_at);
         let what = format!("{tokens} tokens in the day that began at {start}");
         (tokens > 0).then(|| Entry { at: at.map(|at| at.min(now())), what })

@@ -5,7 +5,7 @@ use keywheel_core::secret::{Credential, SecretValue};
 use keywheel_core::version::IssuedId;
 use keywheel_driver::issuer::{Issuer, Mint, Minted};
 use keywheel_driver::{CallError, Refusal};
-use keywheel_twins::fault::{Echo, Fault};
+use keywheel_twins::fault::{Echo, Fault, Faults, Rule};
 use serde_json::Value;
 
 /// Makes a folder in which an admin credential stands in `admin.key`.
@@ -50,4 +50,20 @@ pub(crate) fn refusal<T>(outcome: Result<T, CallError>) -> Refusal {
 
 pub(crate) fn is_unknown<T>(outcome: &Result<T, CallError>) -> bool {
     matches!(outcome, Err(CallError::Unknown(_)))
+}
+
+/// Revokes a version while one call of it comes to a fault: it is done (`Some(true)`), refused, or nobody knows (`None`).
+/// Asked again without the fault, it is done.
+pub(crate) async fn revoke_means(
+    issuer: &dyn Issuer,
+    faults: &Faults,
+    id: &IssuedId,
+    (operation, fault, done): (&str, Fault, Option<bool>),
+) {
+    faults.set(vec![Rule::first(operation, fault.clone())]).unwrap();
+    let outcome = issuer.revoke(id).await;
+    assert_eq!(faults.unfired(), [], "{operation} {fault:?}");
+    assert_eq!(is_unknown(&outcome), done.is_none(), "{operation} {fault:?}: {outcome:?}");
+    assert_eq!(outcome.is_ok(), done == Some(true), "{operation} {fault:?}: {outcome:?}");
+    issuer.revoke(id).await.unwrap_or_else(|e| panic!("{operation} {fault:?}: {e}"));
 }

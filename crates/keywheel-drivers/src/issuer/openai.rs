@@ -12,7 +12,6 @@
 
 use keywheel_core::planted;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use async_trait::async_trait;
 use keywheel_core::facts::{Authority, IssuerFacts, LastUsedFacts, Observe, ValueOrigin};
@@ -31,7 +30,9 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::api::{Answer, Api, MOST_PAGES, Shown, instant, plain, shows, unsupported};
+use crate::api::{
+    Answer, Api, MOST_PAGES, Shown, instant, known_by_ends, now, plain, shows, unsupported,
+};
 use crate::http::Effect;
 use crate::{Build, Context, reference};
 
@@ -311,17 +312,11 @@ impl Issuer for OpenAi {
             return Ok(Identity::Unknown);
         };
         let mut keys = self.keys(&self.admin().await?).await?;
-        keys.retain(|key| shows(&key.redacted_value, value) && key.owner.id().is_some());
-        let ids = keys.iter().filter_map(|key| Some(issued(key.owner.id()?, &key.id)));
-        Ok(match (ids.collect::<Vec<_>>().as_slice(), keys.as_slice()) {
-            ([], _) => Identity::Unknown,
-            ([only], [key]) => Identity::Known {
-                issued: only.clone(),
-                how: "the list shows one key with the same redacted value".into(),
-                created_at: Some(instant(key.created_at)),
-            },
-            (several, _) => Identity::Candidates(several.to_vec()),
-        })
+        keys.retain(|key| shows(&key.redacted_value, value));
+        let known =
+            |key: &ApiKey| Some((issued(key.owner.id()?, &key.id), Some(instant(key.created_at))));
+        let found: Vec<_> = keys.iter().filter_map(known).collect();
+        Ok(known_by_ends(&found, "the list shows one key with the same redacted value"))
     }
 
     fn usage(&self) -> Option<&dyn Usage> {
@@ -751,8 +746,7 @@ fn untimed(what: &str) -> Entry {
 }
 
 fn seconds_now() -> i64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+    now().millis().div_euclid(1_000)
 }
 
 #[derive(Deserialize)]

@@ -30,7 +30,9 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::api::{Answer, Api, MOST_PAGES, Shown, plain, shows, unsupported};
+use crate::api::{
+    Answer, Api, MOST_PAGES, Shown, known_by_ends, moment, now, plain, shows, unsupported,
+};
 use crate::http::Effect;
 use crate::{Build, Context, reference};
 
@@ -177,7 +179,7 @@ impl Issuer for OpenRouter {
             )]);
         }
         let mut findings = Vec::new();
-        if let Some(ends) = this.data.expires_at.as_deref().and_then(instant) {
+        if let Some(ends) = this.data.expires_at.as_deref().and_then(moment) {
             let left = ends.since(now());
             findings.push(Finding::note(format!("the management key ends in {left}")));
         }
@@ -224,7 +226,7 @@ impl Issuer for OpenRouter {
         Ok(Minted {
             issued: Some(IssuedId::new(made.data.hash)),
             credential: Some(Credential::of_value(made.key.0)),
-            expires_at: made.data.expires_at.as_deref().and_then(instant),
+            expires_at: made.data.expires_at.as_deref().and_then(moment),
             notes: copied.notes,
         })
     }
@@ -268,17 +270,9 @@ impl Issuer for OpenRouter {
         let Some(value) = value else { return Ok(Identity::Unknown) };
         let mut keys = self.keys(&self.manager().await?).await?;
         keys.retain(|key| shows(&key.label, value));
-        Ok(match keys.as_slice() {
-            [] => Identity::Unknown,
-            [only] => Identity::Known {
-                issued: IssuedId::new(&only.hash),
-                how: "the list shows one key whose value has the same ends".into(),
-                created_at: instant(&only.created_at),
-            },
-            several => {
-                Identity::Candidates(several.iter().map(|key| IssuedId::new(&key.hash)).collect())
-            }
-        })
+        let known = |key: &Key| (IssuedId::new(&key.hash), moment(&key.created_at));
+        let found: Vec<_> = keys.iter().map(known).collect();
+        Ok(known_by_ends(&found, "the list shows one key whose value has the same ends"))
     }
 
     fn suspend(&self) -> Option<&dyn Suspend> {
@@ -652,13 +646,13 @@ struct Wanted {
 
 impl Wanted {
     fn of(key: &Key) -> Self {
-        let ends = key.expires_at.as_deref().and_then(instant);
+        let ends = key.expires_at.as_deref().and_then(moment);
         Self {
             limit: key.limit.clone(),
             limit_reset: key.limit_reset.clone(),
             include_byok_in_limit: key.include_byok_in_limit,
             creator: key.creator_user_id.clone(),
-            life: ends.zip(instant(&key.created_at)).map(|(ends, made)| ends.since(made)),
+            life: ends.zip(moment(&key.created_at)).map(|(ends, made)| ends.since(made)),
         }
     }
 
@@ -756,15 +750,6 @@ fn is_uuid(id: &str) -> bool {
     lengths.eq([8, 4, 4, 4, 12]) && id.bytes().all(|b| b == b'-' || b.is_ascii_hexdigit())
 }
 
-fn now() -> Timestamp {
-    Timestamp::from_millis(jiff::Timestamp::now().as_millisecond())
-}
-
-fn instant(text: &str) -> Option<Timestamp> {
-    let at: jiff::Timestamp = text.parse().ok()?;
-    Some(Timestamp::from_millis(at.as_millisecond()))
-}
-
 fn text(at: Timestamp) -> String {
     jiff::Timestamp::from_second(at.millis() / 1_000).unwrap_or(jiff::Timestamp::MAX).to_string()
 }
@@ -830,8 +815,8 @@ impl Key {
         let by = self.creator_user_id.as_ref().map(|creator| format!(" by `{}`", plain(creator)));
         let (by, name) = (by.unwrap_or_default(), plain(&self.name));
         let what = format!("it was made{by}, with the name `{name}`");
-        let made = Entry { at: instant(&self.created_at), what };
-        let changed = self.updated_at.as_deref().and_then(instant).map(|at| Entry {
+        let made = Entry { at: moment(&self.created_at), what };
+        let changed = self.updated_at.as_deref().and_then(moment).map(|at| Entry {
             at: Some(at),
             what: format!("it was last changed; disabled: {}", self.disabled),
         });

@@ -17,7 +17,6 @@ mod convert;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use std::time::SystemTime;
 
 use async_trait::async_trait;
 use keywheel_core::facts::{Authority, IssuerFacts, LastUsedFacts, Observe, ValueOrigin};
@@ -37,7 +36,7 @@ use serde::{Deserialize, Serialize};
 use tokio_postgres::{Client, Transaction};
 
 use super::random::characters;
-use crate::api::unsupported;
+use crate::api::{self, unsupported};
 use crate::postgres::{self, Failed, Reach};
 use crate::{Build, Context, reference};
 
@@ -362,7 +361,7 @@ impl Usage for Postgres {
         let from: BTreeSet<String> = sessions.iter().map(Session::whose).collect();
         let from = from.into_iter().take(5).collect::<Vec<_>>().join(", ");
         let detail = format!("{} sessions of login `{}`: {from}", sessions.len(), id.id);
-        Ok(LastUsed { at: Some(Timestamp::from_millis(millis_now())), detail: Some(detail) })
+        Ok(LastUsed { at: Some(api::now()), detail: Some(detail) })
     }
 }
 
@@ -480,12 +479,13 @@ impl Postgres {
     /// Logs in as a login that is not the one to be changed: nobody changes what they are logged in as (H76). Where the admin
     /// login rotates itself, the connection string that it is read from has moved on by then.
     async fn admin_beside(&self, login: &str) -> Result<Admin<'_>, CallError> {
-        if self.place().await?.get_user() == Some(login) && !planted!("own_login_is_changed") {
+        let place = self.place().await?;
+        if place.get_user() == Some(login) && !planted!("own_login_is_changed") {
             let message =
                 format!("`admin_url` logs in as `{login}`, which is the login to be changed");
             return Err(Refusal::operator(RefusalKind::Unsupported, message).into());
         }
-        self.admin().await
+        self.connected(&place).await
     }
 
     /// Begins a change of the pair, which nobody else changes meanwhile. It ends soon, one way or the other.
@@ -875,11 +875,6 @@ fn host_and_port(text: &str) -> Option<(&str, u16)> {
     let (host, port) = text.rsplit_once(':')?;
     let port = port.parse().ok()?;
     (!host.is_empty()).then_some((host, port))
-}
-
-fn millis_now() -> i64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]

@@ -391,7 +391,9 @@ mod tests {
     use keywheel_twins::posthog::{PROJECT, Twin, TwinOptions};
     use serde_json::Value;
 
-    use super::super::bench::{credential, is_unknown, refusal, status, taken_over, written};
+    use super::super::bench::{
+        credential, is_unknown, refusal, revoke_means, status, taken_over, written,
+    };
     use super::*;
 
     /// Somebody who is logged in and clicks as they are told.
@@ -681,7 +683,7 @@ mod tests {
 
     #[tokio::test]
     async fn h96_every_answer_to_a_revoke_has_one_meaning() {
-        for (operation, fault, done) in [
+        for answer in [
             ("delete_key", Fault::status(404), Some(true)),
             ("get_key", Fault::status(404), Some(true)),
             ("delete_key", Fault::status(401), Some(false)),
@@ -695,17 +697,7 @@ mod tests {
         ] {
             let bench = Bench::keys();
             let (id, _) = bench.minted("kw-1-1").await;
-            bench.script(vec![Rule::first(operation, fault.clone())]);
-            let outcome = bench.issuer.revoke(&id).await;
-            assert_eq!(bench.twin.faults().unfired(), [], "{operation} {fault:?}");
-            match done {
-                None => assert!(is_unknown(&outcome), "{operation} {fault:?}: {outcome:?}"),
-                Some(done) => {
-                    assert!(!is_unknown(&outcome), "{operation} {fault:?}: {outcome:?}");
-                    assert_eq!(outcome.is_ok(), done, "{operation} {fault:?}: {outcome:?}");
-                }
-            }
-            bench.issuer.revoke(&id).await.unwrap_or_else(|e| panic!("{operation} {fault:?}: {e}"));
+            revoke_means(&*bench.issuer, bench.twin.faults(), &id, answer).await;
         }
     }
 

@@ -14,7 +14,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::{Effect, Project, TARGET};
-use crate::api::{MOST_PAGES, Shown, moment, shows, unsupported};
+use crate::api::{MOST_PAGES, Shown, known_by_ends, moment, shows, unsupported};
 
 /// The most keys that a project may have.
 const MOST_KEYS: usize = 10;
@@ -133,17 +133,10 @@ impl Issuer for SecretKeys {
         let Some(value) = value else { return Ok(Identity::Unknown) };
         let mut keys = self.keys(&self.0.headers().await?).await?;
         keys.retain(|key| shows(&key.mask_value, value));
-        Ok(match keys.as_slice() {
-            [] => Identity::Unknown,
-            [only] => Identity::Known {
-                issued: IssuedId::new(&only.id),
-                how: "the list shows one key with the same masked value".into(),
-                created_at: only.created_at.as_deref().and_then(moment),
-            },
-            several => {
-                Identity::Candidates(several.iter().map(|key| IssuedId::new(&key.id)).collect())
-            }
-        })
+        let known =
+            |key: &Key| (IssuedId::new(&key.id), key.created_at.as_deref().and_then(moment));
+        let found: Vec<_> = keys.iter().map(known).collect();
+        Ok(known_by_ends(&found, "the list shows one key with the same masked value"))
     }
 
     fn usage(&self) -> Option<&dyn Usage> {
