@@ -8,7 +8,7 @@ use keywheel_core::call::{CallError, Refusal, RefusalKind};
 use keywheel_core::event::{Because, Event, Outcome};
 use keywheel_core::inventory::{Inventory, News};
 use keywheel_core::plan::{Plan, RotationId};
-use keywheel_core::rotation::Rotation;
+use keywheel_core::rotation::{Next, Rotation};
 use keywheel_core::secret::{Credential, SecretName};
 use keywheel_core::time::{Span, Timestamp};
 use keywheel_driver::store::Store;
@@ -164,6 +164,11 @@ impl Engine {
     /// where the journal fails.
     pub async fn let_go_on(&self, group: &mut Group) -> Result<(), EngineError> {
         for index in 0..group.members.len() {
+            // One that stopped after a refusal and before it was parked for that is tried again as well.
+            let next = group.members[index].rotation.next(self.clock.now());
+            if let Next::Record(parked @ Event::Parked { .. }) = next {
+                self.enter(group, index, parked, self.clock.now(), Vec::new())?;
+            }
             if group.members[index].rotation.parked().is_none() {
                 continue;
             }

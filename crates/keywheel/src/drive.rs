@@ -1,6 +1,6 @@
 //! Running rotations from a command: stop signals, what is printed at the end, and the exit code.
 
-use std::sync::Arc;
+use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::future::join_all;
@@ -95,8 +95,8 @@ pub(crate) async fn go(
 ) -> Result<Stand, Failure> {
     let before = groups.iter().flat_map(Group::rotations);
     let waited = before.filter(|one| one.retires()).map(|one| one.id().clone()).collect();
-    let stop = stop_on_signals(output);
-    let until = Until { rest, patience: PATIENCE, stop: &stop };
+    stop_on_signals(output);
+    let until = Until { rest, patience: PATIENCE, stop: &STOP };
     let runs = groups.into_iter().map(|mut group| async {
         let ran = session.engine.run(&mut group, &until).await;
         (group, ran)
@@ -115,30 +115,34 @@ pub(crate) async fn go(
     }
 }
 
-/// The first signal asks to stop after the step under way; the second one leaves at once, which is safe because the intent
-/// of every step is journaled before it begins.
-fn stop_on_signals(output: Output) -> Arc<AtomicBool> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let asked = Arc::clone(&stop);
-    tokio::spawn(async move {
-        let Ok(mut terminate) =
-            tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
-        else {
-            return;
-        };
-        loop {
-            tokio::select! {
-                _ = tokio::signal::ctrl_c() => {}
-                _ = terminate.recv() => {}
+/// Set once this program is asked to stop; whatever a command runs ends after the step under way.
+pub(crate) static STOP: AtomicBool = AtomicBool::new(false);
+
+/// Listens, once for the whole program. The first signal asks to stop after the step under way; the second one leaves at once,
+/// which is safe because the intent of every step is journaled before it begins.
+fn stop_on_signals(output: Output) {
+    static LISTENS: Once = Once::new();
+    LISTENS.call_once(|| {
+        tokio::spawn(async move {
+            let Ok(mut terminate) =
+                tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
+            else {
+                return;
+            };
+            for times in 0.. {
+                tokio::select! {
+                    _ = tokio::signal::ctrl_c() => {}
+                    _ = terminate.recv() => {}
+                }
+                if times > 0 {
+                    output.note("left at once; `keywheel resume` goes on from the last intent");
+                    std::process::exit(i32::from(Exit::NeedsOperator.number()));
+                }
+                STOP.store(true, Ordering::SeqCst);
+                output.note("stopping after this step; once more leaves at once");
             }
-            if asked.swap(true, Ordering::SeqCst) {
-                output.note("left at once; `keywheel resume` goes on from the last intent");
-                std::process::exit(i32::from(Exit::NeedsOperator.number()));
-            }
-            output.note("stopping after this step; once more leaves at once");
-        }
+        });
     });
-    stop
 }
 
 impl Stand {

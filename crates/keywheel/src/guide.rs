@@ -19,6 +19,8 @@ use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr
 use tokio::signal::unix::{SignalKind, signal};
 use zeroize::Zeroizing;
 
+use crate::drive::STOP;
+
 /// The longest line that is read.
 const LONGEST: usize = 64 * 1024;
 
@@ -61,10 +63,12 @@ impl Guide for Terminal {
         // A thread of its own: the runtime would wait at its end for one that it lent.
         std::thread::spawn(move || give.send(line(&gone)).ok());
         let [interrupted, terminated] = &mut left;
+        // Whoever is asked to stop takes no further step, whichever of the two that listen hears it first.
+        let stopped = || STOP.store(true, Ordering::SeqCst);
         let answer = tokio::select! {
             line = take => line.ok().flatten(),
-            _ = interrupted.recv() => None,
-            _ = terminated.recv() => None,
+            _ = interrupted.recv() => { stopped(); None }
+            _ = terminated.recv() => { stopped(); None }
         };
         if quiet.is_some() || answer.is_none() {
             tell("\n");
