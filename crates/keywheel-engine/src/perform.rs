@@ -27,7 +27,7 @@ use futures_util::future::{join, join_all};
 
 use crate::clock::within;
 use crate::run::{Member, resources};
-use crate::{Drivers, Engine, readers};
+use crate::{Drivers, Engine, readers, recover};
 
 /// How long a look at workloads may hold up what does not depend on it.
 const LOOK: Span = Span::seconds(5);
@@ -493,15 +493,28 @@ impl Work<'_> {
     }
 
     /// What an emergency ends beside the previous version; where names take turns, the next one may still be held by it, and by
-    /// what the rotation that was taken over minted without an answer.
+    /// what the rotations that were taken over minted without an answer.
     async fn compromised(&self) -> Outcome<Vec<IssuedId>> {
         let suspects = self.plan.suspects.iter().filter_map(|suspect| suspect.issued.clone());
         let mut compromised: Vec<IssuedId> = suspects.collect();
-        if let (true, Some(other)) = (self.plan.issuer.facts.takes_turns, &self.plan.takes_over) {
-            let live = self.member.drivers.issuer.list(&other.label_prefix()).await?;
-            compromised.extend(live.into_iter().map(|live| live.issued));
+        if self.plan.issuer.facts.takes_turns {
+            compromised.extend(self.left_by_taken_over().await?);
         }
         Ok(compromised)
+    }
+
+    /// What is live under the labels of the rotation that was taken over, and of all that it took over before.
+    async fn left_by_taken_over(&self) -> Outcome<Vec<IssuedId>> {
+        let journal = self.engine.journal.as_ref();
+        let lineage = recover::lineage(journal, self.plan.takes_over.as_ref()).await;
+        let lineage =
+            lineage.map_err(|error| Refusal::operator(RefusalKind::Local, error.to_string()))?;
+        let mut left = Vec::new();
+        for rotation in lineage {
+            let live = self.member.drivers.issuer.list(&rotation.label_prefix()).await?;
+            left.extend(live.into_iter().map(|live| live.issued));
+        }
+        Ok(left)
     }
 
     /// The values of the suspects beside the previous version, for an issuer that is a person.
@@ -684,14 +697,13 @@ impl Work<'_> {
         Ok(Report::Extended { expires_at }.into())
     }
 
-    /// Everything live under this rotation's labels, and under those of the rotation that it took over.
+    /// Everything live under this rotation's labels, and under those of the rotations that it took over.
     async fn sweep(&self) -> Outcome {
-        let issuer = &self.member.drivers.issuer;
-        let mut live = issuer.list(&self.member.rotation.id().label_prefix()).await?;
-        if let Some(taken_over) = &self.plan.takes_over {
-            live.extend(issuer.list(&taken_over.label_prefix()).await?);
-        }
-        Ok(Report::Swept { strays: live.into_iter().map(|live| live.issued).collect() }.into())
+        let own = self.member.rotation.id().label_prefix();
+        let live = self.member.drivers.issuer.list(&own).await?;
+        let mut strays: Vec<IssuedId> = live.into_iter().map(|live| live.issued).collect();
+        strays.extend(self.left_by_taken_over().await?);
+        Ok(Report::Swept { strays }.into())
     }
 
     async fn verify_dead(&self, version: VersionId) -> Outcome<Death> {
