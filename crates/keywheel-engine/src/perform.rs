@@ -9,7 +9,7 @@ use keywheel_core::facts::{Authority, Observe, ReadBack, ValueOrigin};
 use keywheel_core::fingerprint::{Compared, Fingerprint, Fingerprinter};
 use keywheel_core::gate::{UsageSample, Visit};
 use keywheel_core::incident::{Behind, WorkloadLogs};
-use keywheel_core::plan::{Part, Plan, Role, Slot};
+use keywheel_core::plan::{Part, Plan, Role, Slot, StorePlan};
 use keywheel_core::planted;
 use keywheel_core::secret::{Credential, Field, SecretValue};
 use keywheel_core::strategy::{Arrangement, Position, Side};
@@ -27,7 +27,7 @@ use futures_util::future::{join, join_all};
 
 use crate::clock::within;
 use crate::run::{Member, resources};
-use crate::{Drivers, Engine, readers, recover};
+use crate::{Drivers, Engine, held, readers, recover};
 
 /// How long a look at workloads may hold up what does not depend on it.
 const LOOK: Span = Span::seconds(5);
@@ -343,7 +343,7 @@ impl Work<'_> {
                 .extend(credential_of(&planned.slots, &held)?.map(|credential| (name, credential)));
         }
         let agreed = if self.plan.is_emergency() { None } else { self.agree(&found)? };
-        let fingerprint = agreed.map(|credential| self.fingerprint(credential));
+        let fingerprint = agreed.as_ref().map(|credential| self.fingerprint(credential));
         let known = self.plan.previous.as_ref().and_then(|previous| previous.fingerprint);
         if let (Some(known), Some(seen)) = (known, fingerprint)
             && known.compare(&seen) == Compared::Different
@@ -363,11 +363,8 @@ impl Work<'_> {
             _ => false,
         };
         let in_use = if taken_over { None } else { self.in_use(&found, known) };
-        if let (Some(previous), Some(credential)) = (&self.plan.previous, in_use) {
-            seal.push(Sealed {
-                key: credential_key(self.plan, previous.version),
-                value: credential.duplicate(),
-            });
+        if let (Some(previous), Some(value)) = (&self.plan.previous, in_use) {
+            seal.push(Sealed { key: credential_key(self.plan, previous.version), value });
         }
         let logs = self.logs().await;
         Ok(Performed { report: Report::Captured { fingerprint, logs }, seal })
@@ -375,14 +372,14 @@ impl Work<'_> {
 
     /// The credential that is the version in use: the one that is known to be, else the one that every store holds. In an
     /// emergency neither may be there; then nothing is sealed, and nobody is asked whether it is dead.
-    fn in_use<'c>(
+    fn in_use(
         &self,
-        found: &'c [(&str, Credential)],
+        found: &[(&str, Credential)],
         known: Option<Fingerprint>,
-    ) -> Option<&'c Credential> {
-        let mut credentials = found.iter().map(|(_, credential)| credential);
+    ) -> Option<Credential> {
+        let all = || found.iter().map(|(_, credential)| credential);
         match known {
-            Some(known) => credentials.find(|credential| {
+            Some(known) => all().map(|one| held::completed(one, all())).find(|credential| {
                 known.compare(&self.fingerprint(credential)) != Compared::Different
             }),
             None => self.agree(found).ok().flatten(),
@@ -408,37 +405,23 @@ impl Work<'_> {
         Ok(())
     }
 
-    fn agree<'c>(
-        &self,
-        found: &'c [(&str, Credential)],
-    ) -> Result<Option<&'c Credential>, Refusal> {
-        let Some((first, credential)) = found.first() else {
-            return if self.plan.previous.is_none() {
-                Ok(None)
-            } else {
+    fn agree(&self, found: &[(&str, Credential)]) -> Result<Option<Credential>, Refusal> {
+        match held::together(found)? {
+            None if self.plan.previous.is_some() => {
                 Err(Refusal::operator(RefusalKind::NotFound, "no store holds a value"))
-            };
-        };
-        match found.iter().find(|(_, other)| !other.same_as(credential)) {
-            None => Ok(Some(credential)),
-            Some((other, _)) => {
-                let message = format!("stores `{first}` and `{other}` hold different values");
-                Err(Refusal::operator(RefusalKind::Disagree, message))
             }
+            agreed => Ok(agreed),
         }
     }
 
-    /// Fingerprints what the stores hold of a credential: a field that none of them is given can be read back nowhere.
     fn fingerprint(&self, credential: &Credential) -> Fingerprint {
-        let held = delivered(self.plan, credential);
-        let all = held.fields().next().is_none() || planted!("fields_of_no_slot_compared");
-        fingerprint(self.engine, if all { credential } else { &held })
+        fingerprint(self.engine, &self.plan.stores, credential)
     }
 }
 
 /// The fields of a credential that current slots are given.
-fn delivered(plan: &Plan, credential: &Credential) -> Credential {
-    let slots = plan.stores.iter().flat_map(|store| &store.slots);
+fn delivered(stores: &[StorePlan], credential: &Credential) -> Credential {
+    let slots = stores.iter().flat_map(|store| &store.slots);
     let parts = slots.filter(|slot| slot.role == Role::Current).map(|slot| &slot.part);
     let held = parts.flat_map(Part::fields).filter_map(|name| {
         let value = credential.field(&name)?.duplicate();
@@ -447,10 +430,17 @@ fn delivered(plan: &Plan, credential: &Credential) -> Credential {
     held.fold(Credential::default(), |held, (name, value)| held.with(name, value))
 }
 
-/// Fingerprints a whole credential: its fields in order.
-pub(crate) fn fingerprint(engine: &Engine, credential: &Credential) -> Fingerprint {
+/// Fingerprints what the stores hold of a credential, its fields in order: a field that none of them is given can be read back
+/// nowhere.
+pub(crate) fn fingerprint(
+    engine: &Engine,
+    stores: &[StorePlan],
+    credential: &Credential,
+) -> Fingerprint {
+    let held = delivered(stores, credential);
+    let all = held.fields().next().is_none() || planted!("fields_of_no_slot_compared");
     let fingerprinter = &engine.journal.installation().fingerprinter;
-    let fields: SmallVec<[(&str, Fingerprint); 2]> = credential
+    let fields: SmallVec<[(&str, Fingerprint); 2]> = if all { credential } else { &held }
         .fields()
         .map(|(field, value)| (field.as_str(), fingerprinter.of(value.expose())))
         .collect();

@@ -12,7 +12,7 @@ use keywheel_core::rotation::Rotation;
 use keywheel_core::secret::Credential;
 use keywheel_core::version::Stage;
 use keywheel_driver::issuer::Verdict;
-use keywheel_engine::request::held_by;
+use keywheel_engine::held;
 
 use crate::compile::Built;
 use crate::session::Session;
@@ -53,12 +53,10 @@ async fn held(
     current: Option<&Version>,
 ) -> Option<Credential> {
     let known = current.and_then(|current| current.fingerprint);
-    for (store, planned) in built.stores.iter().zip(&plan.stores) {
-        let Ok(Some(held)) = held_by(store.as_ref(), planned).await else { continue };
-        let seen = session.engine.fingerprint(&held);
-        if known.is_none_or(|known| known.compare(&seen) != Compared::Different) {
-            return Some(held);
-        }
-    }
-    None
+    let read = held::by_each(&built.stores, plan).await;
+    let all: Vec<Credential> = read.into_iter().filter_map(|held| held.ok().flatten()).collect();
+    all.iter().map(|held| held::completed(held, &all)).find(|held| {
+        let seen = session.engine.fingerprint(&plan.stores, held);
+        known.is_none_or(|known| known.compare(&seen) != Compared::Different)
+    })
 }

@@ -8,7 +8,7 @@ use keywheel_driver::workload::elsewhere;
 use keywheel_driver::{Finding, Severity};
 use keywheel_drivers::Context;
 use keywheel_drivers::deny_list::DenyListConfig;
-use keywheel_engine::readers;
+use keywheel_engine::{held, readers};
 use serde_json::json;
 
 use crate::cli::Globals;
@@ -213,10 +213,21 @@ fn same_values(copies: &Copies, secret: &Secret) -> Vec<Found> {
 
 async fn held(plan: &Plan, built: &Built) -> Result<Vec<Finding>, CallError> {
     match prepare::agreed(plan, built).await {
-        Ok(Some(_)) => Ok(Vec::new()),
+        Ok(Some(_)) => Ok(apart(plan).into_iter().collect()),
         Ok(None) => {
             Ok(vec![Finding::note("no store holds a value yet; the first rotation makes one")])
         }
         Err(failure) => Ok(vec![Finding::blocks(failure.message)]),
     }
+}
+
+/// What has no field in common cannot be compared.
+fn apart(plan: &Plan) -> Option<Finding> {
+    let apart = held::apart(&plan.stores);
+    (!apart.is_empty()).then(|| {
+        Finding::note(format!(
+            "no other store holds a field that `{}` holds: whether they hold the same version cannot be compared",
+            apart.join("`, `")
+        ))
+    })
 }

@@ -15,8 +15,9 @@ use keywheel_core::version::Stage;
 use keywheel_driver::Issuer;
 use keywheel_driver::workload::elsewhere;
 use keywheel_engine::NoWatch;
+use keywheel_engine::held;
 use keywheel_engine::orphans::{Fate, Labelled, PREFIX, Sorted};
-use keywheel_engine::request::{can_be_put_right, held_by};
+use keywheel_engine::request::can_be_put_right;
 use serde_json::{Value, json};
 
 use crate::cli::Globals;
@@ -297,9 +298,11 @@ impl<'a> Check<'_, 'a> {
         let is_on_its_way = open.is_some_and(|rotation| can_be_put_right(rotation).is_err());
         let mend = if is_on_its_way { "resume" } else { "reconcile" };
         let may_be_empty = known.is_empty() || open.is_some_and(may_hold_nothing);
-        for (store, planned) in built.stores.iter().zip(&plan.stores) {
+        let read = held::by_each(&built.stores, plan).await;
+        let all = || read.iter().filter_map(|held| held.as_ref().ok()?.as_ref());
+        for (planned, held) in plan.stores.iter().zip(&read) {
             let name = &planned.bound.name;
-            match held_by(store.as_ref(), planned).await {
+            match held {
                 Err(error) => found
                     .push(self.finding(format!("store `{name}` cannot be read: {error}"), "check")),
                 // A list of logins names both while they take turns.
@@ -308,7 +311,8 @@ impl<'a> Check<'_, 'a> {
                     found.push(self.finding(format!("store `{name}` holds no value"), mend))
                 }
                 Ok(Some(held)) => {
-                    let seen = self.session.engine.fingerprint(&held);
+                    let whole = held::completed(held, all());
+                    let seen = self.session.engine.fingerprint(&plan.stores, &whole);
                     let is_other =
                         |known: &Fingerprint| known.compare(&seen) == Compared::Different;
                     if !known.is_empty() && known.iter().all(is_other) {
