@@ -17,6 +17,7 @@ use crate::config::Secret;
 use crate::copies::Copies;
 use crate::exit::Exit;
 use crate::output::{Failure, Format};
+use crate::refused::Answer;
 use crate::select::Selection;
 use crate::session::Session;
 use crate::{prepare, refused, words};
@@ -186,9 +187,12 @@ async fn accepted(
     if open.as_ref().is_some_and(refused::is_being_replaced) {
         return Ok(Vec::new());
     }
-    let refused = refused::in_use(session, plan, built, row.as_ref()).await;
-    let note = |what| Finding::note(format!("{what}: `{}`", refused::then(plan)));
-    Ok(refused.map(note).into_iter().collect())
+    Ok(match refused::in_use(session, plan, built, row.as_ref()).await {
+        Some(Answer::Refuses(what)) => {
+            vec![Finding::note(format!("{what}: `{}`", refused::then(&plan.secret)))]
+        }
+        Some(Answer::Accepts) | None => Vec::new(),
+    })
 }
 
 /// One value in two places is told, and holds nothing up: only a rotation puts it right.

@@ -10,14 +10,14 @@ use keywheel_core::inventory::{Inventory, Version};
 use keywheel_core::plan::Plan;
 use keywheel_core::planted;
 use keywheel_core::rotation::Rotation;
+use keywheel_core::secret::SecretName;
 use keywheel_core::strategy::Side;
 use keywheel_core::version::Stage;
 use keywheel_driver::Issuer;
 use keywheel_driver::workload::elsewhere;
-use keywheel_engine::NoWatch;
-use keywheel_engine::held;
 use keywheel_engine::orphans::{Fate, Labelled, PREFIX, Sorted};
 use keywheel_engine::request::can_be_put_right;
+use keywheel_engine::{NoWatch, held};
 use serde_json::{Value, json};
 
 use crate::cli::Globals;
@@ -25,6 +25,7 @@ use crate::compile::{Built, drivers_of};
 use crate::config::{Config, Environment, Secret};
 use crate::exit::Exit;
 use crate::output::{Failure, Format};
+use crate::refused::Answer;
 use crate::select::Selection;
 use crate::session::{Session, engine_failure, journal_failure};
 use crate::{claims, code, confirm, prepare, refused, words};
@@ -67,6 +68,8 @@ struct Seen<'a> {
     foreign: Vec<Stray<'a>>,
     /// Secrets that only a person could look at.
     unseen: Vec<String>,
+    /// Secrets whose issuers say another thing than they last did of what readers use: whether they refuse it.
+    answers: Vec<(&'a SecretName, bool)>,
 }
 
 /// What became of orphans.
@@ -109,7 +112,8 @@ pub(crate) async fn run(args: &DoctorArgs, globals: &Globals) -> Result<Exit, Fa
         what: format!("audit chain: {fault}"),
         then: "keywheel audit verify".into(),
     }));
-    let Seen { mut findings, orphans, foreign, unseen } = seen;
+    let Seen { mut findings, orphans, foreign, mut unseen, answers } = seen;
+    unseen.extend(keep(globals, &config, environment, &answers).await);
     unseen.iter().for_each(|line| globals.output().note(line));
     let mut cleared = Cleared::default();
     if args.end_orphans {
@@ -126,6 +130,30 @@ pub(crate) async fn run(args: &DoctorArgs, globals: &Globals) -> Result<Exit, Fa
     }
     tell(globals, environment, secrets.len(), &findings, &cleared)?;
     Ok(if findings.is_empty() { Exit::Done } else { Exit::NeedsOperator })
+}
+
+/// Keeps what issuers say, and returns what could not be kept: whoever may only read the journal sees it all the same.
+async fn keep(
+    globals: &Globals,
+    config: &Config,
+    environment: &Environment,
+    answers: &[(&SecretName, bool)],
+) -> Option<String> {
+    if answers.is_empty() {
+        return None;
+    }
+    let kept = async {
+        let session = Session::act(globals, config, &environment.name, Arc::new(NoWatch))?;
+        for (secret, is_refused) in answers {
+            refused::keep(&session, secret, *is_refused).await.map_err(engine_failure)?;
+        }
+        Ok::<_, Failure>(())
+    };
+    let failure = kept.await.err()?;
+    Some(format!(
+        "  what issuers say of versions in use is not kept for `status`: {}",
+        failure.message
+    ))
 }
 
 fn tell(
@@ -263,8 +291,9 @@ impl<'a> Check<'_, 'a> {
             self.replicas(&plan, &built, found).await;
         }
         if !open.is_some_and(refused::is_being_replaced) {
-            self.refused(&plan, &built, found).await;
+            self.refused(&plan, &built, seen).await;
         }
+        let found = &mut seen.findings;
         let parked = open.and_then(Rotation::parked).map(|reason| words::parked(&plan, reason));
         found.extend(parked.map(|reason| self.finding(format!("parked: {reason}"), "resume")));
         self.unended(found);
@@ -369,13 +398,18 @@ impl<'a> Check<'_, 'a> {
     }
 
     /// The issuer may have ended the version in use by itself.
-    async fn refused(&self, plan: &Plan, built: &Built, found: &mut Vec<Finding>) {
-        let refused = refused::in_use(self.session, plan, built, Some(&self.row)).await;
-        found.extend(refused.map(|what| Finding {
-            secret: self.secret.name.name().into(),
-            what,
-            then: refused::then(plan),
-        }));
+    async fn refused(&self, plan: &Plan, built: &Built, seen: &mut Seen<'a>) {
+        let answer = refused::in_use(self.session, plan, built, Some(&self.row)).await;
+        let Some(answer) = answer else { return };
+        let is_refused = matches!(answer, Answer::Refuses(_));
+        if is_refused != self.row.refused_in_use().is_some() {
+            seen.answers.push((&self.secret.name, is_refused));
+        }
+        if let Answer::Refuses(what) = answer {
+            let secret = self.secret.name.name().into();
+            let then = refused::then(&self.secret.name);
+            seen.findings.push(Finding { secret, what, then });
+        }
     }
 
     /// Versions that readers no longer have, and that nobody ended: an edit by hand took their place.

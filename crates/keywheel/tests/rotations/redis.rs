@@ -121,6 +121,34 @@ fn stores_that_hold_different_fields_of_one_login_are_compared_by_what_they_shar
 }
 
 #[test]
+fn h95_a_refusal_is_told_until_it_no_longer_holds() {
+    let slots = "{ REDIS_URL: { url: userinfo } }";
+    let url = format!("REDIS_URL=redis://app:{OLD}@cache/\n");
+    let Some(mut shop) = Shop::start(slots, &url) else { return };
+    let switch = |shop: &Shop, to: &str| {
+        for node in [0, 1] {
+            let mut admin = shop.session(node, "keywheel", ADMIN).unwrap();
+            redis::cmd("ACL").arg("SETUSER").arg("app").arg(to).exec(&mut admin).unwrap();
+        }
+    };
+    let told = |shop: &Shop| shop.project.run(&["status"]).stdout;
+    shop.project.run(&["adopt", "--yes"]).ends(0);
+    switch(&shop, "off");
+    shop.project.run(&["doctor"]).ends(3).says("refuses v1");
+    shop.nodes[0].kill();
+    let silent = shop.project.run(&["doctor"]);
+    assert!(!silent.stdout.contains("refuses"), "no answer is no refusal");
+    assert!(told(&shop).contains("its issuer refuses v1 that readers use"), "and no acceptance");
+    shop.nodes[0].begin().unwrap();
+    switch(&shop, "on");
+    shop.project.run(&["doctor"]).ends(0);
+    assert!(!told(&shop).contains("refuses"));
+    let status = shop.project.json(&["status"]);
+    assert!(status["environments"][0]["secrets"][0]["refused_at"].is_null());
+    shop.project.run(&["audit", "verify"]).ends(0).says("holds");
+}
+
+#[test]
 fn a_session_that_is_older_than_the_rotation_is_named_and_holds_it_up() {
     let slots = "{ REDIS_URL: { url: userinfo } }";
     let Some(shop) = Shop::start(slots, &format!("REDIS_URL=redis://app:{OLD}@cache/\n")) else {
