@@ -15,7 +15,7 @@ use keywheel_core::secret::{Credential, Field, SecretValue};
 use keywheel_core::strategy::{Arrangement, Position, Side};
 use keywheel_core::time::{Span, Timestamp};
 use keywheel_core::version::{IssuedId, VersionId};
-use keywheel_driver::issuer::{Mint, Verdict};
+use keywheel_driver::issuer::{Mint, Suspect, Verdict};
 use keywheel_driver::probe::{Asked, Health};
 use keywheel_driver::store::{Accept, Edit};
 use keywheel_driver::workload::{Ensure, Notes, check_pin};
@@ -460,14 +460,12 @@ impl Work<'_> {
             }
             _ => None,
         };
-        let compromised = self.compromised().await?;
         let suspects = self.suspects().await?;
         let request = Mint {
             label: &label,
             value: ours.as_ref(),
             previous,
             in_use: in_use.as_ref(),
-            compromised: &compromised,
             suspects: &suspects,
         };
         let minted = self.member.drivers.issuer.mint(&request).await?;
@@ -484,13 +482,21 @@ impl Work<'_> {
 
     /// What an emergency ends beside the previous version; where names take turns, the next one may still be held by it, and by
     /// what the rotations that were taken over minted without an answer.
-    async fn compromised(&self) -> Outcome<Vec<IssuedId>> {
-        let suspects = self.plan.suspects.iter().filter_map(|suspect| suspect.issued.clone());
-        let mut compromised: Vec<IssuedId> = suspects.collect();
-        if self.plan.issuer.facts.takes_turns {
-            compromised.extend(self.left_by_taken_over().await?);
+    async fn suspects(&self) -> Outcome<Vec<Suspect>> {
+        let facts = &self.plan.issuer.facts;
+        let mut suspects = Vec::new();
+        for known in &self.plan.suspects {
+            let value = match facts.by_hand {
+                Some(_) => self.sealed(known.version).await?,
+                None => None,
+            };
+            suspects.push(Suspect { issued: known.issued.clone(), value });
         }
-        Ok(compromised)
+        if facts.takes_turns {
+            let left = self.left_by_taken_over().await?.into_iter();
+            suspects.extend(left.map(|issued| Suspect { issued: Some(issued), value: None }));
+        }
+        Ok(suspects)
     }
 
     /// What is live under the labels of the rotation that was taken over, and of all that it took over before.
@@ -505,17 +511,6 @@ impl Work<'_> {
             left.extend(live.into_iter().map(|live| live.issued));
         }
         Ok(left)
-    }
-
-    /// The values of the suspects beside the previous version, for an issuer that is a person.
-    async fn suspects(&self) -> Outcome<Vec<Credential>> {
-        let mut values = Vec::new();
-        if self.plan.issuer.facts.by_hand.is_some() {
-            for suspect in &self.plan.suspects {
-                values.extend(self.sealed(suspect.version).await?);
-            }
-        }
-        Ok(values)
     }
 
     fn seal_pending(&self, credential: Option<Credential>) -> Vec<Sealed> {
@@ -736,9 +731,8 @@ impl Work<'_> {
     async fn issuer_refuses(&self, version: VersionId) -> Outcome<Death> {
         let issuer = &self.member.drivers.issuer;
         if let Some(issued) = self.member.rotation.issued(version)
-            && issuer.list("").await?.iter().any(|live| live.issued == *issued)
             && self.plan.issuer.facts.destroy
-            && self.plan.strategy != keywheel_core::strategy::Strategy::Alternate
+            && issuer.list("").await?.iter().any(|live| live.issued == *issued)
         {
             return Ok(Death::StillAccepted);
         }

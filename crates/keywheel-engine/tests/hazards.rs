@@ -353,8 +353,8 @@ async fn h125_what_was_minted_two_rotations_back_is_suspect() {
         setup.of("s", |contents| {
             let [(_, _, live)] = &contents.live[..] else { panic!("only one is live") };
             assert!(live.same_as(contents.held.as_ref().unwrap()));
-            contents.compromised.reverse();
-            assert_eq!(contents.compromised, if takes_turns { lost } else { Vec::new() });
+            contents.suspects.reverse();
+            assert_eq!(contents.suspects, if takes_turns { lost } else { Vec::new() });
         });
     }
 }
@@ -652,7 +652,7 @@ struct Contents {
     /// What was changed, in the names of steps.
     effects: Vec<&'static str>,
     /// What the issuer was last told that an emergency ends beside the version in use.
-    compromised: Vec<IssuedId>,
+    suspects: Vec<IssuedId>,
     /// The values that the issuer was asked to take.
     offered: Vec<SecretValue>,
     /// What the issuer says of the next versions that it is asked about, whatever it holds; the last one comes first.
@@ -740,7 +740,8 @@ impl Issuer for Place {
     async fn mint(&self, request: &Mint<'_>) -> Result<Minted, CallError> {
         let ours = request.value.map(|value| value.value().unwrap().duplicate());
         self.with(|place| {
-            place.compromised = request.compromised.to_vec();
+            let suspects = request.suspects.iter();
+            place.suspects = suspects.filter_map(|suspect| suspect.issued.clone()).collect();
             place.offered.extend(ours.as_ref().map(SecretValue::duplicate));
         });
         self.call("mint").await?;

@@ -1,4 +1,5 @@
-//! `keywheel doctor`: does the world agree with the journal? Changes nothing, unless it is told to end orphans.
+//! `keywheel doctor`: does the world agree with the journal? Changes nothing but its note of what an issuer refuses, unless it is
+//! told to end orphans.
 
 use std::sync::Arc;
 
