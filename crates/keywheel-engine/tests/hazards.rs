@@ -32,7 +32,7 @@ use keywheel_driver::workload::{Ensure, Workload};
 use keywheel_engine::clock::Clock;
 use keywheel_engine::limits::Limits;
 use keywheel_engine::run::{Group, Ran, Until, name};
-use keywheel_engine::{Build, Drivers, Engine, Watch};
+use keywheel_engine::{Build, Drivers, Engine, Watch, recover};
 use keywheel_journal::memory::MemoryJournal;
 use keywheel_journal::{Actor, Holder};
 use tokio::task::yield_now;
@@ -346,6 +346,38 @@ async fn h125_the_leases_of_a_batch_end_with_its_last_member_that_is_taken_over(
     assert_eq!(journal.leases().await.unwrap(), []);
 }
 
+/// Each rotation ends after a mint whose answer nobody got, and the next one takes it over.
+#[tokio::test(start_paused = true)]
+async fn h125_what_was_minted_two_rotations_back_is_suspect() {
+    for takes_turns in [false, true] {
+        let setup = Setup::new(|_| Fate::Well);
+        let mut plan = plan("s", ValueOrigin::Theirs);
+        plan.issuer.facts.takes_turns = takes_turns;
+        for lost in 1..=2 {
+            setup.begin_and_lose_the_mint(&plan, lost).await;
+            let left = recover::read(setup.engine.journal.as_ref(), &plan.rotation()).await;
+            plan = Plan {
+                takes_over: Some(plan.rotation()),
+                inherits_until: left.unwrap().unsettled_until(),
+                pending: plan.pending.successor(),
+                ..emergency(false)
+            };
+            plan.issuer.facts.takes_turns = takes_turns;
+        }
+        let lost = setup.of("s", |contents| {
+            contents.live.iter().skip(1).map(|(issued, ..)| issued.clone()).collect::<Vec<_>>()
+        });
+        let mut group = setup.engine.begin(&[Arc::new(plan)]).await.unwrap();
+        assert_eq!(setup.rest(&mut group).await, Some(Outcome::Completed));
+        setup.of("s", |contents| {
+            let [(_, _, live)] = &contents.live[..] else { panic!("only one is live") };
+            assert!(live.same_as(contents.held.as_ref().unwrap()));
+            contents.suspects.reverse();
+            assert_eq!(contents.suspects, if takes_turns { lost } else { Vec::new() });
+        });
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn h28_a_call_that_hangs_delays_nobody_who_calls_something_else() {
     let setup = Setup::new(|call| match (call.secret, call.name) {
@@ -466,6 +498,15 @@ impl Setup {
     async fn begin(&self, secret: &str) -> Group {
         let plan = plan(secret, self.world.origin);
         self.engine.begin(&[Arc::new(plan)]).await.unwrap()
+    }
+
+    /// Begins a rotation and drops it as soon as the world holds this many mints.
+    async fn begin_and_lose_the_mint(&self, plan: &Plan, mints: usize) {
+        let mut group = self.engine.begin(&[Arc::new(plan.clone())]).await.unwrap();
+        let mut run = pin!(self.run(&mut group));
+        while self.of("s", |contents| contents.live.len() <= mints) {
+            assert!(polled(1, run.as_mut()).await.is_none(), "it goes on until it mints");
+        }
     }
 
     async fn run(&self, group: &mut Group) -> Ran {
@@ -636,6 +677,8 @@ struct Contents {
     calls: usize,
     /// What was changed, in the names of steps.
     effects: Vec<&'static str>,
+    /// What the issuer was last told that an emergency ends beside the version in use.
+    suspects: Vec<IssuedId>,
     /// The values that the issuer was asked to take.
     offered: Vec<SecretValue>,
     /// What the issuer says of the next versions that it is asked about, whatever it holds; the last one comes first.
@@ -724,7 +767,11 @@ impl Issuer for Place {
 
     async fn mint(&self, request: &Mint<'_>) -> Result<Minted, CallError> {
         let ours = request.value.map(|value| value.value().unwrap().duplicate());
-        self.with(|place| place.offered.extend(ours.as_ref().map(SecretValue::duplicate)));
+        self.with(|place| {
+            let suspects = request.suspects.iter();
+            place.suspects = suspects.filter_map(|suspect| suspect.issued.clone()).collect();
+            place.offered.extend(ours.as_ref().map(SecretValue::duplicate));
+        });
         self.call("mint").await?;
         let made = |place: &Contents| SecretValue::new(vec![place.calls as u8; 16]);
         let theirs = self.world.origin == ValueOrigin::Theirs;

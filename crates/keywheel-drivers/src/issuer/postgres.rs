@@ -519,7 +519,8 @@ impl Postgres {
             return Ok(());
         }
         let is_in_use = request.previous.is_some_and(|previous| previous.id == login);
-        let ends_anyway = |mark: &Mark| request.compromised.iter().any(|id| mark.is(id, login));
+        let mut suspects = request.suspects.iter().filter_map(|suspect| suspect.issued.as_ref());
+        let mut ends_anyway = |mark: &Mark| suspects.any(|id| mark.is(id, login));
         // What an earlier attempt of the same rotation left was given to nobody.
         let is_ours = |label: &Label| same_rotation(label, request.label);
         let rests = match &found.mark {
@@ -881,6 +882,7 @@ fn host_and_port(text: &str) -> Option<(&str, u16)> {
 mod tests {
     use keywheel_driver::conformance::canary;
     use keywheel_driver::conformance::issuer::{Subject, run as run_suite};
+    use keywheel_driver::issuer::Suspect;
     use keywheel_driver::{Remedy, Severity};
     use keywheel_ground::postgres::Postgres as Server;
     use serde_json::json;
@@ -987,12 +989,12 @@ mod tests {
         issuer: &dyn Issuer,
         label: &str,
         previous: Option<&IssuedId>,
-        compromised: &[IssuedId],
+        suspects: &[Suspect],
     ) -> Result<(IssuedId, Credential), CallError> {
         let mut random = |bytes: &mut [u8]| getrandom::fill(bytes).unwrap();
         let value = issuer.generate(&mut random, previous).unwrap();
         let label = Label(label.into());
-        let request = Mint { value: Some(&value), previous, compromised, ..Mint::new(&label) };
+        let request = Mint { value: Some(&value), previous, suspects, ..Mint::new(&label) };
         let minted = issuer.mint(&request).await?;
         Ok((minted.issued.unwrap(), value))
     }
@@ -1185,8 +1187,14 @@ mod tests {
         let (b, second) = mint(&*issuer, "kw-two-1", Some(&a), &[]).await.unwrap();
         let held = bench.client("app_b", text(&second, "password"), "app").await.unwrap();
         assert!(mint(&*issuer, "kw-three-1", Some(&a), &[]).await.is_err());
-        let (taken, third) =
-            mint(&*issuer, "kw-three-1", Some(&a), std::slice::from_ref(&b)).await.unwrap();
+        let (taken, third) = mint(
+            &*issuer,
+            "kw-three-1",
+            Some(&a),
+            &[Suspect { issued: Some(b.clone()), value: None }],
+        )
+        .await
+        .unwrap();
         assert_eq!((taken.id.as_str(), taken.generation), ("app_b", Some(2)));
         assert!(held.simple_query("SELECT 1").await.is_err(), "a suspect's session lives on");
         assert_eq!(issuer.verify(&second).await, Ok(Verdict::Refused));
