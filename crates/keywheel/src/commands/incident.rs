@@ -17,7 +17,7 @@ use crate::exit::Exit;
 use crate::exposed::Standing;
 use crate::incident::{self, End, Incident, Log, Out, Outage, Story, Suspect};
 use crate::output::{Failure, Format};
-use crate::session::{Session, engine_failure, environment};
+use crate::session::{Session, engine_failure, environment, journal_failure};
 use crate::traces::{self, Traces};
 use crate::{code, drive, words};
 
@@ -40,7 +40,7 @@ enum IncidentCommand {
         /// Its id, the first six digits or more, or a secret of it [default: the newest]
         #[arg(value_name = "ID")]
         id: Option<String>,
-        /// From when on issuers are asked: a date, a time, or how long ago, as in 7d [default: since each version was made]
+        /// From when on issuers and logs are asked: a date, a time, or how long ago, as in 7d [default: since each version was made]
         #[arg(long, value_name = "TIME")]
         since: Option<String>,
     },
@@ -72,7 +72,8 @@ pub(crate) async fn run(args: &IncidentArgs, globals: &Globals) -> Result<Exit, 
         (IncidentCommand::Show { id, since }, format) => {
             let incident = find(&incidents, id.as_deref())?;
             let since = since.as_deref().map(|since| instant(since, session.now())).transpose()?;
-            let traces = traces::look(incident, since).await;
+            let inventories = session.journal.inventories().await.map_err(journal_failure)?;
+            let traces = traces::look(incident, &inventories, since).await;
             match format {
                 Format::Text => output.text(&text(incident, &traces, session.now()))?,
                 Format::Json => output.json(&whole(&session, incident, &traces))?,
