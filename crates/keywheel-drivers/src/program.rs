@@ -391,7 +391,8 @@ mod tests {
     async fn lines_are_handed_on_until_there_are_too_many_or_the_time_is_over() {
         let (ended, whole, lines) = told("printf 'a\\nb\\nc'", Span::seconds(30), 1 << 20).await;
         assert!(ended.well() && whole && lines == ["a", "b", "c"], "{lines:?}");
-        let endless = "while echo xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx; do :; done";
+        let endless =
+            "while echo xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx; do :; done";
         let (ended, whole, lines) = told(endless, Span::seconds(60), 1 << 16).await;
         assert!(matches!(ended, Ended::With(_)) && !whole && lines.len() > 1_000, "{ended:?}");
         let (ended, whole, lines) = told("echo first; sleep 600", Span::millis(500), 1 << 20).await;

@@ -5,7 +5,6 @@ mod logs;
 
 use std::time::Duration;
 
-use keywheel_core::inventory::Inventory;
 use keywheel_core::secret::SecretName;
 use keywheel_core::time::Timestamp;
 use keywheel_core::version::VersionId;
@@ -15,6 +14,8 @@ use serde_json::{Value, json};
 
 use crate::compile::drivers_of;
 use crate::incident::{Incident, Story, Suspect};
+use crate::output::Failure;
+use crate::session::Session;
 use crate::words;
 
 use self::logs::OfLog;
@@ -38,18 +39,21 @@ struct OfSuspect {
 }
 
 /// Asks for all of it. Without `since`, issuers and workloads are asked from when a version was made, as far as that is known.
+///
+/// # Errors
+/// A [`Failure`] where the journal cannot be read.
 pub(crate) async fn look(
+    session: &Session,
     incident: &Incident,
-    inventories: &[Inventory],
     since: Option<Timestamp>,
-) -> Traces {
+) -> Result<Traces, Failure> {
     let mut issuers = Vec::new();
     for story in &incident.stories {
         for suspect in &story.suspects {
             issuers.push(of_suspect(story, suspect, since).await);
         }
     }
-    Traces { issuers, logs: logs::look(incident, inventories, since).await }
+    Ok(Traces { issuers, logs: logs::look(session, incident, since).await? })
 }
 
 async fn of_suspect(story: &Story, suspect: &Suspect, since: Option<Timestamp>) -> OfSuspect {
@@ -87,6 +91,8 @@ impl OfSuspect {
             },
         }
         match usage {
+            // A record says by itself what it cannot tell of uses.
+            None if audit.is_some() => {}
             None => self.not_read.push(format!("issuer `{name}` does not tell uses")),
             Some(usage) => match in_time(usage.last_used(issued)).await {
                 Ok(used) => {

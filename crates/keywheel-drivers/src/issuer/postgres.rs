@@ -28,7 +28,8 @@ use keywheel_core::time::{Span, Timestamp};
 use keywheel_core::version::IssuedId;
 use keywheel_driver::duration::Duration;
 use keywheel_driver::issuer::{
-    Audit, Convert, Identity, Issuer, LastUsed, Live, Mint, Minted, Randomness, Suspend, Usage, Verdict,
+    Audit, Convert, Identity, Issuer, LastUsed, Live, Mint, Minted, Randomness, Suspend, Usage,
+    Verdict,
 };
 use keywheel_driver::{CallError, Finding, Refusal, RefusalKind, SecretReference, fail_point};
 use postgres_protocol::escape::{escape_identifier, escape_literal};
@@ -1510,7 +1511,9 @@ mod tests {
         let began = Timestamp::default();
         let (a, value) = mint(&*root, "kw-1-1", None, &[]).await.unwrap();
         let open = bench.client("app_a", text(&value, "password"), "app").await.unwrap();
-        open.simple_query("SET application_name = 'web'; SELECT 'kwcanary-in-a-statement'").await.unwrap();
+        open.simple_query("SET application_name = 'web'; SELECT 'kwcanary-in-a-statement'")
+            .await
+            .unwrap();
         assert!(bench.client("app_a", "kwcanary-wrong", "app").await.is_err());
         let of_a = told_with(&*root, &a, 1).await;
         for line in [

@@ -1206,7 +1206,8 @@ mod tests {
             let no_log = told(&bench, &id, Timestamp::default()).await;
             assert!(no_log.contains("could not be read: "), "{fault:?}: {no_log}");
         }
-        let free = Bench::keys_with(TwinOptions { no_activity_log: true, ..TwinOptions::default() });
+        let free =
+            Bench::keys_with(TwinOptions { no_activity_log: true, ..TwinOptions::default() });
         free.twin.restrict(&MAY_READ_THE_LOG);
         let (id, _) = free.minted("kw-1-1").await;
         let no_plan = told(&free, &id, Timestamp::default()).await;

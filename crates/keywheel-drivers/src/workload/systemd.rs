@@ -591,7 +591,11 @@ esac
     const JOURNALCTL: &str = r#"echo "$@" > asked; cat journal; case "$(cat mode 2>/dev/null)" in slow) sleep 600 ;; denied) exit 1 ;; esac"#;
 
     /// Reads the log of the one replica.
-    async fn read(workload: &dyn Workload, since: Timestamp, most_bytes: u64) -> (Vec<String>, ReadLog) {
+    async fn read(
+        workload: &dyn Workload,
+        since: Timestamp,
+        most_bytes: u64,
+    ) -> (Vec<String>, ReadLog) {
         let mut lines = Vec::new();
         let mut take = |replica: &str, line: &str| {
             assert_eq!(replica, "shop.service");
@@ -653,7 +657,10 @@ esac
         );
         world.write("output", "append");
         let file = log(json!({})).await;
-        assert_eq!((file.place, file.driver.as_deref(), file.outlives), (None, Some("append"), None));
+        assert_eq!(
+            (file.place, file.driver.as_deref(), file.outlives),
+            (None, Some("append"), None)
+        );
     }
 
     fn failure(outcome: Result<(), CallError>) -> String {

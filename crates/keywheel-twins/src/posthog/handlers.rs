@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 
 use super::state::{Activity, By, Key, Standing, masked};
 use super::{
-    ACTIVITY, CAPTURE, CURRENT, DELETE_BACKUP, EVALUATION, FLAGS, KEY, KEYS, PROJECT, PROJECT_PATH, QUERY,
-    RESET, ROLL, ROTATE, Shared, TEAM,
+    ACTIVITY, CAPTURE, CURRENT, DELETE_BACKUP, EVALUATION, FLAGS, KEY, KEYS, PROJECT, PROJECT_PATH,
+    QUERY, RESET, ROLL, ROTATE, Shared, TEAM,
 };
 use crate::fault::Lag;
 use crate::life::{as_of, rfc3339};
@@ -272,9 +272,9 @@ async fn list_activity(
     let page: usize = one(&query, "page").and_then(|page| page.parse().ok()).unwrap_or(1);
     let start = page.saturating_sub(1) * state.options.page;
     let end = shown.len().min(start + state.options.page);
-    let rows = shown.get(start..end).ok_or_else(|| {
-        Failure::new(StatusCode::NOT_FOUND, "Invalid page.")
-    })?;
+    let rows = shown
+        .get(start..end)
+        .ok_or_else(|| Failure::new(StatusCode::NOT_FOUND, "Invalid page."))?;
     let at = |page: usize| format!("https://posthog.example.com/?page={page}");
     Ok(Json(json!({
         "count": shown.len(),

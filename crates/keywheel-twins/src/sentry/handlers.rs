@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 
 use super::state::{By, Issue, Key, Logged, Settings, State};
 use super::{
-    AUDIT_LOGS, ENVELOPE, ISSUES, KEY, KEYS, ORGANIZATION, PROJECT, PROJECT_ID, PROJECT_PATH, STATS,
-    Shared,
+    AUDIT_LOGS, ENVELOPE, ISSUES, KEY, KEYS, ORGANIZATION, PROJECT, PROJECT_ID, PROJECT_PATH,
+    STATS, Shared,
 };
 use crate::fault::Lag;
 use crate::life::{as_of, rfc3339};

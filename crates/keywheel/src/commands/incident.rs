@@ -17,7 +17,7 @@ use crate::exit::Exit;
 use crate::exposed::Standing;
 use crate::incident::{self, End, Incident, Log, Out, Outage, Story, Suspect};
 use crate::output::{Failure, Format};
-use crate::session::{Session, engine_failure, environment, journal_failure};
+use crate::session::{Session, engine_failure, environment};
 use crate::traces::{self, Traces};
 use crate::{code, drive, words};
 
@@ -72,8 +72,7 @@ pub(crate) async fn run(args: &IncidentArgs, globals: &Globals) -> Result<Exit, 
         (IncidentCommand::Show { id, since }, format) => {
             let incident = find(&incidents, id.as_deref())?;
             let since = since.as_deref().map(|since| instant(since, session.now())).transpose()?;
-            let inventories = session.journal.inventories().await.map_err(journal_failure)?;
-            let traces = traces::look(incident, &inventories, since).await;
+            let traces = traces::look(&session, incident, since).await?;
             match format {
                 Format::Text => output.text(&text(incident, &traces, session.now()))?,
                 Format::Json => output.json(&whole(&session, incident, &traces))?,

@@ -1,8 +1,10 @@
 //! The lines of the application's logs that are marked `AUDIT`: those of the replicas that there are now, which their workloads
 //! read out, and those of replicas that are gone, from the copies and files that the emergency noted.
 //!
-//! A line of a log is somebody else's text. Words in it that may be credentials are left out, and so is whatever a terminal
-//! would act upon.
+//! A line of a log is somebody else's text. Values that keywheel knows are left out of it, words that may be credentials, and
+//! whatever a terminal would act upon.
+
+mod line;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -11,9 +13,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use keywheel_core::incident::LogReference;
-use keywheel_core::inventory::Inventory;
 use keywheel_core::plan::{Pin, Plan};
-use keywheel_core::planted;
 use keywheel_core::time::{Span, Timestamp};
 use keywheel_driver::Workload;
 use keywheel_driver::workload::{ReadLog, Reading, elsewhere};
@@ -22,7 +22,11 @@ use serde_json::{Value, json};
 
 use crate::compile::drivers_of;
 use crate::incident::{Incident, Log};
+use crate::output::Failure;
+use crate::session::{Session, journal_failure};
 use crate::words;
+
+use self::line::{Known, is_before, is_marked};
 
 /// How long the logs of one workload may hold up the answer.
 const PATIENCE: Span = Span::seconds(20);
@@ -35,12 +39,6 @@ const MOST_BYTES: u64 = 256 << 20;
 
 /// How many lines of one log are told.
 const MOST_LINES: usize = 200;
-
-/// How much of one line is told.
-const MOST_CHARACTERS: usize = 1_000;
-
-/// From how many characters on a word with digits among its letters may be a credential.
-const WORD: usize = 20;
 
 /// The lines of one log that are marked; of all logs of a workload where its replicas are not known.
 pub(super) struct OfLog {
@@ -67,12 +65,21 @@ struct OfWorkload {
     trouble: Option<String>,
 }
 
+/// Which lines are told, and what is left out of them.
+struct Wanted {
+    /// From when on, for lines that begin with a time.
+    since: Option<Timestamp>,
+    known: Known,
+}
+
 /// Reads what can be read.
 pub(super) async fn look(
+    session: &Session,
     incident: &Incident,
-    inventories: &[Inventory],
     since: Option<Timestamp>,
-) -> Vec<OfLog> {
+) -> Result<Vec<OfLog>, Failure> {
+    let inventories = session.journal.inventories().await.map_err(journal_failure)?;
+    let wanted = Wanted { since, known: Known::of(session, incident).await };
     let from = since.or_else(|| first_made(incident)).unwrap_or_default();
     let mut asked: Vec<OfWorkload> = Vec::new();
     let mut seen = BTreeSet::new();
@@ -84,17 +91,17 @@ pub(super) async fn look(
             if seen.insert(planned.bound.name.clone()) {
                 let pin = of_secret.map_or(planned.pin.as_ref(), |row| row.pin_of(planned));
                 let driver = built.as_ref().map(|built| built.workloads[index].as_ref());
-                asked.push(OfWorkload::ask(name(plan, index), driver, pin, from, since).await);
+                asked.push(OfWorkload::ask(name(plan, index), driver, pin, from, &wanted).await);
             }
         }
     }
     let mut logs: Vec<OfLog> =
-        incident.logs.iter().map(|log| of_reference(log, &mut asked, since)).collect();
+        incident.logs.iter().map(|log| of_reference(log, &mut asked, &wanted)).collect();
     for workload in asked {
         let is_told = logs.iter().any(|log| log.workload == workload.name);
         logs.extend(workload.left(is_told));
     }
-    logs
+    Ok(logs)
 }
 
 fn name(plan: &Plan, index: usize) -> String {
@@ -114,11 +121,11 @@ impl OfWorkload {
         driver: Result<&dyn Workload, &String>,
         pin: Option<&Pin>,
         from: Timestamp,
-        since: Option<Timestamp>,
+        wanted: &Wanted,
     ) -> Self {
         let mut marked: BTreeMap<String, Marked> = BTreeMap::new();
         let mut take = |replica: &str, line: &str| {
-            marked.entry(replica.to_owned()).or_default().take(line, since);
+            marked.entry(replica.to_owned()).or_default().take(line, wanted);
         };
         let mut reading =
             Reading { since: from, most_bytes: MOST_BYTES, within: PATIENCE, take: &mut take };
@@ -192,7 +199,7 @@ async fn in_time<T>(question: impl Future<Output = Result<T, String>>) -> Result
 }
 
 /// Tells of a replica that an emergency noted: from the replica where it is still there, else from its copy, else from its file.
-fn of_reference(log: &Log, asked: &mut [OfWorkload], since: Option<Timestamp>) -> OfLog {
+fn of_reference(log: &Log, asked: &mut [OfWorkload], wanted: &Wanted) -> OfLog {
     let Log { workload, reference } = log;
     let of_workload = asked.iter_mut().find(|one| one.name == *workload);
     let trouble = of_workload.as_ref().and_then(|one| one.trouble.clone());
@@ -209,7 +216,7 @@ fn of_reference(log: &Log, asked: &mut [OfWorkload], since: Option<Timestamp>) -
     };
     let mut unread = None;
     for file in [&reference.kept_in, &reference.file].into_iter().flatten() {
-        match of_file(Path::new(file), since) {
+        match of_file(Path::new(file), wanted) {
             Ok(marked) => return of_log(marked, None),
             Err(error) => unread = unread.or(Some(format!("`{file}`: {}", error.kind()))),
         }
@@ -223,8 +230,8 @@ fn of_reference(log: &Log, asked: &mut [OfWorkload], since: Option<Timestamp>) -
     of_log(Marked::default(), Some(why.join("; ")))
 }
 
-/// Returns the marked lines of a file; without those that say that they are from before `since`.
-fn of_file(file: &Path, since: Option<Timestamp>) -> std::io::Result<Marked> {
+/// Returns the marked lines of a file.
+fn of_file(file: &Path, wanted: &Wanted) -> std::io::Result<Marked> {
     let mut options = File::options();
     options.read(true).custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed());
     let opened = options.open(file)?;
@@ -233,15 +240,15 @@ fn of_file(file: &Path, since: Option<Timestamp>) -> std::io::Result<Marked> {
     }
     let mut marked = Marked::default();
     for line in BufReader::new(opened.take(MOST_BYTES)).split(b'\n') {
-        marked.take(&String::from_utf8_lossy(&line?), since);
+        marked.take(&String::from_utf8_lossy(&line?), wanted);
     }
     Ok(marked)
 }
 
 impl Marked {
-    fn take(&mut self, line: &str, since: Option<Timestamp>) {
-        match is_marked(line) && !is_before(line, since) {
-            true if self.lines.len() < MOST_LINES => self.lines.push(told(line)),
+    fn take(&mut self, line: &str, wanted: &Wanted) {
+        match is_marked(line) && !is_before(line, wanted.since) {
+            true if self.lines.len() < MOST_LINES => self.lines.push(wanted.known.told(line)),
             true => self.more += 1,
             false => {}
         }
@@ -278,102 +285,12 @@ impl OfLog {
     }
 }
 
-/// Whether a line begins with a time before this one.
-fn is_before(line: &str, since: Option<Timestamp>) -> bool {
-    let at = line.split(' ').next().and_then(|word| word.parse::<jiff::Timestamp>().ok());
-    at.zip(since).is_some_and(|(at, since)| at.as_millisecond() < since.millis())
-}
-
-/// Whether `AUDIT` stands in a line as a word of its own.
-fn is_marked(line: &str) -> bool {
-    line.split(|c: char| !c.is_alphanumeric()).any(|word| word == "AUDIT")
-}
-
-/// A line as it may be told.
-fn told(line: &str) -> String {
-    let line: String = line.chars().filter(|c| !c.is_control()).take(MOST_CHARACTERS).collect();
-    if planted!("log_lines_as_they_are") {
-        return line;
-    }
-    let mut told = String::new();
-    let mut at = 0;
-    while let Some(begin) = line[at..].find(in_word).map(|begin| at + begin) {
-        let end = line[begin..].find(|c| !in_word(c)).map_or(line.len(), |end| begin + end);
-        let (before, word, after) = (&line[..begin], &line[begin..end], &line[end..]);
-        let is_left_out = may_be_secret(word)
-            || is_named_a_secret(before)
-            || is_before_a_host(before, word, after);
-        told.push_str(&line[at..begin]);
-        told.push_str(if is_left_out { "…" } else { word });
-        at = end;
-    }
-    told + &line[at..]
-}
-
-fn in_word(c: char) -> bool {
-    c.is_alphanumeric() || "_-+./~%".contains(c)
-}
-
-/// Ids of requests in the form of a UUID are of use, and few credentials have it.
-fn may_be_secret(word: &str) -> bool {
-    let whole = (!word.starts_with('/')).then_some(word);
-    word.split('/').chain(whole).any(|part| {
-        part.len() >= WORD
-            && part.bytes().any(|byte| byte.is_ascii_digit())
-            && part.bytes().any(|byte| byte.is_ascii_alphabetic())
-            && !is_uuid(part)
-    })
-}
-
-fn is_uuid(word: &str) -> bool {
-    let lengths = word.split('-').map(str::len);
-    lengths.eq([8, 4, 4, 4, 12]) && word.bytes().all(|b| b == b'-' || b.is_ascii_hexdigit())
-}
-
-/// Whether a name such as `password` or `api_key` stands before a value.
-fn is_named_a_secret(before: &str) -> bool {
-    let named = before.trim_end_matches(['=', ':', '"', '\'', ' ']);
-    let name = named.rsplit(|c: char| !c.is_alphanumeric() && c != '_' && c != '-').next();
-    let name = name.unwrap_or_default().to_ascii_uppercase();
-    let names: &[&str] = match before[named.len()..].contains(['=', ':']) {
-        true => &["PASSWORD", "SECRET", "TOKEN", "KEY", "AUTHORIZATION", "COOKIE"],
-        false => &["BEARER", "BASIC"],
-    };
-    names.iter().any(|word| name.ends_with(word))
-}
-
-/// Whether a word is the user or the password of a URL.
-fn is_before_a_host(before: &str, word: &str, after: &str) -> bool {
-    let whole = after.split_whitespace().next().unwrap_or_default();
-    let is_user = word.starts_with("//") && whole.contains('@');
-    before.ends_with(':') && (is_user || after.starts_with('@'))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn h119_a_line_of_a_log_is_told_without_what_may_be_a_credential() {
-        let kept = [
-            "2026-11-26T17:03:06Z AUDIT user 7 changed order 12 from 192.0.2.7",
-            "AUDIT GET /api/v1/orders/2026/17/of/somebody request 0e984725-c51c-4bf4-9960-e1c80e27aba0",
-            "AUDIT tokens issued: 3",
-        ];
-        for line in kept {
-            assert_eq!(told(line), line);
-        }
-        let masked = [
-            ("AUDIT key sk-proj-kwcanary0123456789abcdef used", "AUDIT key … used"),
-            ("AUDIT login password=hunter2 ok", "AUDIT login password=… ok"),
-            ("AUDIT {\"password\": \"hunter2\"}", "AUDIT {\"password\": \"…\"}"),
-            ("AUDIT Authorization: Bearer abc.def", "AUDIT Authorization: … …"),
-            ("AUDIT postgres://app:hunter2@db/shop", "AUDIT postgres:…:…@db/shop"),
-            ("AUDIT \u{1b}[31mred\u{7}", "AUDIT [31mred"),
-        ];
-        for (line, shown) in masked {
-            assert_eq!(told(line), shown);
-        }
+    fn from(since: Option<Timestamp>) -> Wanted {
+        Wanted { since, known: Known::default() }
     }
 
     #[test]
@@ -384,18 +301,15 @@ mod tests {
         std::fs::write(&log, text).unwrap();
         std::os::unix::fs::symlink(&log, &link).unwrap();
         let since = Timestamp::from_millis(1_767_312_000_000);
-        let (all, from_then_on) = (of_file(&log, None).unwrap(), of_file(&log, Some(since)).unwrap());
+        let (all, from_then_on) =
+            (of_file(&log, &from(None)).unwrap(), of_file(&log, &from(Some(since))).unwrap());
         assert_eq!((all.lines.len(), all.more), (3, 0));
         assert_eq!(from_then_on.lines, ["AUDIT whenever", "2026-01-03T00:00:00.5Z AUDIT late"]);
-        assert!(of_file(&link, None).is_err() && of_file(folder.path(), None).is_err());
+        assert!(
+            of_file(&link, &from(None)).is_err() && of_file(folder.path(), &from(None)).is_err()
+        );
         std::fs::write(&log, "AUDIT one\n".repeat(MOST_LINES + 7)).unwrap();
-        let many = of_file(&log, None).unwrap();
+        let many = of_file(&log, &from(None)).unwrap();
         assert_eq!((many.lines.len(), many.more), (200, 7));
-    }
-
-    #[test]
-    fn a_mark_is_a_word_of_its_own() {
-        assert!(is_marked("[AUDIT] login") && is_marked("{\"log\":\"AUDIT: login\"}"));
-        assert!(!is_marked("AUDITOR") && !is_marked("audit") && !is_marked("PREAUDIT_1"));
     }
 }

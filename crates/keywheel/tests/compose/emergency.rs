@@ -23,7 +23,7 @@ services:
     network_mode: none
     stop_grace_period: 1s
     environment: { KEY: "${APP_KEY}" }
-    command: ["/bin/busybox", "sh", "-c", "trap 'exit 0' TERM; echo AUDIT job 3 done; echo AUDIT job 4 with key=$$KEY >&2; echo job 5; while :; do busybox sleep 0.1; done"]
+    command: ["/bin/busybox", "sh", "-c", "trap 'exit 0' TERM; echo AUDIT job 3 done; echo AUDIT job 4 for $$KEY >&2; echo job 5; while :; do busybox sleep 0.1; done"]
 "#;
 
 const CONFIG: &str = r#"
@@ -213,7 +213,8 @@ fn assert_audit_lines_are_told_of_every_replica(
     let logs = incident["audit_lines"].as_array().unwrap();
     let lines = |log: &Value| {
         let lines = log["lines"].as_array().unwrap().iter();
-        let without_time = |line: &Value| line.as_str().unwrap().split_once(' ').unwrap().1.to_owned();
+        let without_time =
+            |line: &Value| line.as_str().unwrap().split_once(' ').unwrap().1.to_owned();
         // Which stream is read out first is up to the engine.
         let mut lines: Vec<String> = lines.map(without_time).collect();
         lines.sort();
@@ -233,7 +234,7 @@ fn assert_audit_lines_are_told_of_every_replica(
     match &of("worker")[..] {
         [(_, false, gone), (_, true, there)] => {
             assert!(gone.is_empty(), "{logs:?}");
-            assert_eq!(there[..], ["AUDIT job 3 done", "AUDIT job 4 with key=…"], "{logs:?}");
+            assert_eq!(there[..], ["AUDIT job 3 done", "AUDIT job 4 for …"], "{logs:?}");
         }
         other => panic!("{other:?}"),
     }

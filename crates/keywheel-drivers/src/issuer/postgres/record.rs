@@ -168,10 +168,8 @@ async fn sessions(
         }
         let used = row.get::<_, Option<i64>>(4).map(Timestamp::from_millis);
         let used = used.map(|used| format!(", last active {}", text(used))).unwrap_or_default();
-        let what = format!(
-            "session{at}, still open: {}{used}",
-            whose(row.get(1), row.get(3), row.get(2))
-        );
+        let what =
+            format!("session{at}, still open: {}{used}", whose(row.get(1), row.get(3), row.get(2)));
         entries.push(Entry { at: Some(began), what });
     }
     if hidden > 0 {
@@ -258,7 +256,9 @@ async fn logged(
 }
 
 fn is_english(language: &str) -> bool {
-    matches!(language, "" | "C" | "POSIX") || language.starts_with("C.") || language.starts_with("en")
+    matches!(language, "" | "C" | "POSIX")
+        || language.starts_with("C.")
+        || language.starts_with("en")
 }
 
 /// Lists the files of the log that were written to since a time, the oldest first, as far as they are read at all.
@@ -364,7 +364,10 @@ impl Found {
             return Some((what, true));
         }
         let refused = [
-            (format!("password authentication failed for user \"{login}\""), "refused: wrong password"),
+            (
+                format!("password authentication failed for user \"{login}\""),
+                "refused: wrong password",
+            ),
             (format!("role \"{login}\" is not permitted to log in"), "refused: switched off"),
         ];
         let refused = refused.into_iter().find(|(start, _)| message.starts_with(start.as_str()));
@@ -417,7 +420,8 @@ fn process(head: &str) -> &str {
 fn is_time(text: &str) -> bool {
     let Some((time, zone)) = text.split_at_checked(19) else { return false };
     let shape = b"0000-00-00 00:00:00";
-    let fits = |(is, like): (u8, &u8)| if *like == b'0' { is.is_ascii_digit() } else { is == *like };
+    let fits =
+        |(is, like): (u8, &u8)| if *like == b'0' { is.is_ascii_digit() } else { is == *like };
     let zone = zone.trim();
     time.bytes().zip(shape).all(fits)
         && (1..=6).contains(&zone.len())
@@ -431,15 +435,24 @@ mod tests {
     #[test]
     fn only_what_the_server_wrote_of_the_login_is_told() {
         let mut found = Found { login: "app_a".into(), ..Found::default() };
-        let head = |pid: u32, severity: &str| format!("2026-01-31 09:00:00.123 UTC [{pid}] {severity}");
+        let head =
+            |pid: u32, severity: &str| format!("2026-01-31 09:00:00.123 UTC [{pid}] {severity}");
         for (pid, severity, message) in [
             (7, "LOG", "connection received: host=192.0.2.7 port=5000"),
             (8, "LOG", "connection received: host=192.0.2.8 port=5001"),
-            (7, "LOG", "connection authorized: user=app_a database=shop application_name=web SSL enabled (protocol=TLSv1.3)"),
+            (
+                7,
+                "LOG",
+                "connection authorized: user=app_a database=shop application_name=web SSL enabled (protocol=TLSv1.3)",
+            ),
             (8, "FATAL", "password authentication failed for user \"app_a\""),
             (9, "FATAL", "role \"app_a\" is not permitted to log in"),
             (7, "LOG", "connection authorized: user=app_ab database=shop"),
-            (7, "LOG", "connection authorized: user=eve database=x application_name=LOG:  connection authorized: user=app_a database=shop"),
+            (
+                7,
+                "LOG",
+                "connection authorized: user=eve database=x application_name=LOG:  connection authorized: user=app_a database=shop",
+            ),
             (7, "LOG", "statement: SELECT 'password authentication failed for user \"app_a\"'"),
         ] {
             found.take(&format!("{}:  {message}", head(pid, severity)));
@@ -458,10 +471,14 @@ mod tests {
 
     #[test]
     fn a_time_is_put_to_the_server_in_one_form_only() {
-        for time in ["2026-01-31 09:00:00 UTC", "2026-01-31 09:00:00 +01", "2026-01-31 09:00:00 CEST"] {
+        for time in
+            ["2026-01-31 09:00:00 UTC", "2026-01-31 09:00:00 +01", "2026-01-31 09:00:00 CEST"]
+        {
             assert!(is_time(time), "{time}");
         }
-        for time in ["", "2026-01-31 09:00:00", "2026-01-31T09:00:00 UTC", "2026-01-31 09:00:00 a b", "x"] {
+        for time in
+            ["", "2026-01-31 09:00:00", "2026-01-31T09:00:00 UTC", "2026-01-31 09:00:00 a b", "x"]
+        {
             assert!(!is_time(time), "{time}");
         }
     }

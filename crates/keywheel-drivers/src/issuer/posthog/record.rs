@@ -25,14 +25,16 @@ impl Audit for SecretKeys {
     async fn since(&self, id: &IssuedId, since: Timestamp) -> Result<Vec<Entry>, CallError> {
         let headers = self.0.headers().await?;
         let key = self.find(&headers, id).await?;
-        let mut entries = match self.0.activities(&headers, "ProjectSecretAPIKey", &id.id, since).await {
-            Ok(rows) => on_record(&rows),
-            Err(error) => {
-                let mut entries = key.as_ref().map(|key| told_by(key, since)).unwrap_or_default();
-                entries.push(unread(&error));
-                entries
-            }
-        };
+        let mut entries =
+            match self.0.activities(&headers, "ProjectSecretAPIKey", &id.id, since).await {
+                Ok(rows) => on_record(&rows),
+                Err(error) => {
+                    let mut entries =
+                        key.as_ref().map(|key| told_by(key, since)).unwrap_or_default();
+                    entries.push(unread(&error));
+                    entries
+                }
+            };
         let standing = match key {
             Some(_) => "the key is there; of its uses PostHog tells the last one only",
             None => "the project has no such key any more, and its last use is not told",
@@ -137,8 +139,10 @@ fn on_record(rows: &[Activity]) -> Vec<Entry> {
 /// What a key says of itself.
 fn told_by(key: &Key, since: Timestamp) -> Vec<Entry> {
     let at = |text: &Option<String>| text.as_deref().and_then(moment);
-    let told = [("it was made", at(&key.created_at)), ("its value was replaced", at(&key.last_rolled_at))];
-    let told = told.into_iter().filter_map(|(what, at)| Some(Entry { at: Some(at?), what: what.into() }));
+    let told =
+        [("it was made", at(&key.created_at)), ("its value was replaced", at(&key.last_rolled_at))];
+    let told =
+        told.into_iter().filter_map(|(what, at)| Some(Entry { at: Some(at?), what: what.into() }));
     told.filter(|entry| entry.at >= Some(since)).collect()
 }
 
@@ -192,8 +196,10 @@ impl Activity {
     }
 
     fn entry(&self) -> Entry {
-        let fields: Vec<String> = self.fields().map(|field| format!("`{}`", plain(field))).collect();
-        let of = if fields.is_empty() { String::new() } else { format!(" ({})", fields.join(", ")) };
+        let fields: Vec<String> =
+            self.fields().map(|field| format!("`{}`", plain(field))).collect();
+        let of =
+            if fields.is_empty() { String::new() } else { format!(" ({})", fields.join(", ")) };
         let email = self.user.as_ref().and_then(|user| user.email.as_deref());
         let by = match (email, self.is_system) {
             (Some(email), _) => format!("`{}`", plain(email)),

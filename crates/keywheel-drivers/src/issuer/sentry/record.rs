@@ -45,7 +45,9 @@ impl Audit for Sentry {
             Ok(rows) => rows.iter().map(Row::entry).collect(),
             Err(error) => vec![
                 made(key.as_ref(), since),
-                Entry::untimed(format!("the audit log of the organisation could not be read: {error}")),
+                Entry::untimed(format!(
+                    "the audit log of the organisation could not be read: {error}"
+                )),
             ],
         };
         match &key {
@@ -78,9 +80,7 @@ impl Sentry {
         for event in EVENTS {
             rows.extend(self.logged_as(headers, event, since).await?);
         }
-        let is_meant = |row: &Row| {
-            row.is_of(public) && row.at().is_none_or(|at| at >= since)
-        };
+        let is_meant = |row: &Row| row.is_of(public) && row.at().is_none_or(|at| at >= since);
         rows.retain(|row| is_meant(row) && seen.insert(row.id.clone()));
         Ok(rows)
     }
