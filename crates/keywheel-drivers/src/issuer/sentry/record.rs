@@ -50,9 +50,8 @@ impl Audit for Sentry {
                 )),
             ],
         };
-        match &key {
-            Some(_) => entries.extend(self.counted(&headers, public, since).await),
-            None => {}
+        if key.is_some() {
+            entries.extend(self.counted(&headers, public, since).await);
         }
         if key.is_some() && now() - COUNTED > since {
             entries.push(Entry::untimed("events are counted for 30 days at most"));
