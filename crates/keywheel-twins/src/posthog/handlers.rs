@@ -267,8 +267,7 @@ async fn list_activity(
     let is = |name: &str, value: &str| one(&query, name).is_none_or(|wanted| wanted == value);
     let shows =
         |row: &&Activity| row.at <= until && is("scope", row.scope) && is("item_id", &row.item);
-    let shown: Vec<Value> =
-        state.log.iter().rev().filter(shows).map(activity_json).collect();
+    let shown: Vec<Value> = state.log.iter().rev().filter(shows).map(activity_json).collect();
     let page: usize = one(&query, "page").and_then(|page| page.parse().ok()).unwrap_or(1);
     let start = page.saturating_sub(1) * state.options.page;
     let end = shown.len().min(start + state.options.page);

@@ -49,7 +49,7 @@ pub(super) struct OfLog {
     not_read: Option<String>,
 }
 
-/// Lines that are marked.
+/// Lines that are marked, as they are until all are found.
 #[derive(Default)]
 struct Marked {
     lines: Vec<String>,
@@ -65,13 +65,6 @@ struct OfWorkload {
     trouble: Option<String>,
 }
 
-/// Which lines are told, and what is left out of them.
-struct Wanted {
-    /// From when on, for lines that begin with a time.
-    since: Option<Timestamp>,
-    known: Known,
-}
-
 /// Reads what can be read.
 pub(super) async fn look(
     session: &Session,
@@ -79,7 +72,6 @@ pub(super) async fn look(
     since: Option<Timestamp>,
 ) -> Result<Vec<OfLog>, Failure> {
     let inventories = session.journal.inventories().await.map_err(journal_failure)?;
-    let wanted = Wanted { since, known: Known::of(session, incident).await };
     let from = since.or_else(|| first_made(incident)).unwrap_or_default();
     let mut asked: Vec<OfWorkload> = Vec::new();
     let mut seen = BTreeSet::new();
@@ -91,15 +83,21 @@ pub(super) async fn look(
             if seen.insert(planned.bound.name.clone()) {
                 let pin = of_secret.map_or(planned.pin.as_ref(), |row| row.pin_of(planned));
                 let driver = built.as_ref().map(|built| built.workloads[index].as_ref());
-                asked.push(OfWorkload::ask(name(plan, index), driver, pin, from, &wanted).await);
+                asked.push(OfWorkload::ask(name(plan, index), driver, pin, from, since).await);
             }
         }
     }
     let mut logs: Vec<OfLog> =
-        incident.logs.iter().map(|log| of_reference(log, &mut asked, &wanted)).collect();
+        incident.logs.iter().map(|log| of_reference(log, &mut asked, since)).collect();
     for workload in asked {
         let is_told = logs.iter().any(|log| log.workload == workload.name);
         logs.extend(workload.left(is_told));
+    }
+    let mut lines = logs.iter_mut().flat_map(|log| &mut log.marked.lines).peekable();
+    // No value is read where there is nothing to leave it out of.
+    if lines.peek().is_some() {
+        let known = Known::of(session, incident).await;
+        lines.for_each(|line| *line = known.told(line));
     }
     Ok(logs)
 }
@@ -121,11 +119,11 @@ impl OfWorkload {
         driver: Result<&dyn Workload, &String>,
         pin: Option<&Pin>,
         from: Timestamp,
-        wanted: &Wanted,
+        since: Option<Timestamp>,
     ) -> Self {
         let mut marked: BTreeMap<String, Marked> = BTreeMap::new();
         let mut take = |replica: &str, line: &str| {
-            marked.entry(replica.to_owned()).or_default().take(line, wanted);
+            marked.entry(replica.to_owned()).or_default().take(line, since);
         };
         let mut reading =
             Reading { since: from, most_bytes: MOST_BYTES, within: PATIENCE, take: &mut take };
@@ -199,10 +197,13 @@ async fn in_time<T>(question: impl Future<Output = Result<T, String>>) -> Result
 }
 
 /// Tells of a replica that an emergency noted: from the replica where it is still there, else from its copy, else from its file.
-fn of_reference(log: &Log, asked: &mut [OfWorkload], wanted: &Wanted) -> OfLog {
+fn of_reference(log: &Log, asked: &mut [OfWorkload], since: Option<Timestamp>) -> OfLog {
     let Log { workload, reference } = log;
     let of_workload = asked.iter_mut().find(|one| one.name == *workload);
-    let trouble = of_workload.as_ref().and_then(|one| one.trouble.clone());
+    let trouble = match &of_workload {
+        Some(one) => one.trouble.clone(),
+        None => Some("its workload reads no secret of the emergency any more".into()),
+    };
     let live = of_workload.and_then(|one| one.remove(reference));
     let of_log = |marked, not_read| OfLog {
         workload: workload.clone(),
@@ -216,7 +217,7 @@ fn of_reference(log: &Log, asked: &mut [OfWorkload], wanted: &Wanted) -> OfLog {
     };
     let mut unread = None;
     for file in [&reference.kept_in, &reference.file].into_iter().flatten() {
-        match of_file(Path::new(file), wanted) {
+        match of_file(Path::new(file), since) {
             Ok(marked) => return of_log(marked, None),
             Err(error) => unread = unread.or(Some(format!("`{file}`: {}", error.kind()))),
         }
@@ -231,7 +232,7 @@ fn of_reference(log: &Log, asked: &mut [OfWorkload], wanted: &Wanted) -> OfLog {
 }
 
 /// Returns the marked lines of a file.
-fn of_file(file: &Path, wanted: &Wanted) -> std::io::Result<Marked> {
+fn of_file(file: &Path, since: Option<Timestamp>) -> std::io::Result<Marked> {
     let mut options = File::options();
     options.read(true).custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed());
     let opened = options.open(file)?;
@@ -240,15 +241,15 @@ fn of_file(file: &Path, wanted: &Wanted) -> std::io::Result<Marked> {
     }
     let mut marked = Marked::default();
     for line in BufReader::new(opened.take(MOST_BYTES)).split(b'\n') {
-        marked.take(&String::from_utf8_lossy(&line?), wanted);
+        marked.take(&String::from_utf8_lossy(&line?), since);
     }
     Ok(marked)
 }
 
 impl Marked {
-    fn take(&mut self, line: &str, wanted: &Wanted) {
-        match is_marked(line) && !is_before(line, wanted.since) {
-            true if self.lines.len() < MOST_LINES => self.lines.push(wanted.known.told(line)),
+    fn take(&mut self, line: &str, since: Option<Timestamp>) {
+        match is_marked(line) && !is_before(line, since) {
+            true if self.lines.len() < MOST_LINES => self.lines.push(line.to_owned()),
             true => self.more += 1,
             false => {}
         }
@@ -289,10 +290,6 @@ impl OfLog {
 mod tests {
     use super::*;
 
-    fn from(since: Option<Timestamp>) -> Wanted {
-        Wanted { since, known: Known::default() }
-    }
-
     #[test]
     fn a_log_is_read_from_a_time_on_and_never_through_a_link() {
         let folder = tempfile::tempdir().unwrap();
@@ -302,14 +299,12 @@ mod tests {
         std::os::unix::fs::symlink(&log, &link).unwrap();
         let since = Timestamp::from_millis(1_767_312_000_000);
         let (all, from_then_on) =
-            (of_file(&log, &from(None)).unwrap(), of_file(&log, &from(Some(since))).unwrap());
+            (of_file(&log, None).unwrap(), of_file(&log, Some(since)).unwrap());
         assert_eq!((all.lines.len(), all.more), (3, 0));
         assert_eq!(from_then_on.lines, ["AUDIT whenever", "2026-01-03T00:00:00.5Z AUDIT late"]);
-        assert!(
-            of_file(&link, &from(None)).is_err() && of_file(folder.path(), &from(None)).is_err()
-        );
+        assert!(of_file(&link, None).is_err() && of_file(folder.path(), None).is_err());
         std::fs::write(&log, "AUDIT one\n".repeat(MOST_LINES + 7)).unwrap();
-        let many = of_file(&log, &from(None)).unwrap();
+        let many = of_file(&log, None).unwrap();
         assert_eq!((many.lines.len(), many.more), (200, 7));
     }
 }

@@ -41,7 +41,7 @@ impl Audit for Postgres {
             return Ok(vec![Entry::untimed(gone)]);
         };
         let own = Own::of(&role, id, since);
-        let mut entries = own.entries(id, since);
+        let mut entries = own.entries(id);
         match logged(&admin, &id.id, &own).await {
             Ok(found) => entries.extend(found),
             Err(error) => entries.push(Entry::untimed(format!(
@@ -59,9 +59,11 @@ impl Audit for Postgres {
     }
 }
 
-/// The time in which a login had the password of one generation.
+/// The time in which a login had the password of one generation, and from when on is asked.
 struct Own {
-    from: Timestamp,
+    since: Timestamp,
+    /// When the generation was made, where the login still tells.
+    from: Option<Timestamp>,
     /// When the next generation followed.
     until: Option<Timestamp>,
     /// What the comment of the login says of it.
@@ -70,12 +72,12 @@ struct Own {
 
 impl Own {
     fn of(role: &Role, id: &IssuedId, since: Timestamp) -> Self {
-        let mut own = Self { from: since, until: None, told: Vec::new() };
+        let mut own = Self { since, from: None, until: None, told: Vec::new() };
         let Some(mark) = &role.mark else { return own };
         let generation = id.generation.unwrap_or(0);
         match role.meets(id) {
             Meets::Exactly if mark.label.is_some() => {
-                own.from = since.max(mark.since);
+                own.from = Some(mark.since);
                 own.told.push((mark.since, format!("generation {generation} was made")));
             }
             Meets::Exactly => {
@@ -91,8 +93,8 @@ impl Own {
         own
     }
 
-    fn entries(&self, id: &IssuedId, since: Timestamp) -> Vec<Entry> {
-        let told = self.told.iter().filter(|(at, _)| *at >= since);
+    fn entries(&self, id: &IssuedId) -> Vec<Entry> {
+        let told = self.told.iter().filter(|(at, _)| *at >= self.since);
         let told = told.map(|(at, what)| Entry { at: Some(*at), what: what.clone() });
         let standing = "what the server tells is of the login, and of no password";
         let login = Entry::untimed(format!("login `{}`: {standing}", id.id));
@@ -101,13 +103,14 @@ impl Own {
 
     /// Whether a login at this time may have been by the password of this generation; the second of a change is of both.
     fn holds(&self, at: Timestamp) -> bool {
+        let from = self.from.map(|from| from.millis() - 1_000);
         let until = self.until.map(|until| until.millis() + 1_000);
-        self.has_begun(at) && until.is_none_or(|until| at.millis() < until)
+        from.is_none_or(|from| from <= at.millis()) && until.is_none_or(|until| at.millis() < until)
     }
 
-    /// Times of the log are of whole seconds.
-    fn has_begun(&self, at: Timestamp) -> bool {
-        at.millis() >= self.from.millis().saturating_sub(1_000)
+    /// Whether a time of the log, which is of whole seconds, is asked for.
+    fn is_asked_for(&self, at: Timestamp) -> bool {
+        at.millis() >= self.since.millis().saturating_sub(1_000)
     }
 }
 
@@ -140,7 +143,8 @@ fn not_seen(at: &str, why: &str) -> Entry {
     Entry::untimed(format!("the open sessions{at} could not be seen: {why}"))
 }
 
-/// Tells of the open sessions of a login at one server. Of those of others the admin login may see no more than that they are.
+/// Tells of the open sessions of a login at one server, whenever they began: they are in use now. Where the admin login may not
+/// see more, it is told that they are there.
 async fn sessions(
     admin: &Client,
     login: &str,
@@ -240,7 +244,7 @@ async fn logged(
             plain(&language)
         )));
     }
-    let (files, is_whole) = files(admin, &current, own.from).await?;
+    let (files, is_whole) = files(admin, &current, own.since).await?;
     if !is_whole {
         entries.push(Entry::untimed(format!(
             "only the last {} MiB of the log were read; {LOOK}",
@@ -391,8 +395,7 @@ impl Found {
         for (line, row) in self.lines.iter().zip(&rows) {
             let at = Timestamp::from_millis(row.get(0));
             // Nobody can tell which password was refused.
-            let is_meant = if line.is_let_in { own.holds(at) } else { own.has_begun(at) };
-            if is_meant {
+            if own.is_asked_for(at) && (own.holds(at) || !line.is_let_in) {
                 entries.push(Entry { at: Some(at), what: line.what.clone() });
             }
         }

@@ -22,7 +22,6 @@ const WORD: usize = 20;
 const SHORTEST: usize = 6;
 
 /// Values that must not be told.
-#[derive(Default)]
 pub(super) struct Known(Vec<SecretValue>);
 
 impl Known {
@@ -44,7 +43,13 @@ impl Known {
         }
         let fields = credentials.iter().flat_map(|credential| credential.fields());
         let values = fields.filter(|(field, _)| field.as_str() != "username");
-        Self(values.map(|(_, value)| value.duplicate()).collect())
+        Self::new(values.map(|(_, value)| value.duplicate()).collect())
+    }
+
+    /// The longest first: a shorter one may be a part of it.
+    fn new(mut values: Vec<SecretValue>) -> Self {
+        values.sort_by_key(|value| std::cmp::Reverse(value.expose().len()));
+        Self(values)
     }
 
     /// A line as it may be told.
@@ -160,11 +165,11 @@ mod tests {
 
     #[test]
     fn h119_a_value_that_is_known_is_told_in_no_line_whatever_it_looks_like() {
-        let values = ["correct horse battery", "sesame", "web"];
+        let values = ["sesame", "open sesame please", "correct horse battery", "web"];
         let values = values.map(|value| SecretValue::new(value.into()));
-        let known = Known(values.into());
-        let line = "AUDIT web opened the door with correct horse battery, then with sesame";
-        assert_eq!(known.told(line), "AUDIT web opened the door with …, then with …");
+        let known = Known::new(values.into());
+        let line = "AUDIT web said correct horse battery, then sesame, then open sesame please";
+        assert_eq!(known.told(line), "AUDIT web said …, then …, then …");
     }
 
     #[test]
