@@ -236,6 +236,13 @@ pub struct Entry {
     pub what: String,
 }
 
+impl Entry {
+    /// Makes an entry of which the time is not known, or of what cannot be told.
+    pub fn untimed(what: impl Into<String>) -> Self {
+        Self { at: None, what: what.into() }
+    }
+}
+
 /// The way of an issuer's side into the shape that rotations need.
 #[async_trait]
 pub trait Convert: Send + Sync {

@@ -11,7 +11,7 @@ use keywheel_core::incident::LogReference;
 use keywheel_core::plan::Pin;
 use keywheel_core::planted;
 use keywheel_core::secret::SecretValue;
-use keywheel_core::time::Timestamp;
+use keywheel_core::time::{Span, Timestamp};
 
 use crate::Finding;
 
@@ -58,10 +58,42 @@ pub trait Workload: Send + Sync {
         Ok(None)
     }
 
+    /// Reads what every replica wrote, stopped ones included, and hands on each line. Returns how far each log was read; none where
+    /// a workload of this kind has no log that can be read. Changes nothing.
+    async fn read_logs(
+        &self,
+        _reading: &mut Reading<'_>,
+    ) -> Result<Option<Vec<ReadLog>>, CallError> {
+        Ok(None)
+    }
+
     /// Shows a bearer token to every replica at its own address, where the workload answers tokens.
     async fn present(&self, _token: &SecretValue) -> Result<Vec<Answer>, CallError> {
         Ok(Vec::new())
     }
+}
+
+/// What of the logs of a workload is read, and who is told.
+pub struct Reading<'a> {
+    /// From when on.
+    pub since: Timestamp,
+    /// How much of each log is read at most.
+    pub most_bytes: u64,
+    /// How long all of it may take.
+    pub within: Span,
+    /// Takes each line, with the name of the replica that wrote it. A line may hold a value.
+    pub take: &'a mut (dyn FnMut(&str, &str) + Send),
+}
+
+/// How far the log of one replica was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReadLog {
+    /// What people call the replica.
+    pub replica: String,
+    /// What its engine calls it.
+    pub id: Option<String>,
+    /// Why it was not read, or not to its end, and what would help.
+    pub not_read: Option<String>,
 }
 
 /// Says why a workload may not be touched where it is reached now; none where that is the place that it is pinned to.

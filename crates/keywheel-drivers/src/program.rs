@@ -5,6 +5,7 @@
 //! to their input, and keeps their output in memory that is overwritten. No message holds any of either.
 
 use keywheel_core::planted;
+use std::convert::Infallible;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::future::Future;
@@ -19,6 +20,8 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use zeroize::Zeroizing;
+
+use crate::lines::Line;
 
 /// The variables of keywheel's own environment that a program is given; every other one may hold a secret.
 const PASSED_ON: [&str; 3] = ["PATH", "HOME", "LANG"];
@@ -156,6 +159,24 @@ pub(crate) async fn read(
     }
 }
 
+/// Runs a program as [`run`] does, and hands on what it writes, line by line and up to so many bytes. Returns how it ended, and
+/// whether all that it wrote was handed on.
+///
+/// # Errors
+/// A refusal where the program could not be started; nothing ran.
+pub(crate) async fn lines(
+    argv: &[String],
+    folder: &Path,
+    within: Span,
+    most_bytes: u64,
+    take: &mut (dyn FnMut(&str) + Send),
+) -> Result<(Ended, bool), Refusal> {
+    let mut started = start(argv, command(argv, folder, &[]).stdout(Stdio::piped()))?;
+    let output = started.child.stdout.take();
+    let (ended, whole) = started.end_after(hand_on(output, most_bytes, take), within).await;
+    Ok((ended, whole.flatten().unwrap_or(false)))
+}
+
 fn start(argv: &[String], command: &mut Command) -> Result<Started, Refusal> {
     let child = command.spawn().map_err(|error| {
         Refusal::operator(RefusalKind::Local, format!("{}: {}", name(argv), error.kind()))
@@ -206,6 +227,32 @@ async fn listen(output: Option<ChildStdout>) -> Option<SecretValue> {
     while output.read_buf(&mut *heard).await.ok()? > 0 {}
     let whole = heard.len() <= LARGEST_ANSWER;
     whole.then(|| SecretValue::new(std::mem::take(&mut *heard)))
+}
+
+/// Hands on lines until there are no more, or too many. A program that goes on writing then finds nobody who reads it.
+async fn hand_on(
+    output: Option<ChildStdout>,
+    most_bytes: u64,
+    take: &mut (dyn FnMut(&str) + Send),
+) -> Option<bool> {
+    let mut output = output?;
+    let mut take = |text: &str| {
+        take(text);
+        Ok::<_, Infallible>(())
+    };
+    let (mut line, mut piece, mut left) = (Line::default(), [0; 8 * 1024], most_bytes);
+    loop {
+        let length = output.read(&mut piece).await.ok()?;
+        if length == 0 {
+            line.end(&mut take).ok();
+            return Some(true);
+        }
+        line.add(&piece[..length], &mut take).ok();
+        left = match left.checked_sub(length as u64) {
+            Some(left) => left,
+            None => return Some(false),
+        };
+    }
 }
 
 fn command(argv: &[String], folder: &Path, variables: &[(&str, String)]) -> Command {
@@ -330,6 +377,26 @@ mod tests {
         assert!(matches!(ended, Ended::With(_)) && output.is_none());
         let (ended, output) = asked("echo half; sleep 600", "", Span::millis(300)).await;
         assert_eq!((ended, output), (Ended::TooLate, None));
+    }
+
+    async fn told(script: &str, within: Span, most_bytes: u64) -> (Ended, bool, Vec<String>) {
+        let mut told = Vec::new();
+        let mut take = |line: &str| told.push(line.to_owned());
+        let root = Path::new("/");
+        let (ended, whole) = lines(&sh(script), root, within, most_bytes, &mut take).await.unwrap();
+        (ended, whole, told)
+    }
+
+    #[tokio::test]
+    async fn lines_are_handed_on_until_there_are_too_many_or_the_time_is_over() {
+        let (ended, whole, lines) = told("printf 'a\\nb\\nc'", Span::seconds(30), 1 << 20).await;
+        assert!(ended.well() && whole && lines == ["a", "b", "c"], "{lines:?}");
+        let endless =
+            "while echo xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx; do :; done";
+        let (ended, whole, lines) = told(endless, Span::seconds(60), 1 << 16).await;
+        assert!(matches!(ended, Ended::With(_)) && !whole && lines.len() > 1_000, "{ended:?}");
+        let (ended, whole, lines) = told("echo first; sleep 600", Span::millis(500), 1 << 20).await;
+        assert!(ended == Ended::TooLate && !whole && lines == ["first"], "{lines:?}");
     }
 
     #[tokio::test]

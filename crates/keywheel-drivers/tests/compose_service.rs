@@ -11,8 +11,8 @@ use std::sync::Arc;
 
 use keywheel_core::evidence::{Expected, Proof, judge};
 use keywheel_core::fingerprint::{Fingerprint, FingerprintKeyId, Fingerprinter};
-use keywheel_core::time::Timestamp;
-use keywheel_driver::workload::{Ensure, Notes};
+use keywheel_core::time::{Span, Timestamp};
+use keywheel_driver::workload::{Ensure, Notes, ReadLog, Reading};
 use keywheel_driver::{CallError, RefusalKind, Severity, Workload, slot};
 use keywheel_drivers::{Build, Context, WorkloadConfig};
 use keywheel_ground::Engine;
@@ -238,6 +238,9 @@ async fn replaces_every_container(project: &Project) {
     let (before, workload) = (project.ids(), project.workload(json!({})));
     let workload = workload.as_ref();
     assert_eq!(blocking(workload).await, [""; 0]);
+    let (logs, lines) = read(workload, Timestamp::default(), (1 << 20, Span::seconds(20))).await;
+    assert!(logs.len() == 2 && logs.iter().all(|log| log.not_read.is_none()), "{logs:?}");
+    assert_eq!(lines.len(), 2, "{lines:?}");
     assert_eq!(project.hold(workload, "old").await, [Proof::Holds; 2]);
     assert_eq!(project.hold(workload, "new").await, [Proof::Other; 2]);
     project.roll_to(workload, "new").await.unwrap();
@@ -559,6 +562,52 @@ fn h124_the_log_of_a_container_is_copied_before_it_is_removed() {
         assert!(between.is_disjoint(&project.ids()), "an emergency does not wait for a log");
         let notes = notes.into_inner();
         assert!(notes.len() == 1 && notes[0].contains("is not kept"), "{notes:?}");
+    });
+}
+
+/// Reads the logs of all containers from a time on, within bounds. Returns how far, and every line without its time.
+async fn read(
+    workload: &dyn Workload,
+    since: Timestamp,
+    (most_bytes, within): (u64, Span),
+) -> (Vec<ReadLog>, BTreeSet<(String, String)>) {
+    let mut lines = BTreeSet::new();
+    let mut take = |replica: &str, line: &str| {
+        let text = line.split_once(' ').unwrap().1;
+        lines.insert((replica.to_owned(), text.to_owned()));
+    };
+    let mut reading = Reading { since, most_bytes, within, take: &mut take };
+    let logs = workload.read_logs(&mut reading).await.unwrap().unwrap();
+    (logs, lines)
+}
+
+#[test]
+fn h124_the_log_of_every_container_is_read_within_bounds() {
+    let Some(project) = Project::one("") else { return };
+    wait(async {
+        project.up(2, &[]);
+        let workload = project.workload(json!({}));
+        let stopped = project.engine.run(&["ps", "-q"]).lines().next().unwrap().to_owned();
+        project.engine.run(&["stop", &stopped]);
+        let whole = (1 << 20, Span::seconds(20));
+        let (logs, lines) = read(&*workload, Timestamp::default(), whole).await;
+        let ids: BTreeSet<_> = logs.iter().filter_map(|log| log.id.clone()).collect();
+        assert_eq!(ids, project.ids(), "{logs:?}");
+        assert!(logs.iter().all(|log| log.not_read.is_none()), "{logs:?}");
+        let told: Vec<_> = lines.iter().map(|(_, line)| line.as_str()).collect();
+        assert_eq!(told.iter().filter(|line| **line == "begins").count(), 2, "{lines:?}");
+        assert_eq!(told.iter().filter(|line| **line == "ends").count(), 1, "{lines:?}");
+
+        let later = now() + Span::hours(1);
+        let (logs, lines) = read(&*workload, later, whole).await;
+        assert!(lines.is_empty() && logs.iter().all(|log| log.not_read.is_none()), "{logs:?}");
+        for (bounds, why) in
+            [((8, whole.1), "is longer than"), ((whole.0, Span::ZERO), "later lines are missing")]
+        {
+            let (logs, lines) = read(&*workload, Timestamp::default(), bounds).await;
+            let says = |log: &ReadLog| log.not_read.as_ref().is_some_and(|said| said.contains(why));
+            assert!(logs.len() == 2 && logs.iter().all(says) && lines.is_empty(), "{logs:?}");
+        }
     });
 }
 

@@ -168,3 +168,33 @@ async fn a_script_is_followed() {
     assert_eq!(client.create("kw-1-1").await.0, 503);
     assert_eq!((client.twin.live("kw-1-1").len(), client.twin.faults().unfired()), (0, vec![]));
 }
+
+#[tokio::test]
+async fn the_activity_log_tells_who_did_what_page_by_page() {
+    let client = Client::new(TwinOptions { page: 1, ..TwinOptions::default() });
+    let log = |query: &str| format!("/api/projects/{PROJECT}/activity_log/?{query}");
+    let (status, refused) = client.ask(Method::GET, &log(""), Value::Null).await;
+    assert_eq!(status, 403);
+    assert!(refused["detail"].as_str().unwrap().contains("'activity_log:read'"), "{refused}");
+    client.twin.restrict(&["activity_log:read", "project_secret_api_key:write"]);
+    let key = client.twin.make_key("by-hand", &["endpoint:read"]);
+    client.ask(Method::DELETE, &keys(&format!("{}/", key.id)), Value::Null).await;
+    client.twin.rotate_secret_token();
+    let of_key = format!("scope=ProjectSecretAPIKey&item_id={}", key.id);
+    for (page, activity, address) in [(1, "deleted", "192.0.2.8"), (2, "created", "192.0.2.7")] {
+        let path = log(&format!("{of_key}&page={page}"));
+        let (_, shown) = client.ask(Method::GET, &path, Value::Null).await;
+        let row = &shown["results"][0];
+        assert_eq!((&row["activity"], &row["ip_address"]), (&json!(activity), &json!(address)));
+        assert_eq!((shown["next"].is_null(), &shown["count"]), (page == 2, &json!(2)));
+    }
+    assert_eq!(client.ask(Method::GET, &log("page=9"), Value::Null).await.0, 404);
+    let (_, of_team) = client.ask(Method::GET, &log("scope=Team"), Value::Null).await;
+    let change = &of_team["results"][0]["detail"]["changes"][0];
+    assert_eq!(change["field"], "secret_api_token");
+    assert_ne!(change["after"], client.twin.secret_token().as_str(), "no whole value is shown");
+    let free = TwinOptions { no_activity_log: true, ..TwinOptions::default() };
+    let free = Client::new(free);
+    free.twin.restrict(&["activity_log:read"]);
+    assert_eq!(free.ask(Method::GET, &log(""), Value::Null).await.0, 402);
+}

@@ -137,3 +137,54 @@ async fn a_script_is_followed() {
     assert_eq!(lost.0, 502);
     assert_eq!((client.twin.live("kw-1-1").len(), client.twin.faults().unfired()), (1, vec![]));
 }
+
+#[tokio::test]
+async fn the_audit_log_tells_who_did_what_to_a_key_page_by_page() {
+    let client = Client::new(TwinOptions { page: 1, ..TwinOptions::default() });
+    let logs = format!("/organizations/{ORGANIZATION}/audit-logs/");
+    assert_eq!(client.ask(Method::GET, &logs, Value::Null).await.0, 403, "it takes org:write");
+    client.twin.restrict(&["project:write", "project:admin", "org:write"]);
+    let by_hand = client.twin.make_key("by-hand");
+    let body = json!({ "isActive": false });
+    client.ask(Method::PUT, &keys(&format!("{by_hand}/")), body).await;
+    client.ask(Method::DELETE, &keys(&format!("{by_hand}/")), Value::Null).await;
+    for (event, address) in [
+        ("projectkey.create", "192.0.2.7"),
+        ("projectkey.edit", "192.0.2.8"),
+        ("projectkey.remove", "192.0.2.8"),
+    ] {
+        let path = format!("{logs}?event={event}");
+        let (_, shown) = client.ask(Method::GET, &path, Value::Null).await;
+        let row = &shown["rows"][0];
+        assert_eq!((&row["event"], &row["ipAddress"]), (&json!(event), &json!(address)), "{row}");
+        assert_eq!(row["data"]["public_key"], by_hand.as_str());
+    }
+    let response = client.send(Method::GET, &logs, &Value::Null).await;
+    assert!(response.headers()["link"].to_str().unwrap().contains("results=\"true\""));
+    let (_, none) = client.ask(Method::GET, &format!("{logs}?event=x"), Value::Null).await;
+    assert_eq!(none["rows"], json!([]));
+    let rules = vec![Rule::first("list_audit_logs", Fault::DelayedList { for_ms: 3_600_000 })];
+    client.twin.faults().set(rules).unwrap();
+    let (_, behind) = client.ask(Method::GET, &logs, Value::Null).await;
+    assert_eq!(behind["rows"], json!([]));
+}
+
+#[tokio::test]
+async fn what_came_for_a_key_is_counted_by_the_day() {
+    let client = Client::new(TwinOptions::default());
+    let id = client.twin.make_key("backend");
+    client.envelope(&id).await;
+    client.twin.add_event(&id, Duration::from_secs(2 * 24 * 3_600));
+    let now = jiff::Timestamp::now().as_second();
+    let since = now - 3 * 24 * 3_600;
+    let path = keys(&format!("{id}/stats/?since={since}&until={now}&resolution=1d"));
+    let (status, days) = client.ask(Method::GET, &path, Value::Null).await;
+    let counts: Vec<_> = days.as_array().unwrap().iter().map(|day| &day["total"]).collect();
+    assert_eq!((status.as_u16(), counts), (200, vec![&json!(0), &json!(1), &json!(0), &json!(1)]));
+    for (query, status) in [("", 400), ("?since=0&until=9&resolution=2d", 400)] {
+        let path = keys(&format!("{id}/stats/{query}"));
+        assert_eq!(client.ask(Method::GET, &path, Value::Null).await.0, status, "{query}");
+    }
+    client.twin.delete_key(&id);
+    assert_eq!(client.ask(Method::GET, &path, Value::Null).await.0, 404);
+}

@@ -13,6 +13,8 @@ use rustix::process::{Pid, Signal, kill_process};
 mod anthropic;
 #[path = "providers/openrouter.rs"]
 mod openrouter;
+#[path = "providers/records.rs"]
+mod records;
 
 const CONFIG: &str = "
 project: shop

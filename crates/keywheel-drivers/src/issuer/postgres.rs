@@ -13,6 +13,7 @@
 
 mod compare;
 mod convert;
+mod record;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -27,7 +28,8 @@ use keywheel_core::time::{Span, Timestamp};
 use keywheel_core::version::IssuedId;
 use keywheel_driver::duration::Duration;
 use keywheel_driver::issuer::{
-    Convert, Identity, Issuer, LastUsed, Live, Mint, Minted, Randomness, Suspend, Usage, Verdict,
+    Audit, Convert, Identity, Issuer, LastUsed, Live, Mint, Minted, Randomness, Suspend, Usage,
+    Verdict,
 };
 use keywheel_driver::{CallError, Finding, Refusal, RefusalKind, SecretReference, fail_point};
 use postgres_protocol::escape::{escape_identifier, escape_literal};
@@ -315,6 +317,10 @@ impl Issuer for Postgres {
     }
 
     fn usage(&self) -> Option<&dyn Usage> {
+        Some(self)
+    }
+
+    fn audit(&self) -> Option<&dyn Audit> {
         Some(self)
     }
 
@@ -1480,5 +1486,88 @@ mod tests {
             let config: Config = serde_json::from_value(config).unwrap();
             assert!(config.build(&Context::at("/")).is_err(), "{changes}");
         }
+    }
+
+    /// What is on record about a version, one line for each entry.
+    async fn told(issuer: &dyn Issuer, id: &IssuedId, since: Timestamp) -> String {
+        let entries = issuer.audit().unwrap().since(id, since).await.unwrap();
+        assert!(entries.is_sorted_by_key(|entry| entry.at));
+        let told: String = entries.iter().map(|entry| format!("{}\n", entry.what)).collect();
+        assert!(!told.contains("kwcanary"), "{told}");
+        told
+    }
+
+    /// The same, once it holds so many refusals: the server's log is written by a process of its own.
+    async fn told_with(issuer: &dyn Issuer, id: &IssuedId, refusals: usize) -> String {
+        let mut record = String::new();
+        for _ in 0..200 {
+            record = told(issuer, id, Timestamp::default()).await;
+            if record.matches("refused: ").count() >= refusals {
+                break;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+        record
+    }
+
+    #[tokio::test]
+    async fn the_record_of_a_login_says_who_was_let_in_and_who_was_refused() {
+        let settings = ["logging_collector=on", "log_connections=on", "lc_messages=C"];
+        let settings = [&["fsync=off", "log_timezone=Europe/Berlin"], &settings[..]].concat();
+        let Some(bench) = Bench::new(&settings).await else { return };
+        let root = bench.issuer_with(bench.server.port(), "postgres", ROOT, json!({}));
+        let began = Timestamp::default();
+        let (a, value) = mint(&*root, "kw-1-1", None, &[]).await.unwrap();
+        let open = bench.client("app_a", text(&value, "password"), "app").await.unwrap();
+        open.simple_query("SET application_name = 'web'; SELECT 'kwcanary-in-a-statement'")
+            .await
+            .unwrap();
+        assert!(bench.client("app_a", "kwcanary-wrong", "app").await.is_err());
+        let of_a = told_with(&*root, &a, 1).await;
+        for line in [
+            "generation 1 was made\n",
+            "let in: `?` in database `app` from 127.0.0.1\n",
+            "refused: wrong password from 127.0.0.1\n",
+            "session, still open: `web` in database `app` from 127.0.0.1, last active ",
+            "of no password\n",
+        ] {
+            assert!(of_a.contains(line), "{line} in {of_a}");
+        }
+        assert_eq!(of_a.lines().count(), 5, "{of_a}");
+        let later = told(&*root, &a, api::now() + Span::hours(1)).await;
+        assert!(later.contains("still open") && !later.contains("let in"), "{later}");
+
+        root.revoke(&a).await.unwrap();
+        assert!(bench.client("app_a", text(&value, "password"), "app").await.is_err());
+        let revoked = told_with(&*root, &a, 2).await;
+        assert!(revoked.contains("generation 1 was revoked\n"), "{revoked}");
+        assert!(revoked.contains("let in: ") && !revoked.contains("still open"), "{revoked}");
+        // One without a password is refused as one with a wrong password is.
+        assert_eq!(revoked.matches("refused: ").count(), 2, "{revoked}");
+        let (next, _) = mint(&*root, "kw-2-1", None, &[]).await.unwrap();
+        assert_eq!(next.generation, Some(2));
+        let former = told(&*root, &a, began).await;
+        assert!(former.contains("generation 2 is there since then\n"), "{former}");
+        let gone = IssuedId { id: "app_x".into(), generation: Some(1) };
+        assert!(told(&*root, &gone, began).await.contains("no login `app_x`"));
+    }
+
+    #[tokio::test]
+    async fn what_of_a_login_could_not_be_read_is_told_with_what_it_takes() {
+        let Some(bench) = Bench::new(&["fsync=off"]).await else { return };
+        let (issuer, began) = (bench.issuer(), Timestamp::default());
+        let (a, value) = mint(&*issuer, "kw-1-1", None, &[]).await.unwrap();
+        let _open = bench.client("app_a", text(&value, "password"), "app").await.unwrap();
+        let of_a = told(&*issuer, &a, began).await;
+        assert!(of_a.contains("`log_connections` is off"), "{of_a}");
+        assert!(of_a.contains("the admin login may not read files of the server"), "{of_a}");
+        assert!(of_a.contains("session, still open: "), "{of_a}");
+        bench.run("postgres", "REVOKE pg_read_all_stats FROM warden").await;
+        let blind = told(&*bench.issuer(), &a, began).await;
+        assert!(blind.contains("that takes `pg_read_all_stats`"), "{blind}");
+        assert!(!blind.contains("still open"), "{blind}");
+        let root = bench.issuer_with(bench.server.port(), "postgres", ROOT, json!({}));
+        let no_file = told(&*root, &a, began).await;
+        assert!(no_file.contains("the server writes no log file in plain text"), "{no_file}");
     }
 }

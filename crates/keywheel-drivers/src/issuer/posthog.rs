@@ -9,6 +9,7 @@
 
 mod flags_token;
 mod project_token;
+mod record;
 mod secret_key;
 
 use std::sync::Arc;
@@ -379,6 +380,7 @@ mod tests {
     use std::time::Duration as Time;
 
     use async_trait::async_trait;
+    use keywheel_core::time::Timestamp;
     use keywheel_core::version::IssuedId;
     use keywheel_driver::conformance::issuer::{
         Subject, facts_and_abilities_agree, garbage_is_never_accepted, no_message_holds_a_value,
@@ -1125,5 +1127,88 @@ mod tests {
         ] {
             assert_eq!(config(base).ingestion_url(), ingestion);
         }
+    }
+
+    const MAY_READ_THE_LOG: [&str; 4] = [
+        "project:read",
+        "project_secret_api_key:read",
+        "project_secret_api_key:write",
+        "activity_log:read",
+    ];
+
+    /// What is on record about a version, one line for each entry.
+    async fn told(bench: &Bench, id: &IssuedId, since: Timestamp) -> String {
+        let entries = bench.issuer.audit().unwrap().since(id, since).await.unwrap();
+        assert!(entries.is_sorted_by_key(|entry| entry.at));
+        let told: String = entries.iter().map(|entry| format!("{}\n", entry.what)).collect();
+        assert!(!told.contains(bench.twin.personal_key()), "{told}");
+        told
+    }
+
+    #[tokio::test]
+    async fn the_record_of_a_secret_key_says_who_made_and_deleted_it() {
+        let bench = Bench::keys_with(TwinOptions { page: 1, ..TwinOptions::default() });
+        bench.twin.restrict(&MAY_READ_THE_LOG);
+        let by_hand = IssuedId::new(bench.twin.make_key("by-hand", &["endpoint:read"]).id);
+        let (id, _) = bench.minted("kw-1-1").await;
+        let of_key = told(&bench, &id, Timestamp::default()).await;
+        assert!(of_key.contains("created by `ci@example.com` from 192.0.2.8\n"), "{of_key}");
+        assert!(of_key.contains("tells the last one only") && of_key.lines().count() == 2);
+        bench.issuer.revoke(&id).await.unwrap();
+        let gone = told(&bench, &id, Timestamp::default()).await;
+        assert!(gone.contains("created by") && gone.contains("deleted by"), "{gone}");
+        assert!(gone.contains("no such key any more"), "{gone}");
+        let by_person = told(&bench, &by_hand, Timestamp::default()).await;
+        assert!(by_person.contains("by `someone@example.com` from 192.0.2.7"), "{by_person}");
+        let later = told(&bench, &by_hand, crate::api::now() + Span::hours(1)).await;
+        assert!(later.contains("has nothing of it") && !later.contains("created"), "{later}");
+    }
+
+    #[tokio::test]
+    async fn the_record_of_a_token_says_who_changed_one_and_no_part_of_it() {
+        for kind in ["project_token", "feature_flags_token"] {
+            let bench = Bench::of(kind);
+            bench.twin.restrict(&MAY_READ_THE_LOG);
+            let ends = bench.twin.secret_token();
+            bench.twin.make_key("by-hand", &["endpoint:read"]);
+            bench.twin.reset_token();
+            bench.twin.rotate_secret_token();
+            bench.twin.delete_backup();
+            let of_tokens = told(&bench, &IssuedId::new("kw-1-1"), Timestamp::default()).await;
+            for field in ["(`api_token`)", "(`secret_api_token`)", "(`secret_api_token_backup`)"] {
+                let line = format!("updated {field} by `someone@example.com` from 192.0.2.7\n");
+                assert!(of_tokens.contains(&line), "{line} in {of_tokens}");
+            }
+            assert_eq!(of_tokens.lines().count(), 4, "{of_tokens}");
+            assert!(!of_tokens.contains(&ends[ends.len() - 4..]), "{of_tokens}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_of_a_record_could_not_be_read_is_told() {
+        let bench = Bench::keys();
+        let (id, _) = bench.minted("kw-1-1").await;
+        let without_scope = told(&bench, &id, Timestamp::default()).await;
+        assert!(without_scope.contains("(`activity_log:read`)?"), "{without_scope}");
+        assert!(without_scope.contains("it was made\n"), "{without_scope}");
+        bench.twin.restrict(&MAY_READ_THE_LOG);
+        let faults = [401, 403, 404, 429, 500, 503].map(|code| status(code, Echo::EchoKey));
+        for fault in faults.into_iter().chain([status(200, Echo::Html), Fault::Cut]) {
+            bench.script(vec![Rule::every("list_activity", fault.clone())]);
+            let no_log = told(&bench, &id, Timestamp::default()).await;
+            assert!(no_log.contains("could not be read: "), "{fault:?}: {no_log}");
+        }
+        let free =
+            Bench::keys_with(TwinOptions { no_activity_log: true, ..TwinOptions::default() });
+        free.twin.restrict(&MAY_READ_THE_LOG);
+        let (id, _) = free.minted("kw-1-1").await;
+        let no_plan = told(&free, &id, Timestamp::default()).await;
+        assert!(no_plan.contains("402: the plan of the organisation"), "{no_plan}");
+        let behind = TwinOptions { list_lag: Time::from_secs(3_600), ..TwinOptions::default() };
+        let late = Bench::keys_with(behind);
+        late.twin.restrict(&MAY_READ_THE_LOG);
+        let (id, _) = late.minted("kw-1-1").await;
+        let behind = told(&late, &id, Timestamp::default()).await;
+        assert!(behind.contains("has nothing of it in this time"), "{behind}");
     }
 }

@@ -35,6 +35,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::random;
+use crate::api::plain;
 use crate::redis::{Link, Login, Node, Trouble, field};
 use crate::{Build, Context, reference};
 
@@ -397,33 +398,70 @@ impl Usage for RedisAcl {
 
 #[async_trait]
 impl Audit for RedisAcl {
-    /// Redis keeps the refused logins of a while, and the sessions that are open now.
-    async fn since(&self, _id: &IssuedId, since: Timestamp) -> Result<Vec<Entry>, CallError> {
-        let mut nodes = self.everywhere().await?;
+    /// Redis keeps in memory what it refused for a while, and the sessions that are open, which are in use now whenever they
+    /// began. A node that cannot be read is named, and holds up no other.
+    async fn since(&self, id: &IssuedId, since: Timestamp) -> Result<Vec<Entry>, CallError> {
+        let id = self.own(id)?;
         let user = &self.config.user;
-        let mut entries = vec![Entry {
-            at: None,
-            what: format!(
-                "Redis keeps no record of logins as `{user}`, and does not tell the password of an open session"
-            ),
-        }];
-        for at in &mut nodes {
-            let address = at.node.address().to_owned();
-            let sessions = self.sessions(at).await?;
-            let opened = sessions.iter().map(|session| Entry {
-                at: Some(session.opened_at),
-                what: format!("session at `{address}`, still open: {}", session.in_words()),
-            });
-            entries.extend(opened.filter(|entry| entry.at >= Some(since)));
-            let record = at.link.ask(redis::cmd("ACL").arg("LOG").arg(RECORD)).await;
-            let record: Value = record.map_err(|trouble| trouble.refusal(TARGET, at.node))?;
-            let refused = refused_logins(&record, user, at.now).into_iter();
-            let refused = refused
-                .map(|entry| Entry { what: format!("at `{address}`: {}", entry.what), ..entry });
-            entries.extend(refused.filter(|entry| entry.at >= Some(since)));
+        let mut entries = vec![Entry::untimed(format!(
+            "Redis keeps no record of logins as `{user}`, and does not tell the password of an open session"
+        ))];
+        for (node, asked) in self.wherever().await? {
+            let address = node.address();
+            match asked {
+                Ok(mut at) => {
+                    entries.extend(self.sessions_on_record(&mut at, id).await);
+                    let refused = self.refused_on_record(&mut at).await.into_iter();
+                    entries.extend(refused.filter(|entry| entry.at.is_none_or(|at| at >= since)));
+                }
+                Err(trouble) => entries.push(Entry::untimed(format!(
+                    "node `{address}` could not be read: {}",
+                    trouble.in_words(node)
+                ))),
+            }
         }
         entries.sort_by_key(|entry| entry.at);
         Ok(entries)
+    }
+}
+
+impl RedisAcl {
+    /// Tells of the sessions that are open at a node.
+    async fn sessions_on_record(&self, at: &mut At<'_>, id: &str) -> Vec<Entry> {
+        let (address, mark) = (at.node.address().to_owned(), at.mark_of_next(id));
+        let sessions = match self.sessions(at).await {
+            Ok(sessions) => sessions,
+            Err(error) => {
+                return vec![Entry::untimed(format!(
+                    "the sessions at `{address}` could not be read: {error}; that takes `+client|list`"
+                ))];
+            }
+        };
+        let entry = |session: &Session| {
+            let is_older = mark.is_some_and(|mark| session.id < mark);
+            let whose = if is_older { "; older than the next version" } else { "" };
+            Entry {
+                at: Some(session.opened_at),
+                what: format!("session at `{address}`, still open: {}{whose}", session.in_words()),
+            }
+        };
+        sessions.iter().map(entry).collect()
+    }
+
+    /// Tells of what a node refused.
+    async fn refused_on_record(&self, at: &mut At<'_>) -> Vec<Entry> {
+        let address = at.node.address();
+        let record = at.link.ask::<Value>(redis::cmd("ACL").arg("LOG").arg(RECORD)).await;
+        match record {
+            Ok(record) => refused(&record, &self.config.user, at.now)
+                .into_iter()
+                .map(|entry| Entry { what: format!("at `{address}`: {}", entry.what), ..entry })
+                .collect(),
+            Err(trouble) => vec![Entry::untimed(format!(
+                "what was refused at `{address}` could not be read: {}; that takes `+acl|log`",
+                trouble.in_words(at.node)
+            ))],
+        }
     }
 }
 
@@ -1036,16 +1074,24 @@ fn property<'a>(line: &'a str, name: &str) -> Option<&'a str> {
     line.split(' ').find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
 }
 
-/// The refused logins of a user in a node's record.
-fn refused_logins(record: &Value, user: &str, now: Timestamp) -> Vec<Entry> {
+/// What a node's record says was refused to a user: logins, and what the user may not do.
+fn refused(record: &Value, user: &str, now: Timestamp) -> Vec<Entry> {
     let Value::Array(entries) = record else { return Vec::new() };
     let of_user = |entry: &Value| {
         let entry: std::collections::BTreeMap<String, String> =
             redis::from_redis_value(entry.clone()).ok()?;
         let value = |name: &str| entry.get(name).map(String::as_str);
-        if value("reason") != Some("auth") || value("username") != Some(user) {
+        if value("username") != Some(user) {
             return None;
         }
+        let object = || plain(value("object").unwrap_or_default());
+        let what = match value("reason")? {
+            "auth" => format!("refused logins as `{user}`"),
+            "command" => format!("refused calls of `{}` by `{user}`", object()),
+            "key" => format!("refused calls with key `{}` by `{user}`", object()),
+            "channel" => format!("refused calls with channel `{}` by `{user}`", object()),
+            _ => format!("refusals of another kind to `{user}`"),
+        };
         let age: f64 = value("age-seconds")?.parse().ok()?;
         let client = value("client-info").unwrap_or_default();
         let from = property(client, "addr").unwrap_or("an address that is not known");
@@ -1054,7 +1100,7 @@ fn refused_logins(record: &Value, user: &str, now: Timestamp) -> Vec<Entry> {
         let times = value("count").unwrap_or("1");
         Some(Entry {
             at: Some(Timestamp::from_millis(now.millis() - (age * 1_000.0) as i64)),
-            what: format!("{times} refused logins as `{user}`, the last from {from}{name}"),
+            what: format!("{times} {what}, the last from {from}{name}"),
         })
     };
     entries.iter().filter_map(of_user).collect()
@@ -2034,6 +2080,50 @@ mod tests {
         assert!(world.accepts(1, "app", &second).await, "a replica has users of its own");
     }
 
+    /// What is on record about a version, one line for each entry.
+    async fn told(issuer: &dyn Issuer, id: &IssuedId) -> String {
+        let entries = issuer.audit().unwrap().since(id, Timestamp::default()).await.unwrap();
+        let told: String = entries.iter().map(|entry| format!("{}\n", entry.what)).collect();
+        assert!(!told.contains("kwcanary"), "{told}");
+        told
+    }
+
+    #[tokio::test]
+    async fn what_the_user_may_not_do_is_on_record_and_a_session_is_told_from_later_ones() {
+        let Some(world) = World::start(1) else { return };
+        let issuer = world.issuer();
+        let mut before = world.link(0, "app", &world.first).await.unwrap();
+        let denied = before.ask::<Value>(redis::cmd("CONFIG").arg("GET").arg("*")).await;
+        assert!(matches!(denied, Err(Trouble::Said("NOPERM"))));
+        let id = mint(&*issuer, "kw-1-1", &canary("redis-second"), None).await.unwrap();
+        let _later = world.link(0, "app", &world.first).await.unwrap();
+        let of_former = told(&*issuer, &IssuedId::new("keywheel-before@app")).await;
+        assert_eq!(of_former.matches("; older than the next version\n").count(), 1, "{of_former}");
+        assert_eq!(of_former.matches("still open").count(), 2, "{of_former}");
+        assert!(of_former.contains("1 refused calls of `config|get` by `app`, the last from 127."));
+        let of_new = told(&*issuer, &id).await;
+        assert!(!of_new.contains("older than"), "{of_new}");
+    }
+
+    #[tokio::test]
+    async fn what_of_a_node_could_not_be_read_is_told_beside_the_rest() {
+        let Some(mut world) = World::start(2) else { return };
+        let issuer = world.issuer();
+        let id = mint(&*issuer, "kw-1-1", &canary("redis-second"), None).await.unwrap();
+        let _open = world.link(0, "app", &world.first).await.unwrap();
+        let mut admin = world.link(0, "keywheel", &world.admin).await.unwrap();
+        let mut less = redis::cmd("ACL");
+        less.arg("SETUSER").arg("keywheel").arg("-acl|log");
+        admin.ask::<()>(&less).await.unwrap();
+        let without_log = told(&*issuer, &id).await;
+        assert!(without_log.contains("that takes `+acl|log`"), "{without_log}");
+        assert!(without_log.contains("still open"), "{without_log}");
+        let gone = format!("node `127.0.0.1:{}` could not be read: ", world.nodes[1].port());
+        drop(world.nodes.remove(1));
+        let one_left = told(&*issuer, &id).await;
+        assert!(one_left.contains(&gone) && one_left.contains("still open"), "{one_left}");
+    }
+
     #[tokio::test]
     async fn refused_logins_and_open_sessions_are_on_record() {
         let Some(world) = World::start(1) else { return };
@@ -2054,7 +2144,7 @@ mod tests {
             refused.contains(" refused logins as `app`, the last from 127.0.0.1:"),
             "{refused}"
         );
-        assert_eq!(since(i64::MAX).await.unwrap().len(), 1);
+        assert_eq!(since(i64::MAX).await.unwrap().len(), 2, "what is open is in use now");
     }
 
     #[tokio::test]

@@ -12,6 +12,8 @@
 //! configuration of the project, and for a while after a key was disabled. Only the API's word beside it makes that an
 //! acceptance, and where the two disagree nobody can tell.
 
+mod record;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -22,7 +24,7 @@ use keywheel_core::planted;
 use keywheel_core::secret::{Credential, SecretValue};
 use keywheel_core::time::Span;
 use keywheel_core::version::IssuedId;
-use keywheel_driver::issuer::{Identity, Issuer, Live, Mint, Minted, Suspend, Verdict};
+use keywheel_driver::issuer::{Audit, Identity, Issuer, Live, Mint, Minted, Suspend, Verdict};
 use keywheel_driver::{CallError, Duration, Finding, Refusal, RefusalKind, SecretReference};
 use reqwest::header::{CONTENT_TYPE, HeaderMap};
 use reqwest::{Method, Url};
@@ -277,6 +279,10 @@ impl Issuer for Sentry {
     }
 
     fn suspend(&self) -> Option<&dyn Suspend> {
+        Some(self)
+    }
+
+    fn audit(&self) -> Option<&dyn Audit> {
         Some(self)
     }
 }
@@ -657,6 +663,7 @@ struct Detail {
 mod tests {
     use std::time::Duration as Time;
 
+    use keywheel_core::time::Timestamp;
     use keywheel_driver::Remedy;
     use keywheel_driver::conformance::canary;
     use keywheel_driver::conformance::issuer::{Subject, run};
@@ -738,6 +745,90 @@ mod tests {
 
         fn key(&self, id: &IssuedId) -> KeyState {
             self.twin.keys().into_iter().find(|key| key.id == id.id).unwrap()
+        }
+    }
+
+    /// What is on record about a key since a time, one line for each entry.
+    async fn told(bench: &Bench, id: &IssuedId, since: Timestamp) -> String {
+        let entries = bench.issuer.audit().unwrap().since(id, since).await.unwrap();
+        assert!(entries.is_sorted_by_key(|entry| entry.at));
+        entries.iter().map(|entry| format!("{}\n", entry.what)).collect()
+    }
+
+    const MAY_READ_THE_LOG: [&str; 4] =
+        ["project:read", "project:write", "project:admin", "org:write"];
+
+    #[tokio::test]
+    async fn the_record_of_a_key_says_who_did_what_with_it() {
+        let bench = Bench::with(TwinOptions { page: 1, ..TwinOptions::default() }, json!({}));
+        bench.twin.restrict(&MAY_READ_THE_LOG);
+        let by_hand = IssuedId::new(bench.twin.make_key("by-hand"));
+        let (id, _) = bench.minted("kw-1-1").await;
+        bench.twin.add_event(&id.id, Time::ZERO);
+        bench.twin.add_event(&id.id, Time::from_secs(3 * 24 * 3_600));
+        bench.twin.add_event(&id.id, Time::from_secs(40 * 24 * 3_600));
+        bench.issuer.suspend().unwrap().suspend(&id).await.unwrap();
+        let of_key = told(&bench, &id, Timestamp::default()).await;
+        for line in [
+            "it was made by `ci@example.com` from 192.0.2.8\n",
+            "it was changed by `ci@example.com` from 192.0.2.8\n",
+            "events are counted for 30 days at most\n",
+            "the key is disabled now\n",
+        ] {
+            assert!(of_key.contains(line), "{line} in {of_key}");
+        }
+        let days = of_key.matches("events in the day before: 1, of which accepted: 1").count();
+        assert_eq!((days, of_key.lines().count()), (2, 6), "{of_key}");
+        let by_person = told(&bench, &by_hand, Timestamp::default()).await;
+        assert!(by_person.contains("by `someone@example.com` from 192.0.2.7"), "{by_person}");
+        for key in bench.twin.keys() {
+            let secret = key.shown["secret"].as_str().unwrap();
+            assert!(!of_key.contains(secret) && !of_key.contains(bench.twin.token()));
+        }
+
+        bench.issuer.revoke(&id).await.unwrap();
+        let gone = told(&bench, &id, Timestamp::default()).await;
+        assert!(gone.contains("it was deleted by") && gone.contains("no such key"), "{gone}");
+        let later = told(&bench, &by_hand, crate::api::now() + Span::hours(1)).await;
+        assert!(later.contains("has nothing of the key") && !later.contains("made"), "{later}");
+    }
+
+    #[tokio::test]
+    async fn a_record_that_is_behind_is_told_as_far_as_it_goes() {
+        let behind = TwinOptions { list_lag: Time::from_secs(3_600), ..TwinOptions::default() };
+        let bench = Bench::with(behind, json!({}));
+        bench.twin.restrict(&MAY_READ_THE_LOG);
+        let id = IssuedId::new(bench.twin.make_key("by-hand"));
+        bench.twin.add_event(&id.id, Time::ZERO);
+        bench.twin.add_event(&id.id, Time::from_secs(2 * 24 * 3_600));
+        let of_key = told(&bench, &id, Timestamp::default()).await;
+        assert!(of_key.contains("has nothing of the key in this time"), "{of_key}");
+        assert_eq!(of_key.matches("events in the day before: 1").count(), 1, "{of_key}");
+    }
+
+    #[tokio::test]
+    async fn what_of_a_record_could_not_be_read_is_told_beside_the_rest() {
+        let bench = Bench::new();
+        let id = IssuedId::new(bench.twin.make_key("by-hand"));
+        bench.twin.add_event(&id.id, Time::ZERO);
+        let without_scope = told(&bench, &id, Timestamp::default()).await;
+        assert!(without_scope.contains("has it the scope `org:write`?"), "{without_scope}");
+        assert!(without_scope.contains("it was made\n"), "{without_scope}");
+        assert!(without_scope.contains("of which accepted: 1"), "{without_scope}");
+        bench.twin.restrict(&MAY_READ_THE_LOG);
+        let faults = [401, 403, 404, 429, 500, 503].map(|code| status(code, Echo::EchoKey));
+        for fault in faults.into_iter().chain([status(200, Echo::Html), Fault::Cut]) {
+            bench.script(vec![Rule::every("list_audit_logs", fault.clone())]);
+            let no_log = told(&bench, &id, Timestamp::default()).await;
+            assert!(no_log.contains("could not be read: "), "{fault:?}: {no_log}");
+            assert!(no_log.contains("of which accepted: 1"), "{fault:?}: {no_log}");
+            bench.script(vec![Rule::every("key_stats", fault.clone())]);
+            let no_count = told(&bench, &id, Timestamp::default()).await;
+            assert!(no_count.contains("could not be counted: "), "{fault:?}: {no_count}");
+            assert!(no_count.contains("it was made by `someone@"), "{fault:?}: {no_count}");
+            for told in [no_log, no_count] {
+                assert!(!told.contains(bench.twin.token()), "{fault:?}: {told}");
+            }
         }
     }
 

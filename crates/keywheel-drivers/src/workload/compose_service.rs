@@ -34,7 +34,7 @@ use keywheel_core::planted;
 use keywheel_core::secret::SecretValue;
 use keywheel_core::time::Span;
 use keywheel_driver::duration::Duration;
-use keywheel_driver::workload::{Answer, Ensure, Reader, Workload};
+use keywheel_driver::workload::{Answer, Ensure, ReadLog, Reader, Reading, Workload};
 use keywheel_driver::{CallError, Finding, Refusal, RefusalKind, fail_point, slot};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -318,6 +318,21 @@ impl Workload for Service {
         Ok(Some(containers.iter().map(|container| self.log_of(container)).collect()))
     }
 
+    async fn read_logs(
+        &self,
+        reading: &mut Reading<'_>,
+    ) -> Result<Option<Vec<ReadLog>>, CallError> {
+        let deadline = Instant::now() + reading.within.into();
+        let mut read = Vec::new();
+        for container in self.containers().await? {
+            read.push(self.read_log(&container, reading, deadline).await);
+            if planted!("one_log_stands_for_all") {
+                break;
+            }
+        }
+        Ok(Some(read))
+    }
+
     async fn roll(&self, ensure: &Ensure<'_>) -> Result<(), CallError> {
         clock::pass(ensure.held_since, GRANULARITY).await?;
         self.compose.is_idle(self.config.ready_within.span()).await?;
@@ -441,6 +456,52 @@ impl Service {
             until: clock::now(),
             outlives: log.outlives(),
             kept_in: keep.map(|keep| keep.file(container).display().to_string()),
+        }
+    }
+
+    /// Reads both streams of one container, as far as the bounds let it.
+    async fn read_log(
+        &self,
+        container: &Container,
+        reading: &mut Reading<'_>,
+        deadline: Instant,
+    ) -> ReadLog {
+        let Reading { since, most_bytes, within, .. } = *reading;
+        let (mut bytes, mut is_full) = (0, false);
+        let mut take = |line: &str| {
+            bytes += line.len() as u64 + 1;
+            is_full = bytes > most_bytes;
+            if is_full {
+                return Err(CallError::Unknown("it is longer than is read".into()));
+            }
+            (reading.take)(&container.name, line);
+            Ok(())
+        };
+        let range = since..clock::now() + Span::seconds(1);
+        let read = self.engine.logs(&container.id, &range, &mut take);
+        let read = tokio::time::timeout_at(deadline, read).await;
+        let not_read = match read {
+            _ if container.log.is_none() => Some("nothing keeps what it writes".into()),
+            _ if is_full => Some(format!(
+                "it is longer than {} MiB, and later lines were not read: ask for a later time",
+                most_bytes >> 20
+            )),
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(_) => Some(format!(
+                "it was not read to its end within {within}, and later lines are missing: ask for a later time"
+            )),
+            Ok(Ok(())) if bytes == 0 => self.gone_meanwhile(container).await,
+            Ok(Ok(())) => None,
+        };
+        ReadLog { replica: container.name.clone(), id: Some(container.id.clone()), not_read }
+    }
+
+    /// Says of a container that showed no line if it is not there any more.
+    async fn gone_meanwhile(&self, container: &Container) -> Option<String> {
+        match self.engine.container(&container.id).await {
+            Ok(Some(_)) => None,
+            Ok(None) => Some("the container was removed meanwhile".into()),
+            Err(error) => Some(error.to_string()),
         }
     }
 

@@ -3,6 +3,9 @@
 //! `systemctl restart` that ends well proves nothing: only the main process does, by the environment that it was given or by
 //! its start. A service reads its `EnvironmentFile=` at each start; its own files and drop-ins only when systemd is reloaded,
 //! which keywheel does not do.
+//!
+//! What a unit writes is read from the journal. An account that may not read the journal is shown an empty one, so no line at
+//! all never passes for a log that was read.
 
 use keywheel_core::planted;
 use std::collections::BTreeMap;
@@ -14,10 +17,11 @@ use async_trait::async_trait;
 use keywheel_core::evidence::{Proof, Replica, Shows};
 use keywheel_core::facts::WorkloadFacts;
 use keywheel_core::fingerprint::Fingerprinter;
+use keywheel_core::incident::LogReference;
 use keywheel_core::secret::SecretValue;
-use keywheel_core::time::Span;
+use keywheel_core::time::{Span, Timestamp};
 use keywheel_driver::duration::Duration;
-use keywheel_driver::workload::{Ensure, Workload};
+use keywheel_driver::workload::{Ensure, ReadLog, Reading, Workload};
 use keywheel_driver::{CallError, Finding, Refusal, RefusalKind};
 use rustix::process::Pid;
 use schemars::JsonSchema;
@@ -27,6 +31,7 @@ use tokio::time::Instant;
 use super::clock::{now, pass};
 use super::process::environment;
 use super::process::running::{GRANULARITY, Process, WallClock};
+use crate::program::Ended;
 use crate::{Build, Context, program};
 
 /// How long is waited between two looks.
@@ -39,7 +44,7 @@ const SHOW: Span = Span::seconds(10);
 const SLACK: Span = Span::seconds(1);
 
 /// What is asked of a unit; none of it holds a value.
-const PROPERTIES: [&str; 8] = [
+const PROPERTIES: [&str; 9] = [
     "LoadState",
     "ActiveState",
     "MainPID",
@@ -48,6 +53,7 @@ const PROPERTIES: [&str; 8] = [
     "NeedDaemonReload",
     "EnvironmentFiles",
     "DropInPaths",
+    "StandardOutput",
 ];
 
 /// A service of systemd that is restarted. While it restarts, no replica serves.
@@ -62,6 +68,10 @@ pub struct Config {
     /// The program that speaks with systemd, and what it needs before its own arguments.
     #[serde(default = "systemctl")]
     pub systemctl: Vec<String>,
+    /// The program that shows the journal, and what it needs before its own arguments; by default `journalctl`, with `--user` where
+    /// `systemctl` has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub journalctl: Option<Vec<String>>,
     /// How long a restart may take: at least as long as the unit may take to stop and to start.
     #[serde(default = "seconds::<180>")]
     pub within: Duration,
@@ -99,6 +109,7 @@ impl Build for Config {
 
     fn build(&self, context: &Context) -> Result<Arc<dyn Workload>, Refusal> {
         program::check("systemctl", &self.systemctl)?;
+        self.journalctl.as_deref().map_or(Ok(()), |argv| program::check("journalctl", argv))?;
         if self.ready_for >= self.ready_within {
             return Err(unsupported("`ready_for` must be shorter than `ready_within`"));
         }
@@ -191,6 +202,31 @@ impl Workload for Service {
         Ok(vec![self.look(unit.main, slots, fingerprinter)])
     }
 
+    async fn logs(&self) -> Result<Option<Vec<LogReference>>, CallError> {
+        let unit = self.unit().await?;
+        let is_journal = unit.writes_to_the_journal();
+        let output = unit.properties.get("StandardOutput").cloned();
+        Ok(Some(vec![LogReference {
+            replica: self.unit.clone(),
+            id: None,
+            driver: if is_journal { Some("journald".into()) } else { output },
+            place: is_journal.then(|| self.journal(None).join(" ")),
+            file: None,
+            since: None,
+            until: now(),
+            outlives: is_journal.then_some(true),
+            kept_in: None,
+        }]))
+    }
+
+    async fn read_logs(
+        &self,
+        reading: &mut Reading<'_>,
+    ) -> Result<Option<Vec<ReadLog>>, CallError> {
+        let not_read = self.read_journal(reading).await?;
+        Ok(Some(vec![ReadLog { replica: self.unit.clone(), id: None, not_read }]))
+    }
+
     async fn roll(&self, ensure: &Ensure<'_>) -> Result<(), CallError> {
         pass(ensure.held_since, GRANULARITY).await?;
         let before = self.unit().await?;
@@ -230,6 +266,48 @@ impl Service {
     fn argv<'a>(&'a self, words: impl IntoIterator<Item = &'a str>) -> Vec<String> {
         let words = words.into_iter().chain(["--", &self.unit]).map(str::to_owned);
         self.config.systemctl.iter().cloned().chain(words).collect()
+    }
+
+    /// The program that shows what the unit wrote, and its arguments.
+    fn journal(&self, since: Option<Timestamp>) -> Vec<String> {
+        let is_of_user = self.config.systemctl.iter().any(|word| word == "--user");
+        let usual = || ["journalctl", "--user"][..1 + usize::from(is_of_user)].to_vec();
+        let own = self.config.journalctl.clone();
+        let mut argv = own.unwrap_or_else(|| usual().into_iter().map(str::to_owned).collect());
+        argv.push(format!("--unit={}", self.unit));
+        argv.extend(since.map(|since| format!("--since=@{}", since.millis() / 1_000)));
+        argv
+    }
+
+    /// Reads what the unit wrote, and says why it was not read or not to its end.
+    async fn read_journal(&self, reading: &mut Reading<'_>) -> Result<Option<String>, Refusal> {
+        let since = Some(reading.since).filter(|since| since.millis() > 0);
+        let mut argv = self.journal(since);
+        let format = ["--output=short-iso-precise", "--utc", "--all", "--no-pager", "--quiet"];
+        argv.extend(format.map(str::to_owned));
+        let Reading { within, most_bytes, .. } = *reading;
+        let mut count = 0_u64;
+        let mut take = |line: &str| {
+            count += 1;
+            (reading.take)(&self.unit, line);
+        };
+        let shown = program::lines(&argv, &self.folder, within, most_bytes, &mut take).await?;
+        let named = program::name(&argv);
+        Ok(match shown {
+            (Ended::TooLate, _) => Some(format!(
+                "it was not read to its end within {within}, and later lines are missing: ask for a later time"
+            )),
+            (_, false) => Some(format!(
+                "it is longer than {} MiB, and later lines were not read: ask for a later time",
+                most_bytes >> 20
+            )),
+            (ended, true) if !ended.well() => Some(format!("{named} {}", ended.in_words())),
+            (_, true) if count == 0 && !planted!("empty_journal_is_believed") => Some(format!(
+                "{named} shows no line of unit `{}`: it wrote none, or not to the journal, or this account may not read it (group `systemd-journal`)",
+                self.unit
+            )),
+            (_, true) => None,
+        })
     }
 
     /// A unit that does not run is a replica too, which proves nothing.
@@ -352,6 +430,11 @@ impl Unit {
         self.properties.get(property).is_some_and(|is| is == value)
     }
 
+    fn writes_to_the_journal(&self) -> bool {
+        let output = self.properties.get("StandardOutput").map_or("", String::as_str);
+        ["journal", "kmsg", "syslog"].iter().any(|kind| output.starts_with(kind))
+    }
+
     fn why_it_failed(&self) -> String {
         // A fixed word of systemd's own, such as `exit-code`.
         let result = self.properties.get("Result").map_or("", String::as_str);
@@ -398,6 +481,7 @@ show)
     result=success; [ "$active" = failed ] && result=exit-code
     printf 'LoadState=%s\nActiveState=%s\nMainPID=%s\nResult=%s\n' "$load" "$active" "$pid" "$result"
     printf 'NRestarts=%s\nNeedDaemonReload=%s\n' "$(cat restarts 2>/dev/null || echo 0)" "$(cat reload 2>/dev/null || echo no)"
+    printf 'StandardOutput=%s\n' "$(cat output 2>/dev/null || echo journal)"
     printf 'EnvironmentFiles=/etc/shop.env (ignore_errors=no)\nDropInPaths=/etc/systemd/shop.conf\n'
     ;;
 restart)
@@ -501,6 +585,82 @@ esac
     /// As the engine names it.
     fn key_slot() -> String {
         slot::name("file:/etc/shop.env", "KEY")
+    }
+
+    /// What `journalctl` shows of one unit, which is what stands in `journal`; it notes how it was asked.
+    const JOURNALCTL: &str = r#"echo "$@" > asked; cat journal; case "$(cat mode 2>/dev/null)" in slow) sleep 600 ;; denied) exit 1 ;; esac"#;
+
+    /// Reads the log of the one replica.
+    async fn read(
+        workload: &dyn Workload,
+        since: Timestamp,
+        most_bytes: u64,
+    ) -> (Vec<String>, ReadLog) {
+        let mut lines = Vec::new();
+        let mut take = |replica: &str, line: &str| {
+            assert_eq!(replica, "shop.service");
+            lines.push(line.to_owned());
+        };
+        let within = Span::seconds(2);
+        let mut reading = Reading { since, most_bytes, within, take: &mut take };
+        let mut read = workload.read_logs(&mut reading).await.unwrap().unwrap();
+        (lines, read.remove(0))
+    }
+
+    #[tokio::test]
+    async fn what_a_unit_wrote_is_read_from_the_journal_within_bounds() {
+        let world = World::start("v1").await;
+        let workload = world.build(json!({ "journalctl": ["sh", "-c", JOURNALCTL, "-"] }));
+        let at = |time: &str, text: &str| format!("{time} host shop[7]: {text}\n");
+        let journal = at("2026-01-01T00:00:00.000001+0000", "begins")
+            + &at("2026-01-02T00:00:00.000001+0000", "AUDIT user 7");
+        world.write("journal", &journal);
+        let (lines, log) = read(&*workload, Timestamp::default(), 1 << 20).await;
+        assert_eq!((lines.len(), &log.not_read), (2, &None), "{lines:?}");
+        assert!(lines[1].ends_with("shop[7]: AUDIT user 7"));
+        let asked = || std::fs::read_to_string(world.folder.path().join("asked")).unwrap();
+        assert!(asked().starts_with("--unit=shop.service --output="), "{}", asked());
+        read(&*workload, Timestamp::from_millis(1_767_312_000_900), 1 << 20).await;
+        assert!(asked().starts_with("--unit=shop.service --since=@1767312000 "), "{}", asked());
+
+        let (lines, log) = read(&*workload, Timestamp::default(), 20).await;
+        assert!(log.not_read.unwrap().contains("longer") && lines.len() == 2);
+        world.write("mode", "slow");
+        let (lines, log) = read(&*workload, Timestamp::default(), 1 << 20).await;
+        assert!(log.not_read.unwrap().contains("later lines are missing") && lines.len() == 2);
+        world.write("mode", "denied");
+        let (_, log) = read(&*workload, Timestamp::default(), 1 << 20).await;
+        assert_eq!(log.not_read.unwrap(), "command `sh` ended with 1");
+    }
+
+    #[tokio::test]
+    async fn h124_an_empty_journal_does_not_pass_for_a_log_that_was_read() {
+        let world = World::start("v1").await;
+        let workload = world.build(json!({ "journalctl": ["sh", "-c", JOURNALCTL, "-"] }));
+        world.write("journal", "");
+        let (lines, log) = read(&*workload, Timestamp::default(), 1 << 20).await;
+        let why = log.not_read.unwrap_or_default();
+        assert!(lines.is_empty() && why.contains("group `systemd-journal`"), "{why}");
+    }
+
+    #[tokio::test]
+    async fn where_the_log_of_a_unit_is_hangs_on_its_output() {
+        let world = World::start("v1").await;
+        let log = async |extra| world.build(extra).logs().await.unwrap().unwrap().remove(0);
+        let journal = log(json!({})).await;
+        assert_eq!(journal.place.as_deref(), Some("journalctl --unit=shop.service"));
+        assert_eq!((journal.driver.as_deref(), journal.outlives), (Some("journald"), Some(true)));
+        let script = ["sh", "-c", "exec ./systemctl \"$1\" \"$@\"", "--user"];
+        assert_eq!(
+            log(json!({ "systemctl": script })).await.place.as_deref(),
+            Some("journalctl --user --unit=shop.service")
+        );
+        world.write("output", "append");
+        let file = log(json!({})).await;
+        assert_eq!(
+            (file.place, file.driver.as_deref(), file.outlives),
+            (None, Some("append"), None)
+        );
     }
 
     fn failure(outcome: Result<(), CallError>) -> String {

@@ -9,10 +9,10 @@ use axum::routing::{get, patch, post};
 use axum::{Json, Router};
 use serde_json::{Value, json};
 
-use super::state::{Key, Standing, masked};
+use super::state::{Activity, By, Key, Standing, masked};
 use super::{
-    CAPTURE, CURRENT, DELETE_BACKUP, EVALUATION, FLAGS, KEY, KEYS, PROJECT, PROJECT_PATH, QUERY,
-    RESET, ROLL, ROTATE, Shared, TEAM,
+    ACTIVITY, CAPTURE, CURRENT, DELETE_BACKUP, EVALUATION, FLAGS, KEY, KEYS, PROJECT, PROJECT_PATH,
+    QUERY, RESET, ROLL, ROTATE, Shared, TEAM,
 };
 use crate::fault::Lag;
 use crate::life::{as_of, rfc3339};
@@ -31,6 +31,7 @@ pub(super) fn routes(shared: Shared) -> Router {
         .route(KEYS, get(list_keys).post(create_key))
         .route(KEY, get(get_key).delete(delete_key))
         .route(ROLL, post(custom_action))
+        .route(ACTIVITY, get(list_activity))
         .route(CURRENT, get(current))
         .route(EVALUATION, get(local_evaluation))
         .route(QUERY, post(query))
@@ -219,7 +220,7 @@ async fn create_key(
             "The project has as many keys as it may.",
         ));
     }
-    let id = state.add(label, wanted);
+    let id = state.add(label, wanted, By::Key);
     let mut answer = key_json(&state.keys[&id]);
     answer["value"] = json!(state.keys[&id].value);
     Ok((StatusCode::CREATED, Json(answer)))
@@ -243,8 +244,43 @@ async fn delete_key(
 ) -> Result<StatusCode, Failure> {
     known(&project)?;
     scopes.need("project_secret_api_key:write")?;
-    shared.state().live(&id).ok_or_else(Failure::not_found)?.life.end();
+    shared.state().delete(&id, By::Key).ok_or_else(Failure::not_found)?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Lists what was done in the project, the newest first.
+async fn list_activity(
+    scopes: Scopes,
+    Held(shared): Held<Shared>,
+    Path(project): Path<String>,
+    lag: Option<Extension<Lag>>,
+    Query(query): Parameters,
+) -> Answer {
+    known(&project)?;
+    scopes.need("activity_log:read")?;
+    let state = shared.state();
+    if state.options.no_activity_log {
+        let why = "Audit logs is part of the premium PostHog offering.";
+        return Err(Failure::new(StatusCode::PAYMENT_REQUIRED, why));
+    }
+    let until = as_of(state.options.list_lag, lag);
+    let is = |name: &str, value: &str| one(&query, name).is_none_or(|wanted| wanted == value);
+    let shows =
+        |row: &&Activity| row.at <= until && is("scope", row.scope) && is("item_id", &row.item);
+    let shown: Vec<Value> = state.log.iter().rev().filter(shows).map(activity_json).collect();
+    let page: usize = one(&query, "page").and_then(|page| page.parse().ok()).unwrap_or(1);
+    let start = page.saturating_sub(1) * state.options.page;
+    let end = shown.len().min(start + state.options.page);
+    let rows = shown
+        .get(start..end)
+        .ok_or_else(|| Failure::new(StatusCode::NOT_FOUND, "Invalid page."))?;
+    let at = |page: usize| format!("https://posthog.example.com/?page={page}");
+    Ok(Json(json!({
+        "count": shown.len(),
+        "next": (end < shown.len()).then(|| at(page + 1)),
+        "previous": (page > 1).then(|| at(page - 1)),
+        "results": rows,
+    })))
 }
 
 async fn current(scopes: Scopes, Held(shared): Held<Shared>) -> Answer {
@@ -322,6 +358,39 @@ async fn capture(Held(shared): Held<Shared>, Json(body): Json<Value>) -> Answer 
 
 fn known(project: &str) -> Result<(), Failure> {
     if project == PROJECT { Ok(()) } else { Err(Failure::not_found()) }
+}
+
+fn activity_json(row: &Activity) -> Value {
+    let (email, address) = match row.by {
+        By::Key => ("ci@example.com", "192.0.2.8"),
+        By::Person => ("someone@example.com", "192.0.2.7"),
+    };
+    let changes = row.changes.iter().map(|(field, before, after)| {
+        json!({ "type": row.scope, "action": "changed", "field": field, "before": before, "after": after })
+    });
+    json!({
+        "id": format!("{}-{}", row.at, row.item),
+        "user": { "id": 1, "uuid": "1", "first_name": "Some", "last_name": "One", "email": email },
+        "unread": false,
+        "team_id": PROJECT.parse::<u64>().expect("it is a number"),
+        "organization_id": "1",
+        "was_impersonated": false,
+        "is_system": false,
+        "client": null,
+        "ip_address": address,
+        "activity": row.activity,
+        "scope": row.scope,
+        "item_id": row.item,
+        "detail": {
+            "name": row.name,
+            "short_id": null,
+            "type": null,
+            "changes": changes.collect::<Vec<_>>(),
+            "trigger": null,
+            "context": null,
+        },
+        "created_at": rfc3339(row.at),
+    })
 }
 
 fn key_json(key: &Key) -> Value {

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use axum::Router;
 
-use self::state::{Standing, State};
+use self::state::{By, Standing, State, masked};
 use crate::fault::{Faults, Operation};
 use crate::life::millis;
 use crate::server::Server;
@@ -39,6 +39,8 @@ pub struct TwinOptions {
     pub revocation: Duration,
     /// How far behind every list is, and the tokens of the project.
     pub list_lag: Duration,
+    /// Whether the plan of the organisation has no activity log.
+    pub no_activity_log: bool,
 }
 
 impl Default for TwinOptions {
@@ -51,6 +53,7 @@ impl Default for TwinOptions {
             propagation: Duration::ZERO,
             revocation: Duration::ZERO,
             list_lag: Duration::ZERO,
+            no_activity_log: false,
         }
     }
 }
@@ -141,7 +144,7 @@ impl Twin {
     pub fn make_key(&self, label: &str, scopes: &[&str]) -> HandMade {
         let mut state = self.shared.state();
         let scopes = scopes.iter().map(|scope| (*scope).to_owned()).collect();
-        let id = state.add(label, scopes);
+        let id = state.add(label, scopes, By::Person);
         HandMade { value: state.keys[&id].value.clone(), id }
     }
 
@@ -152,7 +155,10 @@ impl Twin {
 
     /// Resets the project token, as a person would, and returns the new one.
     pub fn reset_token(&self) -> String {
-        self.shared.state().reset_token();
+        let mut state = self.shared.state();
+        state.reset_token();
+        state.note_of_token("api_token", "", "");
+        drop(state);
         self.project_token()
     }
 
@@ -168,13 +174,20 @@ impl Twin {
 
     /// Rotates the secret token of the team, as a person would, and returns the new one.
     pub fn rotate_secret_token(&self) -> String {
-        self.shared.state().rotate_secret_token();
+        let mut state = self.shared.state();
+        let before = masked(&state.primary.value);
+        state.rotate_secret_token();
+        let after = masked(&state.primary.value);
+        state.note_of_token("secret_api_token", &before, &after);
+        drop(state);
         self.secret_token()
     }
 
     /// Deletes the backup of the secret token, as a person would.
     pub fn delete_backup(&self) {
-        self.shared.state().delete_backup();
+        let mut state = self.shared.state();
+        state.delete_backup();
+        state.note_of_token("secret_api_token_backup", "", "");
     }
 
     /// Leaves the personal key only these scopes.
@@ -224,6 +237,7 @@ const DELETE_BACKUP: &str = "/api/environments/{project}/delete_secret_token_bac
 const KEYS: &str = "/api/projects/{project}/project_secret_api_keys/";
 const KEY: &str = "/api/projects/{project}/project_secret_api_keys/{key}/";
 const ROLL: &str = "/api/projects/{project}/project_secret_api_keys/{key}/roll/";
+const ACTIVITY: &str = "/api/projects/{project}/activity_log/";
 const CURRENT: &str = "/api/personal_api_keys/@current/";
 const EVALUATION: &str = "/api/projects/{project}/feature_flags/local_evaluation/";
 const QUERY: &str = "/api/projects/{project}/query/";
@@ -242,6 +256,7 @@ pub const OPERATIONS: &[Operation] = &[
     Operation { name: "get_key", method: "GET", path: KEY },
     Operation { name: "delete_key", method: "DELETE", path: KEY },
     Operation { name: "roll_key", method: "POST", path: ROLL },
+    Operation { name: "list_activity", method: "GET", path: ACTIVITY },
     Operation { name: "get_current", method: "GET", path: CURRENT },
     Operation { name: "local_evaluation", method: "GET", path: EVALUATION },
     Operation { name: "query", method: "POST", path: QUERY },

@@ -1,4 +1,4 @@
-//! What the PostHog twin remembers: project secret keys, the tokens of its one project with their past, and events.
+//! What the PostHog twin remembers: project secret keys, the tokens of its one project with their past, events, and who did what.
 
 use std::collections::BTreeMap;
 
@@ -21,7 +21,29 @@ pub(super) struct State {
     /// Team secret tokens that are neither primary nor backup any more.
     pub(super) former: Vec<Token>,
     pub(super) events: Vec<(String, i64)>,
+    pub(super) log: Vec<Activity>,
     order: u64,
+}
+
+/// One row of the activity log.
+pub(super) struct Activity {
+    pub(super) scope: &'static str,
+    pub(super) item: String,
+    pub(super) activity: &'static str,
+    /// What was changed, with what it was and became, as far as the log shows values.
+    pub(super) changes: Vec<(&'static str, String, String)>,
+    pub(super) name: String,
+    pub(super) by: By,
+    pub(super) at: i64,
+}
+
+/// Who did something.
+#[derive(Clone, Copy)]
+pub(super) enum By {
+    /// The holder of the personal key.
+    Key,
+    /// A person in the settings of the project.
+    Person,
 }
 
 /// A project secret key.
@@ -77,11 +99,12 @@ impl State {
             backup: None,
             former: Vec::new(),
             events: Vec::new(),
+            log: Vec::new(),
             order,
         }
     }
 
-    pub(super) fn add(&mut self, label: &str, scopes: Vec<String>) -> String {
+    pub(super) fn add(&mut self, label: &str, scopes: Vec<String>, by: By) -> String {
         let life = Life::begin(&mut self.order);
         let id = random(BASE62, 12);
         let key = Key {
@@ -93,7 +116,40 @@ impl State {
             last_used: None,
         };
         self.keys.insert(id.clone(), key);
+        self.note_of_key("created", &id, by);
         id
+    }
+
+    /// Deletes a key; none where it is not there.
+    pub(super) fn delete(&mut self, id: &str, by: By) -> Option<()> {
+        self.live(id)?.life.end();
+        self.note_of_key("deleted", id, by);
+        Some(())
+    }
+
+    fn note_of_key(&mut self, activity: &'static str, id: &str, by: By) {
+        self.log.push(Activity {
+            scope: "ProjectSecretAPIKey",
+            item: id.into(),
+            activity,
+            changes: Vec::new(),
+            name: self.keys[id].label.clone(),
+            by,
+            at: now(),
+        });
+    }
+
+    /// Notes that a person changed a token of the project.
+    pub(super) fn note_of_token(&mut self, field: &'static str, before: &str, after: &str) {
+        self.log.push(Activity {
+            scope: "Team",
+            item: super::PROJECT.into(),
+            activity: "updated",
+            changes: vec![(field, before.into(), after.into())],
+            name: "shop".into(),
+            by: By::Person,
+            at: now(),
+        });
     }
 
     /// Returns the keys that a look at this time shows, in order.

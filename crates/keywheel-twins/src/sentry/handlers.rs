@@ -10,12 +10,18 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde_json::{Value, json};
 
-use super::state::{Issue, Key, Settings, State};
-use super::{ENVELOPE, ISSUES, KEY, KEYS, ORGANIZATION, PROJECT, PROJECT_ID, PROJECT_PATH, Shared};
+use super::state::{By, Issue, Key, Logged, Settings, State};
+use super::{
+    AUDIT_LOGS, ENVELOPE, ISSUES, KEY, KEYS, ORGANIZATION, PROJECT, PROJECT_ID, PROJECT_PATH,
+    STATS, Shared,
+};
 use crate::fault::Lag;
 use crate::life::{as_of, rfc3339};
 use crate::query::{Parameters, one};
-use crate::random;
+use crate::{now, random};
+
+/// A day in seconds.
+const DAY: i64 = 86_400;
 
 type Answer = Result<Json<Value>, Failure>;
 
@@ -24,6 +30,8 @@ pub(super) fn routes(shared: Shared) -> Router {
         .route(PROJECT_PATH, get(get_project))
         .route(KEYS, get(list_keys).post(create_key))
         .route(KEY, get(get_key).put(update_key).delete(delete_key))
+        .route(STATS, get(key_stats))
+        .route(AUDIT_LOGS, get(list_audit_logs))
         .route(ISSUES, get(list_issues))
         .route(ENVELOPE, post(envelope))
         .fallback(nowhere)
@@ -99,6 +107,7 @@ impl Scopes {
 const READ: &[&str] = &["project:read", "project:write", "project:admin"];
 const WRITE: &[&str] = &["project:write", "project:admin"];
 const ADMIN: &[&str] = &["project:admin"];
+const ORGANIZATION_WRITE: &[&str] = &["org:write"];
 const EVENTS: &[&str] = &["event:read", "event:write", "event:admin"];
 
 async fn nowhere() -> Failure {
@@ -150,7 +159,7 @@ async fn create_key(
     let mut settings = Settings::named(&random(b"abcdefghijklmnopqrstuvwxyz", 12));
     let only = |name: &str| matches!(name, "name" | "rateLimit" | "useCase");
     change(&mut settings, &kept(&state, &body, only));
-    let id = state.add(settings);
+    let id = state.add(settings, By::Token);
     Ok((StatusCode::CREATED, Json(key_json(&state.keys[&id], &authority(&headers)))))
 }
 
@@ -185,7 +194,8 @@ async fn update_key(
         key.switch.set(active);
     }
     change(&mut key.settings, &body);
-    Ok(Json(key_json(key, &authority(&headers))))
+    state.note("projectkey.edit", &id, By::Token);
+    Ok(Json(key_json(&state.keys[&id], &authority(&headers))))
 }
 
 async fn delete_key(
@@ -195,9 +205,56 @@ async fn delete_key(
 ) -> Result<StatusCode, Failure> {
     known(&organization, Some(&project))?;
     scopes.need(ADMIN)?;
-    let mut state = shared.state();
-    state.live(&id).ok_or_else(Failure::not_found)?.life.end();
+    shared.state().end(&id, By::Token).ok_or_else(Failure::not_found)?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Counts what came for a key, by the day.
+async fn key_stats(
+    scopes: Scopes,
+    Held(shared): Held<Shared>,
+    Path((organization, project, id)): Path<(String, String, String)>,
+    lag: Option<Extension<Lag>>,
+    Query(query): Parameters,
+) -> Answer {
+    known(&organization, Some(&project))?;
+    scopes.need(READ)?;
+    let bad = || Failure::new(StatusCode::BAD_REQUEST, "Invalid request data");
+    let second = |name: &str| one(&query, name).and_then(|text| text.parse::<f64>().ok());
+    let (Some(since), Some(until)) = (second("since"), second("until")) else { return Err(bad()) };
+    if one(&query, "resolution") != Some("1d") {
+        return Err(bad());
+    }
+    let mut state = shared.state();
+    let as_of = as_of(state.options.list_lag, lag);
+    let key = state.live(&id).ok_or_else(Failure::not_found)?;
+    let days = (since as i64).div_euclid(DAY)..=(until as i64).div_euclid(DAY);
+    let of_day = |day: i64| {
+        let is_of = |at: &&i64| **at <= as_of && at.div_euclid(DAY * 1_000) == day;
+        let total = key.taken.iter().filter(is_of).count();
+        json!({ "ts": day * DAY, "total": total, "dropped": 0, "filtered": 0, "accepted": total })
+    };
+    Ok(Json(days.map(of_day).collect()))
+}
+
+/// Lists what was done in the organisation, the newest first; an event that nobody knows was never done.
+async fn list_audit_logs(
+    scopes: Scopes,
+    Held(shared): Held<Shared>,
+    Path(organization): Path<String>,
+    lag: Option<Extension<Lag>>,
+    Query(query): Parameters,
+) -> Result<Response, Failure> {
+    known(&organization, None)?;
+    scopes.need(ORGANIZATION_WRITE)?;
+    let state = shared.state();
+    let until = as_of(state.options.list_lag, lag);
+    let event = one(&query, "event");
+    let shows = |row: &&Logged| row.at <= until && event.is_none_or(|event| event == row.event);
+    let rows: Vec<Value> = state.log.iter().rev().filter(shows).map(logged_json).collect();
+    let (link, rows) = cut(&state, rows, &query)?;
+    let options = ["projectkey.create", "projectkey.edit", "projectkey.remove", "org.edit"];
+    Ok(([(LINK, link)], Json(json!({ "rows": rows, "options": options }))).into_response())
 }
 
 /// Finds issues by the words of their titles and by `firstSeen:>=`, which is as much of the search as a probe needs.
@@ -250,7 +307,7 @@ async fn envelope(
         return Err(Failure::new(StatusCode::FORBIDDEN, why));
     }
     if let Some(key) = state.keys.get_mut(&public) {
-        key.events += 1;
+        key.taken.push(now());
     }
     Ok(Json(json!({})))
 }
@@ -346,6 +403,31 @@ pub(super) fn key_json(key: &Key, authority: &str) -> Value {
     })
 }
 
+fn logged_json(row: &Logged) -> Value {
+    let id = row.at.to_string();
+    let (actor, address) = match row.by {
+        By::Token => ("ci@example.com", "192.0.2.8"),
+        By::Person => ("someone@example.com", "192.0.2.7"),
+    };
+    json!({
+        "id": format!("{id}{}", row.event.len()),
+        "actor": { "id": "1", "name": actor, "email": actor, "isActive": true },
+        "event": row.event,
+        "ipAddress": address,
+        "note": format!("{} {}", row.event, row.key),
+        "targetObject": 7,
+        "targetUser": null,
+        "data": {
+            "label": row.name,
+            "public_key": row.key,
+            "secret_key": row.secret,
+            "roles": 1,
+            "status": 0,
+        },
+        "dateCreated": rfc3339(row.at),
+    })
+}
+
 fn issue_json(issue: &Issue) -> Value {
     json!({
         "id": issue.id.to_string(),
@@ -423,8 +505,18 @@ fn project_json(access: &[String]) -> Value {
     project
 }
 
-/// Cuts one page out of a list, and says in the header `link` where the next one begins.
+/// Answers one page of a list, and says in the header `link` where the next one begins.
 fn page(state: &State, items: Vec<Value>, query: &[(String, String)]) -> Result<Response, Failure> {
+    let (link, shown) = cut(state, items, query)?;
+    Ok(([(LINK, link)], Json(shown)).into_response())
+}
+
+/// Cuts one page out of a list, and returns the header with it.
+fn cut(
+    state: &State,
+    items: Vec<Value>,
+    query: &[(String, String)],
+) -> Result<(String, Value), Failure> {
     let bad = || Failure::new(StatusCode::BAD_REQUEST, "Invalid cursor parameter.");
     let start = match one(query, "cursor") {
         None => 0,
@@ -443,8 +535,7 @@ fn page(state: &State, items: Vec<Value>, query: &[(String, String)]) -> Result<
     let before = start.saturating_sub(state.options.page);
     let links =
         [link("previous", start > 0, before), link("next", end < items.len(), end)].join(", ");
-    let shown = items.get(start..end).unwrap_or_default();
-    Ok(([(LINK, links)], Json(json!(shown))).into_response())
+    Ok((links, json!(items.get(start..end).unwrap_or_default())))
 }
 
 fn authority(headers: &HeaderMap) -> String {

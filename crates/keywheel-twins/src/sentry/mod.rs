@@ -1,4 +1,4 @@
-//! The twin of Sentry: the client keys of one project, its issues, and the relay that takes events.
+//! The twin of Sentry: the client keys of one project, its issues, the audit log, and the relay that takes events.
 //!
 //! The relay answers at the same address. As the real one does, it takes whatever comes for a key before it has the
 //! configuration of the project, and goes on taking events for a key that was disabled a moment ago.
@@ -13,7 +13,7 @@ use std::time::Duration;
 use axum::Router;
 use serde_json::Value;
 
-use self::state::{Issue, Settings, State};
+use self::state::{By, Issue, Settings, State};
 use crate::fault::{Faults, Operation};
 use crate::life::millis;
 use crate::server::Server;
@@ -125,7 +125,7 @@ impl Twin {
                 name: key.settings.name.clone(),
                 live: key.life.ended.is_none(),
                 active: key.switch.is_on(),
-                events: key.events,
+                events: key.taken.len(),
                 shown: handlers::key_json(key, &self.authority()),
             })
             .collect()
@@ -144,7 +144,7 @@ impl Twin {
 
     /// Makes a key, as a person would in the settings of the project, and returns its id.
     pub fn make_key(&self, name: &str) -> String {
-        self.shared.state().add(Settings::named(name))
+        self.shared.state().add(Settings::named(name), By::Person)
     }
 
     /// Changes what can be chosen about a key: `rateLimit`, `useCase`, `browserSdkVersion`, `dynamicSdkLoaderOptions`.
@@ -156,14 +156,19 @@ impl Twin {
 
     /// Deletes a key.
     pub fn delete_key(&self, id: &str) {
-        if let Some(key) = self.shared.state().live(id) {
-            key.life.end();
-        }
+        self.shared.state().end(id, By::Person);
     }
 
     /// Leaves the token only these scopes.
     pub fn restrict(&self, scopes: &[&str]) {
         self.shared.state().scopes = scopes.iter().map(|scope| (*scope).to_owned()).collect();
+    }
+
+    /// Lets the relay have taken an event for a key so long ago.
+    pub fn add_event(&self, id: &str, ago: Duration) {
+        if let Some(key) = self.shared.state().keys.get_mut(id) {
+            key.taken.push(crate::now() - millis(ago));
+        }
     }
 
     /// Adds an issue that was first seen so long ago.
@@ -209,6 +214,8 @@ impl Shared {
 const PROJECT_PATH: &str = "/api/0/projects/{organization}/{project}/";
 const KEYS: &str = "/api/0/projects/{organization}/{project}/keys/";
 const KEY: &str = "/api/0/projects/{organization}/{project}/keys/{key}/";
+const STATS: &str = "/api/0/projects/{organization}/{project}/keys/{key}/stats/";
+const AUDIT_LOGS: &str = "/api/0/organizations/{organization}/audit-logs/";
 const ISSUES: &str = "/api/0/organizations/{organization}/issues/";
 const ENVELOPE: &str = "/api/{project}/envelope/";
 
@@ -220,6 +227,8 @@ pub const OPERATIONS: &[Operation] = &[
     Operation { name: "get_key", method: "GET", path: KEY },
     Operation { name: "update_key", method: "PUT", path: KEY },
     Operation { name: "delete_key", method: "DELETE", path: KEY },
+    Operation { name: "key_stats", method: "GET", path: STATS },
+    Operation { name: "list_audit_logs", method: "GET", path: AUDIT_LOGS },
     Operation { name: "list_issues", method: "GET", path: ISSUES },
     Operation { name: "envelope", method: "POST", path: ENVELOPE },
 ];

@@ -18,6 +18,8 @@ pub(super) struct State {
     pub(super) scopes: Vec<String>,
     pub(super) keys: BTreeMap<String, Key>,
     pub(super) issues: Vec<Issue>,
+    /// What was done to keys, by whomever.
+    pub(super) log: Vec<Logged>,
     /// When the relay was first asked about each public key.
     heard: BTreeMap<String, i64>,
     order: u64,
@@ -30,7 +32,27 @@ pub(super) struct Key {
     pub(super) settings: Settings,
     pub(super) life: Life,
     pub(super) switch: Switch,
-    pub(super) events: usize,
+    /// When the relay took an envelope for it.
+    pub(super) taken: Vec<i64>,
+}
+
+/// One row of the organisation's audit log.
+pub(super) struct Logged {
+    pub(super) event: &'static str,
+    pub(super) key: String,
+    pub(super) secret: String,
+    pub(super) name: String,
+    pub(super) by: By,
+    pub(super) at: i64,
+}
+
+/// Who did something.
+#[derive(Clone, Copy)]
+pub(super) enum By {
+    /// The holder of the token.
+    Token,
+    /// A person in the settings of the project.
+    Person,
 }
 
 /// What can be chosen about a key.
@@ -77,12 +99,13 @@ impl State {
             scopes: scopes.map(str::to_owned).to_vec(),
             keys: BTreeMap::new(),
             issues: Vec::new(),
+            log: Vec::new(),
             heard: BTreeMap::new(),
             order: 0,
         }
     }
 
-    pub(super) fn add(&mut self, settings: Settings) -> String {
+    pub(super) fn add(&mut self, settings: Settings, by: By) -> String {
         let id = random(HEX, 32);
         let key = Key {
             id: id.clone(),
@@ -90,10 +113,25 @@ impl State {
             settings,
             life: Life::begin(&mut self.order),
             switch: Switch::on(),
-            events: 0,
+            taken: Vec::new(),
         };
         self.keys.insert(id.clone(), key);
+        self.note("projectkey.create", &id, by);
         id
+    }
+
+    /// Notes in the audit log what was done to a key.
+    pub(super) fn note(&mut self, event: &'static str, id: &str, by: By) {
+        let key = &self.keys[id];
+        let (secret, name) = (key.secret.clone(), key.settings.name.clone());
+        self.log.push(Logged { event, key: id.into(), secret, name, by, at: now() });
+    }
+
+    /// Ends a key; none where it is not there.
+    pub(super) fn end(&mut self, id: &str, by: By) -> Option<()> {
+        self.live(id)?.life.end();
+        self.note("projectkey.remove", id, by);
+        Some(())
     }
 
     /// Returns the keys that a look at this time shows, the newest first, as the API lists them.

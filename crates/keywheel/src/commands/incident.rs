@@ -40,7 +40,7 @@ enum IncidentCommand {
         /// Its id, the first six digits or more, or a secret of it [default: the newest]
         #[arg(value_name = "ID")]
         id: Option<String>,
-        /// From when on issuers are asked: a date, a time, or how long ago, as in 7d [default: since each version was made]
+        /// From when on issuers and logs are asked: a date, a time, or how long ago, as in 7d [default: since each version was made]
         #[arg(long, value_name = "TIME")]
         since: Option<String>,
     },
@@ -72,7 +72,7 @@ pub(crate) async fn run(args: &IncidentArgs, globals: &Globals) -> Result<Exit, 
         (IncidentCommand::Show { id, since }, format) => {
             let incident = find(&incidents, id.as_deref())?;
             let since = since.as_deref().map(|since| instant(since, session.now())).transpose()?;
-            let traces = traces::look(incident, since).await;
+            let traces = traces::look(&session, incident, since).await?;
             match format {
                 Format::Text => output.text(&text(incident, &traces, session.now()))?,
                 Format::Json => output.json(&whole(&session, incident, &traces))?,

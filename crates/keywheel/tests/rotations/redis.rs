@@ -180,7 +180,7 @@ fn an_emergency_ends_every_session_that_the_suspect_may_have_opened() {
     assert_eq!(shop.accepts(OLD), [false, false]);
     assert!(redis::cmd("PING").query::<String>(&mut old).is_err(), "a session is left");
     let shown = shop.project.run(&["incident", "show"]);
-    shown.ends(0);
+    shown.ends(0).says("Redis keeps no record of logins as `app`");
 }
 
 #[test]

@@ -13,7 +13,7 @@ use keywheel_core::facts::{Authority, IssuerFacts, Observe, ValueOrigin};
 use keywheel_core::planted;
 use keywheel_core::secret::{Credential, SecretValue};
 use keywheel_core::version::IssuedId;
-use keywheel_driver::issuer::{Identity, Issuer, Live, Mint, Minted, Verdict};
+use keywheel_driver::issuer::{Audit, Identity, Issuer, Live, Mint, Minted, Verdict};
 use keywheel_driver::{CallError, Finding, RefusalKind};
 
 use super::{Project, Tokens, is, is_first, nobody_did};
@@ -128,6 +128,10 @@ impl Issuer for FlagsToken {
             }
             _ => Identity::Unknown,
         })
+    }
+
+    fn audit(&self) -> Option<&dyn Audit> {
+        Some(self)
     }
 }
 

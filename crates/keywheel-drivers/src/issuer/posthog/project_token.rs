@@ -9,7 +9,7 @@ use keywheel_core::facts::{Authority, IssuerFacts, Observe, ValueOrigin};
 use keywheel_core::planted;
 use keywheel_core::secret::Credential;
 use keywheel_core::version::IssuedId;
-use keywheel_driver::issuer::{Identity, Issuer, Live, Mint, Minted, Suspect, Verdict};
+use keywheel_driver::issuer::{Audit, Identity, Issuer, Live, Mint, Minted, Suspect, Verdict};
 use keywheel_driver::{CallError, Finding, RefusalKind};
 
 use super::{Project, Tokens, is, is_first, nobody_did};
@@ -92,6 +92,10 @@ impl Issuer for ProjectToken {
             },
             false => Identity::Unknown,
         })
+    }
+
+    fn audit(&self) -> Option<&dyn Audit> {
+        Some(self)
     }
 }
 

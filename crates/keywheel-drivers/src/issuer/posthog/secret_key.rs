@@ -6,7 +6,9 @@ use keywheel_core::plan::Label;
 use keywheel_core::planted;
 use keywheel_core::secret::Credential;
 use keywheel_core::version::IssuedId;
-use keywheel_driver::issuer::{Identity, Issuer, LastUsed, Live, Mint, Minted, Usage, Verdict};
+use keywheel_driver::issuer::{
+    Audit, Identity, Issuer, LastUsed, Live, Mint, Minted, Usage, Verdict,
+};
 use keywheel_driver::{CallError, Finding, Refusal, RefusalKind};
 use reqwest::header::HeaderMap;
 use reqwest::{Method, Url};
@@ -142,6 +144,10 @@ impl Issuer for SecretKeys {
     fn usage(&self) -> Option<&dyn Usage> {
         Some(self)
     }
+
+    fn audit(&self) -> Option<&dyn Audit> {
+        Some(self)
+    }
 }
 
 #[async_trait]
@@ -175,7 +181,11 @@ impl SecretKeys {
         Ok(self.url(&[&id.id]))
     }
 
-    async fn find(&self, headers: &HeaderMap, id: &IssuedId) -> Result<Option<Key>, CallError> {
+    pub(super) async fn find(
+        &self,
+        headers: &HeaderMap,
+        id: &IssuedId,
+    ) -> Result<Option<Key>, CallError> {
         let key: Option<Key> = self
             .0
             .api
@@ -257,7 +267,7 @@ struct Page {
 }
 
 #[derive(Deserialize)]
-struct Key {
+pub(super) struct Key {
     id: String,
     label: String,
     #[serde(default)]
@@ -265,6 +275,7 @@ struct Key {
     #[serde(default)]
     mask_value: String,
     value: Option<Shown>,
-    created_at: Option<String>,
+    pub(super) created_at: Option<String>,
+    pub(super) last_rolled_at: Option<String>,
     last_used_at: Option<String>,
 }

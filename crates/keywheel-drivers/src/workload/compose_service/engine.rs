@@ -14,6 +14,7 @@ use serde::{Deserialize, Deserializer};
 
 use super::running::Labelled;
 use crate::http::{self, Effect};
+use crate::lines::Line;
 
 /// The labels that Compose puts on what it makes.
 pub(super) const SERVICE: &str = "com.docker.compose.service";
@@ -23,9 +24,6 @@ pub(super) const ONE_OFF: &str = "com.docker.compose.oneoff";
 pub(super) const FILES: &str = "com.docker.compose.project.config_files";
 const HASH: &str = "com.docker.compose.config-hash";
 const VERSION: &str = "com.docker.compose.version";
-
-/// The most of a line of a container's log that is looked at.
-const LONGEST_LINE: usize = 64 * 1024;
 
 /// Takes one line of a log.
 pub(crate) type Take<'a> = dyn FnMut(&str) -> Result<(), CallError> + Send + 'a;
@@ -339,7 +337,7 @@ struct Lines {
     left: usize,
     stream: usize,
     /// The line that is not whole yet, of each stream.
-    lines: [Vec<u8>; 3],
+    lines: [Line; 3],
 }
 
 impl Lines {
@@ -369,21 +367,11 @@ impl Lines {
     }
 
     fn text(&mut self, text: &[u8], take: &mut Take<'_>) -> Result<(), CallError> {
-        for part in text.split_inclusive(|byte| *byte == b'\n') {
-            let line = &mut self.lines[self.stream];
-            let room = LONGEST_LINE.saturating_sub(line.len());
-            line.extend(&part[..part.len().min(room)]);
-            if part.ends_with(b"\n") {
-                take(String::from_utf8_lossy(line).trim_end())?;
-                line.clear();
-            }
-        }
-        Ok(())
+        self.lines[self.stream].add(text, take)
     }
 
     fn end(self, take: &mut Take<'_>) -> Result<(), CallError> {
-        let mut left = self.lines.iter().filter(|line| !line.is_empty());
-        left.try_for_each(|line| take(String::from_utf8_lossy(line).trim_end()))
+        self.lines.iter().try_for_each(|line| line.end(take))
     }
 }
 
@@ -559,6 +547,7 @@ impl From<Inspected> for Container {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lines::LONGEST;
 
     fn frame(stream: u8, text: &str) -> Vec<u8> {
         let length = u32::try_from(text.len()).unwrap().to_be_bytes();
@@ -585,10 +574,10 @@ mod tests {
             assert_eq!(lines(&framed, size), ["one", "error", "two", "three"], "{size}");
             assert_eq!(lines(b"one\r\ntwo\n", size), ["one", "two"], "{size}");
         }
-        let long = format!("{}\nnext\n", "x".repeat(LONGEST_LINE + 9));
+        let long = format!("{}\nnext\n", "x".repeat(LONGEST + 9));
         assert_eq!(
             lines(long.as_bytes(), 999).iter().map(String::len).collect::<Vec<_>>(),
-            [LONGEST_LINE, 4]
+            [LONGEST, 4]
         );
     }
 }
