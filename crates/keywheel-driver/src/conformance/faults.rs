@@ -245,7 +245,7 @@ impl Faulty<'_> {
             while !self.side.has_happened() {
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
-            tokio::time::sleep(10 * LATE).await;
+            tokio::time::sleep(4 * LATE).await;
         };
         tokio::select! {
             biased;

@@ -16,6 +16,7 @@ mod acl;
 mod before;
 #[cfg(test)]
 mod bench;
+mod cluster;
 mod preflight;
 mod sessions;
 
@@ -64,7 +65,7 @@ pub struct Config {
     /// A file with the certificates of those who may sign the servers', instead of whom this machine trusts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca: Option<PathBuf>,
-    /// Whether there are nodes that are not listed, on purpose: nobody logs in to them as this user.
+    /// Whether there are nodes that are not listed, on purpose: nobody logs in to them as this user. Those of a cluster must be.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub other_nodes: bool,
     /// How long a node may take for one answer.

@@ -2,6 +2,7 @@
 
 use keywheel_driver::{CallError, Finding};
 
+use super::cluster::is_clustered;
 use super::{At, Persistence, RedisAcl, TARGET, forgets};
 use crate::redis::{Trouble, field};
 
@@ -27,6 +28,7 @@ impl RedisAcl {
             findings.extend(self.examine(at).await?);
         }
         findings.extend(self.differences(&nodes));
+        findings.extend(self.missing_of_cluster(&mut nodes).await?);
         if !self.config.other_nodes {
             findings.extend(missing_nodes(&nodes));
         }
@@ -160,7 +162,7 @@ fn missing_nodes(nodes: &[At<'_>]) -> Vec<Finding> {
     let mut groups: Vec<&str> = Vec::new();
     // A replica that has lost its primary belongs to no group that could be counted.
     let is_linked = |at: &&At<'_>| field(&at.info, "master_link_status").unwrap_or("up") == "up";
-    for at in nodes.iter().filter(is_linked) {
+    for at in nodes.iter().filter(|at| !is_clustered(at)).filter(is_linked) {
         let Some(group) = field(&at.info, "master_replid").filter(|group| !groups.contains(group))
         else {
             continue;
