@@ -382,6 +382,7 @@ mod tests {
     use async_trait::async_trait;
     use keywheel_core::time::Timestamp;
     use keywheel_core::version::IssuedId;
+    use keywheel_driver::conformance::faults::{Call, Faulty, no_fault_does_harm};
     use keywheel_driver::conformance::issuer::{
         Subject, facts_and_abilities_agree, garbage_is_never_accepted, no_message_holds_a_value,
         run,
@@ -394,7 +395,7 @@ mod tests {
     use serde_json::Value;
 
     use super::super::bench::{
-        credential, is_unknown, refusal, revoke_means, status, taken_over, written,
+        Script, credential, is_unknown, one_id, refusal, revoke_means, status, taken_over, written,
     };
     use super::*;
 
@@ -593,6 +594,25 @@ mod tests {
             assert!(bench.twin.keys().iter().all(|key| !key.live));
             assert!(broken.iter().all(|broken| broken.twin.faults().unfired().is_empty()));
         }
+    }
+
+    #[tokio::test]
+    async fn h92_no_fault_of_the_provider_does_harm() {
+        let bench = Bench::keys();
+        let operations = [
+            (Call::Make, "create_key", &["/id"][..]),
+            (Call::Look, "get_key", &["/id"][..]),
+            (Call::List, "list_keys", &[][..]),
+            (Call::End, "delete_key", &[][..]),
+        ];
+        let side = Script {
+            faults: bench.twin.faults(),
+            operations: &operations,
+            names: &one_id,
+            live: &|label| bench.twin.live(label).len(),
+        };
+        let faulty = Faulty { issuer: &*bench.issuer, prefix: "kw-row-", side: &side };
+        assert_eq!(no_fault_does_harm(&faulty).await, 86);
     }
 
     #[tokio::test]
