@@ -1046,6 +1046,58 @@ mod tests {
         (own, lose)
     }
 
+    /// Passes connections on. When it is told to, those that stand fall silent, and stay open.
+    async fn silencing(port: u16) -> (u16, Arc<tokio::sync::Notify>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let own = listener.local_addr().unwrap().port();
+        let silence = Arc::new(tokio::sync::Notify::new());
+        let told = Arc::clone(&silence);
+        tokio::spawn(async move {
+            while let Ok((mut client, _)) = listener.accept().await {
+                let told = Arc::clone(&told);
+                tokio::spawn(async move {
+                    let mut server = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+                    tokio::select! {
+                        _ = tokio::io::copy_bidirectional(&mut client, &mut server) => {}
+                        () = told.notified() => std::future::pending().await,
+                    }
+                });
+            }
+        });
+        (own, silence)
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_fell_silent_is_made_anew() {
+        let Some(bench) = Bench::new(&["fsync=off"]).await else { return };
+        let (port, silence) = silencing(bench.server.port()).await;
+        let issuer = bench.issuer_with(port, "warden", WARDEN, json!({}));
+        issuer.list("kw-").await.unwrap();
+        tokio::time::sleep(std::time::Duration::from_millis(1_100)).await;
+        silence.notify_waiters();
+        let listed = tokio::time::timeout(CONNECT, issuer.list("kw-")).await;
+        assert_eq!(listed.expect("it waits for what will never answer"), Ok(Vec::new()));
+    }
+
+    #[tokio::test]
+    async fn those_who_log_in_with_the_same_words_share_a_connection_and_nobody_else_does() {
+        let Some(bench) = Bench::new(&["fsync=off"]).await else { return };
+        for _ in 0..3 {
+            bench.issuer().list("kw-").await.unwrap();
+        }
+        let root = bench.client("postgres", ROOT, "app").await.unwrap();
+        let ours = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'warden'";
+        let count: i64 = root.query_one(ours, &[]).await.unwrap().get(0);
+        assert_eq!(count, 1);
+        let port = bench.server.port();
+        let wrong = bench.issuer_with(port, "warden", "kwcanary-wrong-password", json!({}));
+        let refused = wrong.list("kw-").await;
+        assert!(
+            matches!(refused, Err(CallError::Refused(r)) if r.kind == RefusalKind::Permission),
+            "a wrong password was let in"
+        );
+    }
+
     #[tokio::test]
     async fn h05_the_issuer_keeps_its_contract_where_a_commit_has_no_answer() {
         let Some(bench) = Bench::new(&["fsync=off"]).await else { return };
