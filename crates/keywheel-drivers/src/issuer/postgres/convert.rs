@@ -11,7 +11,7 @@ use keywheel_driver::{CallError, Refusal, RefusalKind};
 use postgres_protocol::escape::{escape_identifier, escape_literal};
 use tokio_postgres::Client;
 
-use super::{Admin, Postgres, commit, nothing_done, run};
+use super::{Admin, Postgres, nothing_done};
 
 /// Settings whose value is a list of names, and that keep its quotes.
 const LISTS: [&str; 5] = [
@@ -42,12 +42,12 @@ impl Convert for Postgres {
 
     async fn run(&self, changes: &[Change]) -> Result<(), CallError> {
         for together in changes.chunk_by(|a, b| a.place == b.place) {
-            let mut admin = self.admin_in(&together[0].place).await?;
-            let change = self.change(&mut admin).await?;
+            let admin = self.admin_in(&together[0].place).await?;
+            let change = self.change(admin).await?;
             for one in together {
-                run(&change, &one.what).await.map_err(|error| failed(error, one))?;
+                change.run(&one.what).await.map_err(|error| failed(error, one))?;
             }
-            commit(change).await?;
+            change.commit().await?;
         }
         Ok(())
     }
