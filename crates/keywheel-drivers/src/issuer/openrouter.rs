@@ -897,7 +897,8 @@ mod tests {
 
     use super::*;
     use crate::issuer::bench::{
-        credential, is_unknown, mint, refusal, status, taken_over, written,
+        busy, changes_are_known_later, credential, is_unknown, mint, refusal, status,
+        suspend_is_made_again, taken_over, unclear_answers_prove_nothing, written,
     };
 
     /// A twin, and the issuer that is configured for it.
@@ -1059,13 +1060,7 @@ mod tests {
     async fn h97_each_call_keeps_the_wait_that_it_is_asked_for() {
         let bench = Bench::new();
         let id = id_of(&bench.twin.make_key("backend"));
-        let busy = Fault::Status {
-            code: 429,
-            retry_after: Some("3600".into()),
-            body: Echo::Json,
-            applied: false,
-        };
-        bench.script(vec![Rule::every("*", busy)]);
+        bench.script(vec![Rule::every("*", busy())]);
         let suspend = bench.issuer.suspend().unwrap();
         let refusals = [
             refusal(bench.mint("kw-1-1").await),
@@ -1182,12 +1177,9 @@ mod tests {
     async fn a_switch_without_an_answer_is_unknown_and_set_when_it_is_asked_again() {
         for fault in [Fault::Cut, Fault::status(503), status(200, Echo::Html), Fault::status(200)] {
             let bench = Bench::new();
-            let (id, credential) = bench.minted("kw-1-1").await;
-            bench.script(vec![Rule::first("update_key", fault.clone())]);
-            let suspend = bench.issuer.suspend().unwrap();
-            assert!(is_unknown(&suspend.suspend(&id).await), "{fault:?}");
-            suspend.suspend(&id).await.unwrap_or_else(|e| panic!("{fault:?}: {e}"));
-            assert_eq!(bench.verify(&credential).await, Verdict::Refused);
+            let minted = bench.minted("kw-1-1").await;
+            let (issuer, faults) = (&*bench.issuer, bench.twin.faults());
+            suspend_is_made_again(issuer, faults, &minted, ("update_key", fault)).await;
         }
     }
 
@@ -1196,17 +1188,10 @@ mod tests {
         let bench = Bench::new();
         let key = bench.twin.make_key("backend");
         let live = credential(&key.value);
-        assert_eq!(bench.verify(&live).await, Verdict::Accepted);
-        for code in [400, 402, 403, 404, 409, 429, 500, 503] {
-            bench.script(vec![Rule::first("get_self", Fault::status(code))]);
-            assert!(matches!(bench.verify(&live).await, Verdict::CannotTell(_)), "{code}");
-        }
-        for unclear in [status(401, Echo::Html), status(200, Echo::Html), Fault::status(200)] {
-            bench.script(vec![Rule::first("get_self", unclear.clone())]);
-            assert!(matches!(bench.verify(&live).await, Verdict::CannotTell(_)), "{unclear:?}");
-        }
-        bench.script(vec![Rule::first("get_self", Fault::Cut)]);
-        assert!(is_unknown(&bench.issuer.verify(&live).await));
+        let (issuer, faults) = (&*bench.issuer, bench.twin.faults());
+        unclear_answers_prove_nothing(issuer, faults, "get_self", &live).await;
+        bench.script(vec![Rule::first("get_self", Fault::status(200))]);
+        assert!(matches!(bench.verify(&live).await, Verdict::CannotTell(_)));
         assert_eq!(bench.verify(&credential("sk-or-v1-wrong")).await, Verdict::Refused);
         let manager = credential(bench.twin.management_key());
         assert!(matches!(bench.verify(&manager).await, Verdict::CannotTell(_)));
@@ -1218,15 +1203,7 @@ mod tests {
         let options = TwinOptions { propagation: slow, revocation: slow, ..TwinOptions::default() };
         let bench = Bench::with(options, |_| json!({}));
         let (id, credential) = bench.minted("kw-1-1").await;
-        for (before, after) in
-            [(Verdict::Refused, Verdict::Accepted), (Verdict::Accepted, Verdict::Refused)]
-        {
-            assert_eq!(bench.verify(&credential).await, before);
-            while bench.verify(&credential).await != after {
-                tokio::time::sleep(Time::from_millis(20)).await;
-            }
-            bench.issuer.revoke(&id).await.unwrap_or_else(|e| panic!("{e}"));
-        }
+        changes_are_known_later(&*bench.issuer, &id, &credential).await;
     }
 
     #[tokio::test]
