@@ -198,6 +198,12 @@ impl Issuer for OpenRouter {
             let names = names.join(", ");
             findings.push(Finding::note(format!("keys of a rotation exist: {names}")));
         }
+        if let (None, Some(key)) = (&self.config.workspace_id, keys.first()) {
+            let id = plain(&key.workspace_id);
+            findings.push(Finding::note(format!(
+                "a management key of another account would not be noticed: write `workspace_id: {id}`"
+            )));
+        }
         Ok(findings)
     }
 
@@ -1209,7 +1215,8 @@ mod tests {
     #[tokio::test]
     async fn h90_an_account_that_is_full_keeps_what_it_has() {
         let options = TwinOptions { most_keys: Some(2), ..TwinOptions::default() };
-        let bench = Bench::with(options, |_| json!({}));
+        let bench =
+            Bench::with(options, |twin| json!({ "workspace_id": twin.default_workspace() }));
         let keys = [bench.twin.make_key("backend"), bench.twin.make_key("kw-0-1")];
         assert_eq!(refusal(bench.mint("kw-1-1").await).remedy, Remedy::Operator);
         assert!(keys.iter().all(|key| bench.twin.accepts(&key.value)));
@@ -1507,6 +1514,20 @@ mod tests {
         let elsewhere = Bench::with(TwinOptions::default(), |_| json!({ "workspace_id": nowhere }));
         assert_eq!(elsewhere.blocks().await, [format!("workspace `{nowhere}` is not there")]);
         let ordinary = bench.twin.make_key("backend");
+        let hint = format!("write `workspace_id: {}`", bench.twin.default_workspace());
+        let hints = async |bench: &Bench| {
+            let found = bench.issuer.preflight().await.unwrap();
+            found.iter().filter(|one| one.message.contains("workspace_id")).count()
+        };
+        assert!(
+            bench.issuer.preflight().await.unwrap().iter().any(|one| one.message.contains(&hint))
+        );
+        let named = Bench::with(
+            TwinOptions::default(),
+            |twin| json!({ "workspace_id": twin.default_workspace() }),
+        );
+        named.twin.make_key("backend");
+        assert_eq!((hints(&bench).await, hints(&named).await), (1, 0));
         std::fs::write(bench._folder.path().join("admin.key"), ordinary.value).unwrap();
         assert!(bench.blocks().await[0].starts_with("`management_key` names an ordinary key"));
         assert!(bench.twin.faults().seen().iter().all(|request| request.method == "GET"));
