@@ -15,6 +15,7 @@ mod query;
 pub mod record;
 pub mod sentry;
 pub mod server;
+mod shared;
 
 /// The header that every answer of a twin carries; its value is the name of the twin.
 pub const HEADER: &str = "x-keywheel-twin";

@@ -887,7 +887,8 @@ mod tests {
 
     use super::*;
     use crate::issuer::bench::{
-        Script, credential, is_unknown, mint, one_id, refusal, status, taken_over, written,
+        Script, busy, changes_are_known_later, credential, is_unknown, mint, one_id, refusal,
+        status, suspend_is_made_again, taken_over, unclear_answers_prove_nothing, written,
     };
 
     /// Somebody in the console, who clicks as they are told unless a test says otherwise.
@@ -1216,13 +1217,7 @@ mod tests {
             assert_eq!(bench.twin.faults().unfired(), [], "{fault:?}");
             assert_eq!(bench.listed("kw-1-").await, [id.id], "{fault:?}");
         }
-        let busy = Fault::Status {
-            code: 429,
-            retry_after: Some("3600".into()),
-            body: Echo::Json,
-            applied: false,
-        };
-        for fault in [Fault::status(401), busy] {
+        for fault in [Fault::status(401), busy()] {
             let bench = Bench::new();
             bench.script(vec![second(fault.clone())]);
             assert!(is_unknown(&bench.mint("kw-1-1").await), "{fault:?}");
@@ -1267,12 +1262,9 @@ mod tests {
     async fn a_switch_without_an_answer_is_unknown_and_set_when_it_is_asked_again() {
         for fault in [Fault::Cut, Fault::status(529), status(200, Echo::Html), Fault::status(200)] {
             let bench = Bench::new();
-            let (id, credential) = bench.minted("kw-1-1").await;
-            bench.script(vec![Rule::first("update_api_key", fault.clone())]);
-            let suspend = bench.issuer.suspend().unwrap();
-            assert!(is_unknown(&suspend.suspend(&id).await), "{fault:?}");
-            suspend.suspend(&id).await.unwrap_or_else(|e| panic!("{fault:?}: {e}"));
-            assert_eq!(bench.verify(&credential).await, Verdict::Refused);
+            let minted = bench.minted("kw-1-1").await;
+            let (issuer, faults) = (&*bench.issuer, bench.twin.faults());
+            suspend_is_made_again(issuer, faults, &minted, ("update_api_key", fault)).await;
         }
     }
 
@@ -1393,17 +1385,10 @@ mod tests {
         let bench = Bench::new();
         let key = bench.twin.make_key("backend");
         let live = credential(&key.value);
-        assert_eq!(bench.verify(&live).await, Verdict::Accepted);
-        for code in [400, 402, 403, 404, 409, 429, 500, 529] {
-            bench.script(vec![Rule::first("list_models", Fault::status(code))]);
-            assert!(matches!(bench.verify(&live).await, Verdict::CannotTell(_)), "{code}");
-        }
-        for unclear in [status(401, Echo::Html), status(200, Echo::Html), Fault::status(200)] {
-            bench.script(vec![Rule::first("list_models", unclear.clone())]);
-            assert!(matches!(bench.verify(&live).await, Verdict::CannotTell(_)), "{unclear:?}");
-        }
-        bench.script(vec![Rule::first("list_models", Fault::Cut)]);
-        assert!(is_unknown(&bench.issuer.verify(&live).await));
+        let (issuer, faults) = (&*bench.issuer, bench.twin.faults());
+        unclear_answers_prove_nothing(issuer, faults, "list_models", &live).await;
+        bench.script(vec![Rule::first("list_models", Fault::status(200))]);
+        assert!(matches!(bench.verify(&live).await, Verdict::CannotTell(_)));
         assert_eq!(bench.verify(&credential("sk-ant-api03-wrong")).await, Verdict::Refused);
         let problem =
             |kind: &str, message: &str| Problem { kind: kind.into(), message: message.into() };
@@ -1420,28 +1405,14 @@ mod tests {
         let options = TwinOptions { propagation: slow, revocation: slow, ..TwinOptions::default() };
         let bench = Bench::with(options, json!({}));
         let (id, credential) = bench.minted("kw-1-1").await;
-        for (before, after) in
-            [(Verdict::Refused, Verdict::Accepted), (Verdict::Accepted, Verdict::Refused)]
-        {
-            assert_eq!(bench.verify(&credential).await, before);
-            while bench.verify(&credential).await != after {
-                tokio::time::sleep(Time::from_millis(20)).await;
-            }
-            bench.issuer.revoke(&id).await.unwrap_or_else(|e| panic!("{e}"));
-        }
+        changes_are_known_later(&*bench.issuer, &id, &credential).await;
     }
 
     #[tokio::test]
     async fn h97_each_call_keeps_the_wait_that_it_is_asked_for() {
         let bench = Bench::new();
         let id = id_of(&bench.twin.make_key("backend"));
-        let busy = Fault::Status {
-            code: 429,
-            retry_after: Some("3600".into()),
-            body: Echo::Json,
-            applied: false,
-        };
-        bench.script(vec![Rule::every("*", busy)]);
+        bench.script(vec![Rule::every("*", busy())]);
         let suspend = bench.issuer.suspend().unwrap();
         let refusals = [
             refusal(bench.mint("kw-1-1").await),

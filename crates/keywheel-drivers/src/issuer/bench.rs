@@ -1,10 +1,12 @@
 //! What the tests of all issuers before a twin have in common.
 
+use std::time::Duration;
+
 use keywheel_core::plan::Label;
 use keywheel_core::secret::{Credential, SecretValue};
 use keywheel_core::version::IssuedId;
 use keywheel_driver::conformance::faults::{Call, LATE, OtherSide, Wrong};
-use keywheel_driver::issuer::{Issuer, Mint, Minted};
+use keywheel_driver::issuer::{Issuer, Mint, Minted, Verdict};
 use keywheel_driver::{CallError, Refusal};
 use keywheel_twins::fault::{Echo, Fault, Faults, Rule};
 use serde_json::Value;
@@ -39,6 +41,11 @@ pub(crate) async fn mint(
 
 pub(crate) fn status(code: u16, body: Echo) -> Fault {
     Fault::Status { code, retry_after: None, body, applied: false }
+}
+
+/// What an issuer answers that wants to be asked again in an hour (H97).
+pub(crate) fn busy() -> Fault {
+    Fault::Status { code: 429, retry_after: Some("3600".into()), body: Echo::Json, applied: false }
 }
 
 pub(crate) fn refusal<T>(outcome: Result<T, CallError>) -> Refusal {
@@ -86,12 +93,6 @@ impl OtherSide for Script<'_> {
     fn arm(&self, call: Call, wrong: Wrong, other: &IssuedId) -> bool {
         let operation = self.operations.iter().find(|(what, ..)| *what == call);
         let Some((_, operation, ids)) = operation else { return false };
-        let busy = Fault::Status {
-            code: 429,
-            retry_after: Some("3600".into()),
-            body: Echo::Json,
-            applied: false,
-        };
         let fault = match wrong {
             Wrong::SilentBefore => Fault::TimeoutBefore,
             Wrong::SilentAfter => Fault::TimeoutAfter,
@@ -104,7 +105,7 @@ impl OtherSide for Script<'_> {
             Wrong::Status(code) => Fault::status(code),
             Wrong::Page(code) => status(code, Echo::Html),
             Wrong::Echo(code) => status(code, Echo::EchoKey),
-            Wrong::Busy => busy,
+            Wrong::Busy => busy(),
             Wrong::Nonsense => status(200, Echo::Html),
             Wrong::AnotherId(nth) => {
                 let Some(at) = ids.get(nth) else { return false };
@@ -132,4 +133,56 @@ impl OtherSide for Script<'_> {
 /// What an answer names where a version has one id everywhere.
 pub(crate) fn one_id(_operation: &str, _at: &str, version: &IssuedId) -> String {
     version.id.clone()
+}
+
+/// Asks about a live credential while the one call of it comes to whatever says neither yes nor a definite no: none of it
+/// proves a death (H88).
+pub(crate) async fn unclear_answers_prove_nothing(
+    issuer: &dyn Issuer,
+    faults: &Faults,
+    operation: &str,
+    live: &Credential,
+) {
+    assert_eq!(issuer.verify(live).await.unwrap(), Verdict::Accepted);
+    let codes = [400, 402, 403, 404, 409, 429, 500, 503, 529].map(Fault::status);
+    let unclear = [status(401, Echo::Html), status(200, Echo::Html)];
+    for fault in codes.into_iter().chain(unclear) {
+        faults.set(vec![Rule::first(operation, fault.clone())]).unwrap();
+        let verdict = issuer.verify(live).await.unwrap();
+        assert!(matches!(verdict, Verdict::CannotTell(_)), "{fault:?}: {verdict:?}");
+    }
+    faults.set(vec![Rule::first(operation, Fault::Cut)]).unwrap();
+    assert!(is_unknown(&issuer.verify(live).await));
+}
+
+/// Waits until the issuer accepts a version that it does not know yet, revokes it, and waits until it refuses it (H87, H88).
+pub(crate) async fn changes_are_known_later(
+    issuer: &dyn Issuer,
+    id: &IssuedId,
+    credential: &Credential,
+) {
+    let verdict = async || issuer.verify(credential).await.unwrap();
+    for (before, after) in
+        [(Verdict::Refused, Verdict::Accepted), (Verdict::Accepted, Verdict::Refused)]
+    {
+        assert_eq!(verdict().await, before);
+        while verdict().await != after {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        issuer.revoke(id).await.unwrap_or_else(|e| panic!("{e}"));
+    }
+}
+
+/// Suspends a version while the one call of it comes to a fault: nobody knows, and asked again it is done.
+pub(crate) async fn suspend_is_made_again(
+    issuer: &dyn Issuer,
+    faults: &Faults,
+    (id, credential): &(IssuedId, Credential),
+    (operation, fault): (&str, Fault),
+) {
+    faults.set(vec![Rule::first(operation, fault.clone())]).unwrap();
+    let suspend = issuer.suspend().unwrap();
+    assert!(is_unknown(&suspend.suspend(id).await), "{fault:?}");
+    suspend.suspend(id).await.unwrap_or_else(|e| panic!("{fault:?}: {e}"));
+    assert_eq!(issuer.verify(credential).await.unwrap(), Verdict::Refused);
 }

@@ -992,7 +992,6 @@ impl Report {
 mod tests {
     use std::time::Duration as Time;
 
-    use keywheel_core::secret::SecretValue;
     use keywheel_driver::Remedy;
     use keywheel_driver::conformance::faults::{Call, Faulty, no_fault_does_harm};
     use keywheel_driver::conformance::issuer::{Subject, run};
@@ -1000,7 +999,10 @@ mod tests {
     use keywheel_twins::openai::{HandMade, Twin, TwinOptions};
     use serde_json::Value;
 
-    use super::super::bench::Script;
+    use super::super::bench::{
+        Script, busy, credential, is_unknown, refusal, status, taken_over,
+        unclear_answers_prove_nothing, written,
+    };
     use super::*;
 
     /// A twin, and the issuer that is configured for it.
@@ -1017,16 +1019,13 @@ mod tests {
 
         fn with(options: TwinOptions, changes: Value) -> Self {
             let twin = Twin::start(options).unwrap();
-            let folder = tempfile::tempdir().unwrap();
-            std::fs::write(folder.path().join("admin.key"), format!("{}\n", twin.admin_key()))
-                .unwrap();
-            let mut config = json!({
+            let folder = written(twin.admin_key());
+            let config = json!({
                 "project": twin.project(),
                 "admin_key": { "file": "admin.key" },
                 "base_url": twin.base_url(),
             });
-            config.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
-            let config: Config = serde_json::from_value(config).unwrap();
+            let config: Config = serde_json::from_value(taken_over(config, changes)).unwrap();
             let issuer =
                 config.build(&Context::at(folder.path())).unwrap_or_else(|e| panic!("{e}"));
             Self { twin, issuer, _folder: folder }
@@ -1056,28 +1055,8 @@ mod tests {
         }
     }
 
-    fn credential(value: &str) -> Credential {
-        Credential::of_value(SecretValue::new(value.into()))
-    }
-
     fn id_of(key: &HandMade) -> IssuedId {
         issued(&key.owner, &key.id)
-    }
-
-    fn status(code: u16, body: Echo) -> Fault {
-        Fault::Status { code, retry_after: None, body, applied: false }
-    }
-
-    fn refusal<T>(outcome: Result<T, CallError>) -> Refusal {
-        match outcome {
-            Err(CallError::Refused(refusal)) => refusal,
-            Err(CallError::Unknown(message)) => panic!("unknown: {message}"),
-            Ok(_) => panic!("it was done"),
-        }
-    }
-
-    fn is_unknown<T>(outcome: &Result<T, CallError>) -> bool {
-        matches!(outcome, Err(CallError::Unknown(_)))
     }
 
     #[tokio::test]
@@ -1238,14 +1217,8 @@ mod tests {
     #[tokio::test]
     async fn h97_the_wait_that_the_issuer_asks_for_is_kept_at_every_call() {
         let bench = Bench::new();
-        let busy = Fault::Status {
-            code: 429,
-            retry_after: Some("3600".into()),
-            body: Echo::Json,
-            applied: false,
-        };
         let id = id_of(&bench.twin.make_key("backend"));
-        bench.script(vec![Rule::every("*", busy)]);
+        bench.script(vec![Rule::every("*", busy())]);
         let refusals = [
             refusal(bench.mint("kw-1-1").await),
             refusal(bench.issuer.list("kw-").await),
@@ -1418,19 +1391,12 @@ mod tests {
         let bench = Bench::new();
         let key = bench.twin.make_key("backend");
         let live = credential(&key.value);
-        assert_eq!(bench.verify(&live).await, Verdict::Accepted);
-        for code in [400, 403, 404, 409, 429, 500, 503] {
-            bench.script(vec![Rule::first("list_models", Fault::status(code))]);
-            assert!(matches!(bench.verify(&live).await, Verdict::CannotTell(_)), "{code}");
-        }
-        for unclear in [Fault::status(401), status(401, Echo::Html), status(200, Echo::Html)] {
-            bench.script(vec![Rule::first("list_models", unclear.clone())]);
-            assert!(matches!(bench.verify(&live).await, Verdict::CannotTell(_)), "{unclear:?}");
-        }
-        for silent in [Fault::Cut, Fault::LateLanding { after_ms: 0 }] {
-            bench.script(vec![Rule::first("list_models", silent)]);
-            assert!(is_unknown(&bench.issuer.verify(&live).await));
-        }
+        let (issuer, faults) = (&*bench.issuer, bench.twin.faults());
+        unclear_answers_prove_nothing(issuer, faults, "list_models", &live).await;
+        bench.script(vec![Rule::first("list_models", Fault::status(401))]);
+        assert!(matches!(bench.verify(&live).await, Verdict::CannotTell(_)));
+        bench.script(vec![Rule::first("list_models", Fault::LateLanding { after_ms: 0 })]);
+        assert!(is_unknown(&bench.issuer.verify(&live).await));
         bench.twin.restrict(&key.id, &["model.request"]);
         assert_eq!(
             bench.verify(&live).await,

@@ -199,6 +199,12 @@ impl Issuer for OpenRouter {
             let names = names.join(", ");
             findings.push(Finding::note(format!("keys of a rotation exist: {names}")));
         }
+        if let (None, Some(key)) = (&self.config.workspace_id, keys.first()) {
+            let id = plain(&key.workspace_id);
+            findings.push(Finding::note(format!(
+                "a management key of another account would not be noticed: write `workspace_id: {id}`"
+            )));
+        }
         Ok(findings)
     }
 
@@ -903,7 +909,8 @@ mod tests {
 
     use super::*;
     use crate::issuer::bench::{
-        Script, credential, is_unknown, mint, one_id, refusal, status, taken_over, written,
+        Script, busy, changes_are_known_later, credential, is_unknown, mint, one_id, refusal,
+        status, suspend_is_made_again, taken_over, unclear_answers_prove_nothing, written,
     };
 
     /// A twin, and the issuer that is configured for it.
@@ -1085,13 +1092,7 @@ mod tests {
     async fn h97_each_call_keeps_the_wait_that_it_is_asked_for() {
         let bench = Bench::new();
         let id = id_of(&bench.twin.make_key("backend"));
-        let busy = Fault::Status {
-            code: 429,
-            retry_after: Some("3600".into()),
-            body: Echo::Json,
-            applied: false,
-        };
-        bench.script(vec![Rule::every("*", busy)]);
+        bench.script(vec![Rule::every("*", busy())]);
         let suspend = bench.issuer.suspend().unwrap();
         let refusals = [
             refusal(bench.mint("kw-1-1").await),
@@ -1208,12 +1209,9 @@ mod tests {
     async fn a_switch_without_an_answer_is_unknown_and_set_when_it_is_asked_again() {
         for fault in [Fault::Cut, Fault::status(503), status(200, Echo::Html), Fault::status(200)] {
             let bench = Bench::new();
-            let (id, credential) = bench.minted("kw-1-1").await;
-            bench.script(vec![Rule::first("update_key", fault.clone())]);
-            let suspend = bench.issuer.suspend().unwrap();
-            assert!(is_unknown(&suspend.suspend(&id).await), "{fault:?}");
-            suspend.suspend(&id).await.unwrap_or_else(|e| panic!("{fault:?}: {e}"));
-            assert_eq!(bench.verify(&credential).await, Verdict::Refused);
+            let minted = bench.minted("kw-1-1").await;
+            let (issuer, faults) = (&*bench.issuer, bench.twin.faults());
+            suspend_is_made_again(issuer, faults, &minted, ("update_key", fault)).await;
         }
     }
 
@@ -1222,17 +1220,10 @@ mod tests {
         let bench = Bench::new();
         let key = bench.twin.make_key("backend");
         let live = credential(&key.value);
-        assert_eq!(bench.verify(&live).await, Verdict::Accepted);
-        for code in [400, 402, 403, 404, 409, 429, 500, 503] {
-            bench.script(vec![Rule::first("get_self", Fault::status(code))]);
-            assert!(matches!(bench.verify(&live).await, Verdict::CannotTell(_)), "{code}");
-        }
-        for unclear in [status(401, Echo::Html), status(200, Echo::Html), Fault::status(200)] {
-            bench.script(vec![Rule::first("get_self", unclear.clone())]);
-            assert!(matches!(bench.verify(&live).await, Verdict::CannotTell(_)), "{unclear:?}");
-        }
-        bench.script(vec![Rule::first("get_self", Fault::Cut)]);
-        assert!(is_unknown(&bench.issuer.verify(&live).await));
+        let (issuer, faults) = (&*bench.issuer, bench.twin.faults());
+        unclear_answers_prove_nothing(issuer, faults, "get_self", &live).await;
+        bench.script(vec![Rule::first("get_self", Fault::status(200))]);
+        assert!(matches!(bench.verify(&live).await, Verdict::CannotTell(_)));
         assert_eq!(bench.verify(&credential("sk-or-v1-wrong")).await, Verdict::Refused);
         let manager = credential(bench.twin.management_key());
         assert!(matches!(bench.verify(&manager).await, Verdict::CannotTell(_)));
@@ -1244,21 +1235,14 @@ mod tests {
         let options = TwinOptions { propagation: slow, revocation: slow, ..TwinOptions::default() };
         let bench = Bench::with(options, |_| json!({}));
         let (id, credential) = bench.minted("kw-1-1").await;
-        for (before, after) in
-            [(Verdict::Refused, Verdict::Accepted), (Verdict::Accepted, Verdict::Refused)]
-        {
-            assert_eq!(bench.verify(&credential).await, before);
-            while bench.verify(&credential).await != after {
-                tokio::time::sleep(Time::from_millis(20)).await;
-            }
-            bench.issuer.revoke(&id).await.unwrap_or_else(|e| panic!("{e}"));
-        }
+        changes_are_known_later(&*bench.issuer, &id, &credential).await;
     }
 
     #[tokio::test]
     async fn h90_an_account_that_is_full_keeps_what_it_has() {
         let options = TwinOptions { most_keys: Some(2), ..TwinOptions::default() };
-        let bench = Bench::with(options, |_| json!({}));
+        let bench =
+            Bench::with(options, |twin| json!({ "workspace_id": twin.default_workspace() }));
         let keys = [bench.twin.make_key("backend"), bench.twin.make_key("kw-0-1")];
         assert_eq!(refusal(bench.mint("kw-1-1").await).remedy, Remedy::Operator);
         assert!(keys.iter().all(|key| bench.twin.accepts(&key.value)));
@@ -1556,6 +1540,20 @@ mod tests {
         let elsewhere = Bench::with(TwinOptions::default(), |_| json!({ "workspace_id": nowhere }));
         assert_eq!(elsewhere.blocks().await, [format!("workspace `{nowhere}` is not there")]);
         let ordinary = bench.twin.make_key("backend");
+        let hint = format!("write `workspace_id: {}`", bench.twin.default_workspace());
+        let hints = async |bench: &Bench| {
+            let found = bench.issuer.preflight().await.unwrap();
+            found.iter().filter(|one| one.message.contains("workspace_id")).count()
+        };
+        assert!(
+            bench.issuer.preflight().await.unwrap().iter().any(|one| one.message.contains(&hint))
+        );
+        let named = Bench::with(
+            TwinOptions::default(),
+            |twin| json!({ "workspace_id": twin.default_workspace() }),
+        );
+        named.twin.make_key("backend");
+        assert_eq!((hints(&bench).await, hints(&named).await), (1, 0));
         std::fs::write(bench._folder.path().join("admin.key"), ordinary.value).unwrap();
         assert!(bench.blocks().await[0].starts_with("`management_key` names an ordinary key"));
         assert!(bench.twin.faults().seen().iter().all(|request| request.method == "GET"));

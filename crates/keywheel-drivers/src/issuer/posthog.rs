@@ -395,7 +395,8 @@ mod tests {
     use serde_json::Value;
 
     use super::super::bench::{
-        Script, credential, is_unknown, one_id, refusal, revoke_means, status, taken_over, written,
+        Script, busy, credential, is_unknown, one_id, refusal, revoke_means, status, taken_over,
+        written,
     };
     use super::*;
 
@@ -685,7 +686,7 @@ mod tests {
             odd.twin.make_key(&format!("of\u{1b}[2J `{number}` {pasted}"), &["endpoint:read"]);
         }
         let blocks = odd.blocks().await;
-        assert!(blocks[0].contains("`of2J 0 …`, `of2J 1 …`"), "{blocks:?}");
+        assert!(blocks[0].contains("`of[2J 0 …`, `of[2J 1 …`"), "{blocks:?}");
         assert!(keys.iter().chain([&last]).all(|key| bench.twin.accepts(&key.value)));
     }
 
@@ -751,15 +752,9 @@ mod tests {
 
     #[tokio::test]
     async fn h97_the_wait_that_the_issuer_asks_for_is_kept_at_every_call() {
-        let busy = Fault::Status {
-            code: 429,
-            retry_after: Some("3600".into()),
-            body: Echo::Json,
-            applied: false,
-        };
         let bench = Bench::keys();
         let id = IssuedId::new(bench.twin.make_key("backend", &["endpoint:read"]).id);
-        bench.script(vec![Rule::every("*", busy.clone())]);
+        bench.script(vec![Rule::every("*", busy())]);
         let mut refusals = vec![
             refusal(bench.mint("kw-1-1", None).await),
             refusal(bench.mint("kw-1-1", Some(&id)).await),
@@ -771,7 +766,7 @@ mod tests {
         for kind in ["project_token", "feature_flags_token"] {
             let bench = Bench::of(kind);
             let in_use = bench.twin.secret_token();
-            bench.script(vec![Rule::every("*", busy.clone())]);
+            bench.script(vec![Rule::every("*", busy())]);
             refusals.push(refusal(bench.replace("kw-1-1", &in_use).await));
             refusals.push(refusal(bench.issuer.preflight().await));
             assert_eq!(bench.told(), 0);

@@ -679,7 +679,8 @@ mod tests {
     use keywheel_twins::sentry::{KeyState, ORGANIZATION, PROJECT, Twin, TwinOptions};
 
     use super::super::bench::{
-        Script, credential, is_unknown, one_id, refusal, revoke_means, status, taken_over, written,
+        Script, busy, credential, is_unknown, one_id, refusal, revoke_means, status, taken_over,
+        written,
     };
     use super::*;
 
@@ -1134,13 +1135,7 @@ mod tests {
     async fn h97_the_wait_that_the_issuer_asks_for_is_kept_at_every_call() {
         let bench = Bench::new();
         let id = IssuedId::new(bench.twin.make_key("backend"));
-        let busy = Fault::Status {
-            code: 429,
-            retry_after: Some("3600".into()),
-            body: Echo::Json,
-            applied: false,
-        };
-        bench.script(vec![Rule::every("*", busy)]);
+        bench.script(vec![Rule::every("*", busy())]);
         for refusal in [
             refusal(bench.mint("kw-1-1", None).await),
             refusal(bench.mint("kw-1-1", Some(&id)).await),

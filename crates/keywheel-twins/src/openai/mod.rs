@@ -4,7 +4,6 @@ mod handlers;
 mod state;
 
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
@@ -83,7 +82,7 @@ impl Twin {
     /// Where the port is taken.
     pub fn start(options: TwinOptions) -> io::Result<Self> {
         let port = options.port;
-        let shared = Shared::new(options);
+        let shared = Shared::of(options);
         let (admin_key, project) = {
             let state = shared.state();
             (state.admin.value.clone(), state.project.id.clone())
@@ -237,20 +236,14 @@ impl Twin {
 
 /// Serves a twin on a listener until the future is dropped: the long-lived form.
 pub async fn run(options: TwinOptions, listener: TcpListener) {
-    serve(listener, Shared::new(options).router()).await;
+    serve(listener, Shared::of(options).router()).await;
 }
 
-/// What handlers share.
-#[derive(Clone)]
-struct Shared {
-    state: Arc<Mutex<State>>,
-    faults: Faults,
-}
+type Shared = crate::shared::Shared<State>;
 
 impl Shared {
-    fn new(options: TwinOptions) -> Self {
-        let faults = Faults::new(NAME, OPERATIONS, handlers::error_body);
-        Self { state: Arc::new(Mutex::new(State::new(options))), faults }
+    fn of(options: TwinOptions) -> Self {
+        Self::new(State::new(options), Faults::new(NAME, OPERATIONS, handlers::error_body))
     }
 
     fn router(&self) -> Router {
@@ -264,10 +257,6 @@ impl Shared {
         let changed = change(&mut state);
         state.actor = Actor::AdminKey;
         changed
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -4,7 +4,6 @@ mod handlers;
 mod state;
 
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
@@ -99,7 +98,7 @@ impl Twin {
     /// Where the port is taken.
     pub fn start(options: TwinOptions) -> io::Result<Self> {
         let port = options.port;
-        let shared = Shared::new(options);
+        let shared = Shared::of(options);
         let (management_key, workspaces) = {
             let state = shared.state();
             (state.management.clone(), state.workspaces.clone())
@@ -223,25 +222,15 @@ impl Twin {
     }
 }
 
-/// What handlers share.
-#[derive(Clone)]
-struct Shared {
-    state: Arc<Mutex<State>>,
-    faults: Faults,
-}
+type Shared = crate::shared::Shared<State>;
 
 impl Shared {
-    fn new(options: TwinOptions) -> Self {
-        let faults = Faults::new(NAME, OPERATIONS, handlers::error_body);
-        Self { state: Arc::new(Mutex::new(State::new(options))), faults }
+    fn of(options: TwinOptions) -> Self {
+        Self::new(State::new(options), Faults::new(NAME, OPERATIONS, handlers::error_body))
     }
 
     fn router(&self) -> Router {
         self.faults.clone().wrap(handlers::routes(self.clone()))
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

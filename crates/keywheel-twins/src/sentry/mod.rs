@@ -7,7 +7,6 @@ mod handlers;
 mod state;
 
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
@@ -94,7 +93,7 @@ impl Twin {
     /// Where the port is taken.
     pub fn start(options: TwinOptions) -> io::Result<Self> {
         let port = options.port;
-        let shared = Shared::new(options);
+        let shared = Shared::of(options);
         let token = shared.state().token.clone();
         Ok(Self { server: Server::start(port, shared.router())?, shared, token })
     }
@@ -189,25 +188,15 @@ impl Twin {
     }
 }
 
-/// What handlers share.
-#[derive(Clone)]
-struct Shared {
-    state: Arc<Mutex<State>>,
-    faults: Faults,
-}
+type Shared = crate::shared::Shared<State>;
 
 impl Shared {
-    fn new(options: TwinOptions) -> Self {
-        let faults = Faults::new(NAME, OPERATIONS, handlers::error_body);
-        Self { state: Arc::new(Mutex::new(State::new(options))), faults }
+    fn of(options: TwinOptions) -> Self {
+        Self::new(State::new(options), Faults::new(NAME, OPERATIONS, handlers::error_body))
     }
 
     fn router(&self) -> Router {
         self.faults.clone().wrap(handlers::routes(self.clone()))
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

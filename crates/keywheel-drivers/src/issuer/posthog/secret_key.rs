@@ -17,7 +17,7 @@ use serde_json::json;
 
 use super::{Effect, Project, TARGET};
 use crate::api::{
-    MOST_PAGES, Shown, is_about, known_by_ends, moment, shows, shows_secret, unsupported,
+    MOST_PAGES, Shown, is_about, known_by_ends, moment, plain, shows, shows_secret, unsupported,
 };
 
 /// The most keys that a project may have.
@@ -252,20 +252,12 @@ impl SecretKeys {
 
 /// Names what fills a project; nothing of it is deleted to make room (H90).
 fn full(keys: &[Key]) -> String {
-    let labels: Vec<String> = keys.iter().map(|key| format!("`{}`", shown(&key.label))).collect();
+    let labels: Vec<String> = keys.iter().map(|key| format!("`{}`", plain(&key.label))).collect();
     let labels = labels.join(", ");
     format!(
         "the project has {} secret keys, and at most {MOST_KEYS}: delete one that nobody needs of {labels}",
         keys.len()
     )
-}
-
-/// Leaves of a label what names are made of; a word that may be a key is left out (H115).
-fn shown(label: &str) -> String {
-    let fits = |c: &char| c.is_ascii_alphanumeric() || "@._-:+ ".contains(*c);
-    let label: String = label.chars().filter(fits).take(100).collect();
-    let masked = |word: &str| if word.len() < 32 { word.to_owned() } else { "…".to_owned() };
-    label.split(' ').map(masked).collect::<Vec<_>>().join(" ")
 }
 
 fn same(one: &[String], other: &[String]) -> bool {
