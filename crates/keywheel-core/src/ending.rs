@@ -5,6 +5,7 @@
 
 use smallvec::SmallVec;
 
+use crate::brownout::BrownOut;
 use crate::event::{Death, Event, ParkReason, Step};
 use crate::facts::Authority;
 use crate::gate::{self, Gate, Gates, Light, Soak, Terms, Visit};
@@ -18,13 +19,14 @@ use crate::version::{IssuedId, VersionId};
 #[derive(Clone, Debug, Default)]
 pub struct Ending {
     soak: Soak,
+    pub(crate) brownout: BrownOut,
     soaked_at: Option<Timestamp>,
     window: Soak,
     window_over_at: Option<Timestamp>,
     visited: Option<Visited>,
     /// Since when no visit was green, whatever it was made for.
     closed_since: Option<Timestamp>,
-    suspended: Option<Suspended>,
+    pub(crate) suspended: Option<Suspended>,
     /// Until when a suspend without an answer can still land.
     late_suspend: Option<Timestamp>,
     /// Probes turned red soon after a suspend.
@@ -42,9 +44,11 @@ struct Visited {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Suspended {
-    version: VersionId,
-    at: Timestamp,
+pub(crate) struct Suspended {
+    pub(crate) version: VersionId,
+    pub(crate) at: Timestamp,
+    /// Whether it is to be resumed, and soak to go on.
+    pub(crate) for_brown_out: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -64,6 +68,7 @@ impl Rotation {
         self.sound_alarm(now)
             .or_else(|| self.settle_mint(now))
             .or_else(|| self.identify())
+            .or_else(|| self.brown_out(now))
             .or_else(|| self.soak(now))
             .or_else(|| self.withdraw(now))
             .or_else(|| self.suspend(now))
@@ -88,10 +93,7 @@ impl Rotation {
 
     /// Returns whether the retirement has a soak and a rollback window.
     pub fn has_windows(&self) -> bool {
-        self.was_promoted
-            && !self.plan.is_emergency()
-            && !matches!(self.plan.strategy, Strategy::Lease | Strategy::Cutover)
-            && !self.retiring().is_empty()
+        self.was_promoted && self.plan.has_soak() && !self.retiring().is_empty()
     }
 
     /// Where soak must hear of the version's last use, its id is asked for now, and not when a gate has stayed closed for days.
@@ -229,7 +231,7 @@ impl Rotation {
 
     /// Nothing is harmed but on the word of the last visit: it was green, and is fresh. One that seems to lie ahead was made
     /// before the wall clock was set back, and proves nothing.
-    fn unless_green(&self, now: Timestamp) -> Option<Next> {
+    pub(crate) fn unless_green(&self, now: Timestamp) -> Option<Next> {
         if !self.has_windows() {
             return None;
         }
@@ -245,7 +247,7 @@ impl Rotation {
         }
     }
 
-    fn unless_identified(&self, version: VersionId) -> Option<Next> {
+    pub(crate) fn unless_identified(&self, version: VersionId) -> Option<Next> {
         self.issued(version)
             .is_none()
             .then_some(Next::Record(Event::Parked { reason: ParkReason::IdUnknown { version } }))
@@ -275,14 +277,20 @@ impl Rotation {
     }
 
     pub(crate) fn visited(&mut self, visit: &Visit, since: Timestamp) {
-        let light = self.light(visit);
+        let unseen = self.is_browned_out() && crate::planted!("brownout_ignores_red");
+        let light = if unseen { Light::Green } else { self.light(visit) };
         let policy = &self.plan.policy;
-        let watched = self.watched_until().is_some_and(|until| visit.clocks.wall < until);
+        let watched = self.is_browned_out()
+            || self.watched_until().is_some_and(|until| visit.clocks.wall < until);
         let rollback = self.rollback();
+        let whole = policy.soak;
+        let may_end = self.needs_no_brown_out();
+        let begins_anew = self.looked_in_brown_out(visit.clocks, light);
         let ending = &mut self.ending;
         if ending.soaked_at.is_none() {
-            ending.soak.visit(visit.clocks, light, policy.soak);
-            if light == Light::Green && ending.soak.counted >= policy.soak {
+            let counts_as = if begins_anew { Light::Red } else { light };
+            ending.soak.visit(visit.clocks, counts_as, whole);
+            if light == Light::Green && may_end && ending.soak.counted >= whole {
                 ending.soaked_at = Some(since);
             }
         } else if ending.window_over_at.is_none() {
@@ -295,7 +303,8 @@ impl Rotation {
                 ending.window_over_at = Some(since);
             }
         }
-        ending.alarm = watched && visit.probes == Some(false) && !ending.overridden;
+        let is_red = visit.probes == Some(false) && !ending.overridden;
+        ending.alarm = watched && is_red && !unseen;
         ending.visited = Some(Visited { at: since, light });
         ending.closed_since = match light {
             Light::Green => None,
@@ -359,7 +368,11 @@ impl Ending {
     }
 
     pub(crate) fn suspended(&mut self, version: VersionId, at: Timestamp) {
-        self.suspended = Some(Suspended { version, at });
+        let for_brown_out = self.soaked_at.is_none();
+        self.suspended = Some(Suspended { version, at, for_brown_out });
+        if for_brown_out {
+            self.brownout = BrownOut::On(None);
+        }
     }
 
     pub(crate) fn suspend_unanswered(&mut self, version: VersionId, settles_at: Timestamp) {
@@ -367,9 +380,13 @@ impl Ending {
         self.version(version);
     }
 
-    pub(crate) fn resumed(&mut self) {
+    /// The version is accepted again; a suspend that can still land would end that, and is not forgotten.
+    pub(crate) fn resumed(&mut self, at: Timestamp) {
         self.suspended = None;
-        self.late_suspend = None;
+        self.late_suspend = self.settled_suspend(at);
+        if let BrownOut::On(_) = self.brownout {
+            self.brownout = BrownOut::Owed;
+        }
     }
 
     pub(crate) fn is_or_may_be_suspended(&self, version: VersionId) -> bool {
@@ -476,6 +493,11 @@ impl Ending {
     /// Returns how much of the rollback window was counted.
     pub fn window_counted(&self) -> Span {
         self.window.counted
+    }
+
+    /// Returns whether an operator overrode its gates.
+    pub fn is_overridden(&self) -> bool {
+        self.overridden
     }
 
     /// Returns when the last visit began and what it saw.

@@ -4,6 +4,7 @@
 //! awaits. Engine, simulator, `plan`, `status` and `doctor` run this same code.
 
 pub mod batch;
+mod brownout;
 pub mod call;
 pub mod due;
 pub mod ending;

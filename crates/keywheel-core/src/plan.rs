@@ -100,6 +100,11 @@ impl Plan {
         }
     }
 
+    /// Returns whether its version, once promoted, leaves the previous one a soak and a rollback window.
+    pub fn has_soak(&self) -> bool {
+        !self.is_emergency() && !matches!(self.strategy, Strategy::Lease | Strategy::Cutover)
+    }
+
     /// Returns whether the plan is run as an emergency.
     pub fn is_emergency(&self) -> bool {
         matches!(self.mode, Mode::Emergency { .. })
@@ -364,6 +369,9 @@ pub struct Policy {
     pub cryptoperiod: Span,
     /// Promoted until suspend.
     pub soak: Span,
+    /// For how long the version to be ended is suspended in the middle of soak, to see who misses it; not at all by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub brownout: Option<Span>,
     /// Suspend until revoke.
     pub rollback: Span,
     /// When a destroy-only issuer ends the previous version.
@@ -402,6 +410,7 @@ impl Default for Policy {
         Self {
             cryptoperiod: Span::days(90),
             soak: Span::hours(24),
+            brownout: None,
             rollback: Span::days(7),
             keep: Keep::Exposure,
             cannot_tell: CannotTell::Allow,

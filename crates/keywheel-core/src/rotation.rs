@@ -64,6 +64,8 @@ pub enum Why {
     Tokens,
     /// The gates are looked at again then.
     Soak,
+    /// The version is suspended for a brown-out; the gates are looked at again then.
+    BrownOut,
     /// The rollback window ends then, or is looked at.
     Rollback,
 }
@@ -237,6 +239,7 @@ impl Rotation {
             .or_else(|| self.prepare())
             .or_else(|| self.obtain(now))
             .or_else(|| if self.ends_first() { self.revoke(now) } else { None })
+            .or_else(|| self.in_brown_out(now))
             .or_else(|| self.deliver(now))
             .or_else(|| self.promote())
             .or_else(|| self.retire(now))
@@ -650,7 +653,7 @@ impl Rotation {
             (Step::Probe { .. }, _) => self.walk.probed(),
             (Step::Visit, Report::Visited(visit)) => self.visited(visit, open.since),
             (Step::Suspend(version), _) => self.ending.suspended(version, at),
-            (Step::Resume(_), _) => self.ending.resumed(),
+            (Step::Resume(_), _) => self.ending.resumed(at),
             (Step::Revoke(version), _) => self.ending.revoked(version, at),
             (Step::VerifyDead(version), Report::Dead(death)) => {
                 let settled = self.ending.died(version, *death);

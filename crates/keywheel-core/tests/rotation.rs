@@ -16,8 +16,8 @@ use keywheel_core::forecast::forecast;
 use keywheel_core::gate::{Clocks, UsageSample, Visit};
 use keywheel_core::inventory::Inventory;
 use keywheel_core::plan::{
-    Bound, FORMAT, IssuerPlan, Mode, Part, Plan, Policy, Reason, Role, Slot, StorePlan, VersionRef,
-    WorkloadPlan,
+    Bound, CannotTell, FORMAT, IssuerPlan, Mode, Part, Plan, Policy, ProbePlan, Reason, Role, Slot,
+    StorePlan, VersionRef, WorkloadPlan,
 };
 use keywheel_core::rotation::{Next, NoWayBack, Rotation, Why};
 use keywheel_core::secret::Field;
@@ -117,12 +117,13 @@ struct World {
     now: Timestamp,
     steps: Vec<Step>,
     last_used_at: Option<Timestamp>,
+    probes: Option<bool>,
 }
 
 impl World {
     fn new(plan: Plan) -> Self {
         let rotation = Rotation::begin(START, &Event::Planned(Arc::new(plan))).unwrap();
-        Self { rotation, now: START, steps: vec![], last_used_at: None }
+        Self { rotation, now: START, steps: vec![], last_used_at: None, probes: None }
     }
 
     fn apply(&mut self, event: Event) {
@@ -166,7 +167,7 @@ impl World {
             Step::VerifyDead(_) => Report::Dead(Death::Refused),
             Step::Visit => Report::Visited(Box::new(Visit {
                 clocks: Clocks { wall, boot: wall.since(START), boot_id: 1, outside: None },
-                probes: None,
+                probes: self.probes,
                 stores: Some(true),
                 evidence: vec![Count { holds: 3, other: 0, unknown: 0 }],
                 usage: Some(UsageSample { asked_at: wall, last_used_at: self.last_used_at }),
@@ -612,6 +613,179 @@ fn h93_a_version_that_is_only_suspended_has_a_way_back() {
     world.apply(Event::TurnedBack { because: Because::Operator { because: "test".into() } });
     assert_eq!(world.step(), Ok(Step::Resume(VersionId(7))));
     assert_eq!(world.run_to_rest(), Next::Rest(Outcome::Undone));
+}
+
+/// A plan with a probe, whose version is suspended for ten minutes in the middle of soak.
+fn browned_out() -> World {
+    let mut suspends = plan(Strategy::Overlap);
+    suspends.issuer.facts.suspend = true;
+    suspends.policy.brownout = Some(Span::minutes(10));
+    suspends.probes = vec![ProbePlan { bound: bound("shop") }];
+    World { probes: Some(true), ..World::new(suspends) }
+}
+
+const OLD: VersionId = VersionId(7);
+
+fn suspends(step: Step) -> bool {
+    step == Step::Suspend(OLD)
+}
+
+/// Does the suspend of the brown-out, and returns when it was done.
+fn begin_brown_out(world: &mut World) -> Timestamp {
+    let suspend = world.until(suspends);
+    world.finish(suspend);
+    assert!(world.rotation.is_browned_out());
+    world.now
+}
+
+#[test]
+fn a_brown_out_suspends_in_the_middle_of_soak_watches_and_resumes() {
+    let mut world = browned_out();
+    let suspended_at = begin_brown_out(&mut world);
+    let soaked = world.rotation.ending().soak_counted();
+    assert!(Span::hours(12) <= soaked && soaked < Span::hours(24), "after {soaked} of soak");
+    let looks = world.steps.len();
+    world.until(|step| step == Step::Resume(OLD));
+    let lasted = world.now.since(suspended_at);
+    assert!(Span::minutes(10) <= lasted && lasted < Span::minutes(15), "for {lasted}");
+    let looks = &world.steps[looks..world.steps.len() - 1];
+    assert!(looks.len() >= 6 && looks.iter().all(|step| *step == Step::Visit), "{looks:?}");
+    world.finish(Step::Resume(OLD));
+    assert!(world.rotation.ending().soaked_at().is_none(), "soak goes on");
+    let suspend = world.until(|step| step.mutates());
+    assert_eq!(suspend, Step::Suspend(OLD), "the version is ended as without a brown-out");
+    world.finish(suspend);
+    assert!(!world.rotation.is_browned_out());
+    assert_eq!(world.run_to_rest(), Next::Rest(Outcome::Completed));
+    assert!(!world.steps.ends_with(&[Step::Resume(OLD)]));
+}
+
+#[test]
+fn a_probe_that_turns_red_in_a_brown_out_resumes_the_version_at_once_and_asks_an_operator() {
+    let mut world = browned_out();
+    begin_brown_out(&mut world);
+    world.step().unwrap();
+    world.probes = Some(false);
+    assert_eq!(world.step(), Ok(Step::Visit));
+    assert_eq!(world.step(), Ok(Step::Resume(OLD)));
+    assert_eq!(world.run_to_rest(), Next::Operator(ParkReason::RedAfterSuspend));
+    world.probes = Some(true);
+    world.apply(Event::Resumed);
+    assert_eq!(world.rotation.ending().soak_counted(), Span::ZERO);
+    begin_brown_out(&mut world);
+    assert_eq!(world.run_to_rest(), Next::Rest(Outcome::Completed));
+}
+
+#[test]
+fn h56_a_use_that_is_seen_in_a_brown_out_resumes_the_version_at_once_and_begins_soak_anew() {
+    let mut world = browned_out();
+    begin_brown_out(&mut world);
+    world.last_used_at = Some(world.now);
+    assert_eq!(world.step(), Ok(Step::Visit));
+    assert_eq!(world.step(), Ok(Step::Resume(OLD)));
+    assert_eq!(world.rotation.ending().soak_counted(), Span::ZERO);
+    assert_eq!(world.run_to_rest(), Next::Operator(ParkReason::GateClosed));
+    assert_eq!(world.steps.iter().filter(|step| suspends(**step)).count(), 1);
+}
+
+#[test]
+fn a_brown_out_of_which_nothing_could_be_told_is_made_again() {
+    let mut waits = browned_out().rotation.plan().as_ref().clone();
+    waits.policy.cannot_tell = CannotTell::Wait;
+    let mut world = World { probes: Some(true), ..World::new(waits) };
+    begin_brown_out(&mut world);
+    world.probes = None;
+    world.until(|step| step == Step::Resume(OLD));
+    world.finish(Step::Resume(OLD));
+    assert_eq!(world.rotation.ending().soak_counted(), Span::ZERO);
+    world.probes = Some(true);
+    begin_brown_out(&mut world);
+}
+
+#[test]
+fn a_version_that_nobody_watches_in_its_brown_out_is_resumed_before_anything_is_looked_at() {
+    let mut world = browned_out();
+    begin_brown_out(&mut world);
+    world.step().unwrap();
+    world.now = world.now + Span::hours(3);
+    assert_eq!(world.step(), Ok(Step::Resume(OLD)));
+    begin_brown_out(&mut world);
+    world.until(|step| step == Step::Resume(OLD));
+}
+
+#[test]
+fn a_suspend_that_may_land_after_the_brown_out_is_resumed_once_more() {
+    let mut world = browned_out();
+    let suspend = world.until(suspends);
+    world.apply(Event::Unknown { step: suspend });
+    world.probes = Some(false);
+    let next = world.until(|step| matches!(step, Step::Visit | Step::Suspend(_)));
+    assert_eq!(next, suspend, "what is not known is asked for again");
+    world.finish(suspend);
+    assert_eq!(world.step(), Ok(Step::Visit));
+    let resumed_at = world.now;
+    assert_eq!(world.step(), Ok(Step::Resume(OLD)));
+    assert_eq!(world.begin(), Err(Next::Operator(ParkReason::RedAfterSuspend)));
+    world.apply(Event::Resumed);
+    world.probes = Some(true);
+    world.until(|step| step == Step::Resume(OLD));
+    assert!(world.now.since(resumed_at) >= Span::seconds(60), "once it can no longer land");
+}
+
+#[test]
+fn an_undo_in_a_brown_out_resumes_the_version_and_goes_back_to_it() {
+    let mut world = browned_out();
+    begin_brown_out(&mut world);
+    world.apply(Event::TurnedBack { because: Because::Operator { because: "test".into() } });
+    assert_eq!(world.step(), Ok(Step::Resume(OLD)));
+    assert_eq!(world.step(), Ok(Step::Verify(OLD)));
+    assert_eq!(world.run_to_rest(), Next::Rest(Outcome::Undone));
+}
+
+#[test]
+fn h32_a_leap_of_the_wall_clock_makes_no_brown_out_shorter() {
+    let mut world = browned_out();
+    let suspended_at = begin_brown_out(&mut world);
+    world.until(|step| step == Step::Visit);
+    let leapt = Report::Visited(Box::new(Visit {
+        clocks: Clocks {
+            wall: world.now + Span::hours(5),
+            boot: world.now.since(START),
+            boot_id: 1,
+            outside: None,
+        },
+        ..match world.report(Step::Visit) {
+            Report::Visited(visit) => *visit,
+            other => panic!("{other:?}"),
+        }
+    }));
+    world.apply(Event::Done { step: Step::Visit, report: leapt });
+    world.until(|step| step == Step::Resume(OLD));
+    assert!(world.now.since(suspended_at) >= Span::minutes(10));
+}
+
+#[test]
+fn h93_soak_is_not_over_before_its_brown_out() {
+    for soak in [Span::ZERO, Span::minutes(15)] {
+        let mut short = browned_out().rotation.plan().as_ref().clone();
+        short.policy.soak = soak;
+        short.issuer.facts.last_used = None;
+        let mut world = World { probes: Some(true), ..World::new(short) };
+        begin_brown_out(&mut world);
+        world.until(|step| step == Step::Resume(OLD));
+        assert!(world.rotation.ending().soaked_at().is_none());
+        world.finish(Step::Resume(OLD));
+        assert_eq!(world.run_to_rest(), Next::Rest(Outcome::Completed));
+    }
+}
+
+#[test]
+fn where_the_issuer_cannot_suspend_there_is_no_brown_out() {
+    let mut only_ends = plan(Strategy::Overlap);
+    only_ends.policy.brownout = Some(Span::minutes(10));
+    let mut world = World::new(only_ends);
+    assert_eq!(world.run_to_rest(), Next::Rest(Outcome::Completed));
+    assert!(!world.steps.iter().any(|step| matches!(step, Step::Suspend(_) | Step::Resume(_))));
 }
 
 #[test]

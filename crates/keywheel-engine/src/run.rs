@@ -120,8 +120,9 @@ impl Engine {
                 batch::Turn::Do(steps) => self.step(group, &steps).await?,
                 batch::Turn::Wait { until: at, why } => {
                     self.flush(group).await?;
-                    let retries = matches!(why, Why::Retry(_));
-                    if !until.rest && !retries && at.since(now) > until.patience {
+                    let sits_out = matches!(why, Why::Retry(_))
+                        || group.rotations().any(Rotation::is_browned_out);
+                    if !until.rest && !sits_out && at.since(now) > until.patience {
                         return Ok(Ran::Owes { at, why });
                     }
                     self.watch.waiting(at, why);

@@ -134,6 +134,25 @@ async fn h14_a_program_that_is_stopped_begins_and_undoes_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn whoever_lets_a_rotation_go_on_that_stopped_before_it_was_parked_has_its_step_tried_again()
+{
+    let revokes = AtomicUsize::new(0);
+    let setup = Setup::new(move |call| match call.name {
+        "revoke" if revokes.fetch_add(1, Ordering::SeqCst) == 0 => {
+            Fate::StopsRefused(Refusal::operator(RefusalKind::Permission, "not yours"))
+        }
+        _ => Fate::Well,
+    });
+    let mut group = setup.begin("s").await;
+    assert_eq!(setup.run(&mut group).await, Ran::Stopped);
+    setup.world.stop.store(false, Ordering::SeqCst);
+    setup.engine.let_go_on(&mut group).await.unwrap();
+    assert_eq!(setup.rest(&mut group).await, Some(Outcome::Completed));
+    let events = setup.records(&group).await;
+    assert_eq!(events.iter().filter(|event| matches!(event, Event::Parked { .. })).count(), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn h14_a_program_that_panics_calls_nobody_on_the_way_out() {
     for nth in 0.. {
         let setup = Setup::new(move |call| if call.nth == nth { Fate::Panics } else { Fate::Well });
@@ -509,6 +528,8 @@ enum Fate {
     Panics,
     /// The program is asked to stop while it is under way.
     Stops,
+    /// The same, and it is refused.
+    StopsRefused(Refusal),
 }
 
 /// A rotation with three probes whose soak waits for those that give no answer.
@@ -569,6 +590,11 @@ struct World {
 }
 
 impl World {
+    fn stop(&self) {
+        self.intents_at_stop.store(self.intents.load(Ordering::SeqCst), Ordering::SeqCst);
+        self.stop.store(true, Ordering::SeqCst);
+    }
+
     fn new(origin: ValueOrigin, fate: impl Fn(Call<'_>) -> Fate + Send + Sync + 'static) -> Self {
         Self {
             origin,
@@ -653,10 +679,12 @@ impl Place {
             Fate::Hangs => pending().await,
             Fate::Panics => panic!("a driver panics in {name}"),
             Fate::Stops => {
-                let intents = self.world.intents.load(Ordering::SeqCst);
-                self.world.intents_at_stop.store(intents, Ordering::SeqCst);
-                self.world.stop.store(true, Ordering::SeqCst);
+                self.world.stop();
                 Ok(())
+            }
+            Fate::StopsRefused(refusal) => {
+                self.world.stop();
+                Err(refusal.into())
             }
         }
     }

@@ -4,7 +4,7 @@
 //! says of itself alone. They run after every record and after every effect; the first violation ends the life.
 
 use keywheel_core::call::Remedy;
-use keywheel_core::event::{Event, Outcome, Step};
+use keywheel_core::event::{Event, Outcome, Report, Step};
 use keywheel_core::facts::Authority;
 use keywheel_core::gate::Light;
 use keywheel_core::rotation::Rotation;
@@ -17,7 +17,7 @@ use keywheel_journal::Journal;
 use crate::drivers::value_of;
 use crate::faults::StepKind;
 use crate::life::ready;
-use crate::world::{EPOCH, Edit, Held, Kind, Millis, RequestKind, State, Up, World};
+use crate::world::{BrownOut, EPOCH, Edit, Held, Kind, Millis, RequestKind, State, Up, World};
 
 /// An invariant that did not hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -413,6 +413,8 @@ impl World {
                     format!("{step} of secret {secret} was refused for good, and is tried again")
                 });
             }
+            // The refusal was never durable.
+            Event::Unknown { step } if refused == Some(*step) => self.book[secret].refused = None,
             Event::Intended { .. }
             | Event::Refused { .. }
             | Event::Done { .. }
@@ -435,6 +437,7 @@ impl World {
         }
         self.checks += 1;
         self.check_refused(secret, event);
+        self.check_brown_out(secret, rotation, event);
         match event {
             Event::Intended { step: step @ (Step::Suspend(_) | Step::Revoke(_)), .. } => {
                 self.check_harm(secret, rotation, *step)
@@ -454,6 +457,58 @@ impl World {
         }
     }
 
+    /// I07: a brown-out is part of soak where policy asks for it. It ends at once where somebody misses the version, and nothing
+    /// is ended before one in which nobody did.
+    fn check_brown_out(&mut self, secret: usize, rotation: &Rotation, event: &Event) {
+        let now = self.now;
+        let brown_out = &mut self.book[secret].brown_out;
+        if matches!(event, Event::Promoted { .. } | Event::TurnedBack { .. } | Event::Planned(_)) {
+            *brown_out = BrownOut::default();
+        }
+        let Some(whole) = rotation.brown_out_for() else { return };
+        let before = *brown_out;
+        match event {
+            Event::Done { step: Step::Suspend(_), .. } if rotation.is_browned_out() => {
+                *brown_out = BrownOut { since: Some(now), ..BrownOut::default() };
+            }
+            Event::Done { step: Step::Visit, report } => {
+                let Report::Visited(visit) = report else { return };
+                brown_out.missed |= before.since.is_some() && visit.probes == Some(false);
+            }
+            // What was seen was never durable.
+            Event::Unknown { step: Step::Visit } => brown_out.missed = false,
+            Event::Done { step: Step::Resume(_), .. } => {
+                let Some(since) = before.since else { return };
+                let lasted = now - since;
+                let passed = !before.missed && lasted >= whole.as_millis() as Millis;
+                *brown_out = BrownOut { passed, ..BrownOut::default() };
+            }
+            _ => {}
+        }
+        let Event::Intended { step, .. } = event else { return };
+        let leapt = self.fired.contains(&crate::faults::Fault::TailLost);
+        let ends = match step {
+            Step::Suspend(_) => rotation.ending().soaked_at().is_some(),
+            _ => matches!(step, Step::Revoke(_)),
+        };
+        let is_suspended = before.since.is_some();
+        if leapt || rotation.ending().is_overridden() {
+            return;
+        }
+        if before.missed && !matches!(step, Step::Resume(_)) {
+            self.violate("I07", || {
+                format!(
+                    "{step:?} of secret {secret} while somebody misses a version in its brown-out"
+                )
+            });
+        }
+        if ends && (is_suspended || !before.passed) {
+            self.violate("I07", || {
+                format!("{step:?} of secret {secret} without a brown-out that nobody minded")
+            });
+        }
+    }
+
     /// I02, I07: the soak is over in true time, and a fresh green visit stands behind the end.
     fn check_harm(&mut self, secret: usize, rotation: &Rotation, step: Step) {
         if !rotation.has_windows() {
@@ -461,8 +516,11 @@ impl World {
         }
         let policy = &rotation.plan().policy;
         let promoted_for = self.now - self.book[secret].promoted_at;
+        let for_brown_out =
+            rotation.brown_out_for().is_some() && rotation.ending().soaked_at().is_none();
+        let soak = if for_brown_out { policy.soak.part(1, 2) } else { policy.soak };
         let leapt = self.fired.iter().any(|fault| matches!(fault, crate::faults::Fault::TailLost));
-        if promoted_for < policy.soak.as_millis() as Millis && !leapt {
+        if promoted_for < soak.as_millis() as Millis && !leapt {
             self.violate("I07", || format!("{step:?} of secret {secret} after {promoted_for} ms of true time, before its soak"));
         }
         let now = self.wall();

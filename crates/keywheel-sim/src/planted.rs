@@ -47,7 +47,7 @@ const fn journal(name: &'static str) -> Bug {
 }
 
 /// Every planted bug.
-pub const BUGS: [Bug; 33] = [
+pub const BUGS: [Bug; 35] = [
     core("vacuous_evidence").shown_by(StepKind::Evidence, Fault::ReplicasHidden),
     core("moves_are_leaps"),
     core("drop_without_token_wait"),
@@ -62,6 +62,8 @@ pub const BUGS: [Bug; 33] = [
     core("asks_again_after_a_no"),
     core("no_last_sweep").shown_by(StepKind::Mint, Fault::Duplicate),
     core("evidence_on_a_clock_set_back").shown_by(StepKind::Roll, Fault::WallBack),
+    core("brownout_ignores_red").shown_by(StepKind::Visit, Fault::ProbeRed),
+    core("soak_without_brownout"),
     engine("intent_after_effect"),
     engine("value_not_sealed_with_intent"),
     engine("unknown_is_done"),

@@ -20,7 +20,8 @@ use smallvec::SmallVec;
 use crate::faults::{Fault, StepKind};
 use crate::random::Random;
 use crate::world::{
-    self, Book, Credential, Held, Kind, Millis, Replica, STORE_SETTLES, Secret, Up, Workload, World,
+    self, Book, BrownOut, Credential, Held, Kind, Millis, Replica, STORE_SETTLES, Secret, Up,
+    Workload, World,
 };
 
 /// How long any replica may take a token after it was signed: the plan's longest life and skew, less what a leap of the wall
@@ -287,6 +288,7 @@ fn policy(random: &mut Random, wants: Option<StepKind>) -> Policy {
     ]);
     Policy {
         soak: if retirement { Span::hours(4) } else { soak },
+        brownout: if random.chance(30) { Some(Span::minutes(10)) } else { None },
         rollback: random.pick(&[Span::ZERO, Span::minutes(30), Span::days(2)]),
         keep: random.pick(&[Keep::Exposure, Keep::Rollback]),
         cannot_tell: random.pick(&[CannotTell::Wait, CannotTell::Allow]),
@@ -421,6 +423,7 @@ fn add_secret(
         promoted_at: 0,
         sampled_at: None,
         refused: None,
+        brown_out: BrownOut::default(),
     });
     Plan {
         format: FORMAT,

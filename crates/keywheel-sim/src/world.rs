@@ -385,6 +385,18 @@ pub(crate) struct Book {
     pub(crate) sampled_at: Option<Timestamp>,
     /// The step that was last refused in a way that only an operator can change.
     pub(crate) refused: Option<keywheel_core::event::Step>,
+    pub(crate) brown_out: BrownOut,
+}
+
+/// What truly happened in the brown-out of a retirement.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct BrownOut {
+    /// Since when the version is suspended for it.
+    pub(crate) since: Option<Millis>,
+    /// Somebody missed the version, and it is still suspended.
+    pub(crate) missed: bool,
+    /// It lasted as long as it should, and nobody missed the version.
+    pub(crate) passed: bool,
 }
 
 #[derive(Clone, Copy)]

@@ -190,6 +190,12 @@ impl Stand {
         }
         if self.stopped && rotations.iter().any(|rotation| rotation.outcome().is_none()) {
             output.note("stopped; `keywheel resume` goes on");
+            for suspended in rotations.iter().filter(|one| one.is_browned_out()) {
+                output.note(&format!(
+                    "{}: its former version stays suspended until then",
+                    suspended.plan().secret
+                ));
+            }
         }
         Ok(rotations.iter().map(exit).max_by_key(|exit| weight(*exit)).unwrap_or(Exit::Done))
     }

@@ -11,6 +11,8 @@ use crate::words;
 /// When the version that a rotation walks away from is touched, and until when there is a way back.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Outlook {
+    /// When a brown-out that is under way is over, and the version is resumed.
+    brownout_until: Option<Timestamp>,
     /// When soak is over and the version is withdrawn, suspended or ended.
     soak_until: Option<Timestamp>,
     /// When it is revoked; none where its issuer has nothing to revoke.
@@ -26,11 +28,17 @@ impl Outlook {
         let first = |is_it: fn(&Event) -> bool| {
             coming.iter().find(|coming: &&Coming| is_it(&coming.event)).map(|coming| coming.at)
         };
+        // A brown-out suspends the version too, and resumes it.
+        let resumed = coming.iter().rposition(|coming| resumes(&coming.event));
+        let to_stay = &coming[resumed.map_or(0, |last| last + 1)..];
+        let soak_over = to_stay.iter().find(|coming| ends_soak(&coming.event));
         let revoked_at =
             first(|event| matches!(event, Event::Intended { step: Step::Revoke(_), .. }));
         let over_at = revoked_at.or_else(|| first(|event| matches!(event, Event::Purged)));
         Self {
-            soak_until: first(ends_soak)
+            brownout_until: first(resumes).filter(|_| rotation.is_browned_out()),
+            soak_until: soak_over
+                .map(|coming| coming.at)
                 .filter(|_| rotation.retires() && rotation.ending().soaked_at().is_none()),
             revoked_at,
             undo_until: over_at.filter(|_| rotation.way_back().is_ok()),
@@ -50,6 +58,7 @@ impl Outlook {
     /// Says the dates in words, `; ` before each.
     pub(crate) fn text(&self) -> String {
         let dates = [
+            ("brown-out until", self.brownout_until),
             ("soak until", self.soak_until),
             ("undo until", self.undo_until),
             ("revoked", self.revoked_at),
@@ -60,11 +69,16 @@ impl Outlook {
 
     pub(crate) fn json(&self) -> Value {
         json!({
+            "brownout_until": self.brownout_until.map(words::rfc3339),
             "soak_until": self.soak_until.map(words::rfc3339),
             "undo_until": self.undo_until.map(words::rfc3339),
             "revoked_at": self.revoked_at.map(words::rfc3339),
         })
     }
+}
+
+fn resumes(event: &Event) -> bool {
+    matches!(event, Event::Intended { step: Step::Resume(_), .. })
 }
 
 fn ends_soak(event: &Event) -> bool {

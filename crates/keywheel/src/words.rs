@@ -227,6 +227,9 @@ pub(crate) fn why(why: Why) -> String {
         Why::Settle => "a call without an answer can no longer land then".into(),
         Why::Tokens => "tokens of the version that is dropped have expired then".into(),
         Why::Soak => "soak: the gates are looked at then".into(),
+        Why::BrownOut => {
+            "brown-out: the gates are looked at then, and the version is resumed at its end".into()
+        }
         Why::Rollback => "rollback window: the gates are looked at then".into(),
     }
 }

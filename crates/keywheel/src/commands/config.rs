@@ -138,7 +138,9 @@ fn effective(secret: &Secret) -> Vec<Line> {
         "cryptoperiod" if policy.unscheduled => json!("none"),
         _ => json!(span.to_string()),
     };
-    let spans = spans.into_iter().map(|(name, span)| (name, in_words(name, span)));
+    let brownout = policy.brownout.map(|length| ("brownout", length));
+    let spans = spans.into_iter().chain(brownout);
+    let spans = spans.map(|(name, span)| (name, in_words(name, span)));
     let named = secret.policy_name.clone().unwrap_or_else(|| "built in".into());
     let strategy = serde_json::to_value(secret.strategy).expect("a strategy is plain data");
     let strategy = match &strategy {

@@ -101,6 +101,7 @@ pub(crate) fn text(prepared: &[Prepared], now: Timestamp, run: &str) -> String {
     text.push_str(&words::table(&heads, "  "));
     text.push_str(&words::table(&rows(prepared, &coming, now), "  "));
     text.extend(prepared.iter().filter_map(|one| quiet(&one.plan)));
+    text.extend(prepared.iter().filter_map(|one| brown_out(&one.plan)));
     text.push_str(&exposed(prepared));
     if prepared.iter().any(|one| one.adopted.is_some()) {
         text.push_str(
@@ -122,9 +123,7 @@ fn quiet(plan: &Plan) -> Option<String> {
     let facts = &plan.issuer.facts;
     let is_ended =
         facts.destroy || facts.suspend || matches!(plan.strategy, Strategy::Keyring { .. });
-    let has_soak =
-        !plan.is_emergency() && !matches!(plan.strategy, Strategy::Lease | Strategy::Cutover);
-    let previous = plan.previous.as_ref().filter(|_| is_ended && has_soak)?.version;
+    let previous = plan.previous.as_ref().filter(|_| is_ended && plan.has_soak())?.version;
     let (name, issuer) = (plan.secret.name(), &plan.issuer.bound.name);
     let how = match (facts.last_used, plan.policy.cannot_tell) {
         (None, _) => format!(
@@ -142,6 +141,20 @@ fn quiet(plan: &Plan) -> Option<String> {
         }
     };
     Some(format!("  {name}: {how}\n"))
+}
+
+/// Says what becomes of the brown-out that policy asks for.
+fn brown_out(plan: &Arc<Plan>) -> Option<String> {
+    let whole = plan.policy.brownout.filter(|_| plan.has_soak())?;
+    let previous = plan.previous.as_ref()?.version;
+    let (name, issuer) = (plan.secret.name(), &plan.issuer.bound.name);
+    Some(if plan.issuer.facts.suspend {
+        format!(
+            "  {name}: in the middle of soak {previous} is suspended for {whole}, watched, and resumed\n"
+        )
+    } else {
+        format!("  {name}: no brown-out: {issuer} cannot suspend {previous} and resume it\n")
+    })
 }
 
 /// Counts the rolls of each workload, and those that there would be if each secret had its own.

@@ -44,7 +44,7 @@ pub(crate) struct PolicyEntry {
     /// How long a version may stay current.
     pub(crate) cryptoperiod: Option<Duration>,
     /// From promotion until the previous version is suspended.
-    pub(crate) soak: Option<Duration>,
+    pub(crate) soak: Option<SoakEntry>,
     /// From suspension until the previous version is revoked.
     pub(crate) rollback: Option<Duration>,
     /// How long before the end of the cryptoperiod a secret counts as due soon.
@@ -75,6 +75,14 @@ pub(crate) struct PolicyEntry {
     /// How many refusals in a row prove a version dead.
     #[schemars(range(min = 1))]
     pub(crate) refusals: Option<u8>,
+}
+
+/// How long soak lasts: a length of time, or a mapping that asks for a brown-out too.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct SoakEntry {
+    pub(crate) lasts: Option<Duration>,
+    /// For how long the version to be ended is suspended in the middle of it.
+    pub(crate) brownout: Option<Duration>,
 }
 
 /// What a policy wants to be named.

@@ -10,6 +10,7 @@ use std::sync::LazyLock;
 
 use keywheel_core::plan;
 use keywheel_core::secret::{Field, check_name};
+use keywheel_driver::duration::Duration;
 use keywheel_drivers::{ProbeConfig, WorkloadConfig};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::value::StrDeserializer;
@@ -19,7 +20,7 @@ use serde::de::{
 };
 use serde::forward_to_deserialize_any;
 
-use super::file::{Name, Named, ReadBy, SlotsEntry, WorkloadEntry};
+use super::file::{Name, Named, ReadBy, SlotsEntry, SoakEntry, WorkloadEntry};
 use super::suggest::nearest;
 
 impl<'de> Deserialize<'de> for Name {
@@ -287,6 +288,59 @@ impl JsonSchema for ReadBy {
             "oneOf": [
                 { "const": "nobody" },
                 { "type": "array", "minItems": 1, "items": { "type": "string" } },
+            ],
+        })
+    }
+}
+
+impl<'de> Deserialize<'de> for SoakEntry {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Soak;
+
+        impl<'de> Visitor<'de> for Soak {
+            type Value = SoakEntry;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a length of time as in `24h`, or a mapping of `for` and `brownout`")
+            }
+
+            fn visit_str<E: Error>(self, lasts: &str) -> Result<SoakEntry, E> {
+                let lasts = lasts.parse().map_err(E::custom)?;
+                Ok(SoakEntry { lasts: Some(lasts), brownout: None })
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<SoakEntry, A::Error> {
+                let mut soak = SoakEntry::default();
+                while let Some(key) = map.next_key_seed(KnownKey(&["for", "brownout"]))? {
+                    let length = Some(map.next_value()?);
+                    match key {
+                        "for" => soak.lasts = length,
+                        _ => soak.brownout = length,
+                    }
+                }
+                Ok(soak)
+            }
+        }
+
+        deserializer.deserialize_any(Soak)
+    }
+}
+
+impl JsonSchema for SoakEntry {
+    fn schema_name() -> Cow<'static, str> {
+        "Soak".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let length = generator.subschema_for::<Duration>();
+        json_schema!({
+            "oneOf": [
+                length,
+                {
+                    "type": "object",
+                    "properties": { "for": length, "brownout": length },
+                    "additionalProperties": false,
+                },
             ],
         })
     }

@@ -76,6 +76,7 @@ impl SecretScope<'_> {
             found.keep(self.named_login(&secret, facts));
             found.keep(self.lists_tokens(&secret, facts));
         }
+        found.keep(self.brown_out(&secret));
         found.keep(self.cryptoperiod(&secret));
         if found.count() == before {
             self.read_by_someone(&secret, &entry.read_by, found);
@@ -306,6 +307,22 @@ impl SecretScope<'_> {
         built.is_some_and(|store| store.facts().answers_logins)
     }
 
+    fn brown_out(&self, secret: &Secret) -> Result<(), Problem> {
+        let soak = secret.policy.soak;
+        let Some(brownout) = secret.policy.brownout.filter(|brownout| *brownout > soak) else {
+            return Ok(());
+        };
+        let message = format!(
+            "`secrets.{}`: a brown-out of {brownout} does not fit into a soak of {soak}",
+            self.shown()
+        );
+        let path: Vec<&str> = match &secret.policy_name {
+            Some(name) => vec!["policies", name, "soak", "brownout"],
+            None => self.path(&["policy"]),
+        };
+        Err(Problem::new(code::UNSUITABLE, message).at(self.scope.tree.place_of(&path)))
+    }
+
     fn cryptoperiod(&self, secret: &Secret) -> Result<(), Problem> {
         let policy = &secret.policy;
         let needed = policy.soak + policy.rollback + secret.longest_move();
@@ -384,10 +401,12 @@ fn deliveries(entry: &SecretEntry) -> Vec<Delivery> {
 /// Lays a policy of the file over the built-in one.
 fn merge(entry: &PolicyEntry, secret: &SecretEntry) -> (Policy, Rules) {
     let built_in = Policy::default();
+    let soak = entry.soak.unwrap_or_default();
     let span = |given: Option<Duration>, otherwise: Span| given.map_or(otherwise, |d| d.span());
     let policy = Policy {
         cryptoperiod: span(entry.cryptoperiod, built_in.cryptoperiod),
-        soak: span(entry.soak, built_in.soak),
+        soak: span(soak.lasts, built_in.soak),
+        brownout: soak.brownout.map(Duration::span).filter(|length| !length.is_zero()),
         rollback: span(entry.rollback, built_in.rollback),
         keep: entry.keep.map_or(built_in.keep, Into::into),
         cannot_tell: entry.cannot_tell.map_or(built_in.cannot_tell, Into::into),

@@ -205,11 +205,11 @@ fn an_unknown_driver_is_told_as_a_key() {
 #[test]
 fn a_value_of_the_wrong_kind_is_told_what_belongs_there() {
     insta::assert_snapshot!(told(ONE, "soak: 24h", "soak: 24hours"), @r"
-    error: keywheel.yaml:5:34: `policies.critical.soak`: a length of time is a whole number and one of `ms`, `s`, `m`, `h`, `d`, as in `15m`
+    error: keywheel.yaml:5:40: `policies.critical.soak`: a length of time is a whole number and one of `ms`, `s`, `m`, `h`, `d`, as in `15m`
       code: K0105 (`keywheel explain K0105`)
     ");
     insta::assert_snapshot!(told(ONE, "soak: 24h", "soak: 24"), @r"
-    error: keywheel.yaml:5:40: `policies.critical.soak` must be text (put it in quotes)
+    error: keywheel.yaml:5:40: `policies.critical.soak` must be a length of time as in `24h`, or a mapping of `for` and `brownout`
       code: K0105 (`keywheel explain K0105`)
     ");
     insta::assert_snapshot!(told(ONE, "length: 64", "length: long"), @r"
@@ -420,6 +420,29 @@ fn h83_a_signing_secret_never_overlaps_and_ends_sessions_only_where_that_was_acc
       code: K0111 (`keywheel explain K0111`)
     ");
     assert!(parse(&strategy("strategy: cutover\n    accept: [sessions_end]")).is_ok());
+}
+
+#[test]
+fn a_brown_out_is_asked_for_beside_the_length_of_soak_and_fits_into_it() {
+    let policy = |soak: &str| {
+        let config = parse(&ONE.replace("soak: 24h", soak)).unwrap();
+        let policy = &config.environments[0].secrets[0].policy;
+        (policy.soak, policy.brownout)
+    };
+    let ten = Some(Span::minutes(10));
+    assert_eq!(policy("soak: { for: 2h, brownout: 10m }"), (Span::hours(2), ten));
+    assert_eq!(policy("soak: { brownout: 10m }"), (Span::hours(24), ten));
+    assert_eq!(policy("soak: { for: 2h }"), (Span::hours(2), None));
+    assert_eq!(policy("soak: { brownout: 0s }"), (Span::hours(24), None));
+    insta::assert_snapshot!(told(ONE, "soak: 24h", "soak: { for: 1h, brownout: 2h }"), @r"
+    error: keywheel.yaml:5:51: `secrets.session`: a brown-out of 2 h does not fit into a soak of 1 h
+      code: K0108 (`keywheel explain K0108`)
+    ");
+    insta::assert_snapshot!(told(ONE, "soak: 24h", "soak: { for: 1h, brown: 2h }"), @r"
+    error: keywheel.yaml:5:51: key `brown` is not known in `policies.critical.soak`
+      hint: known here: `for`, `brownout`
+      code: K0104 (`keywheel explain K0104`)
+    ");
 }
 
 #[test]

@@ -69,6 +69,47 @@ fn a_key_of_openrouter_is_rotated_from_adoption_to_the_proof_of_death() {
 }
 
 #[test]
+fn a_key_of_openrouter_is_suspended_in_the_middle_of_soak_and_resumed() {
+    let shop = Shop::new();
+    shop.project.soaks("{ for: 9s, brownout: 1s }");
+    shop.run(&["adopt", "model", "--yes"]).ends(0);
+    let plan = shop.run(&["plan", "model"]);
+    plan.ends(0).says("in the middle of soak v1 is suspended for 1 s, watched, and resumed");
+    // Whoever is there when it begins stays to its end.
+    shop.run(&["rotate", "model", "--yes"]).ends(0).says("promoted; v2 is current");
+    let mut ran = shop.run(&["resume", "model"]);
+    while !ran.said.contains("resume     model v1") {
+        assert!(!ran.said.contains("suspend    model v1"), "left suspended: {}", ran.said);
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        ran = shop.run(&["resume", "model"]);
+    }
+    shop.run(&["resume", "model", "--soak"]).ends(0).says("completed; v2 is current");
+    let seen = shop.twin.faults().seen();
+    let switched = seen.iter().filter(|seen| seen.operation == Some("update_key")).count();
+    assert_eq!(switched, 3, "suspended, resumed, suspended for good");
+    shop.assert_one_key_is_live();
+}
+
+#[test]
+fn h93_a_key_of_openrouter_that_a_killed_brown_out_left_suspended_is_accepted_again_after_an_undo()
+{
+    let shop = Shop::new();
+    shop.project.soaks("{ for: 2s, brownout: 2s }");
+    let mut child = shop.project.command(&["rotate", "model", "--yes", "--soak"]).spawn().unwrap();
+    while shop.twin.accepts(&shop.old.value) {
+        assert!(child.try_wait().unwrap().is_none(), "it ended without a brown-out");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    kill_process(Pid::from_child(&child), Signal::KILL).unwrap();
+    child.wait().unwrap();
+    shop.run(&["status"]).ends(0).says("; brown-out until ");
+    let undo = ["undo", "model", "--yes", "--because", "a test"];
+    shop.run(&undo).ends(2).says("undone; v1 is current, v2 is ended");
+    assert_eq!(shop.project.key(), shop.old.value);
+    assert!(shop.twin.accepts(&shop.old.value));
+}
+
+#[test]
 fn an_undo_deletes_the_new_key_of_openrouter_and_keeps_the_former_one() {
     let shop = Shop::new();
     shop.project.soaks("1h");

@@ -1,0 +1,120 @@
+//! Brown-out: in the middle of soak the version to be ended is suspended for a while, watched, and resumed.
+//!
+//! It shows who still needs the version while a word brings it back. It is asked for by policy, where the issuer can suspend;
+//! it ends nothing, and the suspend at the end of soak comes after it all the same. A probe that turns red meanwhile resumes
+//! the version at once and asks an operator; any other gate that closes resumes it, and soak begins anew.
+
+use crate::event::Step;
+use crate::gate::{Clocks, Light};
+use crate::rotation::{Next, Rotation, Why, wait};
+use crate::time::{Span, Timestamp};
+
+/// How far the brown-out of a soak is.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) enum BrownOut {
+    /// It is still to come.
+    #[default]
+    Owed,
+    /// The version is suspended for it, and was looked at since these clocks.
+    On(Option<Clocks>),
+    /// Nobody missed the version for as long as policy says.
+    Passed,
+}
+
+/// What one look brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Looked {
+    GoesOn,
+    Passed,
+    Failed,
+}
+
+impl Rotation {
+    /// The version is suspended for a brown-out: the next look, or its end.
+    pub(crate) fn in_brown_out(&self, now: Timestamp) -> Option<Next> {
+        let whole = self.brown_out_for().filter(|_| self.retires())?;
+        let suspended = self.ending.suspended.filter(|suspended| suspended.for_brown_out)?;
+        // Nobody watched it to its end: it is not left suspended for another look.
+        let is_forgotten = now.since(suspended.at) >= whole + whole;
+        Some(match self.ending.brownout {
+            BrownOut::On(_) if !is_forgotten => self.next_look(whole, now),
+            _ => Next::Do(Step::Resume(suspended.version)),
+        })
+    }
+
+    /// Begins the brown-out once half of soak has passed.
+    pub(crate) fn brown_out(&self, now: Timestamp) -> Option<Next> {
+        self.brown_out_for()?;
+        let ending = &self.ending;
+        if ending.suspended.is_some() || ending.soaked_at().is_some() {
+            return None;
+        }
+        let version = *self.retiring().first()?;
+        let is_owed = matches!(ending.brownout, BrownOut::Owed) && ending.last_visit().is_some();
+        if is_owed && ending.soak_counted() >= self.plan.policy.soak.part(1, 2) {
+            return self
+                .unless_identified(version)
+                .or_else(|| self.unless_green(now))
+                .or(Some(Next::Do(Step::Suspend(version))));
+        }
+        // A suspend without an answer may still land, and would then last until somebody notices.
+        let resume = Next::Do(Step::Resume(version));
+        ending
+            .is_or_may_be_suspended(version)
+            .then(|| ending.settled_suspend(now).map_or(resume, |until| wait(until, Why::Settle)))
+    }
+
+    fn next_look(&self, whole: Span, now: Timestamp) -> Next {
+        let pause = whole.part(1, 6).max(Span::millis(10));
+        match (self.ending.brownout, self.ending.last_visit()) {
+            (BrownOut::On(Some(_)), Some((at, _))) if at <= now && now < at + pause => {
+                wait(at + pause, Why::BrownOut)
+            }
+            _ => Next::Do(Step::Visit),
+        }
+    }
+
+    /// Returns how long this retirement's brown-out lasts; none where it has none.
+    pub fn brown_out_for(&self) -> Option<Span> {
+        let can = self.has_windows() && self.plan.issuer.facts.suspend;
+        self.plan.policy.brownout.filter(|_| can)
+    }
+
+    /// Returns whether the version to be ended is suspended for a brown-out now: somebody has to stay and watch.
+    pub fn is_browned_out(&self) -> bool {
+        matches!(self.ending.brownout, BrownOut::On(_))
+    }
+
+    /// Returns whether soak may be over, as far as a brown-out is concerned.
+    pub(crate) fn needs_no_brown_out(&self) -> bool {
+        let is_ended = self.ending.suspended.is_some_and(|suspended| !suspended.for_brown_out);
+        self.brown_out_for().is_none()
+            || is_ended
+            || matches!(self.ending.brownout, BrownOut::Passed)
+            || crate::planted!("soak_without_brownout")
+    }
+
+    /// Counts a look at the gates while the version is suspended. Returns whether soak has to begin anew.
+    pub(crate) fn looked_in_brown_out(&mut self, clocks: Clocks, light: Light) -> bool {
+        let BrownOut::On(since) = self.ending.brownout else { return false };
+        let whole = self.plan.policy.brownout.unwrap_or(Span::ZERO);
+        let since = since.unwrap_or(clocks);
+        let looked = look(clocks.least_since(&since) >= whole, light);
+        self.ending.brownout = match looked {
+            Looked::GoesOn => BrownOut::On(Some(since)),
+            Looked::Passed => BrownOut::Passed,
+            Looked::Failed => BrownOut::Owed,
+        };
+        looked == Looked::Failed
+    }
+}
+
+/// A look at which it could not be told whether anybody misses the version proves nothing, and the time is over all the same.
+fn look(is_over: bool, light: Light) -> Looked {
+    match (light, is_over) {
+        (Light::Red, _) => Looked::Failed,
+        (Light::Amber, true) => Looked::Failed,
+        (_, true) => Looked::Passed,
+        (_, false) => Looked::GoesOn,
+    }
+}
