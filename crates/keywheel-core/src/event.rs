@@ -140,7 +140,7 @@ pub enum Step {
         /// The attempt whose label it carries; 0 where a sweep found it.
         attempt: u16,
     },
-    /// Asks the issuer, several times in a row, whether it accepts a version.
+    /// Asks the issuer, several times in a row where its answers have to spread, whether it accepts a version.
     Verify(VersionId),
     /// Writes one store.
     Write {

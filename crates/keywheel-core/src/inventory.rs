@@ -46,12 +46,24 @@ pub struct Inventory {
     /// What an operator decided last about where it lives.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub decided: Option<Decision>,
+    /// The version that its issuer refused although readers used it, when that was last looked at (H95).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<Refused>,
     /// What people were not told of yet, oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub untold: Vec<News>,
     /// What emergencies of this secret owed, and an operator closed without doing it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub closed: Vec<Closed>,
+}
+
+/// A version that its issuer ended by itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refused {
+    /// The version.
+    pub version: VersionId,
+    /// When it was refused first.
+    pub at: Timestamp,
 }
 
 /// Something that an emergency owed and that an operator closed with a note.
@@ -200,6 +212,7 @@ impl Inventory {
             pins: BTreeMap::new(),
             adopted_at: None,
             decided: None,
+            refused: None,
         }
     }
 
@@ -229,6 +242,13 @@ impl Inventory {
     /// Returns the version at a stage.
     pub fn at(&self, stage: Stage) -> Option<&Version> {
         self.versions.iter().find(|version| version.stage == Some(stage))
+    }
+
+    /// Returns since when the version that readers use is known to be refused by its issuer.
+    pub fn refused_in_use(&self) -> Option<Timestamp> {
+        let current = self.at(Stage::Current)?.version;
+        let refused = self.refused.as_ref().filter(|refused| refused.version == current);
+        refused.filter(|_| !crate::planted!("refusal_forgotten")).map(|refused| refused.at)
     }
 
     /// Returns a version by its number.

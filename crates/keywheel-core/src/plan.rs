@@ -105,6 +105,14 @@ impl Plan {
         !self.is_emergency() && !matches!(self.strategy, Strategy::Lease | Strategy::Cutover)
     }
 
+    /// Returns how many acceptances in a row prove that a version works: one where nothing has to spread.
+    pub fn acceptances(&self) -> u8 {
+        match self.issuer.facts.propagation.is_zero() {
+            true => 1,
+            false => self.policy.refusals.max(1),
+        }
+    }
+
     /// Returns whether the plan is run as an emergency.
     pub fn is_emergency(&self) -> bool {
         matches!(self.mode, Mode::Emergency { .. })

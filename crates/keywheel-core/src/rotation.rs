@@ -145,6 +145,8 @@ pub(crate) struct Tries {
     last_at: Timestamp,
     not_before: Timestamp,
     count: u32,
+    /// How many of them were answered with a no.
+    refused: u32,
     last: Option<Refusal>,
 }
 
@@ -458,7 +460,7 @@ impl Rotation {
         };
         match &tries.last {
             Some(Refusal { kind: RefusalKind::ValueRejected, .. }) => {
-                tries.count >= VALUES && !crate::planted!("values_are_rejected_for_ever")
+                tries.refused >= VALUES && !crate::planted!("values_are_rejected_for_ever")
             }
             Some(_) if tries.is_answered_no() && !crate::planted!("asks_again_after_a_no") => true,
             _ => tries.count >= 3 && tries.last_at >= tries.first_at + patience,
@@ -665,7 +667,13 @@ impl Rotation {
             _ => {}
         }
         let emergency = self.plan.is_emergency();
-        self.tries.retain(|tries| emergency && !same_try(step, tries.step));
+        // What became of a mint is found out between two tries of it, and is no reason to try it for ever.
+        let finds_out = matches!(step, Step::FindMint { .. } | Step::RevokeStray { .. })
+            && !crate::planted!("lost_mints_are_repeated_for_ever");
+        self.tries.retain(|tries| {
+            let goes_on = finds_out && matches!(tries.step, Step::Mint { .. });
+            goes_on || emergency && !same_try(step, tries.step)
+        });
     }
 
     fn close(&mut self, step: Step) -> Open {
@@ -810,8 +818,8 @@ impl Rotation {
     fn tried(&mut self, step: Step, refusal: Option<&Refusal>, at: Timestamp) {
         let former = self.tries.iter().position(|tries| same_try(tries.step, step));
         let former = former.map(|former| self.tries.remove(former));
-        let (first_at, count) =
-            former.map_or((at, 1), |former| (former.first_at, former.count + 1));
+        let (first_at, count, refused) =
+            former.map_or((at, 1, 0), |former| (former.first_at, former.count + 1, former.refused));
         if !self.plan.is_emergency() {
             self.tries.clear();
         }
@@ -826,6 +834,7 @@ impl Rotation {
             last_at: at,
             not_before: at + pause,
             count,
+            refused: refused + u32::from(refusal.is_some()),
             last: refusal.cloned(),
         });
     }

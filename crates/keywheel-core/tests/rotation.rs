@@ -456,6 +456,29 @@ fn h04_a_lost_mint_is_looked_for_and_its_stray_is_revoked_before_the_next_attemp
 }
 
 #[test]
+fn h04_a_mint_is_given_up_whose_answer_is_always_lost() {
+    let mut world = World::new(plan(Strategy::Overlap));
+    for _ in 0..300 {
+        let Ok(step) = world.begin() else { break };
+        world.now = world.now + Span::seconds(1);
+        match step {
+            Step::Mint { .. } => world.apply(Event::Unknown { step }),
+            Step::FindMint { .. } => {
+                let issued = Some(IssuedId::new("stray"));
+                let report = Report::Found { issued, held: false, fingerprint: None };
+                world.apply(Event::Done { step, report });
+            }
+            step => world.finish(step),
+        }
+    }
+    assert_eq!(world.rotation.outcome(), Some(Outcome::Undone));
+    let last = |wanted: fn(&Step) -> bool| world.steps.iter().rposition(wanted);
+    let mint = last(|step| matches!(step, Step::Mint { .. }));
+    let ended = last(|step| matches!(step, Step::RevokeStray { .. }));
+    assert!(mint < ended, "what the last try made is ended too: {:?}", world.steps);
+}
+
+#[test]
 fn h35_a_version_that_is_found_after_a_lost_mint_is_known_by_its_fingerprint() {
     let mut world = World::new(plan(Strategy::Overlap));
     let planned = Event::Planned(Arc::clone(world.rotation.plan()));

@@ -122,16 +122,23 @@ pub struct Mint<'a> {
     pub previous: Option<&'a IssuedId>,
     /// The credential in use, for issuers that are told the new one and must know the two apart.
     pub in_use: Option<&'a Credential>,
-    /// Versions that an emergency ends: of two names that take turns, the next one may still be theirs.
-    pub compromised: &'a [IssuedId],
-    /// The values of these as far as they are known, for an issuer that is a person and tells versions apart by nothing else.
-    pub suspects: &'a [Credential],
+    /// What an emergency ends beside the version in use.
+    pub suspects: &'a [Suspect],
+}
+
+/// A version that an emergency ends.
+#[derive(Default)]
+pub struct Suspect {
+    /// Its id, where it is known: of two names that take turns, the next one may still be its own.
+    pub issued: Option<IssuedId>,
+    /// Its value as far as it is known, for an issuer that is a person and tells versions apart by nothing else.
+    pub value: Option<Credential>,
 }
 
 impl<'a> Mint<'a> {
     /// A first mint, of a value that the issuer makes.
     pub const fn new(label: &'a Label) -> Self {
-        Self { label, value: None, previous: None, in_use: None, compromised: &[], suspects: &[] }
+        Self { label, value: None, previous: None, in_use: None, suspects: &[] }
     }
 }
 

@@ -5,10 +5,10 @@
 
 use keywheel_core::planted;
 use keywheel_core::secret::SecretValue;
-use keywheel_core::time::Timestamp;
+use keywheel_core::time::{Span, Timestamp};
 use keywheel_core::version::IssuedId;
 use keywheel_driver::issuer::Identity;
-use keywheel_driver::{CallError, Refusal, RefusalKind};
+use keywheel_driver::{CallError, Refusal, RefusalKind, Remedy};
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderName};
 use reqwest::{Method, StatusCode, Url};
 use serde::Deserialize;
@@ -19,6 +19,12 @@ use crate::http::{self, Effect};
 
 /// The longest list that is read, in pages.
 pub(crate) const MOST_PAGES: usize = 1_000;
+
+/// How often a new key is looked for before it counts as one that does not show.
+const LOOKS: u64 = 10;
+
+/// The longest time that this takes.
+const LOOKING: Span = Span::seconds(10);
 
 /// The API of one provider.
 pub(crate) struct Api {
@@ -119,10 +125,88 @@ impl Api {
         }
     }
 
+    /// Looks at the key that the answer to a mint names, before anybody goes by that name: whatever is believed to be the new
+    /// version is ended with it one day, and all else under its label is ended at once (H92). `is_new` says of a key whether it
+    /// has the label and the ends of the value.
+    ///
+    /// # Errors
+    /// Unknown, whatever it is: a key was made, and is found by its label.
+    pub(crate) async fn recognise<T, F>(
+        &self,
+        label: &str,
+        settle_for: Span,
+        look: impl Fn() -> F,
+        is_new: impl Fn(&T) -> bool,
+    ) -> Result<(), CallError>
+    where
+        F: Future<Output = Result<Option<T>, CallError>>,
+    {
+        if planted!("answer_to_a_mint_is_believed") {
+            return Ok(());
+        }
+        let mut why = String::new();
+        for time in 0..LOOKS {
+            if time > 0 {
+                tokio::time::sleep(settle_for.min(LOOKING).part(1, LOOKS).into()).await;
+            }
+            why = match look().await {
+                Ok(Some(key)) if is_new(&key) => return Ok(()),
+                Ok(Some(_)) => {
+                    return Err(self.made_another(label, "the id is that of another one"));
+                }
+                Ok(None) => "it has none with that id".into(),
+                Err(error) if may_pass(&error) => error.to_string(),
+                Err(error) => return Err(self.made_another(label, &error.to_string())),
+            };
+        }
+        Err(self.made_another(label, &why))
+    }
+
+    fn made_another(&self, label: &str, why: &str) -> CallError {
+        CallError::Unknown(format!(
+            "{} made a key `{label}`, and the id that it answered could not be confirmed, so that nothing goes by it: {why}",
+            self.target
+        ))
+    }
+
+    /// What it is that a look shows another key: nothing was changed, and nothing is changed by what it says (H92).
+    pub(crate) fn shows_another(&self) -> CallError {
+        let message = format!(
+            "{} showed another key than it was asked for, so that nothing was changed: does something on the way mix up answers?",
+            self.target
+        );
+        Refusal::retry(RefusalKind::Unavailable, None, message).into()
+    }
+
+    /// What it is that a change is answered with another key.
+    pub(crate) fn changed_another(&self) -> CallError {
+        CallError::Unknown(format!(
+            "{} answered a change with another key than was to be changed, so that neither is known to be changed",
+            self.target
+        ))
+    }
+
     /// What a list is whose last page does not come.
     pub(crate) fn endless(&self, what: &str) -> CallError {
         CallError::Unknown(format!("{}: {what} does not come to its end", self.target))
     }
+}
+
+/// Returns whether a read that failed may succeed within the time that somebody waits. A longer wait that the issuer asks for
+/// is kept (H97), by not asking again.
+pub(crate) fn may_pass(error: &CallError) -> bool {
+    match error {
+        CallError::Unknown(_) => true,
+        CallError::Refused(refusal) => matches!(
+            refusal.remedy,
+            Remedy::Retry { after } if after.is_none_or(|after| after <= Span::seconds(1))
+        ),
+    }
+}
+
+/// Returns whether an answer is about what was asked for.
+pub(crate) fn is_about(named: &str, asked: &str) -> bool {
+    named == asked || planted!("answer_about_another_is_believed")
 }
 
 /// An answer, whole or with an empty body. The body may hold a key and is shown to no one.
@@ -176,6 +260,11 @@ impl<'de> Deserialize<'de> for Shown {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         String::deserialize(deserializer).map(|text| Self(SecretValue::new(text.into_bytes())))
     }
+}
+
+/// Returns whether a redacted value shows the ends of a secret one.
+pub(crate) fn shows_secret(redacted: &str, value: &SecretValue) -> bool {
+    std::str::from_utf8(value.expose()).is_ok_and(|value| shows(redacted, value))
 }
 
 /// Returns whether a redacted value shows the ends of a value, and enough of them to tell it from others.

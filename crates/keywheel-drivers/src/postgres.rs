@@ -5,10 +5,12 @@
 
 use std::io;
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::str::FromStr;
+use std::sync::Mutex;
 use std::task::{Context as Polled, Poll};
+use std::time::{Duration, Instant};
 
 use keywheel_driver::{CallError, Refusal, RefusalKind, SecretReference};
 use rustls::pki_types::ServerName;
@@ -155,6 +157,79 @@ pub(crate) async fn connect(
     ca: Option<&Path>,
 ) -> Result<Client, Failed> {
     served_by(place, ca, |connection| drop(tokio::spawn(connection))).await
+}
+
+/// Connections over which nothing is under way, for the next who needs one like it: a login takes the server longer than most of
+/// what is asked over it.
+static WAITING: Mutex<Vec<Waiting>> = Mutex::new(Vec::new());
+
+/// How many wait at most.
+const MOST: usize = 8;
+
+/// How long one may wait: what lies between here and the server forgets a connection over which nothing goes.
+const MAY_WAIT: Duration = Duration::from_secs(30);
+
+/// After how long one is asked first whether it still answers.
+const FRESH: Duration = Duration::from_secs(1);
+
+/// How long that answer may take.
+const ANSWERS: Duration = Duration::from_secs(2);
+
+struct Waiting {
+    place: tokio_postgres::Config,
+    ca: Option<PathBuf>,
+    client: Client,
+    since: Instant,
+}
+
+impl Waiting {
+    fn is_of_use(&self) -> bool {
+        !self.client.is_closed() && self.since.elapsed() < MAY_WAIT
+    }
+
+    fn is_like(&self, place: &tokio_postgres::Config, ca: Option<&Path>) -> bool {
+        self.place == *place && self.ca.as_deref() == ca
+    }
+
+    async fn answers(&self) -> bool {
+        let asked = tokio::time::timeout(ANSWERS, self.client.check_connection());
+        self.since.elapsed() < FRESH || matches!(asked.await, Ok(Ok(())))
+    }
+}
+
+/// Keeps a connection for the next who needs one like it. Nothing may be under way over it, and no setting of its session
+/// changed.
+pub(crate) fn keep(place: tokio_postgres::Config, ca: Option<&Path>, client: Client) {
+    let Ok(mut waiting) = WAITING.lock() else { return };
+    waiting.retain(Waiting::is_of_use);
+    if waiting.len() == MOST {
+        waiting.remove(0);
+    }
+    let ca = ca.map(Path::to_owned);
+    waiting.push(Waiting { place, ca, client, since: Instant::now() });
+}
+
+/// Takes a connection that waits and answers, or logs in. A connection is of use to those only who would log in with the very
+/// same words.
+pub(crate) async fn connect_or_take(
+    place: &tokio_postgres::Config,
+    ca: Option<&Path>,
+) -> Result<Client, Failed> {
+    if let Some(waiting) = take(place, ca) {
+        if waiting.answers().await {
+            return Ok(waiting.client);
+        }
+        // What ended the one has ended its like.
+        while take(place, ca).is_some() {}
+    }
+    connect(place, ca).await
+}
+
+fn take(place: &tokio_postgres::Config, ca: Option<&Path>) -> Option<Waiting> {
+    let mut waiting = WAITING.lock().ok()?;
+    waiting.retain(Waiting::is_of_use);
+    let last = waiting.iter().rposition(|one| one.is_like(place, ca))?;
+    Some(waiting.remove(last))
 }
 
 /// Logs in and asks one question. The connection ends with the call, also where the answer never comes.

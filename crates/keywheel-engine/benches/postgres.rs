@@ -5,8 +5,12 @@
 //! logins that prove it, the end of the former version and the proof of that. Store and workload are in memory. Once one login is
 //! given a new password (`cutover`), which is what OpenBao does; once two logins take turns (`alternate`); and once as far only as
 //! `keywheel rotate` goes before it rests (`move`): minted, proven by logins, delivered, promoted, with the former login still
-//! alive. OpenBao runs with raft storage, a file for its audit log and SCRAM. The bare statement sets a verifier that was made before, over connections that
-//! stay open: nobody can be faster.
+//! alive. OpenBao runs with raft storage, a file for its audit log and SCRAM. The bare statement sets a verifier that was made before,
+//! over connections that stay open: nobody can be faster.
+//!
+//! Two more tell where the time goes. The floor is the bare statement and one login with the password that it set, with nothing
+//! written down: nobody who proves a login by logging in can be faster. And `mint_and_verify` is what is left of a rotation of ours
+//! where nothing is looked at before: minted and proven, with each intent and each outcome in the journal.
 //!
 //! `--rounds N` rounds of `--seconds S` each are run for every size. One line of JSON says what came of it.
 //! `cargo xtask bench postgres` runs it.
@@ -24,14 +28,15 @@ use futures_util::future::join_all;
 use keywheel_core::call::{CallError, Refusal};
 use keywheel_core::event::{Event, Outcome};
 use keywheel_core::evidence::{Replica, Shows};
-use keywheel_core::facts::{StoreFacts, WorkloadFacts};
+use keywheel_core::facts::{IssuerFacts, StoreFacts, WorkloadFacts};
 use keywheel_core::fingerprint::Fingerprinter;
 use keywheel_core::plan::{Part, Plan, Role, Slot, VersionRef};
 use keywheel_core::rotation::Rotation;
-use keywheel_core::secret::{Field, SecretName, SecretValue};
+use keywheel_core::secret::{Credential, Field, SecretName, SecretValue};
 use keywheel_core::strategy::Strategy;
 use keywheel_core::time::{Span, Timestamp};
 use keywheel_core::version::{IssuedId, Stage, State, VersionId};
+use keywheel_driver::issuer::{Identity, Issuer, Live, Mint, Minted, Randomness, Verdict};
 use keywheel_driver::store::{Edit, Store, Written};
 use keywheel_driver::workload::{Ensure, Workload};
 use keywheel_driver::{Finding, slot};
@@ -58,6 +63,9 @@ const MOST: usize = 64;
 
 /// How many connections those have that keep theirs open.
 const OPEN: usize = 8;
+
+/// How the logins are called that are minted and proven, and nothing else.
+const PROVEN: &str = "proven";
 
 /// The password of the superuser and of every login before its first rotation.
 const FIRST: &str = "kwcanary-bench";
@@ -107,22 +115,38 @@ enum Contender {
     Cutover,
     Alternate,
     Move,
+    MintAndVerify,
     OpenBao,
+    Floor,
     Statement,
 }
 
 impl Contender {
-    const ALL: [Self; 5] =
-        [Self::Cutover, Self::Alternate, Self::Move, Self::OpenBao, Self::Statement];
+    const ALL: [Self; 7] = [
+        Self::Cutover,
+        Self::Alternate,
+        Self::Move,
+        Self::MintAndVerify,
+        Self::OpenBao,
+        Self::Floor,
+        Self::Statement,
+    ];
 
     fn name(self) -> &'static str {
         match self {
             Self::Cutover => "keywheel_cutover",
             Self::Alternate => "keywheel_alternate",
             Self::Move => "keywheel_move",
+            Self::MintAndVerify => "keywheel_mint_and_verify",
             Self::OpenBao => "openbao_rotate_role",
+            Self::Floor => "alter_role_and_login",
             Self::Statement => "bare_alter_role",
         }
+    }
+
+    /// Whether whole rotations are measured; else the part of one that comes first.
+    fn is_whole(self) -> bool {
+        !matches!(self, Self::Move | Self::MintAndVerify)
     }
 }
 
@@ -135,7 +159,7 @@ async fn measure(wanted: &Wanted) -> Result<serde_json::Value, String> {
             // Each begins a round as often as every other.
             for turn in 0..Contender::ALL.len() {
                 let contender = Contender::ALL[(round + turn) % Contender::ALL.len()];
-                ground.steps.count(at_once == 1 && contender != Contender::Move);
+                ground.steps.count(at_once == 1 && contender.is_whole());
                 let rate = ground.rate(contender, secrets, at_once, wanted.span).await?;
                 rates.entry(contender).or_default().push(rate);
             }
@@ -165,14 +189,18 @@ struct Ground {
     http: reqwest::Client,
     errors: AtomicU64,
     bao: OpenBao,
-    _postgres: Postgres,
+    postgres: Postgres,
 }
 
 /// A login that is given two passwords in turns by the bare statement.
 struct Statement {
+    login: String,
     texts: [String; 2],
     turn: AtomicBool,
 }
+
+/// The passwords that the bare statement sets.
+const TURNS: [&str; 2] = ["one", "two"];
 
 impl Ground {
     async fn prepare(folder: &Path) -> Result<Self, String> {
@@ -187,7 +215,8 @@ impl Ground {
             clients.push(connect(postgres.port()).await);
         }
         let statement = |number| Statement {
-            texts: ["one", "two"].map(|password| {
+            login: format!("bare_{number}"),
+            texts: TURNS.map(|password| {
                 let verifier = postgres_protocol::password::scram_sha_256(password.as_bytes());
                 format!("ALTER ROLE bare_{number} PASSWORD '{verifier}'")
             }),
@@ -206,7 +235,7 @@ impl Ground {
             http: reqwest::Client::builder().no_proxy().build().expect("a client can be built"),
             errors: AtomicU64::new(0),
             bao,
-            _postgres: postgres,
+            postgres,
         })
     }
 
@@ -218,8 +247,8 @@ impl Ground {
         at_once: usize,
         span: Duration,
     ) -> Result<f64, String> {
-        if contender == Contender::Move {
-            return Ok(self.moves(secrets, at_once).await);
+        if !contender.is_whole() {
+            return Ok(self.parts(contender, secrets, at_once, span / 4).await);
         }
         let (begun, done) = (Instant::now(), AtomicU64::new(0));
         // Each secret has one who rotates it, and each of them goes round.
@@ -242,41 +271,67 @@ impl Ground {
 
     async fn rotate(&self, contender: Contender, number: usize) -> bool {
         match contender {
-            Contender::Cutover => self.keywheel(Strategy::Cutover, number).await,
-            Contender::Alternate | Contender::Move => {
-                self.keywheel(Strategy::Alternate, number).await
-            }
             Contender::OpenBao => self.openbao(number).await,
-            Contender::Statement => {
-                let Statement { texts, turn } = &self.statements[number];
-                let turn = turn.fetch_xor(true, Ordering::Relaxed);
-                run(&self.clients[number % OPEN], &texts[usize::from(turn)]).await;
+            Contender::Statement => self.set_password(number).await.is_ok(),
+            Contender::Floor => {
+                let password = self.set_password(number).await.expect("the server does it");
+                let login = &self.statements[number].login;
+                log_in(self.postgres.port(), login, password).await;
+                true
+            }
+            ours => {
+                let mut group = self.begin(ours, number).await;
+                self.finish(&mut group).await;
                 true
             }
         }
     }
 
-    /// Moves every secret once, and returns how many moves a second that were. The former logins are ended afterwards.
-    async fn moves(&self, secrets: usize, at_once: usize) -> f64 {
-        let (begun, moved) = (Instant::now(), Mutex::new(Vec::new()));
-        let workers = (0..at_once).map(|worker| {
-            let moved = &moved;
-            async move {
-                for number in (worker..secrets).step_by(at_once) {
-                    let mut group = self.begin(Strategy::Alternate, number).await;
-                    self.run(&mut group, false).await;
-                    let rotation = group.rotations().next().expect("there is one");
-                    assert!(rotation.was_ever_promoted(), "a login did not move");
-                    moved.lock().expect("no holder panics").push(group);
+    /// Sets the password of a login whose turn it is, by the bare statement, and returns it.
+    async fn set_password(&self, number: usize) -> Result<&'static str, tokio_postgres::Error> {
+        let Statement { texts, turn, .. } = &self.statements[number];
+        let turn = usize::from(turn.fetch_xor(true, Ordering::Relaxed));
+        self.clients[number % OPEN].batch_execute(&texts[turn]).await?;
+        Ok(TURNS[turn])
+    }
+
+    /// Takes every secret through the first part of a rotation, again and again for a while, and returns how many a second that
+    /// were. What is left of the rotations is done afterwards.
+    async fn parts(
+        &self,
+        contender: Contender,
+        secrets: usize,
+        at_once: usize,
+        span: Duration,
+    ) -> f64 {
+        let (mut took, mut done) = (Duration::ZERO, 0);
+        while took < span {
+            let (begun, begun_groups) = (Instant::now(), Mutex::new(Vec::new()));
+            let workers = (0..at_once).map(|worker| {
+                let groups = &begun_groups;
+                async move {
+                    for number in (worker..secrets).step_by(at_once) {
+                        let mut group = self.begin(contender, number).await;
+                        self.run(&mut group, false).await;
+                        groups.lock().expect("no holder panics").push(group);
+                    }
                 }
+            });
+            join_all(workers).await;
+            took += begun.elapsed();
+            done += secrets;
+            let groups = begun_groups.into_inner().expect("no holder panics");
+            for group in &groups {
+                let rotation = group.rotations().next().expect("there is one");
+                let is_move = contender == Contender::Move;
+                assert_eq!(rotation.was_ever_promoted(), is_move, "a part has the wrong length");
             }
-        });
-        join_all(workers).await;
-        let rate = secrets as f64 / begun.elapsed().as_secs_f64();
-        let moved = moved.into_inner().expect("no holder panics");
-        join_all(moved.into_iter().map(|mut group| async move { self.finish(&mut group).await }))
-            .await;
-        rate
+            let rests = groups.into_iter().map(|mut group| async move {
+                self.finish(&mut group).await;
+            });
+            join_all(rests).await;
+        }
+        done as f64 / took.as_secs_f64()
     }
 
     async fn openbao(&self, number: usize) -> bool {
@@ -287,23 +342,26 @@ impl Ground {
         well
     }
 
-    async fn keywheel(&self, strategy: Strategy, number: usize) -> bool {
-        let mut group = self.begin(strategy, number).await;
-        self.finish(&mut group).await;
-        true
-    }
-
-    async fn begin(&self, strategy: Strategy, number: usize) -> Group {
-        let kind = if strategy == Strategy::Cutover { "single" } else { "pair" };
+    async fn begin(&self, contender: Contender, number: usize) -> Group {
+        let (kind, strategy) = match contender {
+            Contender::Cutover => ("single", Strategy::Cutover),
+            Contender::MintAndVerify => (PROVEN, Strategy::Cutover),
+            _ => ("pair", Strategy::Alternate),
+        };
         let secret = SecretName::new(&format!("{kind}_{number}"), "bench").expect("it is a name");
         self.world.begin(&secret);
         let plan = Arc::new(self.next_plan(&secret, strategy).await);
         self.engine.begin(&[plan]).await.expect("the secret is free")
     }
 
+    /// Runs a rotation to its end, or where it does not go to its `rest` as far as its kind goes.
     async fn run(&self, group: &mut Group, rest: bool) -> Ran {
-        let stop = AtomicBool::new(false);
-        let until = Until { rest, patience: Span::ZERO, stop: &stop };
+        let secret = group.rotations().next().expect("there is one").plan().secret.clone();
+        let place = self.world.place(&secret);
+        let never = AtomicBool::new(false);
+        let stop = if rest { &never } else { &place.is_proven };
+        stop.store(false, Ordering::SeqCst);
+        let until = Until { rest, patience: Span::ZERO, stop };
         self.engine.run(group, &until).await.expect("the journal works")
     }
 
@@ -428,9 +486,14 @@ impl Steps {
 }
 
 async fn connect(port: u16) -> Client {
-    let place = format!("host=127.0.0.1 port={port} user=postgres password={FIRST}");
+    log_in(port, "postgres", FIRST).await
+}
+
+async fn log_in(port: u16, login: &str, password: &str) -> Client {
+    let place =
+        format!("host=127.0.0.1 port={port} dbname=postgres user={login} password={password}");
     let (client, connection) =
-        tokio_postgres::connect(&place, NoTls).await.expect("the server lets its superuser in");
+        tokio_postgres::connect(&place, NoTls).await.expect("the server lets its logins in");
     tokio::spawn(connection);
     client
 }
@@ -443,20 +506,24 @@ async fn run(client: &Client, sql: &str) {
 fn shape() -> String {
     let mut sql = String::new();
     for number in 0..MOST {
-        for login in ["static", "bare", "single"] {
+        for login in ["static", "bare", "single", PROVEN] {
             sql += &format!("CREATE ROLE {login}_{number} LOGIN PASSWORD '{FIRST}';");
         }
+        for single in ["single", PROVEN] {
+            sql += &format!(
+                "CREATE ROLE own_{single}_{number}; GRANT own_{single}_{number} TO {single}_{number};\
+                 ALTER ROLE {single}_{number} IN DATABASE postgres SET role TO own_{single}_{number};"
+            );
+        }
         sql += &format!(
-            "CREATE ROLE own_single_{number}; GRANT own_single_{number} TO single_{number};\
-             CREATE ROLE own_pair_{number};\
+            "CREATE ROLE own_pair_{number};\
              CREATE ROLE pair_{number}_a LOGIN PASSWORD '{FIRST}' IN ROLE own_pair_{number};\
              CREATE ROLE pair_{number}_b IN ROLE own_pair_{number};"
         );
-        for login in
-            [format!("single_{number}"), format!("pair_{number}_a"), format!("pair_{number}_b")]
-        {
-            let owner = login.trim_end_matches("_a").trim_end_matches("_b");
-            sql += &format!("ALTER ROLE {login} IN DATABASE postgres SET role TO own_{owner};");
+        for login in ["a", "b"] {
+            sql += &format!(
+                "ALTER ROLE pair_{number}_{login} IN DATABASE postgres SET role TO own_pair_{number};"
+            );
         }
     }
     sql
@@ -501,6 +568,8 @@ struct World {
 
 struct Place {
     name: String,
+    /// Whether the issuer accepted what was minted.
+    is_proven: AtomicBool,
     stored: Mutex<BTreeMap<String, SecretValue>>,
     held: Mutex<BTreeMap<String, SecretValue>>,
 }
@@ -519,13 +588,18 @@ impl World {
             ]);
             Arc::new(Place {
                 name: secret.name().to_owned(),
+                is_proven: AtomicBool::new(false),
                 held: Mutex::new(duplicate(&first)),
                 stored: Mutex::new(first),
             })
         });
     }
 
-    fn issuer(&self, secret: &SecretName) -> Arc<dyn keywheel_driver::Issuer> {
+    fn place(&self, secret: &SecretName) -> Arc<Place> {
+        Arc::clone(&self.places.lock().expect("no holder panics")[secret])
+    }
+
+    fn issuer(&self, secret: &SecretName) -> Arc<dyn Issuer> {
         let name = secret.name();
         let logins = match name.starts_with("pair") {
             true => vec![format!("{name}_a"), format!("{name}_b")],
@@ -535,19 +609,67 @@ impl World {
             "admin_url": { "file": "admin_url" }, "owner": format!("own_{name}"), "logins": logins,
         } });
         let config: IssuerConfig = serde_json::from_value(config).expect("it is a configuration");
-        config.build(&Context::at(&self.folder)).expect("it can be built")
+        let issuer = config.build(&Context::at(&self.folder)).expect("it can be built");
+        match name.starts_with(PROVEN) {
+            true => Arc::new(Unexamined { issuer, place: self.place(secret) }),
+            false => issuer,
+        }
     }
 }
 
 impl Build for World {
     fn build(&self, plan: &Plan) -> Result<Drivers, Refusal> {
-        let place = Arc::clone(&self.places.lock().expect("no holder panics")[&plan.secret]);
+        let place = self.place(&plan.secret);
         Ok(Drivers {
             issuer: self.issuer(&plan.secret),
             stores: vec![place.clone()],
             workloads: vec![place],
             probes: Vec::new(),
         })
+    }
+}
+
+/// The issuer of a login that nobody looks at before it is minted. It notes when one was proven, where the part ends that is
+/// measured.
+struct Unexamined {
+    issuer: Arc<dyn Issuer>,
+    place: Arc<Place>,
+}
+
+#[async_trait]
+impl Issuer for Unexamined {
+    fn facts(&self) -> IssuerFacts {
+        self.issuer.facts()
+    }
+
+    async fn preflight(&self) -> Result<Vec<Finding>, CallError> {
+        Ok(Vec::new())
+    }
+
+    fn generate(&self, random: Randomness<'_>, previous: Option<&IssuedId>) -> Option<Credential> {
+        self.issuer.generate(random, previous)
+    }
+
+    async fn mint(&self, request: &Mint<'_>) -> Result<Minted, CallError> {
+        self.issuer.mint(request).await
+    }
+
+    async fn verify(&self, credential: &Credential) -> Result<Verdict, CallError> {
+        let verdict = self.issuer.verify(credential).await;
+        self.place.is_proven.store(verdict == Ok(Verdict::Accepted), Ordering::SeqCst);
+        verdict
+    }
+
+    async fn list(&self, prefix: &str) -> Result<Vec<Live>, CallError> {
+        self.issuer.list(prefix).await
+    }
+
+    async fn revoke(&self, id: &IssuedId) -> Result<(), CallError> {
+        self.issuer.revoke(id).await
+    }
+
+    async fn identify(&self, credential: &Credential) -> Result<Identity, CallError> {
+        self.issuer.identify(credential).await
     }
 }
 

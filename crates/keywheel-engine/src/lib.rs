@@ -5,6 +5,7 @@
 //! this same code; they differ in the clock, the journal and the drivers that they hand in.
 
 pub mod clock;
+pub mod held;
 pub mod limits;
 pub mod orphans;
 pub mod perform;

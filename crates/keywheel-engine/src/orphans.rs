@@ -113,13 +113,9 @@ impl Engine {
 
     /// The labels of an open rotation, and of those that it took over: it looks for what they left.
     async fn at_work(&self, open: Option<&RotationId>) -> Result<Vec<String>, EngineError> {
-        let mut labels = Vec::new();
-        let mut next = open.cloned();
-        while let Some(id) = next.filter(|_| !planted!("open_rotation_owns_nothing")) {
-            labels.push(id.label_prefix());
-            next = recover::read(self.journal.as_ref(), &id).await?.plan().takes_over.clone();
-        }
-        Ok(labels)
+        let open = open.filter(|_| !planted!("open_rotation_owns_nothing"));
+        let lineage = recover::lineage(self.journal.as_ref(), open).await?;
+        Ok(lineage.iter().map(RotationId::label_prefix).collect())
     }
 
     /// Ends an orphan for good, after another look at it while nobody else can work on its secret. The audit chain says that

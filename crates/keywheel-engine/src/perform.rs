@@ -9,13 +9,13 @@ use keywheel_core::facts::{Authority, Observe, ReadBack, ValueOrigin};
 use keywheel_core::fingerprint::{Compared, Fingerprint, Fingerprinter};
 use keywheel_core::gate::{UsageSample, Visit};
 use keywheel_core::incident::{Behind, WorkloadLogs};
-use keywheel_core::plan::{Part, Plan, Role, Slot};
+use keywheel_core::plan::{Part, Plan, Role, Slot, StorePlan};
 use keywheel_core::planted;
 use keywheel_core::secret::{Credential, Field, SecretValue};
 use keywheel_core::strategy::{Arrangement, Position, Side};
 use keywheel_core::time::{Span, Timestamp};
 use keywheel_core::version::{IssuedId, VersionId};
-use keywheel_driver::issuer::{Mint, Verdict};
+use keywheel_driver::issuer::{Mint, Suspect, Verdict};
 use keywheel_driver::probe::{Asked, Health};
 use keywheel_driver::store::{Accept, Edit};
 use keywheel_driver::workload::{Ensure, Notes, check_pin};
@@ -27,7 +27,7 @@ use futures_util::future::{join, join_all};
 
 use crate::clock::within;
 use crate::run::{Member, resources};
-use crate::{Drivers, Engine, readers};
+use crate::{Drivers, Engine, held, readers, recover};
 
 /// How long a look at workloads may hold up what does not depend on it.
 const LOOK: Span = Span::seconds(5);
@@ -343,7 +343,7 @@ impl Work<'_> {
                 .extend(credential_of(&planned.slots, &held)?.map(|credential| (name, credential)));
         }
         let agreed = if self.plan.is_emergency() { None } else { self.agree(&found)? };
-        let fingerprint = agreed.map(|credential| self.fingerprint(credential));
+        let fingerprint = agreed.as_ref().map(|credential| self.fingerprint(credential));
         let known = self.plan.previous.as_ref().and_then(|previous| previous.fingerprint);
         if let (Some(known), Some(seen)) = (known, fingerprint)
             && known.compare(&seen) == Compared::Different
@@ -363,11 +363,8 @@ impl Work<'_> {
             _ => false,
         };
         let in_use = if taken_over { None } else { self.in_use(&found, known) };
-        if let (Some(previous), Some(credential)) = (&self.plan.previous, in_use) {
-            seal.push(Sealed {
-                key: credential_key(self.plan, previous.version),
-                value: credential.duplicate(),
-            });
+        if let (Some(previous), Some(value)) = (&self.plan.previous, in_use) {
+            seal.push(Sealed { key: credential_key(self.plan, previous.version), value });
         }
         let logs = self.logs().await;
         Ok(Performed { report: Report::Captured { fingerprint, logs }, seal })
@@ -375,14 +372,14 @@ impl Work<'_> {
 
     /// The credential that is the version in use: the one that is known to be, else the one that every store holds. In an
     /// emergency neither may be there; then nothing is sealed, and nobody is asked whether it is dead.
-    fn in_use<'c>(
+    fn in_use(
         &self,
-        found: &'c [(&str, Credential)],
+        found: &[(&str, Credential)],
         known: Option<Fingerprint>,
-    ) -> Option<&'c Credential> {
-        let mut credentials = found.iter().map(|(_, credential)| credential);
+    ) -> Option<Credential> {
+        let all = || found.iter().map(|(_, credential)| credential);
         match known {
-            Some(known) => credentials.find(|credential| {
+            Some(known) => all().map(|one| held::completed(one, all())).find(|credential| {
                 known.compare(&self.fingerprint(credential)) != Compared::Different
             }),
             None => self.agree(found).ok().flatten(),
@@ -408,37 +405,23 @@ impl Work<'_> {
         Ok(())
     }
 
-    fn agree<'c>(
-        &self,
-        found: &'c [(&str, Credential)],
-    ) -> Result<Option<&'c Credential>, Refusal> {
-        let Some((first, credential)) = found.first() else {
-            return if self.plan.previous.is_none() {
-                Ok(None)
-            } else {
+    fn agree(&self, found: &[(&str, Credential)]) -> Result<Option<Credential>, Refusal> {
+        match held::together(found)? {
+            None if self.plan.previous.is_some() => {
                 Err(Refusal::operator(RefusalKind::NotFound, "no store holds a value"))
-            };
-        };
-        match found.iter().find(|(_, other)| !other.same_as(credential)) {
-            None => Ok(Some(credential)),
-            Some((other, _)) => {
-                let message = format!("stores `{first}` and `{other}` hold different values");
-                Err(Refusal::operator(RefusalKind::Disagree, message))
             }
+            agreed => Ok(agreed),
         }
     }
 
-    /// Fingerprints what the stores hold of a credential: a field that none of them is given can be read back nowhere.
     fn fingerprint(&self, credential: &Credential) -> Fingerprint {
-        let held = delivered(self.plan, credential);
-        let all = held.fields().next().is_none() || planted!("fields_of_no_slot_compared");
-        fingerprint(self.engine, if all { credential } else { &held })
+        fingerprint(self.engine, &self.plan.stores, credential)
     }
 }
 
 /// The fields of a credential that current slots are given.
-fn delivered(plan: &Plan, credential: &Credential) -> Credential {
-    let slots = plan.stores.iter().flat_map(|store| &store.slots);
+fn delivered(stores: &[StorePlan], credential: &Credential) -> Credential {
+    let slots = stores.iter().flat_map(|store| &store.slots);
     let parts = slots.filter(|slot| slot.role == Role::Current).map(|slot| &slot.part);
     let held = parts.flat_map(Part::fields).filter_map(|name| {
         let value = credential.field(&name)?.duplicate();
@@ -447,10 +430,17 @@ fn delivered(plan: &Plan, credential: &Credential) -> Credential {
     held.fold(Credential::default(), |held, (name, value)| held.with(name, value))
 }
 
-/// Fingerprints a whole credential: its fields in order.
-pub(crate) fn fingerprint(engine: &Engine, credential: &Credential) -> Fingerprint {
+/// Fingerprints what the stores hold of a credential, its fields in order: a field that none of them is given can be read back
+/// nowhere.
+pub(crate) fn fingerprint(
+    engine: &Engine,
+    stores: &[StorePlan],
+    credential: &Credential,
+) -> Fingerprint {
+    let held = delivered(stores, credential);
+    let all = held.fields().next().is_none() || planted!("fields_of_no_slot_compared");
     let fingerprinter = &engine.journal.installation().fingerprinter;
-    let fields: SmallVec<[(&str, Fingerprint); 2]> = credential
+    let fields: SmallVec<[(&str, Fingerprint); 2]> = if all { credential } else { &held }
         .fields()
         .map(|(field, value)| (field.as_str(), fingerprinter.of(value.expose())))
         .collect();
@@ -470,14 +460,12 @@ impl Work<'_> {
             }
             _ => None,
         };
-        let compromised = self.compromised().await?;
         let suspects = self.suspects().await?;
         let request = Mint {
             label: &label,
             value: ours.as_ref(),
             previous,
             in_use: in_use.as_ref(),
-            compromised: &compromised,
             suspects: &suspects,
         };
         let minted = self.member.drivers.issuer.mint(&request).await?;
@@ -493,26 +481,36 @@ impl Work<'_> {
     }
 
     /// What an emergency ends beside the previous version; where names take turns, the next one may still be held by it, and by
-    /// what the rotation that was taken over minted without an answer.
-    async fn compromised(&self) -> Outcome<Vec<IssuedId>> {
-        let suspects = self.plan.suspects.iter().filter_map(|suspect| suspect.issued.clone());
-        let mut compromised: Vec<IssuedId> = suspects.collect();
-        if let (true, Some(other)) = (self.plan.issuer.facts.takes_turns, &self.plan.takes_over) {
-            let live = self.member.drivers.issuer.list(&other.label_prefix()).await?;
-            compromised.extend(live.into_iter().map(|live| live.issued));
+    /// what the rotations that were taken over minted without an answer.
+    async fn suspects(&self) -> Outcome<Vec<Suspect>> {
+        let facts = &self.plan.issuer.facts;
+        let mut suspects = Vec::new();
+        for known in &self.plan.suspects {
+            let value = match facts.by_hand {
+                Some(_) => self.sealed(known.version).await?,
+                None => None,
+            };
+            suspects.push(Suspect { issued: known.issued.clone(), value });
         }
-        Ok(compromised)
+        if facts.takes_turns {
+            let left = self.left_by_taken_over().await?.into_iter();
+            suspects.extend(left.map(|issued| Suspect { issued: Some(issued), value: None }));
+        }
+        Ok(suspects)
     }
 
-    /// The values of the suspects beside the previous version, for an issuer that is a person.
-    async fn suspects(&self) -> Outcome<Vec<Credential>> {
-        let mut values = Vec::new();
-        if self.plan.issuer.facts.by_hand.is_some() {
-            for suspect in &self.plan.suspects {
-                values.extend(self.sealed(suspect.version).await?);
-            }
+    /// What is live under the labels of the rotation that was taken over, and of all that it took over before.
+    async fn left_by_taken_over(&self) -> Outcome<Vec<IssuedId>> {
+        let journal = self.engine.journal.as_ref();
+        let lineage = recover::lineage(journal, self.plan.takes_over.as_ref()).await;
+        let lineage =
+            lineage.map_err(|error| Refusal::operator(RefusalKind::Local, error.to_string()))?;
+        let mut left = Vec::new();
+        for rotation in lineage {
+            let live = self.member.drivers.issuer.list(&rotation.label_prefix()).await?;
+            left.extend(live.into_iter().map(|live| live.issued));
         }
-        Ok(values)
+        Ok(left)
     }
 
     fn seal_pending(&self, credential: Option<Credential>) -> Vec<Sealed> {
@@ -575,12 +573,12 @@ impl Work<'_> {
         Ok(Report::Plain.into())
     }
 
-    /// Several acceptances in a row: a new version may be known to one node and not to the next (H87).
+    /// Several acceptances in a row: a new version may be known to one node and not to the next (H87). Where nothing has to
+    /// spread, one is definite.
     async fn verify(&self, version: VersionId) -> Outcome {
         let credential = self.needed(version).await?;
         let once = planted!("accepted_once_is_enough");
-        let times = if once { 1 } else { self.plan.policy.refusals.max(1) };
-        for _ in 0..times {
+        for _ in 0..if once { 1 } else { self.plan.acceptances() } {
             match self.member.drivers.issuer.verify(&credential).await? {
                 Verdict::Accepted => {}
                 Verdict::Refused => {
@@ -684,14 +682,13 @@ impl Work<'_> {
         Ok(Report::Extended { expires_at }.into())
     }
 
-    /// Everything live under this rotation's labels, and under those of the rotation that it took over.
+    /// Everything live under this rotation's labels, and under those of the rotations that it took over.
     async fn sweep(&self) -> Outcome {
-        let issuer = &self.member.drivers.issuer;
-        let mut live = issuer.list(&self.member.rotation.id().label_prefix()).await?;
-        if let Some(taken_over) = &self.plan.takes_over {
-            live.extend(issuer.list(&taken_over.label_prefix()).await?);
-        }
-        Ok(Report::Swept { strays: live.into_iter().map(|live| live.issued).collect() }.into())
+        let own = self.member.rotation.id().label_prefix();
+        let live = self.member.drivers.issuer.list(&own).await?;
+        let mut strays: Vec<IssuedId> = live.into_iter().map(|live| live.issued).collect();
+        strays.extend(self.left_by_taken_over().await?);
+        Ok(Report::Swept { strays }.into())
     }
 
     async fn verify_dead(&self, version: VersionId) -> Outcome<Death> {
@@ -734,9 +731,8 @@ impl Work<'_> {
     async fn issuer_refuses(&self, version: VersionId) -> Outcome<Death> {
         let issuer = &self.member.drivers.issuer;
         if let Some(issued) = self.member.rotation.issued(version)
-            && issuer.list("").await?.iter().any(|live| live.issued == *issued)
             && self.plan.issuer.facts.destroy
-            && self.plan.strategy != keywheel_core::strategy::Strategy::Alternate
+            && issuer.list("").await?.iter().any(|live| live.issued == *issued)
         {
             return Ok(Death::StillAccepted);
         }

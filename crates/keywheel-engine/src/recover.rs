@@ -131,6 +131,25 @@ pub async fn read(journal: &dyn Journal, rotation: &RotationId) -> Result<Rotati
     Ok(replay(&records)?)
 }
 
+/// Returns a rotation and all that were taken over on the way to it, the latest first: what one of them left, the next may not
+/// have come to.
+///
+/// # Errors
+/// [`EngineError`] where the journal cannot be read, or holds records that do not fit each other.
+pub async fn lineage(
+    journal: &dyn Journal,
+    rotation: Option<&RotationId>,
+) -> Result<Vec<RotationId>, EngineError> {
+    let mut lineage = Vec::new();
+    let mut next = rotation.cloned();
+    while let Some(id) = next {
+        let former = read(journal, &id).await?.plan().takes_over.clone();
+        lineage.push(id);
+        next = former.filter(|_| !planted!("taken_over_one_level_back"));
+    }
+    Ok(lineage)
+}
+
 /// Folds records into the rotation that they are of.
 ///
 /// # Errors

@@ -7,11 +7,10 @@ use std::sync::Arc;
 use keywheel_core::call::{CallError, Refusal, RefusalKind};
 use keywheel_core::event::{Because, Event, Outcome};
 use keywheel_core::inventory::{Inventory, News};
-use keywheel_core::plan::{Plan, RotationId};
+use keywheel_core::plan::{Plan, RotationId, StorePlan};
 use keywheel_core::rotation::{Next, Rotation};
 use keywheel_core::secret::{Credential, SecretName};
 use keywheel_core::time::{Span, Timestamp};
-use keywheel_driver::store::Store;
 use keywheel_journal::{Append, Entry, Epoch, JournalError};
 
 use crate::perform::{self, PutRight};
@@ -306,9 +305,13 @@ impl Engine {
         Ok(self.journal.append(Append { actor: self.actor.clone(), entries: vec![entry] }).await?)
     }
 
-    /// Returns the fingerprint of a credential, as the inventory keeps it.
-    pub fn fingerprint(&self, credential: &Credential) -> keywheel_core::fingerprint::Fingerprint {
-        perform::fingerprint(self, credential)
+    /// Returns the fingerprint of a credential, as the inventory keeps it for a secret with the slots of these stores.
+    pub fn fingerprint(
+        &self,
+        stores: &[StorePlan],
+        credential: &Credential,
+    ) -> keywheel_core::fingerprint::Fingerprint {
+        perform::fingerprint(self, stores, credential)
     }
 }
 
@@ -341,19 +344,6 @@ pub fn can_be_put_right(rotation: &Rotation) -> Result<(), Refusal> {
     }
     let message = format!("`{}` has an open rotation that is on its way", rotation.plan().secret);
     Err(Refusal::operator(RefusalKind::Unsupported, message))
-}
-
-/// Reads the credential that the current slots of one store hold; none where they are absent.
-///
-/// # Errors
-/// [`keywheel_core::call::CallError`] where the store cannot be read or its slots do not fit each other.
-pub async fn held_by(
-    store: &dyn Store,
-    planned: &keywheel_core::plan::StorePlan,
-) -> Result<Option<Credential>, keywheel_core::call::CallError> {
-    let addresses: Vec<String> = planned.slots.iter().map(|slot| slot.address.clone()).collect();
-    let held = store.read(&addresses).await?;
-    Ok(perform::credential_of(&planned.slots, &held)?)
 }
 
 /// Returns the secrets of a group, in order.

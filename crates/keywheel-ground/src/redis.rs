@@ -41,12 +41,15 @@ pub struct Settings {
     pub replica_of: Option<u16>,
     /// A certificate and its key in PEM; the port then speaks TLS only.
     pub certificate: Option<(String, String)>,
+    /// Whether it is a node of a cluster, alone at first.
+    pub cluster: bool,
 }
 
 /// A running server. Dropping it ends it.
 pub struct Redis {
     folder: TempDir,
     port: u16,
+    bus: Option<u16>,
     configured: bool,
     tls: bool,
     server: Option<Child>,
@@ -64,9 +67,14 @@ impl Redis {
         let folder = tempfile::Builder::new().prefix("keywheel-redis-").tempdir();
         let folder = folder.map_err(|error| failed(&error.kind().to_string()))?;
         let port = free_port().ok_or_else(|| failed("no port is free"))?;
+        let bus = match settings.cluster {
+            true => Some(free_port().ok_or_else(|| failed("no port is free"))?),
+            false => None,
+        };
         let mut redis = Self {
             folder,
             port,
+            bus,
             configured: settings.users != Users::Nowhere,
             tls: settings.certificate.is_some(),
             server: None,
@@ -79,6 +87,11 @@ impl Redis {
     /// Returns the port on 127.0.0.1.
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// Returns the port on which the nodes of its cluster speak to each other.
+    pub fn bus(&self) -> Option<u16> {
+        self.bus
     }
 
     /// Returns the file that holds the users, where there is one.
@@ -144,6 +157,11 @@ impl Redis {
             }
         }
         lines.extend(settings.replica_of.map(|port| format!("replicaof 127.0.0.1 {port}")));
+        if let Some(bus) = self.bus {
+            lines.push("cluster-enabled yes".into());
+            lines.push(format!("cluster-port {bus}"));
+            lines.push("cluster-config-file nodes.conf".into());
+        }
         lines.extend(settings.configuration.iter().cloned());
         match settings.users {
             Users::File => {

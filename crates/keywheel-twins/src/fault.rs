@@ -108,6 +108,15 @@ pub enum Fault {
     Cut,
     /// It is done, and the answer stops after its headers.
     Hang,
+    /// It is done a second time at once, as where a proxy or a library sends a request again by itself; that answer is given.
+    Twice,
+    /// It is done, and its answer names another object.
+    AnotherId {
+        /// Where in the answer an id stands, as a JSON pointer: `/data/id`.
+        at: String,
+        /// What stands there instead.
+        id: String,
+    },
     /// A list is answered as it was a while ago.
     DelayedList {
         /// How long ago.
@@ -274,6 +283,16 @@ impl Faults {
         fault
     }
 
+    /// Takes back that a rule has happened: the answer names nothing at this place.
+    fn missed(&self, fault: &Fault) {
+        let mut inner = self.lock();
+        inner
+            .rules
+            .iter_mut()
+            .filter(|armed| armed.rule.fault == *fault)
+            .for_each(|armed| armed.fired = false);
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -385,11 +404,43 @@ async fn misbehave(
                 futures_util::stream::pending::<Result<Bytes, std::convert::Infallible>>();
             Response::from_parts(parts, Body::from_stream(silence))
         }
+        Fault::Twice => {
+            let (first, second) = doubled(request).await;
+            next.clone().run(first).await;
+            next.run(second).await
+        }
+        Fault::AnotherId { ref at, ref id } => {
+            let (parts, body) = next.run(request).await.into_parts();
+            let body = axum::body::to_bytes(body, usize::MAX).await.unwrap_or_default();
+            let Some(renamed) = renamed(&body, at, id) else {
+                faults.missed(&fault);
+                return Response::from_parts(parts, Body::from(body));
+            };
+            let mut response = axum::Json(renamed).into_response();
+            *response.status_mut() = parts.status;
+            response
+        }
         Fault::DelayedList { for_ms } => {
             request.extensions_mut().insert(Lag(Duration::from_millis(for_ms)));
             next.run(request).await
         }
     }
+}
+
+/// Makes two requests of one that is taken in already.
+async fn doubled(request: Request) -> (Request, Request) {
+    let (parts, body) = request.into_parts();
+    let bytes = axum::body::to_bytes(body, LARGEST).await.unwrap_or_default();
+    let again = Request::from_parts(parts.clone(), Body::from(bytes.clone()));
+    (Request::from_parts(parts, Body::from(bytes)), again)
+}
+
+/// Puts another id into an answer; none where no id stands there.
+fn renamed(body: &[u8], at: &str, id: &str) -> Option<serde_json::Value> {
+    let mut answer: serde_json::Value = serde_json::from_slice(body).ok()?;
+    let named = answer.pointer_mut(at).filter(|named| named.is_string())?;
+    *named = id.into();
+    Some(answer)
 }
 
 /// Takes in the body before anything else happens, so that a late landing has it after the connection is gone.
@@ -470,12 +521,15 @@ mod tests {
     #[test]
     fn the_script_is_read_as_it_is_written() {
         let text = r#"[{"on":"end_thing","nth":"every","fault":{"status":{"code":500,"body":"echo_key"}}},
-            {"on":"*","fault":{"late_landing":{"after_ms":5}}}]"#;
+            {"on":"*","fault":{"late_landing":{"after_ms":5}}}, {"on":"*","fault":"twice"},
+            {"on":"*","fault":{"another_id":{"at":"/data/id","id":"key_2"}}}]"#;
         let echo =
             Fault::Status { code: 500, retry_after: None, body: Echo::EchoKey, applied: false };
         let expected = vec![
             Rule::every("end_thing", echo),
             Rule::first("*", Fault::LateLanding { after_ms: 5 }),
+            Rule::first("*", Fault::Twice),
+            Rule::first("*", Fault::AnotherId { at: "/data/id".into(), id: "key_2".into() }),
         ];
         assert_eq!(serde_json::from_str::<Script>(text).unwrap(), expected);
         let back = serde_json::to_string(&expected).unwrap();

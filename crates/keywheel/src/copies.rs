@@ -3,7 +3,7 @@
 //! Values are compared in memory, and only names are told. A store that cannot be read now is passed over.
 
 use keywheel_core::secret::{Credential, Field, SecretName};
-use keywheel_engine::request::held_by;
+use keywheel_engine::held;
 
 use crate::compile::drivers_of;
 use crate::config::{Config, Secret};
@@ -88,8 +88,8 @@ async fn held(config: &Config, secret: &Secret) -> Option<Vec<Credential>> {
     let plan = prepare::draft_for("", config, secret).ok()?;
     let built = drivers_of(&plan).ok()?;
     let mut all: Vec<Credential> = Vec::new();
-    for (store, planned) in built.stores.iter().zip(&plan.stores) {
-        let held = held_by(store.as_ref(), planned).await.ok()?;
+    for held in held::by_each(&built.stores, &plan).await {
+        let held = held.ok()?;
         all.extend(held.filter(|held| !all.iter().any(|known| known.same_as(held))));
     }
     Some(all)

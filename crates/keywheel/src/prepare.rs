@@ -9,15 +9,14 @@ use keywheel_core::incident::{Incident, IncidentId};
 use keywheel_core::inventory::{Inventory, Version};
 use keywheel_core::plan::{Mode, Plan, PlanHash, Reason, VersionRef};
 use keywheel_core::planted;
-use keywheel_core::secret::SecretName;
+use keywheel_core::secret::{Credential, SecretName};
 use keywheel_core::strategy::Strategy;
 use keywheel_core::version::{Stage, State, VersionId};
 use keywheel_driver::issuer::Identity;
 use keywheel_driver::slot;
 use keywheel_driver::workload::elsewhere;
-use keywheel_engine::readers;
-use keywheel_engine::request::held_by;
 use keywheel_engine::run::Group;
+use keywheel_engine::{held, readers};
 
 use crate::cli::Globals;
 use crate::code;
@@ -355,7 +354,7 @@ pub(crate) async fn adoption(
         Identity::Known { issued, created_at, .. } => (Some(issued), created_at),
         Identity::Candidates(_) | Identity::Unknown => (None, None),
     };
-    let fingerprint = session.engine.fingerprint(&held);
+    let fingerprint = session.engine.fingerprint(&plan.stores, &held);
     row.versions.push(Version::adopted(VersionId(1), issued, created_at, Some(fingerprint)));
     row.next = VersionId(2);
     row.rotated_at = created_at.or(last_rotated);
@@ -403,37 +402,28 @@ pub(crate) fn draft_for(
     compile(config, &secret.name, inputs)
 }
 
-/// Returns the credential that all stores of a plan hold; none where none holds one.
-pub(crate) async fn agreed(
-    plan: &Plan,
-    built: &Built,
-) -> Result<Option<keywheel_core::secret::Credential>, Failure> {
-    let mut found: Option<(String, keywheel_core::secret::Credential)> = None;
-    for (store, planned) in built.stores.iter().zip(&plan.stores) {
-        let held = held_by(store.as_ref(), planned).await.map_err(|error| {
-            let failure = Failure::new(format!("store `{}` cannot be read", planned.bound.name));
+/// Returns the credential that the stores of a plan hold together; none where none holds one.
+pub(crate) async fn agreed(plan: &Plan, built: &Built) -> Result<Option<Credential>, Failure> {
+    let mut found = Vec::new();
+    for (planned, held) in plan.stores.iter().zip(held::by_each(&built.stores, plan).await) {
+        let name = planned.bound.name.as_str();
+        let held = held.map_err(|error| {
+            let failure = Failure::new(format!("store `{name}` cannot be read"));
             failure
                 .code(code::STORE)
                 .exit(Exit::Refused)
                 .caused_by(error.to_string())
                 .now("nothing changed")
         })?;
-        match (&found, held) {
-            (None, Some(held)) => found = Some((planned.bound.name.clone(), held)),
-            (Some((first, known)), Some(held)) if !known.same_as(&held) => {
-                let message = format!(
-                    "stores `{first}` and `{}` hold different values of `{}`",
-                    planned.bound.name, plan.secret
-                );
-                let failure = Failure::new(message).code(code::DISAGREE).exit(Exit::Refused);
-                return Err(failure.now("nothing changed; both values are as they were").hint(
-                    "find out which one is in use, and write it to the other store; keywheel does not guess",
-                ));
-            }
-            _ => {}
-        }
+        found.extend(held.map(|held| (name, held)));
     }
-    Ok(found.map(|(_, credential)| credential))
+    held::together(&found).map_err(|disagreement| {
+        let failure = Failure::new(format!("{disagreement} of `{}`", plan.secret));
+        let failure = failure.code(code::DISAGREE).exit(Exit::Refused);
+        failure.now("nothing changed; both values are as they were").hint(
+            "find out which one is in use, and write it to the other store; keywheel does not guess",
+        )
+    })
 }
 
 fn unreachable(secret: &Secret, error: &CallError) -> Failure {

@@ -5,34 +5,46 @@
 
 use keywheel_core::facts::Authority;
 use keywheel_core::fingerprint::Compared;
-use keywheel_core::inventory::{Inventory, Version};
+use keywheel_core::inventory::{Inventory, Refused, Version};
 use keywheel_core::plan::Plan;
 use keywheel_core::planted;
 use keywheel_core::rotation::Rotation;
-use keywheel_core::secret::Credential;
+use keywheel_core::secret::{Credential, SecretName};
 use keywheel_core::version::Stage;
 use keywheel_driver::issuer::Verdict;
-use keywheel_engine::request::held_by;
+use keywheel_engine::{EngineError, held};
 
 use crate::compile::Built;
 use crate::session::Session;
 
-/// Says that the issuer of a secret definitely refuses what readers use, and which version that is.
+/// What an issuer says of what readers use.
+pub(crate) enum Answer {
+    Accepts,
+    /// Definitely, and in words.
+    Refuses(String),
+}
+
+/// Asks the issuer of a secret about what readers use; none where there is nothing to ask about, or no answer.
 pub(crate) async fn in_use(
     session: &Session,
     plan: &Plan,
     built: &Built,
     row: Option<&Inventory>,
-) -> Option<String> {
+) -> Option<Answer> {
     if built.issuer.facts().authority != Authority::Issuer || planted!("dead_key_unnoticed") {
         return None;
     }
     let current = row.and_then(|row| row.at(Stage::Current));
     let held = held(session, plan, built, current).await?;
-    let refused = matches!(built.issuer.verify(&held).await, Ok(Verdict::Refused));
-    let what = current.map_or("the value".into(), |current| current.version.to_string());
-    let issuer = &plan.issuer.bound.name;
-    refused.then(|| format!("issuer `{issuer}` refuses {what} that readers use"))
+    match built.issuer.verify(&held).await {
+        Ok(Verdict::Accepted) => Some(Answer::Accepts),
+        Ok(Verdict::Refused) => {
+            let what = current.map_or("the value".into(), |current| current.version.to_string());
+            let issuer = &plan.issuer.bound.name;
+            Some(Answer::Refuses(format!("issuer `{issuer}` refuses {what} that readers use")))
+        }
+        Ok(Verdict::CannotTell(_)) | Err(_) => None,
+    }
 }
 
 /// An emergency ends what readers use, and is on its way to replace it: a refusal is what it is for.
@@ -41,8 +53,24 @@ pub(crate) fn is_being_replaced(open: &Rotation) -> bool {
 }
 
 /// Returns the command that replaces what is refused.
-pub(crate) fn then(plan: &Plan) -> String {
-    format!("keywheel rotate {} --emergency --because …", plan.secret)
+pub(crate) fn then(secret: &SecretName) -> String {
+    format!("keywheel rotate {secret} --emergency --because …")
+}
+
+/// Keeps in the journal that the version in use is refused, or no longer is, so that `status` tells of it without asking.
+pub(crate) async fn keep(
+    session: &Session,
+    secret: &SecretName,
+    is_refused: bool,
+) -> Result<(), EngineError> {
+    let action = if is_refused { "saw its issuer refuse" } else { "saw its issuer accept" };
+    let change = |row: Option<Inventory>| {
+        let row = row?;
+        let current = row.at(Stage::Current)?.version;
+        let refused = is_refused.then(|| Refused { version: current, at: session.now() });
+        Some(Inventory { refused, ..row })
+    };
+    session.engine.note(secret, action, change).await
 }
 
 /// What the first store holds that holds the version in use; what somebody else wrote there is nobody's to try.
@@ -53,12 +81,10 @@ async fn held(
     current: Option<&Version>,
 ) -> Option<Credential> {
     let known = current.and_then(|current| current.fingerprint);
-    for (store, planned) in built.stores.iter().zip(&plan.stores) {
-        let Ok(Some(held)) = held_by(store.as_ref(), planned).await else { continue };
-        let seen = session.engine.fingerprint(&held);
-        if known.is_none_or(|known| known.compare(&seen) != Compared::Different) {
-            return Some(held);
-        }
-    }
-    None
+    let read = held::by_each(&built.stores, plan).await;
+    let all: Vec<Credential> = read.into_iter().filter_map(|held| held.ok().flatten()).collect();
+    all.iter().map(|held| held::completed(held, &all)).find(|held| {
+        let seen = session.engine.fingerprint(&plan.stores, held);
+        known.is_none_or(|known| known.compare(&seen) != Compared::Different)
+    })
 }

@@ -64,11 +64,7 @@ pub(crate) fn step(plan: &Plan, step: Step) -> Line {
         Step::RevokeStray { .. } => {
             line("revoke", format!("{issuer}: a stray that a lost answer left"), "none")
         }
-        Step::Verify(version) => line(
-            "verify",
-            format!("{name} {version} is accepted {} times in a row", plan.policy.refusals),
-            "-",
-        ),
+        Step::Verify(version) => line("verify", acceptance(plan, version), "-"),
         Step::Write { store, to } => {
             line("write", write(plan, usize::from(store), to), "write back")
         }
@@ -94,6 +90,14 @@ pub(crate) fn step(plan: &Plan, step: Step) -> Line {
             line("sweep", format!("{issuer}: nothing else carries this rotation's label"), "-")
         }
         Step::Extend => line("extend", format!("{name}: its lease"), "-"),
+    }
+}
+
+fn acceptance(plan: &Plan, version: VersionId) -> String {
+    let name = plan.secret.name();
+    match plan.acceptances() {
+        1 => format!("{name} {version} is accepted"),
+        times => format!("{name} {version} is accepted {times} times in a row"),
     }
 }
 

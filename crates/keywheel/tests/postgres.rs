@@ -507,6 +507,10 @@ fn h69_an_application_with_one_login_is_converted_and_nothing_is_dropped() {
         ),
         (
             "postgres",
+            "ALTER ROLE one_a SET \"app.tenant\" TO 'the tenant''s =$copy$'; ALTER ROLE one_a IN DATABASE one SET \"app.tenant\" TO 'shop, one'",
+        ),
+        (
+            "postgres",
             "CREATE ROLE reader NOLOGIN; GRANT pg_monitor TO one_a; ALTER DATABASE one OWNER TO one_a",
         ),
         (
@@ -520,6 +524,11 @@ fn h69_an_application_with_one_login_is_converted_and_nothing_is_dropped() {
         statements.split(';').for_each(|statement| drop(world.sql(database, statement)));
     }
     world.sql("postgres", "CREATE DATABASE one_more OWNER one_a");
+    let own_settings = |login: &str| {
+        let query = "SELECT concat(setdatabase, one) FROM pg_db_role_setting, unnest(setconfig) one \
+                     WHERE one LIKE 'app.%' AND setrole::regrole::text = ";
+        world.sql("postgres", &format!("{query}'{login}' ORDER BY 1"))
+    };
     // Connections of the shape before are gone by then.
     thread::sleep(Duration::from_secs(1));
     world.write("run/statements", "");
@@ -531,6 +540,7 @@ fn h69_an_application_with_one_login_is_converted_and_nothing_is_dropped() {
         r#"CREATE ROLE "one_b" NOLOGIN CONNECTION LIMIT 90;"#,
         r#"GRANT "pg_monitor" TO "one_b";"#,
         r#"ALTER ROLE "one_b" SET "search_path" TO 'public', 'pg_catalog';"#,
+        r#" ALTER ROLE "one_b" SET "app.tenant" FROM CURRENT; END $copy$;"#,
         r#"REASSIGN OWNED BY "one_a" TO "one_own";"#,
         r#"GRANT SELECT ON TABLE public.of_root TO "one_own";"#,
         r#"ALTER DEFAULT PRIVILEGES FOR ROLE "one_own" GRANT SELECT ON TABLES TO "reader";"#,
@@ -541,6 +551,7 @@ fn h69_an_application_with_one_login_is_converted_and_nothing_is_dropped() {
     ] {
         assert!(wrong.contains(statement), "{statement}: {wrong}");
     }
+    assert!(!wrong.contains("the tenant") && !wrong.contains("shop, one"), "{wrong}");
     let convert =
         ["adopt", "database", "--convert", "--because", "one login has no overlap", "--yes"];
     let denied = world.run(&convert, 4);
@@ -553,6 +564,8 @@ fn h69_an_application_with_one_login_is_converted_and_nothing_is_dropped() {
     assert!(said.contains("statements"), "{said}");
     assert!(world.run(&["audit", "list"], 0).contains("into shape"));
     assert!(world.run(&["check"], 0).contains("ready"));
+    assert_eq!(own_settings("one_b"), own_settings("one_a"));
+    assert_eq!(own_settings("one_b").len(), 2);
     world.run(&["rotate", "database", "--yes", "--soak"], 0);
     world.assert_one_login_is_left("one_b");
     // The new login does what the old one did, a migration first of all.
@@ -585,6 +598,7 @@ fn h69_an_application_with_one_login_is_converted_and_nothing_is_dropped() {
     }
     let owner = "SELECT pg_get_userbyid(relowner) FROM pg_class WHERE relname = 'seen'";
     assert_eq!(world.sql("one", owner), ["one_a"]);
+    assert!(own_settings("one_b").is_empty());
 }
 
 #[test]

@@ -13,13 +13,18 @@ use crate::sim::Output;
 use crate::tools;
 
 /// What is set in relation to what.
-const RATIOS: [(&str, &str); 7] = [
+const RATIOS: [(&str, &str); 12] = [
     ("keywheel_cutover", "openbao_rotate_role"),
     ("keywheel_alternate", "openbao_rotate_role"),
     ("keywheel_move", "openbao_rotate_role"),
-    ("keywheel_cutover", "bare_alter_role"),
-    ("keywheel_alternate", "bare_alter_role"),
+    ("keywheel_mint_and_verify", "openbao_rotate_role"),
+    ("alter_role_and_login", "openbao_rotate_role"),
+    ("keywheel_cutover", "alter_role_and_login"),
+    ("keywheel_move", "alter_role_and_login"),
+    ("keywheel_mint_and_verify", "alter_role_and_login"),
     ("keywheel_move", "bare_alter_role"),
+    ("keywheel_mint_and_verify", "bare_alter_role"),
+    ("alter_role_and_login", "bare_alter_role"),
     ("openbao_rotate_role", "bare_alter_role"),
 ];
 
@@ -147,7 +152,7 @@ impl std::fmt::Display for Measured {
         for size in &self.sizes {
             writeln!(f, "{} secrets, {} at a time: min, median, max", size.secrets, size.at_once)?;
             for (who, rate) in &size.rotations_per_second {
-                writeln!(f, "  {who:<22} {rate} rotations a second")?;
+                writeln!(f, "  {who:<24} {rate} rotations a second")?;
             }
             for (what, ratio) in &size.ratios {
                 writeln!(f, "  {what}: {ratio}")?;

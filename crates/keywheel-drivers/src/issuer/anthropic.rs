@@ -23,9 +23,7 @@ use keywheel_core::version::IssuedId;
 use keywheel_driver::issuer::{
     Audit, Entry, Identity, Issuer, LastUsed, Live, Mint, Minted, Suspend, Usage, Verdict,
 };
-use keywheel_driver::{
-    CallError, Duration, Finding, Refusal, RefusalKind, Remedy, SecretReference,
-};
+use keywheel_driver::{CallError, Duration, Finding, Refusal, RefusalKind, SecretReference};
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Method, Url};
 use schemars::JsonSchema;
@@ -34,7 +32,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::manual;
-use crate::api::{Answer, Api, MOST_PAGES, known_by_ends, moment, now, plain, shows, unsupported};
+use crate::api::{
+    Answer, Api, MOST_PAGES, is_about, known_by_ends, may_pass, moment, now, plain, shows,
+    unsupported,
+};
 use crate::guided::{Format, Guided};
 use crate::http::Effect;
 use crate::{Build, Context, reference};
@@ -417,8 +418,8 @@ impl Anthropic {
             };
         }
         match self.read::<Key>(admin, self.key_url(&id.id)).await {
-            Ok(key) if key.id == id.id => Ok(Some(key)),
-            Ok(_) => Err(CallError::Unknown(format!("{TARGET} answered with another key"))),
+            Ok(key) if is_about(&key.id, &id.id) => Ok(Some(key)),
+            Ok(_) => Err(self.api.shows_another()),
             Err(CallError::Refused(refusal)) if refusal.kind == RefusalKind::NotFound => {
                 match planted!("wrong_organisation_is_death") {
                     true => Ok(None),
@@ -506,11 +507,11 @@ impl Anthropic {
     ) -> Result<Key, CallError> {
         let body = json!({ field: to });
         let answer = self.api.send(Method::POST, self.key_url(id), admin, Some(&body)).await?;
-        if answer.status.is_success() {
-            answer.decode()
-        } else {
-            Err(error(&answer, Effect::Changes))
+        if !answer.status.is_success() {
+            return Err(error(&answer, Effect::Changes));
         }
+        let changed: Key = answer.decode()?;
+        if is_about(&changed.id, id) { Ok(changed) } else { Err(self.api.changed_another()) }
     }
 
     /// Says what to click, so that the new key can do what the one in use can.
@@ -695,18 +696,6 @@ const FORMAT: Format<'static> = Format { prefix: "sk-ant-", min_length: 40, max_
 /// What a person is told who made a key in another workspace than the configured one.
 const ELSEWHERE: &str = "the key is in another workspace: archive it, and make one under the same name in the workspace that was named";
 
-/// Returns whether a read that failed may succeed within the time that a person waits. A longer wait that the issuer asks for
-/// is kept (H97), by not asking again.
-fn may_pass(error: &CallError) -> bool {
-    match error {
-        CallError::Unknown(_) => true,
-        CallError::Refused(refusal) => matches!(
-            refusal.remedy,
-            Remedy::Retry { after } if after.is_none_or(|after| after <= Span::seconds(1))
-        ),
-    }
-}
-
 /// How wide the buckets of a report are.
 #[derive(Clone, Copy)]
 enum Width {
@@ -888,6 +877,7 @@ mod tests {
     use std::sync::Mutex;
     use std::time::Duration as Time;
 
+    use keywheel_driver::conformance::faults::{Call, Faulty, no_fault_does_harm};
     use keywheel_driver::conformance::issuer::{Subject, run};
     use keywheel_driver::guide::{Guide, Question};
     use keywheel_driver::{Remedy, Severity};
@@ -897,7 +887,7 @@ mod tests {
 
     use super::*;
     use crate::issuer::bench::{
-        credential, is_unknown, mint, refusal, status, taken_over, written,
+        Script, credential, is_unknown, mint, one_id, refusal, status, taken_over, written,
     };
 
     /// Somebody in the console, who clicks as they are told unless a test says otherwise.
@@ -1080,6 +1070,25 @@ mod tests {
         let told = other.told();
         assert!(told.contains("in the workspace `wrkspc_2`"), "{told}");
         assert!(told.contains("let it expire after 90 d"), "{told}");
+    }
+
+    #[tokio::test]
+    async fn h92_no_fault_of_the_provider_does_harm() {
+        let bench = Bench::with(TwinOptions::default(), json!({ "settle_for": "100ms" }));
+        let operations = [
+            (Call::Look, "get_api_key", &["/id"][..]),
+            (Call::List, "list_api_keys", &[][..]),
+            (Call::Switch, "update_api_key", &["/id"][..]),
+            (Call::End, "update_api_key", &["/id"][..]),
+        ];
+        let side = Script {
+            faults: bench.twin.faults(),
+            operations: &operations,
+            names: &one_id,
+            live: &|label| bench.twin.live(label).len(),
+        };
+        let faulty = Faulty { issuer: &*bench.issuer, prefix: "kw-row-", side: &side };
+        assert_eq!(no_fault_does_harm(&faulty).await, 87);
     }
 
     #[tokio::test]

@@ -3,6 +3,7 @@
 use keywheel_core::plan::Label;
 use keywheel_core::secret::{Credential, SecretValue};
 use keywheel_core::version::IssuedId;
+use keywheel_driver::conformance::faults::{Call, LATE, OtherSide, Wrong};
 use keywheel_driver::issuer::{Issuer, Mint, Minted};
 use keywheel_driver::{CallError, Refusal};
 use keywheel_twins::fault::{Echo, Fault, Faults, Rule};
@@ -66,4 +67,69 @@ pub(crate) async fn revoke_means(
     assert_eq!(is_unknown(&outcome), done.is_none(), "{operation} {fault:?}: {outcome:?}");
     assert_eq!(outcome.is_ok(), done == Some(true), "{operation} {fault:?}: {outcome:?}");
     issuer.revoke(id).await.unwrap_or_else(|e| panic!("{operation} {fault:?}: {e}"));
+}
+
+/// A call of a provider as its twin has it: what the call is for, the name of the operation, and where its answer names a version.
+pub(crate) type Operation = (Call, &'static str, &'static [&'static str]);
+
+/// A twin that goes wrong as the suite of faults tells it.
+pub(crate) struct Script<'a> {
+    pub(crate) faults: &'a Faults,
+    pub(crate) operations: &'a [Operation],
+    /// What an answer of this operation names there, where it names this version.
+    pub(crate) names: &'a (dyn Fn(&str, &str, &IssuedId) -> String + Sync),
+    /// Counts the live keys of a label.
+    pub(crate) live: &'a (dyn Fn(&str) -> usize + Sync),
+}
+
+impl OtherSide for Script<'_> {
+    fn arm(&self, call: Call, wrong: Wrong, other: &IssuedId) -> bool {
+        let operation = self.operations.iter().find(|(what, ..)| *what == call);
+        let Some((_, operation, ids)) = operation else { return false };
+        let busy = Fault::Status {
+            code: 429,
+            retry_after: Some("3600".into()),
+            body: Echo::Json,
+            applied: false,
+        };
+        let fault = match wrong {
+            Wrong::SilentBefore => Fault::TimeoutBefore,
+            Wrong::SilentAfter => Fault::TimeoutAfter,
+            Wrong::Hangs => Fault::Hang,
+            Wrong::Cut => Fault::Cut,
+            Wrong::Late => {
+                Fault::LateLanding { after_ms: u64::try_from(LATE.as_millis()).unwrap() }
+            }
+            Wrong::Twice => Fault::Twice,
+            Wrong::Status(code) => Fault::status(code),
+            Wrong::Page(code) => status(code, Echo::Html),
+            Wrong::Echo(code) => status(code, Echo::EchoKey),
+            Wrong::Busy => busy,
+            Wrong::Nonsense => status(200, Echo::Html),
+            Wrong::AnotherId(nth) => {
+                let Some(at) = ids.get(nth) else { return false };
+                let id = (self.names)(operation, at, other);
+                Fault::AnotherId { at: (*at).into(), id }
+            }
+        };
+        self.faults.set(vec![Rule::first(operation, fault)]).unwrap();
+        true
+    }
+
+    fn has_happened(&self) -> bool {
+        self.faults.unfired().is_empty()
+    }
+
+    fn disarm(&self) {
+        self.faults.set(Vec::new()).unwrap();
+    }
+
+    fn live(&self, label: &str) -> usize {
+        (self.live)(label)
+    }
+}
+
+/// What an answer names where a version has one id everywhere.
+pub(crate) fn one_id(_operation: &str, _at: &str, version: &IssuedId) -> String {
+    version.id.clone()
 }

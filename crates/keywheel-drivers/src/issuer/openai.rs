@@ -31,7 +31,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::api::{
-    Answer, Api, MOST_PAGES, Shown, instant, known_by_ends, now, plain, shows, unsupported,
+    Answer, Api, MOST_PAGES, Shown, instant, is_about, known_by_ends, now, plain, shows,
+    shows_secret, unsupported,
 };
 use crate::http::Effect;
 use crate::{Build, Context, reference};
@@ -241,6 +242,14 @@ impl Issuer for OpenAi {
             .api_key
             .filter(|key| made.name == request.label.0 && !key.value.0.expose().is_empty());
         let key = key.ok_or_else(|| answer.not_understood())?;
+        let label = &request.label.0;
+        let look = || self.made(&admin, &made.id, &key.id);
+        let is_new = |(account, shown): &(Account, ApiKey)| {
+            account.name == *label
+                && shown.owner.id() == Some(&account.id)
+                && shows_secret(&shown.redacted_value, &key.value.0)
+        };
+        self.api.recognise(label, self.config.settle_for.span(), look, is_new).await?;
         let chosen_end = self.config.expires_in.map(|life| instant(key.created_at) + life.span());
         Ok(Minted {
             issued: Some(issued(&made.id, &key.id)),
@@ -334,9 +343,7 @@ impl Usage for OpenAi {
     async fn last_used(&self, id: &IssuedId) -> Result<LastUsed, CallError> {
         let (_, key_id) = parts(id)?;
         let admin = self.admin().await?;
-        let key: Option<ApiKey> =
-            self.api.find(&admin, &self.project(&["api_keys", key_id])).await?;
-        let key = key.filter(|_| !key_id.is_empty());
+        let key = if key_id.is_empty() { None } else { self.key(&admin, key_id).await? };
         let key = key.ok_or_else(|| {
             Refusal::operator(RefusalKind::NotFound, format!("{TARGET} has no key `{key_id}`"))
         })?;
@@ -443,6 +450,34 @@ impl OpenAi {
             .url(&[["organization", "projects", &self.config.project].as_slice(), path].concat())
     }
 
+    async fn account(&self, admin: &HeaderMap, id: &str) -> Result<Option<Account>, CallError> {
+        let account: Option<Account> =
+            self.api.find(admin, &self.project(&["service_accounts", id])).await?;
+        match account {
+            Some(account) if !is_about(&account.id, id) => Err(self.api.shows_another()),
+            account => Ok(account),
+        }
+    }
+
+    async fn key(&self, admin: &HeaderMap, id: &str) -> Result<Option<ApiKey>, CallError> {
+        let key: Option<ApiKey> = self.api.find(admin, &self.project(&["api_keys", id])).await?;
+        match key {
+            Some(key) if !is_about(&key.id, id) => Err(self.api.shows_another()),
+            key => Ok(key),
+        }
+    }
+
+    /// Reads what a mint is said to have made; none where either is not there.
+    async fn made(
+        &self,
+        admin: &HeaderMap,
+        account: &str,
+        key: &str,
+    ) -> Result<Option<(Account, ApiKey)>, CallError> {
+        let account = self.account(admin, account).await?;
+        Ok(account.zip(self.key(admin, key).await?))
+    }
+
     /// Reads every page of a list.
     async fn all<T: DeserializeOwned>(
         &self,
@@ -475,11 +510,15 @@ impl OpenAi {
         self.all(admin, &url).await
     }
 
-    async fn delete(&self, admin: &HeaderMap, url: Url) -> Result<Deleted, CallError> {
+    /// Deletes a key or an account.
+    async fn delete(&self, admin: &HeaderMap, url: Url, id: &str) -> Result<Deleted, CallError> {
         let answer = self.api.send(Method::DELETE, url, admin, None).await?;
         match answer.status.as_u16() {
             200..=299 => {
                 let ended: Ended = answer.decode()?;
+                if ended.id.is_some_and(|ended| !is_about(&ended, id)) {
+                    return Err(self.api.changed_another());
+                }
                 if ended.deleted { Ok(Deleted::Gone) } else { Err(answer.not_understood()) }
             }
             404 | 410 if !planted!("gone_is_no_success") => Ok(Deleted::Gone),
@@ -495,14 +534,13 @@ impl OpenAi {
         owner: &str,
         key: &str,
     ) -> Result<Deleted, CallError> {
-        let url = self.project(&["api_keys", key]);
-        if let Some(found) = self.api.find::<ApiKey>(admin, &url).await?
+        if let Some(found) = self.key(admin, key).await?
             && found.owner.id() != Some(owner)
             && !planted!("owner_not_checked")
         {
             return Err(unsupported(&format!("key `{key}` does not belong to `{owner}`")).into());
         }
-        self.delete(admin, url).await
+        self.delete(admin, self.project(&["api_keys", key]), key).await
     }
 
     /// Ends a service account, where it has no key that anyone else could need. One that is not there is done, provided that
@@ -513,8 +551,7 @@ impl OpenAi {
         id: &str,
         which: Which<'_>,
     ) -> Result<Found, CallError> {
-        let url = self.project(&["service_accounts", id]);
-        let Some(account) = self.api.find::<Account>(admin, &url).await? else {
+        let Some(account) = self.account(admin, id).await? else {
             if planted!("wrong_project_is_death") {
                 return Ok(Found::No);
             }
@@ -550,7 +587,7 @@ impl OpenAi {
             }
             _ => {}
         }
-        match self.delete(admin, url).await? {
+        match self.delete(admin, self.project(&["service_accounts", id]), id).await? {
             Deleted::Gone => Ok(Found::Yes),
             Deleted::Refused(error) => Err(error),
         }
@@ -819,6 +856,7 @@ struct AdminKey {
 
 #[derive(Deserialize)]
 struct Ended {
+    id: Option<String>,
     deleted: bool,
 }
 
@@ -956,11 +994,13 @@ mod tests {
 
     use keywheel_core::secret::SecretValue;
     use keywheel_driver::Remedy;
+    use keywheel_driver::conformance::faults::{Call, Faulty, no_fault_does_harm};
     use keywheel_driver::conformance::issuer::{Subject, run};
     use keywheel_twins::fault::{Echo, Fault, Rule};
     use keywheel_twins::openai::{HandMade, Twin, TwinOptions};
     use serde_json::Value;
 
+    use super::super::bench::Script;
     use super::*;
 
     /// A twin, and the issuer that is configured for it.
@@ -1079,6 +1119,32 @@ mod tests {
             assert_eq!(bench.twin.accounts(), [""; 0]);
             assert!(broken.iter().all(|broken| broken.twin.unfired().is_empty()));
         }
+    }
+
+    /// The answer to a mint names the account first; all else is about keys.
+    fn part(operation: &str, at: &str, version: &IssuedId) -> String {
+        let (account, key) = parts(version).unwrap();
+        let is_account = operation == "create_service_account" && at == "/id";
+        if is_account { account.into() } else { key.into() }
+    }
+
+    #[tokio::test]
+    async fn h92_no_fault_of_the_provider_does_harm() {
+        let bench = Bench::with(TwinOptions::default(), json!({ "settle_for": "100ms" }));
+        let operations = [
+            (Call::Make, "create_service_account", &["/id", "/api_key/id"][..]),
+            (Call::Look, "get_api_key", &["/id"][..]),
+            (Call::List, "list_api_keys", &[][..]),
+            (Call::End, "delete_api_key", &["/id"][..]),
+        ];
+        let side = Script {
+            faults: bench.twin.faults(),
+            operations: &operations,
+            names: &part,
+            live: &|label| bench.twin.live(label).len(),
+        };
+        let faulty = Faulty { issuer: &*bench.issuer, prefix: "kw-row-", side: &side };
+        assert_eq!(no_fault_does_harm(&faulty).await, 88);
     }
 
     #[tokio::test]

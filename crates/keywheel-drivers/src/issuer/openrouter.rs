@@ -31,7 +31,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::api::{
-    Answer, Api, MOST_PAGES, Shown, known_by_ends, moment, now, plain, shows, unsupported,
+    Answer, Api, MOST_PAGES, Shown, is_about, known_by_ends, moment, now, plain, shows,
+    shows_secret, unsupported,
 };
 use crate::http::Effect;
 use crate::{Build, Context, reference};
@@ -221,6 +222,10 @@ impl Issuer for OpenRouter {
                 "{TARGET} made another key than was asked for"
             )));
         }
+        let (label, hash) = (&request.label.0, &made.data.hash);
+        let look = || self.get(&manager, hash);
+        let is_new = |key: &Key| key.name == *label && shows_secret(&key.label, &made.key.0);
+        self.api.recognise(label, self.config.settle_for.span(), look, is_new).await?;
         copied.notes.extend(differences(&body, &made.data));
         self.repeat(&manager, &made.data.hash, &mut copied).await;
         Ok(Minted {
@@ -395,8 +400,10 @@ impl OpenRouter {
     }
 
     async fn get(&self, manager: &HeaderMap, hash: &str) -> Result<Option<Key>, CallError> {
-        let found = self.find::<Data<Key>>(manager, self.key_url(hash)).await?;
-        Ok(found.map(|found| found.data))
+        match self.find::<Data<Key>>(manager, self.key_url(hash)).await? {
+            Some(found) if !is_about(&found.data.hash, hash) => Err(self.api.shows_another()),
+            found => Ok(found.map(|found| found.data)),
+        }
     }
 
     /// Reads every key of the workspace, disabled ones too. How many a page has is theirs to change, so the list ends with a
@@ -473,9 +480,6 @@ impl OpenRouter {
             }
             return Ok(None);
         };
-        if key.hash != id.id {
-            return Err(CallError::Unknown(format!("{TARGET} answered with another key")));
-        }
         let ours = self.config.workspace_id.as_ref().is_none_or(|id| *id == key.workspace_id);
         if !(ours || planted!("workspace_not_checked")) {
             let theirs = plain(&key.workspace_id);
@@ -499,10 +503,11 @@ impl OpenRouter {
         if !answer.status.is_success() {
             return Err(error(&answer, Effect::Changes));
         }
-        match answer.decode::<Data<Key>>()?.data.disabled == disabled {
-            true => Ok(()),
-            false => Err(answer.not_understood()),
+        let changed = answer.decode::<Data<Key>>()?.data;
+        if !is_about(&changed.hash, &id.id) {
+            return Err(self.api.changed_another());
         }
+        if changed.disabled == disabled { Ok(()) } else { Err(answer.not_understood()) }
     }
 
     /// Reads everything that is set for the key in use, and refuses where the next one would be made in another workspace.
@@ -890,6 +895,7 @@ struct Problem {
 mod tests {
     use std::time::Duration as Time;
 
+    use keywheel_driver::conformance::faults::{Call, Faulty, no_fault_does_harm};
     use keywheel_driver::conformance::issuer::{Subject, run};
     use keywheel_driver::{Remedy, Severity};
     use keywheel_twins::fault::{Echo, Fault, Nth, Rule};
@@ -897,7 +903,7 @@ mod tests {
 
     use super::*;
     use crate::issuer::bench::{
-        credential, is_unknown, mint, refusal, status, taken_over, written,
+        Script, credential, is_unknown, mint, one_id, refusal, status, taken_over, written,
     };
 
     /// A twin, and the issuer that is configured for it.
@@ -998,6 +1004,26 @@ mod tests {
         .await;
         assert!(bench.twin.keys().iter().all(|key| !key.live));
         assert!(broken.iter().all(|broken| broken.twin.faults().unfired().is_empty()));
+    }
+
+    #[tokio::test]
+    async fn h92_no_fault_of_the_provider_does_harm() {
+        let bench = Bench::with(TwinOptions::default(), |_| json!({ "settle_for": "100ms" }));
+        let operations = [
+            (Call::Make, "create_key", &["/data/hash"][..]),
+            (Call::Look, "get_key", &["/data/hash"][..]),
+            (Call::List, "list_keys", &[][..]),
+            (Call::Switch, "update_key", &["/data/hash"][..]),
+            (Call::End, "delete_key", &[][..]),
+        ];
+        let side = Script {
+            faults: bench.twin.faults(),
+            operations: &operations,
+            names: &one_id,
+            live: &|label| bench.twin.live(label).len(),
+        };
+        let faulty = Faulty { issuer: &*bench.issuer, prefix: "kw-row-", side: &side };
+        assert_eq!(no_fault_does_harm(&faulty).await, 108);
     }
 
     #[tokio::test]

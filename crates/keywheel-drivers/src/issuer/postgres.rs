@@ -17,7 +17,7 @@ mod record;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use keywheel_core::facts::{Authority, IssuerFacts, LastUsedFacts, Observe, ValueOrigin};
@@ -35,7 +35,8 @@ use keywheel_driver::{CallError, Finding, Refusal, RefusalKind, SecretReference,
 use postgres_protocol::escape::{escape_identifier, escape_literal};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tokio_postgres::{Client, Transaction};
+use tokio_postgres::types::Type;
+use tokio_postgres::{Client, SimpleQueryMessage};
 
 use super::random::characters;
 use crate::api::{self, unsupported};
@@ -120,18 +121,12 @@ impl Build for Config {
         let admin_url = reference::from_root(&self.admin_url, context);
         let ca = self.ca.as_ref().map(|ca| context.root.join(ca));
         let reach = self.reach.rooted(context);
-        Ok(Arc::new(Postgres {
-            config: Self { admin_url, ca, reach, ..self.clone() },
-            idle: Mutex::default(),
-        }))
+        Ok(Arc::new(Postgres { config: Self { admin_url, ca, reach, ..self.clone() } }))
     }
 }
 
 struct Postgres {
     config: Config,
-    /// Connections of the admin login that wait for the next call, each with the place where it was logged in: a login takes the
-    /// server longer than most of what is asked over it.
-    idle: Mutex<Vec<(tokio_postgres::Config, Client)>>,
 }
 
 /// A connection of the admin login. It ends with the call, unless the call came to its end and keeps it for the next one: one
@@ -144,9 +139,7 @@ struct Admin<'a> {
 
 impl Admin<'_> {
     fn keep(self) {
-        if let Ok(mut idle) = self.of.idle.lock() {
-            idle.push((self.place, self.client));
-        }
+        postgres::keep(self.place, self.of.config.ca.as_deref(), self.client);
     }
 }
 
@@ -155,12 +148,6 @@ impl std::ops::Deref for Admin<'_> {
 
     fn deref(&self) -> &Client {
         &self.client
-    }
-}
-
-impl std::ops::DerefMut for Admin<'_> {
-    fn deref_mut(&mut self) -> &mut Client {
-        &mut self.client
     }
 }
 
@@ -207,9 +194,8 @@ impl Issuer for Postgres {
         let value = request.value.ok_or_else(|| unsupported("nothing was generated"))?;
         let login = self.login_of(value)?;
         let verifier = verifier(field(value, "password")?)?;
-        let mut admin = self.admin_beside(login).await?;
-        let change = self.change(&mut admin).await?;
-        let found = role(&change, login).await?.ok_or_else(|| absent(login))?;
+        let (change, found) = self.change_of(login).await?;
+        let found = found.ok_or_else(|| absent(login))?;
         self.has_its_turn(&found, login, request)?;
         let generation = found.mark.as_ref().map_or(0, |mark| mark.generation) + 1;
         let secret = match planted!("password_in_the_statement") {
@@ -217,13 +203,11 @@ impl Issuer for Postgres {
             false => verifier,
         };
         let name = escape_identifier(login);
-        run(&change, &format!("ALTER ROLE {name} LOGIN PASSWORD {}", escape_literal(&secret)))
-            .await?;
-        let mark =
-            Mark { generation, label: Some(request.label.clone()), since: now(&change).await? };
+        let alter = format!("ALTER ROLE {name} LOGIN PASSWORD {}", escape_literal(&secret));
+        let since = change.run_by_the_clock(&alter).await?;
+        let mark = Mark { generation, label: Some(request.label.clone()), since };
         mark.write(&change, login, &found.comment).await?;
-        commit(change).await?;
-        admin.keep();
+        change.commit().await?.keep();
         fail_point::pass("login_changed", "mint");
         if self.config.logins.len() > 1 {
             // Nobody was given the new password yet: whoever is logged in was so under a former generation.
@@ -271,9 +255,8 @@ impl Issuer for Postgres {
     /// Takes the password away and ends every session. A generation that was followed by another is gone already; its
     /// sessions, which began before the other, are ended all the same.
     async fn revoke(&self, id: &IssuedId) -> Result<(), CallError> {
-        let mut admin = self.admin_beside(&id.id).await?;
-        let change = self.change(&mut admin).await?;
-        let Some(found) = role(&change, &id.id).await? else { return Ok(()) };
+        let (change, found) = self.change_of(&id.id).await?;
+        let Some(found) = found else { return Ok(()) };
         match found.meets(id) {
             Meets::Later(since) => {
                 return self.end_sessions(&id.id, Some(since)).await;
@@ -282,12 +265,11 @@ impl Issuer for Postgres {
             Meets::Never => return Err(another_generation(id).into()),
         }
         let name = escape_identifier(&id.id);
-        run(&change, &format!("ALTER ROLE {name} NOLOGIN PASSWORD NULL")).await?;
-        let generation = id.generation.unwrap_or(0);
-        let mark = Mark { generation, label: None, since: now(&change).await? };
+        let alter = format!("ALTER ROLE {name} NOLOGIN PASSWORD NULL");
+        let since = change.run_by_the_clock(&alter).await?;
+        let mark = Mark { generation: id.generation.unwrap_or(0), label: None, since };
         mark.write(&change, &id.id, &found.comment).await?;
-        commit(change).await?;
-        admin.keep();
+        change.commit().await?.keep();
         fail_point::pass("login_changed", "revoke");
         self.end_sessions(&id.id, None).await
     }
@@ -457,18 +439,9 @@ impl Postgres {
         self.connected(&self.place().await?).await
     }
 
-    /// Takes a connection that waits, or logs in. One that was logged in elsewhere, or as somebody else, is given up.
+    /// Takes a connection that waits, or logs in.
     async fn connected(&self, place: &tokio_postgres::Config) -> Result<Admin<'_>, CallError> {
-        let is_known = self.config.standbys.is_empty();
-        let waiting = self.idle.lock().ok().and_then(|mut idle| {
-            idle.retain(|(of, client)| !client.is_closed() && (!is_known || of == place));
-            let at = idle.iter().position(|(of, _)| of == place)?;
-            Some(idle.swap_remove(at).1)
-        });
-        if let Some(client) = waiting {
-            return Ok(Admin { place: place.clone(), client, of: self });
-        }
-        match postgres::connect(place, self.config.ca.as_deref()).await {
+        match postgres::connect_or_take(place, self.config.ca.as_deref()).await {
             Ok(client) => Ok(Admin { place: place.clone(), client, of: self }),
             Err(Failed::Here(refusal)) => Err(refusal.into()),
             Err(Failed::There(error)) => Err(match error.code().map(|code| code.code()) {
@@ -495,14 +468,34 @@ impl Postgres {
     }
 
     /// Begins a change of the pair, which nobody else changes meanwhile. It ends soon, one way or the other.
-    async fn change<'a>(&self, admin: &'a mut Client) -> Result<Transaction<'a>, CallError> {
-        let change = admin.transaction().await.map_err(|error| nothing_done(&error))?;
-        let limits = "SET LOCAL lock_timeout = '5s'; SET LOCAL statement_timeout = '15s'; \
-                      SET LOCAL idle_in_transaction_session_timeout = '15s'";
-        change.batch_execute(limits).await.map_err(|error| nothing_done(&error))?;
-        let lock = "SELECT pg_advisory_xact_lock(hashtextextended('keywheel ' || $1, 0))";
-        change.execute(lock, &[&self.config.owner]).await.map_err(|error| nothing_done(&error))?;
-        Ok(change)
+    async fn change<'a>(&self, admin: Admin<'a>) -> Result<Change<'a>, CallError> {
+        admin.batch_execute(&self.begin()).await.map_err(|error| nothing_done(&error))?;
+        Ok(Change { admin })
+    }
+
+    /// Begins a change of the pair, and returns what one of its logins is then.
+    async fn change_of(&self, login: &str) -> Result<(Change<'_>, Option<Role>), CallError> {
+        let admin = self.admin_beside(login).await?;
+        let begin = format!("{}; {ROLE} {}", self.begin(), escape_literal(login));
+        let answers = admin.simple_query(&begin).await.map_err(|error| nothing_done(&error))?;
+        let role = answers.iter().find_map(|answer| match answer {
+            SimpleQueryMessage::Row(row) => {
+                let may_log_in = row.try_get("may_log_in").ok().flatten()?;
+                Some(Role::new(may_log_in == "t", row.get("comment").unwrap_or_default()))
+            }
+            _ => None,
+        });
+        Ok((Change { admin }, role))
+    }
+
+    /// The statements that begin a change, for one message.
+    fn begin(&self) -> String {
+        let pair = escape_literal(&format!("keywheel {}", self.config.owner));
+        format!(
+            "BEGIN; SET LOCAL lock_timeout = '5s'; SET LOCAL statement_timeout = '15s'; \
+             SET LOCAL idle_in_transaction_session_timeout = '15s'; \
+             SELECT pg_advisory_xact_lock(hashtextextended({pair}, 0))"
+        )
     }
 
     /// Returns which of the logins a credential is for.
@@ -525,7 +518,8 @@ impl Postgres {
             return Ok(());
         }
         let is_in_use = request.previous.is_some_and(|previous| previous.id == login);
-        let ends_anyway = |mark: &Mark| request.compromised.iter().any(|id| mark.is(id, login));
+        let mut suspects = request.suspects.iter().filter_map(|suspect| suspect.issued.as_ref());
+        let mut ends_anyway = |mark: &Mark| suspects.any(|id| mark.is(id, login));
         // What an earlier attempt of the same rotation left was given to nobody.
         let is_ours = |label: &Label| same_rotation(label, request.label);
         let rests = match &found.mark {
@@ -572,16 +566,50 @@ impl Postgres {
     }
 
     async fn switch(&self, id: &IssuedId, to: &str) -> Result<(), CallError> {
-        let mut admin = self.admin_beside(&id.id).await?;
-        let change = self.change(&mut admin).await?;
-        let found = role(&change, &id.id).await?.ok_or_else(|| absent(&id.id))?;
+        let (change, found) = self.change_of(&id.id).await?;
+        let found = found.ok_or_else(|| absent(&id.id))?;
         if !matches!(found.meets(id), Meets::Exactly) {
             return Err(another_generation(id).into());
         }
-        run(&change, &format!("ALTER ROLE {} {to}", escape_identifier(&id.id))).await?;
-        commit(change).await?;
-        admin.keep();
+        change.run(&format!("ALTER ROLE {} {to}", escape_identifier(&id.id))).await?;
+        change.commit().await?.keep();
         Ok(())
+    }
+}
+
+/// A change that is under way. Where it is not committed it is taken back, for its connection ends with it.
+struct Change<'a> {
+    admin: Admin<'a>,
+}
+
+impl<'a> Change<'a> {
+    async fn run(&self, statement: &str) -> Result<(), CallError> {
+        self.admin.batch_execute(statement).await.map_err(|error| nothing_done(&error))
+    }
+
+    /// Runs a statement, and returns when it was done by the server's clock.
+    async fn run_by_the_clock(&self, statement: &str) -> Result<Timestamp, CallError> {
+        let clock = "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint";
+        let answers = self.admin.simple_query(&format!("{statement}; {clock}")).await;
+        let answers = answers.map_err(|error| nothing_done(&error))?;
+        let told = answers.iter().find_map(|answer| match answer {
+            SimpleQueryMessage::Row(row) => row.get(0)?.parse().ok(),
+            _ => None,
+        });
+        let no_time = || unsupported("the server does not tell the time").into();
+        told.map(Timestamp::from_millis).ok_or_else(no_time)
+    }
+
+    /// From here on a lost answer leaves it open whether the change was made.
+    async fn commit(self) -> Result<Admin<'a>, CallError> {
+        match self.admin.batch_execute("COMMIT").await {
+            Ok(()) => Ok(self.admin),
+            Err(error) if error.code().is_some() => Err(nothing_done(&error)),
+            Err(error) if planted!("lost_commit_is_a_refusal") => Err(nothing_done(&error)),
+            Err(error) => {
+                Err(CallError::Unknown(format!("{TARGET}: {}", postgres::in_words(&error))))
+            }
+        }
     }
 }
 
@@ -602,6 +630,11 @@ enum Meets {
 }
 
 impl Role {
+    fn new(may_log_in: bool, comment: &str) -> Self {
+        let (comment, mark) = Mark::read(comment);
+        Self { may_log_in, comment, mark }
+    }
+
     fn meets(&self, id: &IssuedId) -> Meets {
         let asked = id.generation.unwrap_or(0);
         let there = self.mark.as_ref().map_or(0, |mark| mark.generation);
@@ -658,7 +691,7 @@ impl Mark {
     /// Puts the mark into the comment of a login, behind what else it says.
     async fn write(
         &self,
-        change: &Transaction<'_>,
+        change: &Change<'_>,
         login: &str,
         comment: &str,
     ) -> Result<(), CallError> {
@@ -666,46 +699,18 @@ impl Mark {
         let since = jiff::Timestamp::from_millisecond(self.since.millis()).unwrap_or_default();
         let mark = format!("{comment} {OPEN}{} {label} {since}]", self.generation);
         let text = escape_literal(mark.trim());
-        run(change, &format!("COMMENT ON ROLE {} IS {text}", escape_identifier(login))).await
+        change.run(&format!("COMMENT ON ROLE {} IS {text}", escape_identifier(login))).await
     }
 }
 
-const ROLE: &str = "SELECT rolcanlogin, coalesce(shobj_description(oid, 'pg_authid'), '') \
-                    FROM pg_roles WHERE rolname = $1";
-
-async fn role(change: &Transaction<'_>, login: &str) -> Result<Option<Role>, CallError> {
-    let row = change.query_opt(ROLE, &[&login]).await.map_err(|error| nothing_done(&error))?;
-    Ok(row.map(|row| as_role(&row)))
-}
+/// What a login is; its name follows.
+const ROLE: &str = "SELECT rolcanlogin AS may_log_in, coalesce(shobj_description(oid, 'pg_authid'), '') AS comment \
+                    FROM pg_roles WHERE rolname =";
 
 async fn role_now(admin: &Client, login: &str) -> Result<Option<Role>, CallError> {
-    let row = admin.query_opt(ROLE, &[&login]).await.map_err(|error| nothing_done(&error))?;
-    Ok(row.map(|row| as_role(&row)))
-}
-
-fn as_role(row: &tokio_postgres::Row) -> Role {
-    let (comment, mark) = Mark::read(row.get(1));
-    Role { may_log_in: row.get(0), comment, mark }
-}
-
-async fn now(change: &Transaction<'_>) -> Result<Timestamp, CallError> {
-    let clock = "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint";
-    let row = change.query_one(clock, &[]).await.map_err(|error| nothing_done(&error))?;
-    Ok(Timestamp::from_millis(row.get(0)))
-}
-
-async fn run(change: &Transaction<'_>, statement: &str) -> Result<(), CallError> {
-    change.batch_execute(statement).await.map_err(|error| nothing_done(&error))
-}
-
-/// From here on a lost answer leaves it open whether the change was made.
-async fn commit(change: Transaction<'_>) -> Result<(), CallError> {
-    match change.commit().await {
-        Ok(()) => Ok(()),
-        Err(error) if error.code().is_some() => Err(nothing_done(&error)),
-        Err(error) if planted!("lost_commit_is_a_refusal") => Err(nothing_done(&error)),
-        Err(error) => Err(CallError::Unknown(format!("{TARGET}: {}", postgres::in_words(&error)))),
-    }
+    let rows = admin.query_typed(&format!("{ROLE} $1"), &[(&login, Type::NAME)]).await;
+    let rows = rows.map_err(|error| nothing_done(&error))?;
+    Ok(rows.first().map(|row| Role::new(row.get(0), row.get(1))))
 }
 
 /// A session of a login.
@@ -731,11 +736,11 @@ async fn sessions_of(
     before: Option<Timestamp>,
 ) -> Result<Vec<Session>, CallError> {
     let rows = admin
-        .query(
+        .query_typed(
             "SELECT pid, coalesce(application_name, ''), coalesce(host(client_addr), ''), coalesce(datname, ''), \
              (extract(epoch FROM backend_start) * 1000)::bigint FROM pg_stat_activity \
              WHERE usename = $1 AND pid <> pg_backend_pid() ORDER BY backend_start, pid",
-            &[&login],
+            &[(&login, Type::NAME)],
         )
         .await
         .map_err(|error| nothing_done(&error))?;
@@ -887,6 +892,7 @@ fn host_and_port(text: &str) -> Option<(&str, u16)> {
 mod tests {
     use keywheel_driver::conformance::canary;
     use keywheel_driver::conformance::issuer::{Subject, run as run_suite};
+    use keywheel_driver::issuer::Suspect;
     use keywheel_driver::{Remedy, Severity};
     use keywheel_ground::postgres::Postgres as Server;
     use serde_json::json;
@@ -993,12 +999,12 @@ mod tests {
         issuer: &dyn Issuer,
         label: &str,
         previous: Option<&IssuedId>,
-        compromised: &[IssuedId],
+        suspects: &[Suspect],
     ) -> Result<(IssuedId, Credential), CallError> {
         let mut random = |bytes: &mut [u8]| getrandom::fill(bytes).unwrap();
         let value = issuer.generate(&mut random, previous).unwrap();
         let label = Label(label.into());
-        let request = Mint { value: Some(&value), previous, compromised, ..Mint::new(&label) };
+        let request = Mint { value: Some(&value), previous, suspects, ..Mint::new(&label) };
         let minted = issuer.mint(&request).await?;
         Ok((minted.issued.unwrap(), value))
     }
@@ -1046,6 +1052,58 @@ mod tests {
             }
         });
         (own, lose)
+    }
+
+    /// Passes connections on. When it is told to, those that stand fall silent, and stay open.
+    async fn silencing(port: u16) -> (u16, Arc<tokio::sync::Notify>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let own = listener.local_addr().unwrap().port();
+        let silence = Arc::new(tokio::sync::Notify::new());
+        let told = Arc::clone(&silence);
+        tokio::spawn(async move {
+            while let Ok((mut client, _)) = listener.accept().await {
+                let told = Arc::clone(&told);
+                tokio::spawn(async move {
+                    let mut server = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+                    tokio::select! {
+                        _ = tokio::io::copy_bidirectional(&mut client, &mut server) => {}
+                        () = told.notified() => std::future::pending().await,
+                    }
+                });
+            }
+        });
+        (own, silence)
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_fell_silent_is_made_anew() {
+        let Some(bench) = Bench::new(&["fsync=off"]).await else { return };
+        let (port, silence) = silencing(bench.server.port()).await;
+        let issuer = bench.issuer_with(port, "warden", WARDEN, json!({}));
+        issuer.list("kw-").await.unwrap();
+        tokio::time::sleep(std::time::Duration::from_millis(1_100)).await;
+        silence.notify_waiters();
+        let listed = tokio::time::timeout(CONNECT, issuer.list("kw-")).await;
+        assert_eq!(listed.expect("it waits for what will never answer"), Ok(Vec::new()));
+    }
+
+    #[tokio::test]
+    async fn those_who_log_in_with_the_same_words_share_a_connection_and_nobody_else_does() {
+        let Some(bench) = Bench::new(&["fsync=off"]).await else { return };
+        for _ in 0..3 {
+            bench.issuer().list("kw-").await.unwrap();
+        }
+        let root = bench.client("postgres", ROOT, "app").await.unwrap();
+        let ours = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'warden'";
+        let count: i64 = root.query_one(ours, &[]).await.unwrap().get(0);
+        assert_eq!(count, 1);
+        let port = bench.server.port();
+        let wrong = bench.issuer_with(port, "warden", "kwcanary-wrong-password", json!({}));
+        let refused = wrong.list("kw-").await;
+        assert!(
+            matches!(refused, Err(CallError::Refused(r)) if r.kind == RefusalKind::Permission),
+            "a wrong password was let in"
+        );
     }
 
     #[tokio::test]
@@ -1191,8 +1249,14 @@ mod tests {
         let (b, second) = mint(&*issuer, "kw-two-1", Some(&a), &[]).await.unwrap();
         let held = bench.client("app_b", text(&second, "password"), "app").await.unwrap();
         assert!(mint(&*issuer, "kw-three-1", Some(&a), &[]).await.is_err());
-        let (taken, third) =
-            mint(&*issuer, "kw-three-1", Some(&a), std::slice::from_ref(&b)).await.unwrap();
+        let (taken, third) = mint(
+            &*issuer,
+            "kw-three-1",
+            Some(&a),
+            &[Suspect { issued: Some(b.clone()), value: None }],
+        )
+        .await
+        .unwrap();
         assert_eq!((taken.id.as_str(), taken.generation), ("app_b", Some(2)));
         assert!(held.simple_query("SELECT 1").await.is_err(), "a suspect's session lives on");
         assert_eq!(issuer.verify(&second).await, Ok(Verdict::Refused));

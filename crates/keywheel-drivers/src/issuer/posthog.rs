@@ -382,21 +382,26 @@ mod tests {
     use async_trait::async_trait;
     use keywheel_core::time::Timestamp;
     use keywheel_core::version::IssuedId;
+    use keywheel_driver::conformance::faults::{Call, Faulty, no_fault_does_harm};
     use keywheel_driver::conformance::issuer::{
         Subject, facts_and_abilities_agree, garbage_is_never_accepted, no_message_holds_a_value,
         run,
     };
     use keywheel_driver::guide::Guide;
-    use keywheel_driver::issuer::{Identity, LastUsed, Mint, Minted};
+    use keywheel_driver::issuer::{Identity, LastUsed, Mint, Minted, Suspect};
     use keywheel_driver::{Remedy, Severity};
     use keywheel_twins::fault::{Echo, Fault, Rule};
     use keywheel_twins::posthog::{PROJECT, Twin, TwinOptions};
     use serde_json::Value;
 
     use super::super::bench::{
-        credential, is_unknown, refusal, revoke_means, status, taken_over, written,
+        Script, credential, is_unknown, one_id, refusal, revoke_means, status, taken_over, written,
     };
     use super::*;
+
+    fn suspect(value: Option<&str>) -> Suspect {
+        Suspect { issued: Some(IssuedId::new("kw-0-1")), value: value.map(credential) }
+    }
 
     /// Somebody who is logged in and clicks as they are told.
     struct Person {
@@ -589,6 +594,25 @@ mod tests {
             assert!(bench.twin.keys().iter().all(|key| !key.live));
             assert!(broken.iter().all(|broken| broken.twin.faults().unfired().is_empty()));
         }
+    }
+
+    #[tokio::test]
+    async fn h92_no_fault_of_the_provider_does_harm() {
+        let bench = Bench::keys();
+        let operations = [
+            (Call::Make, "create_key", &["/id"][..]),
+            (Call::Look, "get_key", &["/id"][..]),
+            (Call::List, "list_keys", &[][..]),
+            (Call::End, "delete_key", &[][..]),
+        ];
+        let side = Script {
+            faults: bench.twin.faults(),
+            operations: &operations,
+            names: &one_id,
+            live: &|label| bench.twin.live(label).len(),
+        };
+        let faulty = Faulty { issuer: &*bench.issuer, prefix: "kw-row-", side: &side };
+        assert_eq!(no_fault_does_harm(&faulty).await, 86);
     }
 
     #[tokio::test]
@@ -946,9 +970,8 @@ mod tests {
             assert_eq!((delete, keep), (in_use == &primary, in_use == &backup), "{refusal}");
         }
         let (label, in_use) = (Label("kw-1-2".into()), credential(&backup));
-        let compromised = [IssuedId::new("kw-0-1")];
-        let emergency =
-            Mint { in_use: Some(&in_use), compromised: &compromised, ..Mint::new(&label) };
+        let suspects = [suspect(None)];
+        let emergency = Mint { in_use: Some(&in_use), suspects: &suspects, ..Mint::new(&label) };
         assert!(bench.issuer.mint(&emergency).await.is_err(), "a suspect was taken for a new one");
         let other = refusal(bench.replace("kw-1-1", "phs_elsewhere").await);
         assert!(other.message.contains("neither the primary nor the backup"), "{other}");
@@ -966,16 +989,11 @@ mod tests {
             assert!(found.iter().all(|found| found.severity == Severity::Note), "{found:?}");
             let (in_use, other) =
                 if in_use_is_backup { (&backup, &primary) } else { (&primary, &backup) };
-            let (in_use, suspects) = (credential(in_use), [credential(other)]);
-            let compromised = [IssuedId::new("kw-0-1")];
+            let (in_use, suspects) = (credential(in_use), [suspect(Some(other))]);
             let mint = async |label: &str| {
                 let label = Label(label.into());
-                let request = Mint {
-                    in_use: Some(&in_use),
-                    compromised: &compromised,
-                    suspects: &suspects,
-                    ..Mint::new(&label)
-                };
+                let request =
+                    Mint { in_use: Some(&in_use), suspects: &suspects, ..Mint::new(&label) };
                 bench.issuer.mint(&request).await.unwrap_or_else(|e| panic!("{e}"))
             };
             let minted = mint("kw-1-1").await;
@@ -987,7 +1005,7 @@ mod tests {
             assert_eq!(told.contains("ends the token in use at once"), in_use_is_backup, "{told}");
             assert_eq!(bench.told(), 1);
             let held = credential(&primary);
-            bench.issuer.revoke_held(&compromised[0], Some(&held)).await.unwrap();
+            bench.issuer.revoke_held(&IssuedId::new("kw-0-1"), Some(&held)).await.unwrap();
             assert!(!bench.twin.accepts(&primary) && bench.twin.accepts(&new));
         }
     }
@@ -997,15 +1015,9 @@ mod tests {
         let bench = Bench::of("project_token");
         let in_use = credential(&bench.twin.project_token());
         let reset = bench.twin.reset_token();
-        let compromised = [IssuedId::new("kw-0-1")];
-        for (suspect, told) in [("phc_elsewhere", 0), (reset.as_str(), 1)] {
-            let (label, suspects) = (Label("kw-1-2".into()), [credential(suspect)]);
-            let request = Mint {
-                in_use: Some(&in_use),
-                compromised: &compromised,
-                suspects: &suspects,
-                ..Mint::new(&label)
-            };
+        for (value, told) in [("phc_elsewhere", 0), (reset.as_str(), 1)] {
+            let (label, suspects) = (Label("kw-1-2".into()), [suspect(Some(value))]);
+            let request = Mint { in_use: Some(&in_use), suspects: &suspects, ..Mint::new(&label) };
             let minted = bench.issuer.mint(&request).await.unwrap_or_else(|e| panic!("{e}"));
             assert!(is_value(minted, &bench.twin.project_token()));
             assert_eq!(bench.told(), told);

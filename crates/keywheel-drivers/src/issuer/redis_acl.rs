@@ -12,9 +12,16 @@
 //! Redis does not tell with which password a session logged in. Those that are older than the next version are surely of a
 //! former one; they end with it (H66), some at a time (H78). Of later ones nothing can be told, and an emergency ends all.
 
+mod acl;
+mod before;
+#[cfg(test)]
+mod bench;
+mod cluster;
+mod preflight;
+mod sessions;
+
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration as Pause;
 
 use async_trait::async_trait;
 use futures_util::future::join_all;
@@ -25,17 +32,15 @@ use keywheel_core::secret::{Credential, Field, SecretValue};
 use keywheel_core::time::{Span, Timestamp};
 use keywheel_core::version::IssuedId;
 use keywheel_driver::issuer::{
-    Audit, Entry, Identity, Issuer, LastUsed, Live, Mint, Minted, Randomness, Suspend, Usage,
-    Verdict,
+    Audit, Identity, Issuer, Live, Mint, Minted, Randomness, Suspend, Usage, Verdict,
 };
 use keywheel_driver::{CallError, Duration, Finding, Refusal, RefusalKind, SecretReference};
-use redis::Value;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
+use self::acl::{Account, Acl, MADE, Marker, acl_deluser, acl_setuser, hash};
+use self::before::marked_before;
 use super::random;
-use crate::api::plain;
 use crate::redis::{Link, Login, Node, Trouble, field};
 use crate::{Build, Context, reference};
 
@@ -43,22 +48,6 @@ const TARGET: &str = "issuer `redis_acl`";
 
 /// The random characters of a password, of 6 bits each.
 const LENGTH: u16 = 43;
-
-/// Carries the hash of the password that was there before keywheel came, and none once that is gone.
-const BEFORE: &str = "keywheel-before";
-
-/// What the pattern begins with that says when a version was made; a user who is off reaches nothing by it.
-const MADE: &str = "~keywheel:";
-
-/// How many sessions end at once, and how long their clients are given to come back.
-const BATCH: usize = 20;
-const PAUSE: Pause = Pause::from_millis(100);
-
-/// How often sessions are looked at again before the rest is left to the next try.
-const ROUNDS: usize = 10_000;
-
-/// How many refused logins the record of a node is asked for; Redis keeps 128 unless told.
-const RECORD: usize = 1_024;
 
 /// A user of Redis (6 or later) with two live passwords.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -76,7 +65,7 @@ pub struct Config {
     /// A file with the certificates of those who may sign the servers', instead of whom this machine trusts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca: Option<PathBuf>,
-    /// Whether there are nodes that are not listed, on purpose: nobody logs in to them as this user.
+    /// Whether there are nodes that are not listed, on purpose: nobody logs in to them as this user. Those of a cluster must be.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub other_nodes: bool,
     /// How long a node may take for one answer.
@@ -157,29 +146,7 @@ impl Issuer for RedisAcl {
     }
 
     async fn preflight(&self) -> Result<Vec<Finding>, CallError> {
-        let mut nodes = Vec::new();
-        for (node, asked) in self.wherever().await? {
-            match asked {
-                Ok(asked) => nodes.push(asked),
-                Err(trouble @ Trouble::Said("WRONGPASS" | "NOAUTH" | "NOPERM")) => {
-                    let admin = &self.config.admin.user;
-                    let words = trouble.in_words(node);
-                    return Ok(vec![Finding::blocks(format!(
-                        "the admin user `{admin}` is not accepted, or may not do what is needed: {words}"
-                    ))]);
-                }
-                Err(trouble) => return Err(trouble.refusal(TARGET, node).into()),
-            }
-        }
-        let mut findings = Vec::new();
-        for at in &mut nodes {
-            findings.extend(self.examine(at).await?);
-        }
-        findings.extend(self.differences(&nodes));
-        if !self.config.other_nodes {
-            findings.extend(missing_nodes(&nodes));
-        }
-        Ok(findings)
+        self.findings().await
     }
 
     fn generate(&self, random: Randomness<'_>, _previous: Option<&IssuedId>) -> Option<Credential> {
@@ -362,109 +329,6 @@ impl Suspend for RedisAcl {
     }
 }
 
-#[async_trait]
-impl Usage for RedisAcl {
-    /// A session that is older than the next version uses this one, or a former one, now.
-    async fn last_used(&self, id: &IssuedId) -> Result<LastUsed, CallError> {
-        let id = self.own(id)?;
-        let mut nodes = self.everywhere().await?;
-        let (mut older, mut later, mut now) = (Vec::new(), 0, None);
-        for at in &mut nodes {
-            let mark = at.mark_of_next(id);
-            let (before, after): (Vec<_>, Vec<_>) =
-                self.sessions(at).await?.into_iter().partition(|one| Some(one.id) < mark);
-            if !before.is_empty() {
-                now = now.max(Some(at.now));
-            }
-            older.extend(before.iter().map(Session::in_words));
-            later += after.len();
-        }
-        let user = &self.config.user;
-        let later = format!(
-            "{later} later, of which Redis does not tell the password",
-            later = counted(later, "session")
-        );
-        let detail = match older.as_slice() {
-            [] => later,
-            older => format!(
-                "{} of `{user}` older than the next version: {}; {later}",
-                counted(older.len(), "session"),
-                some_of(older)
-            ),
-        };
-        Ok(LastUsed { at: now, detail: Some(detail) })
-    }
-}
-
-#[async_trait]
-impl Audit for RedisAcl {
-    /// Redis keeps in memory what it refused for a while, and the sessions that are open, which are in use now whenever they
-    /// began. A node that cannot be read is named, and holds up no other.
-    async fn since(&self, id: &IssuedId, since: Timestamp) -> Result<Vec<Entry>, CallError> {
-        let id = self.own(id)?;
-        let user = &self.config.user;
-        let mut entries = vec![Entry::untimed(format!(
-            "Redis keeps no record of logins as `{user}`, and does not tell the password of an open session"
-        ))];
-        for (node, asked) in self.wherever().await? {
-            let address = node.address();
-            match asked {
-                Ok(mut at) => {
-                    entries.extend(self.sessions_on_record(&mut at, id).await);
-                    let refused = self.refused_on_record(&mut at).await.into_iter();
-                    entries.extend(refused.filter(|entry| entry.at.is_none_or(|at| at >= since)));
-                }
-                Err(trouble) => entries.push(Entry::untimed(format!(
-                    "node `{address}` could not be read: {}",
-                    trouble.in_words(node)
-                ))),
-            }
-        }
-        entries.sort_by_key(|entry| entry.at);
-        Ok(entries)
-    }
-}
-
-impl RedisAcl {
-    /// Tells of the sessions that are open at a node.
-    async fn sessions_on_record(&self, at: &mut At<'_>, id: &str) -> Vec<Entry> {
-        let (address, mark) = (at.node.address().to_owned(), at.mark_of_next(id));
-        let sessions = match self.sessions(at).await {
-            Ok(sessions) => sessions,
-            Err(error) => {
-                return vec![Entry::untimed(format!(
-                    "the sessions at `{address}` could not be read: {error}; that takes `+client|list`"
-                ))];
-            }
-        };
-        let entry = |session: &Session| {
-            let is_older = mark.is_some_and(|mark| session.id < mark);
-            let whose = if is_older { "; older than the next version" } else { "" };
-            Entry {
-                at: Some(session.opened_at),
-                what: format!("session at `{address}`, still open: {}{whose}", session.in_words()),
-            }
-        };
-        sessions.iter().map(entry).collect()
-    }
-
-    /// Tells of what a node refused.
-    async fn refused_on_record(&self, at: &mut At<'_>) -> Vec<Entry> {
-        let address = at.node.address();
-        let record = at.link.ask::<Value>(redis::cmd("ACL").arg("LOG").arg(RECORD)).await;
-        match record {
-            Ok(record) => refused(&record, &self.config.user, at.now)
-                .into_iter()
-                .map(|entry| Entry { what: format!("at `{address}`: {}", entry.what), ..entry })
-                .collect(),
-            Err(trouble) => vec![Entry::untimed(format!(
-                "what was refused at `{address}` could not be read: {}; that takes `+acl|log`",
-                trouble.in_words(at.node)
-            ))],
-        }
-    }
-}
-
 /// How a version ends.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum End {
@@ -496,10 +360,6 @@ enum Persistence {
 }
 
 impl RedisAcl {
-    fn before(&self) -> String {
-        format!("{BEFORE}@{}", self.config.user)
-    }
-
     /// Takes an id for one of this user, or refuses it.
     fn own<'i>(&self, id: &'i IssuedId) -> Result<&'i str, Refusal> {
         let user = id.id.rsplit_once('@').map(|(_, user)| user);
@@ -574,165 +434,6 @@ impl RedisAcl {
             )
         };
         at.acl.account.as_ref().ok_or_else(absent)
-    }
-
-    /// Looks at what one node says of itself and of the user.
-    async fn examine(&self, at: &mut At<'_>) -> Result<Vec<Finding>, CallError> {
-        let user = &self.config.user;
-        let address = at.node.address();
-        let mut findings = Vec::new();
-        let Some(account) = &at.acl.account else {
-            return Ok(vec![Finding::blocks(format!("node `{address}` has no user `{user}`"))]);
-        };
-        if account.any_password {
-            findings.push(Finding::blocks(format!(
-                "node `{address}` lets `{user}` log in with any password (`nopass`)"
-            )));
-        }
-        if !account.on {
-            findings.push(Finding::blocks(format!("user `{user}` is off at node `{address}`")));
-        }
-        if at.acl.open {
-            findings.push(Finding::note(format!(
-                "node `{address}` needs no password of whoever logs in as `default`"
-            )));
-        }
-        match at.persistence {
-            Persistence::None => findings.push(Finding::blocks(forgets(at.node))),
-            Persistence::Configuration if user == "default" => findings.push(Finding::blocks(format!(
-                "`requirepass` at node `{address}` is a password of `default` too; keep users in a file (`aclfile`), or rotate another user"
-            ))),
-            Persistence::Configuration => findings.push(Finding::note(format!(
-                "node `{address}` keeps users in its configuration, which `CONFIG REWRITE` writes as a whole"
-            ))),
-            Persistence::AclFile => {}
-        }
-        findings.extend(self.replication(at).await?);
-        findings.extend(self.rights(at).await?);
-        Ok(findings)
-    }
-
-    /// A replica that logs in to its primary as this user would be cut off with the former password.
-    async fn replication(&self, at: &mut At<'_>) -> Result<Option<Finding>, CallError> {
-        if field(&at.info, "role") != Some("slave") {
-            return Ok(None);
-        }
-        let asked = at.link.ask(redis::cmd("CONFIG").arg("GET").arg("masteruser")).await;
-        let asked: Vec<String> = asked.map_err(|trouble| trouble.refusal(TARGET, at.node))?;
-        let user = asked.get(1).map(String::as_str).filter(|user| !user.is_empty());
-        let is_same = user.unwrap_or("default") == self.config.user;
-        Ok(is_same.then(|| {
-            Finding::blocks(format!(
-                "node `{}` is fed by its primary as `{}` (`masteruser`); give replication a user of its own",
-                at.node.address(),
-                self.config.user
-            ))
-        }))
-    }
-
-    /// Asks whether the admin may do what a rotation does, where the server can be asked (Redis 7).
-    async fn rights(&self, at: &mut At<'_>) -> Result<Vec<Finding>, CallError> {
-        let persist = match at.persistence {
-            Persistence::AclFile => ["ACL", "SAVE"],
-            _ => ["CONFIG", "REWRITE"],
-        };
-        let needed = [
-            &["ACL", "SETUSER", "x"][..],
-            &["ACL", "DELUSER", "x"],
-            &["ACL", "LOG"],
-            &persist,
-            &["CLIENT", "LIST"],
-            &["CLIENT", "KILL", "ID", "1"],
-        ];
-        let mut findings = Vec::new();
-        for command in needed {
-            let mut question = redis::cmd("ACL");
-            question.arg("DRYRUN").arg(&self.config.admin.user).arg(command);
-            match at.link.ask::<String>(&question).await {
-                Ok(answer) if answer == "OK" => {}
-                Ok(_) => findings.push(Finding::blocks(format!(
-                    "the admin user `{}` may not call `{} {}` at node `{}`",
-                    self.config.admin.user,
-                    command[0],
-                    command[1],
-                    at.node.address()
-                ))),
-                Err(Trouble::Said(_)) => break,
-                Err(trouble) => return Err(trouble.refusal(TARGET, at.node).into()),
-            }
-        }
-        Ok(findings)
-    }
-
-    /// What nodes say differently of the user, and which passwords nobody labelled.
-    fn differences(&self, nodes: &[At<'_>]) -> Vec<Finding> {
-        let user = &self.config.user;
-        let mut findings = Vec::new();
-        let accounts: Vec<_> =
-            nodes.iter().filter_map(|at| Some((at, at.acl.account.as_ref()?))).collect();
-        let Some((first, known)) = accounts.first() else { return findings };
-        for (at, account) in &accounts[1..] {
-            let (one, other) = (first.node.address(), at.node.address());
-            if account.rules != known.rules {
-                findings.push(Finding::note(format!(
-                    "`{user}` may do other things at node `{other}` than at `{one}`"
-                )));
-            }
-            if account.hashes != known.hashes {
-                findings.push(Finding::note(format!(
-                    "`{user}` has other passwords at node `{other}` ({}) than at `{one}` ({})",
-                    account.hashes.len(),
-                    known.hashes.len()
-                )));
-            }
-        }
-        let by_hand = first.acl.by_hand().len();
-        if by_hand > 1 {
-            findings.push(Finding::note(format!(
-                "`{user}` has {by_hand} passwords that keywheel did not make; only the one that the stores hold is ended"
-            )));
-        }
-        findings
-    }
-
-    /// What nodes keep of the password that was there before keywheel came: the hash of the credential in use, or that it is
-    /// gone where no node has that. Where nobody told it, the only one by hand.
-    fn note_of_before(&self, nodes: &[At<'_>], in_use: Option<&Credential>) -> Option<redis::Cmd> {
-        let before = self.before();
-        if nodes.iter().any(|at| at.acl.marker(&before).is_some()) {
-            return None;
-        }
-        let password = in_use.and_then(|credential| self.password(credential).ok());
-        let is_held = |hash: &str| nodes.iter().any(|at| at.acl.by_hand().contains(&hash));
-        match password.map(hash) {
-            Some(hash) if is_held(&hash) => Some(marked_before(&before, &hash)),
-            Some(_) if !planted!("another_password_taken_for_the_one_in_use") => {
-                Some(marked_gone(&before))
-            }
-            _ => Some(marked_before(&before, &self.guess_before(nodes).ok().flatten()?)),
-        }
-    }
-
-    /// The one password by hand, where keywheel made none yet and ended none by this name; a refusal where it may be another one.
-    fn guess_before(&self, nodes: &[At<'_>]) -> Result<Option<String>, Refusal> {
-        let is_gone = nodes.iter().any(|at| at.acl.before_is_gone);
-        if is_gone && !planted!("another_password_ended_by_a_repeated_revoke") {
-            return Ok(None);
-        }
-        let mut found: Vec<&str> = nodes.iter().flat_map(|at| at.acl.by_hand()).collect();
-        found.sort_unstable();
-        found.dedup();
-        let is_first = is_gone || nodes.iter().all(|at| at.acl.markers.is_empty());
-        match found.as_slice() {
-            [] => Ok(None),
-            [only] if is_first => Ok(Some((*only).to_owned())),
-            [first, ..] if planted!("any_password_by_hand_is_meant") => Ok(Some((*first).into())),
-            found => Err(unsupported(&format!(
-                "`{user}` has {} that keywheel did not make, and which one is meant, if any, is not known; remove it with `ACL SETUSER {user} !<hash>`",
-                counted(found.len(), "password"),
-                user = self.config.user
-            ))),
-        }
     }
 
     /// Adds a password and its name in one step, and lets the node keep both.
@@ -840,47 +541,6 @@ impl RedisAcl {
         }
         Ok(())
     }
-
-    /// Nobody could tell a second time which password was there before. Its hash is kept until every node ended it, and from
-    /// then on that it is gone.
-    async fn forget_before(&self, nodes: &mut [At<'_>]) -> Result<(), CallError> {
-        for at in nodes {
-            let kept = at.keep(&marked_gone(&self.before())).await;
-            kept.map_err(|trouble| half_done("ended", &[], at.node, Stopped::Saving(trouble)))?;
-        }
-        Ok(())
-    }
-
-    /// Ends the user's sessions that were opened before the client with this number, some at a time, until none is left.
-    async fn end_sessions_before(&self, at: &mut At<'_>, mark: i64) -> Result<(), CallError> {
-        let batch = if planted!("every_session_at_once") { usize::MAX } else { BATCH };
-        for _ in 0..ROUNDS {
-            let sessions = self.sessions(at).await?;
-            let older = sessions.into_iter().map(|session| session.id).filter(|id| *id < mark);
-            let older: Vec<i64> = older.take(batch).collect();
-            if older.is_empty() {
-                return Ok(());
-            }
-            let mut together = redis::pipe();
-            for id in older {
-                together.cmd("CLIENT").arg(&["KILL", "ID"]).arg(id);
-            }
-            let killed = at.link.ask_each::<Vec<i64>>(&together).await;
-            killed.map_err(|trouble| trouble.of_change(TARGET, at.node))?;
-            tokio::time::sleep(PAUSE).await;
-        }
-        let address = at.node.address();
-        Err(CallError::Unknown(format!("{TARGET}: node `{address}` keeps sessions open")))
-    }
-
-    /// The sessions of the user at a node.
-    async fn sessions(&self, at: &mut At<'_>) -> Result<Vec<Session>, CallError> {
-        let asked = at.link.ask(redis::cmd("CLIENT").arg("LIST")).await;
-        let list: String = asked.map_err(|trouble| trouble.refusal(TARGET, at.node))?;
-        let user = self.config.user.as_str();
-        let of_user = |line: &&str| property(line, "user") == Some(user);
-        Ok(list.lines().filter(of_user).filter_map(|line| Session::read(line, at.now)).collect())
-    }
 }
 
 /// Where a change of one node stopped.
@@ -935,206 +595,6 @@ impl At<'_> {
         let next = later.min_by_key(|marker| marker.order())?;
         (field(&self.info, "run_id") == Some(next.run.as_str())).then_some(next.client)
     }
-}
-
-/// What is kept of the user, and in its name.
-#[derive(Default)]
-struct Acl {
-    account: Option<Account>,
-    markers: Vec<Marker>,
-    /// Whether the password that was there before keywheel came is known to be gone.
-    before_is_gone: bool,
-    /// Whether `default` is let in without a password.
-    open: bool,
-}
-
-/// The user as `ACL LIST` shows it.
-#[derive(Default)]
-struct Account {
-    on: bool,
-    any_password: bool,
-    hashes: Vec<String>,
-    rules: String,
-}
-
-/// A version as it is kept.
-#[derive(Clone)]
-struct Marker {
-    id: String,
-    hash: String,
-    made_at: Timestamp,
-    /// The run of the server in which it was made, and the number of the client that did.
-    run: String,
-    client: i64,
-}
-
-impl Account {
-    fn has(&self, hash: &str) -> bool {
-        self.hashes.iter().any(|known| known == hash)
-    }
-}
-
-impl Marker {
-    fn order(&self) -> (Timestamp, i64) {
-        (self.made_at, self.client)
-    }
-
-    fn read(id: &str, words: &[&str]) -> Option<Self> {
-        let hash = words.iter().find_map(|word| word.strip_prefix('#'))?;
-        let made = words.iter().find_map(|word| word.strip_prefix(MADE)).unwrap_or_default();
-        let mut parts = made.split(':');
-        let mut part = || parts.next().unwrap_or_default();
-        let made_at = Timestamp::from_millis(part().parse().unwrap_or(0));
-        let (run, client) = (part().to_owned(), part().parse().unwrap_or(0));
-        Some(Self { id: id.into(), hash: hash.into(), made_at, run, client })
-    }
-}
-
-impl Acl {
-    /// Reads what `ACL LIST` says of one user: each line is `user <name> <word>…`.
-    fn read(lines: &[String], user: &str) -> Self {
-        let mut acl = Self::default();
-        for line in lines {
-            let mut words = line.split_whitespace().skip(1);
-            let Some(name) = words.next() else { continue };
-            let words: Vec<&str> = words.collect();
-            let has = |word| words.contains(&word);
-            if name == "default" {
-                acl.open = has("on") && has("nopass");
-            }
-            if name == user {
-                let is_rule = |word: &&&str| !word.starts_with('#');
-                let rules: Vec<&str> = words.iter().filter(is_rule).copied().collect();
-                let mut hashes: Vec<String> = words
-                    .iter()
-                    .filter_map(|word| word.strip_prefix('#').map(str::to_owned))
-                    .collect();
-                hashes.sort_unstable();
-                acl.account = Some(Account {
-                    on: has("on"),
-                    any_password: has("nopass"),
-                    hashes,
-                    rules: rules.join(" "),
-                });
-            }
-            let of_user = name.rsplit_once('@').is_some_and(|(_, of)| of == user);
-            if of_user && has("off") && words.iter().any(|word| word.starts_with(MADE)) {
-                let marker = Marker::read(name, &words);
-                acl.before_is_gone |= marker.is_none() && name.starts_with(BEFORE);
-                acl.markers.extend(marker);
-            }
-        }
-        acl
-    }
-
-    fn marker(&self, id: &str) -> Option<&Marker> {
-        self.markers.iter().find(|marker| marker.id == id)
-    }
-
-    /// The passwords that carry no name of ours.
-    fn by_hand(&self) -> Vec<&str> {
-        let hashes = self.account.iter().flat_map(|account| &account.hashes);
-        let is_ours = |hash: &&String| self.markers.iter().any(|marker| marker.hash == **hash);
-        hashes.filter(|hash| !is_ours(hash)).map(String::as_str).collect()
-    }
-}
-
-/// An open session.
-struct Session {
-    id: i64,
-    address: String,
-    name: String,
-    opened_at: Timestamp,
-    age: Span,
-}
-
-impl Session {
-    /// Reads a line of `CLIENT LIST`.
-    fn read(line: &str, now: Timestamp) -> Option<Self> {
-        let age = Span::seconds(property(line, "age")?.parse().ok()?);
-        let text = |name| property(line, name).unwrap_or_default().to_owned();
-        let age_millis = i64::try_from(age.as_millis()).unwrap_or(i64::MAX);
-        Some(Self {
-            id: property(line, "id")?.parse().ok()?,
-            address: text("addr"),
-            name: text("name"),
-            opened_at: Timestamp::from_millis(now.millis().saturating_sub(age_millis)),
-            age,
-        })
-    }
-
-    fn in_words(&self) -> String {
-        let name = if self.name.is_empty() { String::new() } else { format!(" ({})", self.name) };
-        format!("{}{name} for {}", self.address, self.age)
-    }
-}
-
-/// Reads one property of a line such as `id=7 addr=127.0.0.1:4242 name= …`.
-fn property<'a>(line: &'a str, name: &str) -> Option<&'a str> {
-    line.split(' ').find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
-}
-
-/// What a node's record says was refused to a user: logins, and what the user may not do.
-fn refused(record: &Value, user: &str, now: Timestamp) -> Vec<Entry> {
-    let Value::Array(entries) = record else { return Vec::new() };
-    let of_user = |entry: &Value| {
-        let entry: std::collections::BTreeMap<String, String> =
-            redis::from_redis_value(entry.clone()).ok()?;
-        let value = |name: &str| entry.get(name).map(String::as_str);
-        if value("username") != Some(user) {
-            return None;
-        }
-        let object = || plain(value("object").unwrap_or_default());
-        let what = match value("reason")? {
-            "auth" => format!("refused logins as `{user}`"),
-            "command" => format!("refused calls of `{}` by `{user}`", object()),
-            "key" => format!("refused calls with key `{}` by `{user}`", object()),
-            "channel" => format!("refused calls with channel `{}` by `{user}`", object()),
-            _ => format!("refusals of another kind to `{user}`"),
-        };
-        let age: f64 = value("age-seconds")?.parse().ok()?;
-        let client = value("client-info").unwrap_or_default();
-        let from = property(client, "addr").unwrap_or("an address that is not known");
-        let name = property(client, "name").filter(|name| !name.is_empty());
-        let name = name.map(|name| format!(" ({name})")).unwrap_or_default();
-        let times = value("count").unwrap_or("1");
-        Some(Entry {
-            at: Some(Timestamp::from_millis(now.millis() - (age * 1_000.0) as i64)),
-            what: format!("{times} {what}, the last from {from}{name}"),
-        })
-    };
-    entries.iter().filter_map(of_user).collect()
-}
-
-/// Nodes that belong to those listed, and are not among them.
-fn missing_nodes(nodes: &[At<'_>]) -> Vec<Finding> {
-    let number = |at: &At<'_>, name| field(&at.info, name).and_then(|n| n.parse::<usize>().ok());
-    let mut findings = Vec::new();
-    let mut groups: Vec<&str> = Vec::new();
-    // A replica that has lost its primary belongs to no group that could be counted.
-    let is_linked = |at: &&At<'_>| field(&at.info, "master_link_status").unwrap_or("up") == "up";
-    for at in nodes.iter().filter(is_linked) {
-        let Some(group) = field(&at.info, "master_replid").filter(|group| !groups.contains(group))
-        else {
-            continue;
-        };
-        groups.push(group);
-        let members = || nodes.iter().filter(|at| field(&at.info, "master_replid") == Some(group));
-        let replicas: usize = members().filter_map(|at| number(at, "connected_slaves")).sum();
-        let has_primary = members().any(|at| field(&at.info, "role") == Some("master"));
-        let missing = match has_primary {
-            true => (replicas + 1).saturating_sub(members().count()),
-            false => 1,
-        };
-        if missing > 0 {
-            let what = if has_primary { "replicas" } else { "primary" };
-            findings.push(Finding::blocks(format!(
-                "{missing} {what} of node `{}` not listed in `nodes`; each node has users of its own (`other_nodes: true` where nobody logs in to them)",
-                at.node.address()
-            )));
-        }
-    }
-    findings
 }
 
 /// Accepted or refused, where all nodes agree.
@@ -1198,37 +658,6 @@ fn counted(number: usize, what: &str) -> String {
     format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
-/// The first few of a list, and how many more there are.
-fn some_of(list: &[String]) -> String {
-    const SHOWN: usize = 5;
-    let shown = list.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
-    match list.len().saturating_sub(SHOWN) {
-        0 => shown,
-        more => format!("{shown}, and {more} more"),
-    }
-}
-
-fn acl_setuser(name: &str) -> redis::Cmd {
-    redis::cmd("ACL").arg("SETUSER").arg(name).clone()
-}
-
-fn acl_deluser(name: &str) -> redis::Cmd {
-    redis::cmd("ACL").arg("DELUSER").arg(name).clone()
-}
-
-fn marked_before(id: &str, hash: &str) -> redis::Cmd {
-    marked_gone(id).arg(format!("#{hash}")).clone()
-}
-
-/// Keeps a name without a hash.
-fn marked_gone(id: &str) -> redis::Cmd {
-    acl_setuser(id).arg(&["reset", "off"]).arg(format!("{MADE}0")).clone()
-}
-
-fn hash(password: &SecretValue) -> String {
-    hex::encode(Sha256::digest(password.expose()))
-}
-
 fn username() -> Field {
     Field::new("username")
 }
@@ -1239,249 +668,16 @@ fn unsupported(message: &str) -> Refusal {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
-    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::atomic::Ordering;
+    use std::time::Duration as Pause;
 
-    use keywheel_driver::Severity;
     use keywheel_driver::conformance::canary;
     use keywheel_driver::conformance::issuer::{Subject, run};
-    use keywheel_ground::redis::{Redis, Settings, Users};
+    use keywheel_ground::redis::{Settings, Users};
     use serde_json::json;
-    use tempfile::TempDir;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::net::{TcpListener, TcpStream};
 
+    use super::bench::{Relay, World, answers_always, at, login, mint, of, started};
     use super::*;
-
-    /// What the guide gives the admin.
-    const ADMIN_RULES: &str = "resetkeys -@all +acl +client|list +client|kill +client|id +config|get +config|rewrite +info +time +multi +exec";
-
-    /// Nodes with the users `keywheel`, `app` and `other`, and what is configured for them.
-    struct World {
-        nodes: Vec<Redis>,
-        folder: TempDir,
-        admin: String,
-        first: String,
-        other: String,
-    }
-
-    impl World {
-        /// Returns none, and says why, where Redis cannot be had.
-        fn start(nodes: usize) -> Option<Self> {
-            Self::with(nodes, Users::File)
-        }
-
-        fn with(nodes: usize, users: Users) -> Option<Self> {
-            let mut world = Self {
-                nodes: Vec::new(),
-                folder: TempDir::new().unwrap(),
-                admin: canary("redis-admin"),
-                first: canary("redis-first"),
-                other: canary("redis-other"),
-            };
-            std::fs::write(world.folder.path().join("admin"), &world.admin).unwrap();
-            for _ in 0..nodes {
-                let settings = Settings { users, lines: world.lines(), ..Settings::default() };
-                world.nodes.push(started(&settings)?);
-            }
-            Some(world)
-        }
-
-        fn lines(&self) -> Vec<String> {
-            let line = |user: &str, password: &str, rules: &str| {
-                format!("user {user} on #{} {rules}", hash(&of(password)))
-            };
-            vec![
-                "user default off".to_owned(),
-                line("keywheel", &self.admin, ADMIN_RULES),
-                line("app", &self.first, "~* &* +@all -acl -config"),
-                line("other", &self.other, "~* &* +@all"),
-            ]
-        }
-
-        fn ports(&self) -> Vec<u16> {
-            self.nodes.iter().map(Redis::port).collect()
-        }
-
-        fn issuer(&self) -> Arc<dyn Issuer> {
-            self.issuer_at(&self.ports())
-        }
-
-        fn issuer_at(&self, ports: &[u16]) -> Arc<dyn Issuer> {
-            self.build(json!({ "nodes": at(ports) })).unwrap_or_else(|e| panic!("{e}"))
-        }
-
-        fn build(&self, changes: serde_json::Value) -> Result<Arc<dyn Issuer>, Refusal> {
-            let mut config = json!({
-                "nodes": at(&self.ports()),
-                "user": "app",
-                "admin": { "user": "keywheel", "password": { "file": "admin" } },
-                "within": "2s",
-            });
-            config.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
-            let config: Config = serde_json::from_value(config).unwrap();
-            config.build(&Context::at(self.folder.path()))
-        }
-
-        async fn link(&self, node: usize, user: &str, password: &str) -> Result<Link, Trouble> {
-            let address = format!("127.0.0.1:{}", self.nodes[node].port());
-            let node = Node::new(&address, Some(false), None, Span::seconds(5)).unwrap();
-            node.log_in(Some(&Login { user: Some(user), password: &of(password) })).await
-        }
-
-        /// Asks a node something as the admin.
-        async fn ask<T: redis::FromRedisValue>(&self, node: usize, words: &[&str]) -> T {
-            let mut link = self.link(node, "keywheel", &self.admin).await.unwrap();
-            link.ask(redis::cmd(words[0]).arg(&words[1..])).await.unwrap()
-        }
-
-        /// The version in use, as a mint is told it.
-        fn previous(&self) -> Option<(&str, &str)> {
-            Some(("keywheel-before@app", &self.first))
-        }
-
-        async fn accepts(&self, node: usize, user: &str, password: &str) -> bool {
-            self.link(node, user, password).await.is_ok()
-        }
-
-        async fn sessions(&self, node: usize) -> usize {
-            let list: String = self.ask(node, &["CLIENT", "LIST"]).await;
-            list.lines().filter(|line| property(line, "user") == Some("app")).count()
-        }
-
-        async fn blocks(&self, issuer: &dyn Issuer) -> Vec<String> {
-            let findings = issuer.preflight().await.unwrap_or_else(|e| panic!("{e}"));
-            let blocks = findings.into_iter().filter(|one| one.severity == Severity::Blocks);
-            blocks.map(|finding| finding.message).collect()
-        }
-    }
-
-    fn started(settings: &Settings) -> Option<Redis> {
-        match Redis::start(settings) {
-            Ok(redis) => Some(redis),
-            Err(why) => {
-                writeln!(std::io::stdout(), "skipped: Redis ({why})").unwrap();
-                None
-            }
-        }
-    }
-
-    fn at(ports: &[u16]) -> Vec<String> {
-        ports.iter().map(|port| format!("127.0.0.1:{port}")).collect()
-    }
-
-    fn of(password: &str) -> SecretValue {
-        SecretValue::new(password.into())
-    }
-
-    fn login(password: &str) -> Credential {
-        Credential::default().with(Field::new("password"), of(password))
-    }
-
-    /// Mints a version with a value that is known to the test.
-    async fn mint(
-        issuer: &dyn Issuer,
-        label: &str,
-        value: &str,
-        previous: Option<(&str, &str)>,
-    ) -> Result<IssuedId, CallError> {
-        let (label, value) = (Label(label.into()), login(value));
-        let id = previous.map(|(id, _)| IssuedId::new(id));
-        let in_use = previous.map(|(_, value)| login(value));
-        let request = Mint {
-            value: Some(&value),
-            previous: id.as_ref(),
-            in_use: in_use.as_ref(),
-            ..Mint::new(&label)
-        };
-        Ok(issuer.mint(&request).await?.issued.expect("a version has an id"))
-    }
-
-    /// What stands between keywheel and a node, and can lose an answer, or say something of its own.
-    struct Relay {
-        port: u16,
-        loses: Arc<AtomicBool>,
-        heard: Arc<std::sync::Mutex<Vec<u8>>>,
-    }
-
-    impl Relay {
-        /// Passes everything on; once told to, it passes on the next question that adds a password, and no answer after it.
-        async fn before(port: u16) -> Self {
-            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-            let relay = Self {
-                port: listener.local_addr().unwrap().port(),
-                loses: Arc::default(),
-                heard: Arc::default(),
-            };
-            let (loses, heard) = (Arc::clone(&relay.loses), Arc::clone(&relay.heard));
-            tokio::spawn(async move {
-                while let Ok((client, _)) = listener.accept().await {
-                    let Ok(server) = TcpStream::connect(("127.0.0.1", port)).await else { return };
-                    let (loses, heard) = (Arc::clone(&loses), Arc::clone(&heard));
-                    tokio::spawn(relayed(client, server, loses, heard));
-                }
-            });
-            relay
-        }
-    }
-
-    async fn relayed(
-        client: TcpStream,
-        server: TcpStream,
-        loses: Arc<AtomicBool>,
-        heard: Arc<std::sync::Mutex<Vec<u8>>>,
-    ) {
-        let (mut from_client, mut to_client) = client.into_split();
-        let (mut from_server, mut to_server) = server.into_split();
-        let is_lost = Arc::new(AtomicBool::new(false));
-        let lost = Arc::clone(&is_lost);
-        let back = async move {
-            let mut buffer = [0; 16_384];
-            while let Ok(size @ 1..) = from_server.read(&mut buffer).await {
-                if !lost.load(Ordering::SeqCst)
-                    && to_client.write_all(&buffer[..size]).await.is_err()
-                {
-                    return;
-                }
-            }
-        };
-        let forth = async move {
-            let mut buffer = [0; 16_384];
-            while let Ok(size @ 1..) = from_client.read(&mut buffer).await {
-                let text = String::from_utf8_lossy(&buffer[..size]);
-                if text.contains("SETUSER") && loses.swap(false, Ordering::SeqCst) {
-                    is_lost.store(true, Ordering::SeqCst);
-                }
-                heard.lock().unwrap().extend_from_slice(&buffer[..size]);
-                if to_server.write_all(&buffer[..size]).await.is_err() {
-                    return;
-                }
-            }
-        };
-        tokio::join!(back, forth);
-    }
-
-    /// A server that answers every question with the same line, in which `<said>` is what it was sent.
-    async fn answers_always(answer: &'static str) -> u16 {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
-        tokio::spawn(async move {
-            while let Ok((mut client, _)) = listener.accept().await {
-                tokio::spawn(async move {
-                    let mut buffer = [0; 16_384];
-                    while let Ok(size @ 1..) = client.read(&mut buffer).await {
-                        let said = String::from_utf8_lossy(&buffer[..size]);
-                        let said = said.replace("\r\n", " ");
-                        let line = answer.replace("<said>", &said) + "\r\n";
-                        if client.write_all(line.as_bytes()).await.is_err() {
-                            return;
-                        }
-                    }
-                });
-            }
-        });
-        port
-    }
 
     #[tokio::test]
     async fn the_issuer_keeps_its_contract() {
@@ -1553,12 +749,6 @@ mod tests {
         assert!(matches!(gone, Err(CallError::Refused(r)) if r.kind == RefusalKind::NotFound));
     }
 
-    #[test]
-    fn the_guide_gives_the_admin_what_it_needs() {
-        let guide = include_str!("../../../../docs/guide/redis.md");
-        assert!(guide.contains(ADMIN_RULES));
-    }
-
     #[tokio::test]
     async fn h96_what_is_gone_is_done_and_a_user_that_is_not_there_is_not() {
         let Some(world) = World::start(2) else { return };
@@ -1616,59 +806,6 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn h66_sessions_of_a_password_end_with_it_and_later_ones_stay() {
-        let Some(world) = World::start(2) else { return };
-        let issuer = world.issuer();
-        let mut old = Vec::new();
-        for node in [0, 1] {
-            old.push(world.link(node, "app", &world.first).await.unwrap());
-        }
-        let stranger = world.link(0, "other", &world.other).await.unwrap();
-        let second = canary("redis-second");
-        let id = mint(&*issuer, "kw-1-1", &second, world.previous()).await.unwrap();
-        let mut new = world.link(0, "app", &second).await.unwrap();
-
-        let before = IssuedId::new("keywheel-before@app");
-        let used = issuer.usage().unwrap().last_used(&before).await.unwrap();
-        assert!(used.at.is_some());
-        let detail = used.detail.unwrap();
-        assert!(detail.starts_with("2 sessions of `app` older than the next version"), "{detail}");
-        let used = issuer.usage().unwrap().last_used(&id).await.unwrap();
-        assert_eq!(used.at, None, "{:?}", used.detail);
-
-        issuer.suspend().unwrap().suspend(&before).await.unwrap();
-        for old in &mut old {
-            assert!(old.ask::<String>(&redis::cmd("PING")).await.is_err(), "a session is left");
-        }
-        assert_eq!(new.ask(&redis::cmd("PING")).await, Ok("PONG".to_owned()));
-        drop(stranger);
-        let used = issuer.usage().unwrap().last_used(&before).await.unwrap();
-        assert_eq!(used.at, None, "{:?}", used.detail);
-
-        issuer.end_sessions(&before).await.unwrap();
-        assert!(new.ask::<String>(&redis::cmd("PING")).await.is_err());
-        assert!(world.accepts(0, "app", &second).await);
-    }
-
-    #[tokio::test]
-    async fn h78_sessions_end_some_at_a_time() {
-        let Some(world) = World::start(1) else { return };
-        let relay = Relay::before(world.nodes[0].port()).await;
-        let issuer = world.issuer_at(&[relay.port]);
-        let mut old = Vec::new();
-        for _ in 0..3 * BATCH {
-            old.push(world.link(0, "app", &world.first).await.unwrap());
-        }
-        mint(&*issuer, "kw-1-1", &canary("redis-second"), world.previous()).await.unwrap();
-        issuer.revoke(&IssuedId::new("keywheel-before@app")).await.unwrap();
-        assert_eq!(world.sessions(0).await, 0);
-        // After each batch it looks again.
-        let heard = String::from_utf8_lossy(&relay.heard.lock().unwrap()).into_owned();
-        let batches = heard.split("LIST").map(|asked| asked.matches("KILL").count());
-        assert_eq!(batches.filter(|ended| *ended > 0).collect::<Vec<_>>(), [BATCH; 3]);
-    }
-
-    #[tokio::test]
     async fn h92_no_other_password_is_ended() {
         let Some(world) = World::start(2) else { return };
         let issuer = world.issuer();
@@ -1690,122 +827,6 @@ mod tests {
             assert!(matches!(refused, Err(CallError::Refused(_))), "{wrong}: {refused:?}");
         }
         assert!(world.accepts(0, "other", &world.other).await);
-    }
-
-    #[tokio::test]
-    async fn h92_a_repeated_revoke_ends_no_other_password_by_hand() {
-        let Some(world) = World::start(2) else { return };
-        let issuer = world.issuer();
-        let by_hand = canary("redis-by-hand");
-        let add = async || {
-            for node in [0, 1] {
-                let added = format!("#{}", hash(&of(&by_hand)));
-                let _: () = world.ask(node, &["ACL", "SETUSER", "app", &added]).await;
-            }
-        };
-        add().await;
-        let (second, before) = (canary("redis-second"), IssuedId::new("keywheel-before@app"));
-        mint(&*issuer, "kw-1-1", &second, world.previous()).await.unwrap();
-        for _ in 0..3 {
-            assert_eq!(issuer.revoke(&before).await, Ok(()));
-            assert!(!world.accepts(0, "app", &world.first).await);
-            for node in [0, 1] {
-                assert!(world.accepts(node, "app", &by_hand).await, "another one was ended");
-            }
-        }
-        assert_eq!(issuer.list("kw-").await.unwrap().len(), 1);
-        assert_eq!(issuer.list("").await.unwrap().len(), 1, "what is gone is not live");
-        assert!(issuer.suspend().unwrap().resume(&before).await.is_err());
-
-        // Also where nothing was minted: an emergency may end the suspect first, and make its successor then.
-        let Some(world) = World::start(1) else { return };
-        let issuer = world.issuer();
-        issuer.revoke(&before).await.unwrap();
-        let added = format!("#{}", hash(&of(&by_hand)));
-        let _: () = world.ask(0, &["ACL", "SETUSER", "app", &added]).await;
-        issuer.revoke(&before).await.unwrap();
-        mint(&*issuer, "kw-1-1", &second, world.previous()).await.unwrap();
-        issuer.revoke(&before).await.unwrap();
-        assert!(!world.accepts(0, "app", &world.first).await);
-        assert!(world.accepts(0, "app", &by_hand).await && world.accepts(0, "app", &second).await);
-        assert_eq!(issuer.list("").await.unwrap().len(), 1);
-    }
-
-    #[tokio::test]
-    async fn a_node_that_was_down_is_told_later_which_password_was_there_before() {
-        let Some(mut world) = World::start(2) else { return };
-        let issuer = world.issuer();
-        world.nodes[1].kill();
-        let before = IssuedId::new("keywheel-before@app");
-        let half = issuer.revoke(&before).await;
-        assert!(matches!(half, Err(CallError::Unknown(_))), "{half:?}");
-        world.nodes[1].begin().unwrap();
-        let by_hand = canary("redis-by-hand");
-        let added = format!("#{}", hash(&of(&by_hand)));
-        let _: () = world.ask(0, &["ACL", "SETUSER", "app", &added]).await;
-        for _ in 0..2 {
-            issuer.revoke(&before).await.unwrap();
-            assert!(!world.accepts(0, "app", &world.first).await);
-            assert!(!world.accepts(1, "app", &world.first).await, "it lives where nobody was told");
-            assert!(world.accepts(0, "app", &by_hand).await, "another one was ended");
-        }
-        // One that is adopted afterwards is meant anew.
-        let previous = Some(("keywheel-before@app", by_hand.as_str()));
-        mint(&*issuer, "kw-1-1", &canary("redis-second"), previous).await.unwrap();
-        issuer.revoke(&before).await.unwrap();
-        assert!(!world.accepts(0, "app", &by_hand).await);
-    }
-
-    #[tokio::test]
-    async fn h92_no_other_password_is_taken_for_the_one_in_use() {
-        let Some(world) = World::start(2) else { return };
-        let issuer = world.issuer();
-        let by_hand = canary("redis-by-hand");
-        for node in [0, 1] {
-            let change = [hash(&of(&by_hand)), hash(&of(&world.first))];
-            let [added, removed] = [format!("#{}", change[0]), format!("!{}", change[1])];
-            let _: () = world.ask(node, &["ACL", "SETUSER", "app", &added, &removed]).await;
-        }
-        let before = IssuedId::new("keywheel-before@app");
-        mint(&*issuer, "kw-1-1", &canary("redis-second"), world.previous()).await.unwrap();
-        assert_eq!(issuer.list("").await.unwrap().len(), 1);
-        issuer.suspend().unwrap().suspend(&before).await.unwrap();
-        issuer.revoke(&before).await.unwrap();
-        for node in [0, 1] {
-            assert!(world.accepts(node, "app", &by_hand).await, "another one was ended");
-        }
-    }
-
-    #[tokio::test]
-    async fn after_a_mint_that_was_not_told_the_one_in_use_none_is_guessed() {
-        let Some(world) = World::start(1) else { return };
-        let issuer = world.issuer();
-        mint(&*issuer, "kw-1-1", &canary("redis-second"), None).await.unwrap();
-        let before = IssuedId::new("keywheel-before@app");
-        let refused = issuer.revoke(&before).await;
-        let Err(CallError::Refused(refusal)) = refused else { panic!("{refused:?}") };
-        assert!(refusal.message.contains("which one is meant, if any, is not known"), "{refusal}");
-        assert!(world.accepts(0, "app", &world.first).await);
-        let removed = format!("!{}", hash(&of(&world.first)));
-        let _: () = world.ask(0, &["ACL", "SETUSER", "app", &removed]).await;
-        assert_eq!(issuer.revoke(&before).await, Ok(()));
-    }
-
-    #[tokio::test]
-    async fn h92_of_two_passwords_by_hand_none_is_guessed() {
-        let Some(world) = World::start(2) else { return };
-        let issuer = world.issuer();
-        let by_hand = canary("redis-by-hand");
-        let added = format!("#{}", hash(&of(&by_hand)));
-        let _: () = world.ask(1, &["ACL", "SETUSER", "app", &added]).await;
-        mint(&*issuer, "kw-1-1", &canary("redis-second"), None).await.unwrap();
-        let refused = issuer.revoke(&IssuedId::new("keywheel-before@app")).await;
-        let Err(CallError::Refused(refusal)) = refused else { panic!("{refused:?}") };
-        assert!(refusal.message.contains("2 passwords that keywheel did not make"), "{refusal}");
-        for node in [0, 1] {
-            assert!(world.accepts(node, "app", &world.first).await);
-        }
-        assert!(world.accepts(1, "app", &by_hand).await);
     }
 
     #[tokio::test]
@@ -1991,160 +1012,6 @@ mod tests {
             let Err(refusal) = world.build(changes) else { panic!("{words}") };
             assert!(refusal.message.contains(words), "{refusal}");
         }
-    }
-
-    #[tokio::test]
-    async fn h19_what_would_fail_later_blocks_at_first() {
-        let Some(world) = World::start(1) else { return };
-        let blocked = async |changes: serde_json::Value, words: &str| {
-            let issuer = world.build(changes).unwrap_or_else(|e| panic!("{e}"));
-            let blocks = world.blocks(&*issuer).await;
-            assert!(blocks.iter().any(|block| block.contains(words)), "{words}: {blocks:?}");
-        };
-        std::fs::write(world.folder.path().join("other"), &world.other).unwrap();
-        let admin = |user: &str, file: &str| json!({ "admin": { "user": user, "password": { "file": file } } });
-        blocked(admin("keywheel", "other"), "the admin user `keywheel` is not accepted").await;
-        blocked(json!({ "user": "nobody" }), "has no user `nobody`").await;
-        let _: () = world.ask(0, &["ACL", "SETUSER", "other", "-client|kill"]).await;
-        blocked(admin("other", "other"), "may not call `CLIENT KILL`").await;
-        let _: () = world.ask(0, &["ACL", "SETUSER", "other", "-@admin"]).await;
-        blocked(admin("other", "other"), "may not do what is needed").await;
-        let _: () = world.ask(0, &["ACL", "SETUSER", "other", "off"]).await;
-        blocked(json!({ "user": "other" }), "user `other` is off").await;
-        let _: () = world.ask(0, &["ACL", "SETUSER", "other", "on", "nopass"]).await;
-        blocked(json!({ "user": "other" }), "with any password").await;
-
-        let Some(forgetful) = started(&Settings { users: Users::Nowhere, ..Settings::default() })
-        else {
-            return;
-        };
-        let set = |user: &str, password: &str| {
-            acl_setuser(user)
-                .arg("on")
-                .arg(format!("#{}", hash(&of(password))))
-                .arg("+@all")
-                .clone()
-        };
-        let address = format!("127.0.0.1:{}", forgetful.port());
-        let node = Node::new(&address, None, None, Span::seconds(5)).unwrap();
-        let mut link = node.log_in(None).await.unwrap();
-        link.ask::<()>(&set("keywheel", &world.admin)).await.unwrap();
-        link.ask::<()>(&set("app", &world.first)).await.unwrap();
-        let nodes = json!({ "nodes": [address] });
-        blocked(nodes.clone(), "keeps users in memory only").await;
-        let issuer = world.build(nodes).unwrap_or_else(|e| panic!("{e}"));
-        let refused = mint(&*issuer, "kw-1-1", &canary("redis-second"), None).await;
-        assert!(matches!(refused, Err(CallError::Refused(_))), "{refused:?}");
-    }
-
-    #[tokio::test]
-    async fn a_replica_is_not_forgotten() {
-        let Some(mut world) = World::start(1) else { return };
-        let primary = world.nodes[0].port();
-        let feeds = |user: &str, password: &str| {
-            vec![format!("masteruser {user}"), format!("masterauth {password}")]
-        };
-        for (user, password) in [("other", world.other.clone()), ("app", world.first.clone())] {
-            let settings = Settings {
-                lines: world.lines(),
-                replica_of: Some(primary),
-                configuration: feeds(user, &password),
-                ..Settings::default()
-            };
-            let Some(replica) = started(&settings) else { return };
-            world.nodes.push(replica);
-        }
-        let since = std::time::Instant::now();
-        for replica in [1, 2] {
-            let info = async || world.ask::<String>(replica, &["INFO", "replication"]).await;
-            while field(&info().await, "master_link_status") != Some("up") {
-                assert!(since.elapsed() < std::time::Duration::from_secs(60), "no replica comes");
-                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-            }
-        }
-        let ports = world.ports();
-        let blocks = async |ports: &[u16]| world.blocks(&*world.issuer_at(ports)).await;
-        let one = blocks(&ports[..1]).await;
-        assert!(one[0].starts_with("2 replicas of node"), "{one:?}");
-        let two = blocks(&ports[1..2]).await;
-        assert!(two[0].starts_with("1 primary of node"), "{two:?}");
-        let all = blocks(&ports).await;
-        let [all] = all.as_slice() else { panic!("{all:?}") };
-        assert!(all.contains("is fed by its primary as `app`"), "{all}");
-        let on_purpose = json!({ "nodes": at(&ports[..1]), "other_nodes": true });
-        let on_purpose = world.build(on_purpose).unwrap_or_else(|e| panic!("{e}"));
-        assert_eq!(world.blocks(&*on_purpose).await, Vec::<String>::new());
-
-        let second = canary("redis-second");
-        mint(&*world.issuer(), "kw-1-1", &second, None).await.unwrap();
-        assert!(world.accepts(1, "app", &second).await, "a replica has users of its own");
-    }
-
-    /// What is on record about a version, one line for each entry.
-    async fn told(issuer: &dyn Issuer, id: &IssuedId) -> String {
-        let entries = issuer.audit().unwrap().since(id, Timestamp::default()).await.unwrap();
-        let told: String = entries.iter().map(|entry| format!("{}\n", entry.what)).collect();
-        assert!(!told.contains("kwcanary"), "{told}");
-        told
-    }
-
-    #[tokio::test]
-    async fn what_the_user_may_not_do_is_on_record_and_a_session_is_told_from_later_ones() {
-        let Some(world) = World::start(1) else { return };
-        let issuer = world.issuer();
-        let mut before = world.link(0, "app", &world.first).await.unwrap();
-        let denied = before.ask::<Value>(redis::cmd("CONFIG").arg("GET").arg("*")).await;
-        assert!(matches!(denied, Err(Trouble::Said("NOPERM"))));
-        let id = mint(&*issuer, "kw-1-1", &canary("redis-second"), None).await.unwrap();
-        let _later = world.link(0, "app", &world.first).await.unwrap();
-        let of_former = told(&*issuer, &IssuedId::new("keywheel-before@app")).await;
-        assert_eq!(of_former.matches("; older than the next version\n").count(), 1, "{of_former}");
-        assert_eq!(of_former.matches("still open").count(), 2, "{of_former}");
-        assert!(of_former.contains("1 refused calls of `config|get` by `app`, the last from 127."));
-        let of_new = told(&*issuer, &id).await;
-        assert!(!of_new.contains("older than"), "{of_new}");
-    }
-
-    #[tokio::test]
-    async fn what_of_a_node_could_not_be_read_is_told_beside_the_rest() {
-        let Some(mut world) = World::start(2) else { return };
-        let issuer = world.issuer();
-        let id = mint(&*issuer, "kw-1-1", &canary("redis-second"), None).await.unwrap();
-        let _open = world.link(0, "app", &world.first).await.unwrap();
-        let mut admin = world.link(0, "keywheel", &world.admin).await.unwrap();
-        let mut less = redis::cmd("ACL");
-        less.arg("SETUSER").arg("keywheel").arg("-acl|log");
-        admin.ask::<()>(&less).await.unwrap();
-        let without_log = told(&*issuer, &id).await;
-        assert!(without_log.contains("that takes `+acl|log`"), "{without_log}");
-        assert!(without_log.contains("still open"), "{without_log}");
-        let gone = format!("node `127.0.0.1:{}` could not be read: ", world.nodes[1].port());
-        drop(world.nodes.remove(1));
-        let one_left = told(&*issuer, &id).await;
-        assert!(one_left.contains(&gone) && one_left.contains("still open"), "{one_left}");
-    }
-
-    #[tokio::test]
-    async fn refused_logins_and_open_sessions_are_on_record() {
-        let Some(world) = World::start(1) else { return };
-        let issuer = world.issuer();
-        let id = mint(&*issuer, "kw-1-1", &canary("redis-second"), None).await.unwrap();
-        let _open = world.link(0, "app", &world.first).await.unwrap();
-        for _ in 0..3 {
-            assert!(!world.accepts(0, "app", &canary("redis-wrong")).await);
-        }
-        let since = |millis| issuer.audit().unwrap().since(&id, Timestamp::from_millis(millis));
-        let mut told: Vec<_> =
-            since(0).await.unwrap().into_iter().map(|entry| entry.what).collect();
-        told.sort_by_key(|what| (!what.starts_with("Redis"), !what.starts_with("session")));
-        let [plain, open, refused] = told.as_slice() else { panic!("{told:?}") };
-        assert!(plain.starts_with("Redis keeps no record of logins as `app`"), "{plain}");
-        assert!(open.starts_with("session at `127.0.0.1:"), "{open}");
-        assert!(
-            refused.contains(" refused logins as `app`, the last from 127.0.0.1:"),
-            "{refused}"
-        );
-        assert_eq!(since(i64::MAX).await.unwrap().len(), 2, "what is open is in use now");
     }
 
     #[tokio::test]

@@ -32,7 +32,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::api::{Api, MOST_PAGES, Shown, moment, unsupported};
+use crate::api::{Api, MOST_PAGES, Shown, is_about, moment, unsupported};
 use crate::http::{self, Effect};
 use crate::{Build, Context, reference};
 
@@ -373,10 +373,7 @@ impl Sentry {
             .await
             .map_err(|error| self.hint(error, "project:read"))?;
         match key {
-            Some(key) if key.id != public => {
-                Err(unsupported(&format!("{TARGET} shows another key than it was asked for"))
-                    .into())
-            }
+            Some(key) if !is_about(&key.id, public) => Err(self.api.shows_another()),
             key => Ok(key),
         }
     }
@@ -404,7 +401,17 @@ impl Sentry {
             return Err(self.hint(answer.error(Effect::Changes), "project:write"));
         }
         let made: Key = answer.decode()?;
-        if json!(made.name) == body["name"] { Ok(made) } else { Err(answer.not_understood()) }
+        if json!(made.name) != body["name"] {
+            return Err(answer.not_understood());
+        }
+        // Before its settings are completed: those of another key would be changed.
+        let form = Form::Public.name();
+        let of =
+            |key: &Key| key.dsn.get(form).and_then(|dsn| Dsn::of(&dsn.0)).map(|dsn| dsn.public);
+        let is_new = |key: &Key| key.name == made.name && of(key) == of(&made);
+        let look = || self.find(headers, &made.id);
+        self.api.recognise(label, self.config.settle_for.span(), look, is_new).await?;
+        Ok(made)
     }
 
     /// Gives a new key what else the version in use has, and its final name once nothing is missing. Returns what is.
@@ -446,7 +453,7 @@ impl Sentry {
             return Err(self.hint(answer.error(Effect::Changes), "project:write"));
         }
         let key: Key = answer.decode()?;
-        if key.id == public { Ok(key) } else { Err(answer.not_understood()) }
+        if is_about(&key.id, public) { Ok(key) } else { Err(self.api.changed_another()) }
     }
 
     /// Disables or enables a key, after a look at it; one that is so already is left alone.
@@ -666,12 +673,13 @@ mod tests {
     use keywheel_core::time::Timestamp;
     use keywheel_driver::Remedy;
     use keywheel_driver::conformance::canary;
+    use keywheel_driver::conformance::faults::{Call, Faulty, no_fault_does_harm};
     use keywheel_driver::conformance::issuer::{Subject, run};
     use keywheel_twins::fault::{Echo, Fault, Rule};
     use keywheel_twins::sentry::{KeyState, ORGANIZATION, PROJECT, Twin, TwinOptions};
 
     use super::super::bench::{
-        credential, is_unknown, refusal, revoke_means, status, taken_over, written,
+        Script, credential, is_unknown, one_id, refusal, revoke_means, status, taken_over, written,
     };
     use super::*;
 
@@ -868,6 +876,26 @@ mod tests {
         .await;
         assert!(bench.twin.keys().iter().all(|key| !key.live));
         assert!(broken.iter().all(|broken| broken.twin.faults().unfired().is_empty()));
+    }
+
+    #[tokio::test]
+    async fn h92_no_fault_of_the_provider_does_harm() {
+        let bench = Bench::with(TwinOptions::default(), json!({ "settle_for": "100ms" }));
+        let operations = [
+            (Call::Make, "create_key", &["/id"][..]),
+            (Call::Look, "get_key", &["/id"][..]),
+            (Call::List, "list_keys", &[][..]),
+            (Call::Switch, "update_key", &["/id"][..]),
+            (Call::End, "delete_key", &[][..]),
+        ];
+        let side = Script {
+            faults: bench.twin.faults(),
+            operations: &operations,
+            names: &one_id,
+            live: &|label| bench.twin.live(label).len(),
+        };
+        let faulty = Faulty { issuer: &*bench.issuer, prefix: "kw-row-", side: &side };
+        assert_eq!(no_fault_does_harm(&faulty).await, 108);
     }
 
     #[tokio::test]

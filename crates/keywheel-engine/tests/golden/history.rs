@@ -116,7 +116,7 @@ impl Past {
     }
 
     async fn adopt(&self) {
-        let fingerprint = self.engine.fingerprint(&self.world.held(STORES[0]).await);
+        let fingerprint = self.engine.fingerprint(&[], &self.world.held(STORES[0]).await);
         let mut row = Inventory::new(secret());
         row.versions.push(Version::adopted(VersionId(1), None, None, Some(fingerprint)));
         row.next = VersionId(2);

@@ -212,7 +212,7 @@ impl Resumed {
         let known = current.fingerprint.unwrap();
         for name in world::FILES {
             let held = self.world.held(name).await;
-            let fingerprint = self.engine.fingerprint(&held);
+            let fingerprint = self.engine.fingerprint(&[], &held);
             assert_eq!(known.compare(&fingerprint), Compared::Same, "{name}");
             let value = str::from_utf8(held.value().unwrap().expose()).unwrap();
             let with_first = self.world.read(name).replace(value, history::FIRST);

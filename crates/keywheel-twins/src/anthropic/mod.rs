@@ -125,6 +125,11 @@ impl Twin {
         }
     }
 
+    /// Ends a key as the provider does by itself, where it finds one in public.
+    pub fn end_by_itself(&self, id: &str) {
+        self.archive(id);
+    }
+
     /// Returns every key that there ever was, in order.
     pub fn keys(&self) -> Vec<KeyState> {
         let state = self.shared.state();

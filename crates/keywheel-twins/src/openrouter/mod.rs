@@ -210,6 +210,13 @@ impl Twin {
         }
     }
 
+    /// Ends a key as the provider does by itself, where it finds one in public.
+    pub fn end_by_itself(&self, hash: &str) {
+        if let Some(key) = self.shared.state().live_key(hash) {
+            key.end();
+        }
+    }
+
     /// Ends the twin and every connection to it.
     pub fn shutdown(self) {
         drop(self);

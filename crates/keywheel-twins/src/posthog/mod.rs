@@ -201,6 +201,13 @@ impl Twin {
         self.shared.state().events.push((event.into(), at));
     }
 
+    /// Ends a key as the provider does by itself, where it finds one in public.
+    pub fn end_by_itself(&self, id: &str) {
+        if let Some(key) = self.shared.state().live(id) {
+            key.life.end();
+        }
+    }
+
     /// Ends the twin and every connection to it.
     pub fn shutdown(self) {
         drop(self);

@@ -8,7 +8,7 @@ use keywheel_driver::workload::elsewhere;
 use keywheel_driver::{Finding, Severity};
 use keywheel_drivers::Context;
 use keywheel_drivers::deny_list::DenyListConfig;
-use keywheel_engine::readers;
+use keywheel_engine::{held, readers};
 use serde_json::json;
 
 use crate::cli::Globals;
@@ -17,6 +17,7 @@ use crate::config::Secret;
 use crate::copies::Copies;
 use crate::exit::Exit;
 use crate::output::{Failure, Format};
+use crate::refused::Answer;
 use crate::select::Selection;
 use crate::session::Session;
 use crate::{prepare, refused, words};
@@ -186,9 +187,12 @@ async fn accepted(
     if open.as_ref().is_some_and(refused::is_being_replaced) {
         return Ok(Vec::new());
     }
-    let refused = refused::in_use(session, plan, built, row.as_ref()).await;
-    let note = |what| Finding::note(format!("{what}: `{}`", refused::then(plan)));
-    Ok(refused.map(note).into_iter().collect())
+    Ok(match refused::in_use(session, plan, built, row.as_ref()).await {
+        Some(Answer::Refuses(what)) => {
+            vec![Finding::note(format!("{what}: `{}`", refused::then(&plan.secret)))]
+        }
+        Some(Answer::Accepts) | None => Vec::new(),
+    })
 }
 
 /// One value in two places is told, and holds nothing up: only a rotation puts it right.
@@ -213,10 +217,21 @@ fn same_values(copies: &Copies, secret: &Secret) -> Vec<Found> {
 
 async fn held(plan: &Plan, built: &Built) -> Result<Vec<Finding>, CallError> {
     match prepare::agreed(plan, built).await {
-        Ok(Some(_)) => Ok(Vec::new()),
+        Ok(Some(_)) => Ok(apart(plan).into_iter().collect()),
         Ok(None) => {
             Ok(vec![Finding::note("no store holds a value yet; the first rotation makes one")])
         }
         Err(failure) => Ok(vec![Finding::blocks(failure.message)]),
     }
+}
+
+/// What has no field in common cannot be compared.
+fn apart(plan: &Plan) -> Option<Finding> {
+    let apart = held::apart(&plan.stores);
+    (!apart.is_empty()).then(|| {
+        Finding::note(format!(
+            "no other store holds a field that `{}` holds: whether they hold the same version cannot be compared",
+            apart.join("`, `")
+        ))
+    })
 }

@@ -1,4 +1,5 @@
-//! `keywheel doctor`: does the world agree with the journal? Changes nothing, unless it is told to end orphans.
+//! `keywheel doctor`: does the world agree with the journal? Changes nothing but its note of what an issuer refuses, unless it is
+//! told to end orphans.
 
 use std::sync::Arc;
 
@@ -10,13 +11,14 @@ use keywheel_core::inventory::{Inventory, Version};
 use keywheel_core::plan::Plan;
 use keywheel_core::planted;
 use keywheel_core::rotation::Rotation;
+use keywheel_core::secret::SecretName;
 use keywheel_core::strategy::Side;
 use keywheel_core::version::Stage;
 use keywheel_driver::Issuer;
 use keywheel_driver::workload::elsewhere;
-use keywheel_engine::NoWatch;
 use keywheel_engine::orphans::{Fate, Labelled, PREFIX, Sorted};
-use keywheel_engine::request::{can_be_put_right, held_by};
+use keywheel_engine::request::can_be_put_right;
+use keywheel_engine::{NoWatch, held};
 use serde_json::{Value, json};
 
 use crate::cli::Globals;
@@ -24,6 +26,7 @@ use crate::compile::{Built, drivers_of};
 use crate::config::{Config, Environment, Secret};
 use crate::exit::Exit;
 use crate::output::{Failure, Format};
+use crate::refused::Answer;
 use crate::select::Selection;
 use crate::session::{Session, engine_failure, journal_failure};
 use crate::{claims, code, confirm, prepare, refused, words};
@@ -66,6 +69,8 @@ struct Seen<'a> {
     foreign: Vec<Stray<'a>>,
     /// Secrets that only a person could look at.
     unseen: Vec<String>,
+    /// Secrets whose issuers say another thing than they last did of what readers use: whether they refuse it.
+    answers: Vec<(&'a SecretName, bool)>,
 }
 
 /// What became of orphans.
@@ -108,7 +113,8 @@ pub(crate) async fn run(args: &DoctorArgs, globals: &Globals) -> Result<Exit, Fa
         what: format!("audit chain: {fault}"),
         then: "keywheel audit verify".into(),
     }));
-    let Seen { mut findings, orphans, foreign, unseen } = seen;
+    let Seen { mut findings, orphans, foreign, mut unseen, answers } = seen;
+    unseen.extend(keep(globals, &config, environment, &answers).await);
     unseen.iter().for_each(|line| globals.output().note(line));
     let mut cleared = Cleared::default();
     if args.end_orphans {
@@ -125,6 +131,30 @@ pub(crate) async fn run(args: &DoctorArgs, globals: &Globals) -> Result<Exit, Fa
     }
     tell(globals, environment, secrets.len(), &findings, &cleared)?;
     Ok(if findings.is_empty() { Exit::Done } else { Exit::NeedsOperator })
+}
+
+/// Keeps what issuers say, and returns what could not be kept: whoever may only read the journal sees it all the same.
+async fn keep(
+    globals: &Globals,
+    config: &Config,
+    environment: &Environment,
+    answers: &[(&SecretName, bool)],
+) -> Option<String> {
+    if answers.is_empty() {
+        return None;
+    }
+    let kept = async {
+        let session = Session::act(globals, config, &environment.name, Arc::new(NoWatch))?;
+        for (secret, is_refused) in answers {
+            refused::keep(&session, secret, *is_refused).await.map_err(engine_failure)?;
+        }
+        Ok::<_, Failure>(())
+    };
+    let failure = kept.await.err()?;
+    Some(format!(
+        "  what issuers say of versions in use is not kept for `status`: {}",
+        failure.message
+    ))
 }
 
 fn tell(
@@ -262,8 +292,9 @@ impl<'a> Check<'_, 'a> {
             self.replicas(&plan, &built, found).await;
         }
         if !open.is_some_and(refused::is_being_replaced) {
-            self.refused(&plan, &built, found).await;
+            self.refused(&plan, &built, seen).await;
         }
+        let found = &mut seen.findings;
         let parked = open.and_then(Rotation::parked).map(|reason| words::parked(&plan, reason));
         found.extend(parked.map(|reason| self.finding(format!("parked: {reason}"), "resume")));
         self.unended(found);
@@ -297,9 +328,11 @@ impl<'a> Check<'_, 'a> {
         let is_on_its_way = open.is_some_and(|rotation| can_be_put_right(rotation).is_err());
         let mend = if is_on_its_way { "resume" } else { "reconcile" };
         let may_be_empty = known.is_empty() || open.is_some_and(may_hold_nothing);
-        for (store, planned) in built.stores.iter().zip(&plan.stores) {
+        let read = held::by_each(&built.stores, plan).await;
+        let all = || read.iter().filter_map(|held| held.as_ref().ok()?.as_ref());
+        for (planned, held) in plan.stores.iter().zip(&read) {
             let name = &planned.bound.name;
-            match held_by(store.as_ref(), planned).await {
+            match held {
                 Err(error) => found
                     .push(self.finding(format!("store `{name}` cannot be read: {error}"), "check")),
                 // A list of logins names both while they take turns.
@@ -308,7 +341,8 @@ impl<'a> Check<'_, 'a> {
                     found.push(self.finding(format!("store `{name}` holds no value"), mend))
                 }
                 Ok(Some(held)) => {
-                    let seen = self.session.engine.fingerprint(&held);
+                    let whole = held::completed(held, all());
+                    let seen = self.session.engine.fingerprint(&plan.stores, &whole);
                     let is_other =
                         |known: &Fingerprint| known.compare(&seen) == Compared::Different;
                     if !known.is_empty() && known.iter().all(is_other) {
@@ -365,13 +399,18 @@ impl<'a> Check<'_, 'a> {
     }
 
     /// The issuer may have ended the version in use by itself.
-    async fn refused(&self, plan: &Plan, built: &Built, found: &mut Vec<Finding>) {
-        let refused = refused::in_use(self.session, plan, built, Some(&self.row)).await;
-        found.extend(refused.map(|what| Finding {
-            secret: self.secret.name.name().into(),
-            what,
-            then: refused::then(plan),
-        }));
+    async fn refused(&self, plan: &Plan, built: &Built, seen: &mut Seen<'a>) {
+        let answer = refused::in_use(self.session, plan, built, Some(&self.row)).await;
+        let Some(answer) = answer else { return };
+        let is_refused = matches!(answer, Answer::Refuses(_));
+        if is_refused != self.row.refused_in_use().is_some() {
+            seen.answers.push((&self.secret.name, is_refused));
+        }
+        if let Answer::Refuses(what) = answer {
+            let secret = self.secret.name.name().into();
+            let then = refused::then(&self.secret.name);
+            seen.findings.push(Finding { secret, what, then });
+        }
     }
 
     /// Versions that readers no longer have, and that nobody ended: an edit by hand took their place.

@@ -13,9 +13,8 @@ use keywheel_driver::issuer::Identity;
 use keywheel_driver::slot;
 use keywheel_driver::store::{Accept, Edit, Store};
 use keywheel_driver::workload::Ensure;
-use keywheel_engine::NoWatch;
 use keywheel_engine::perform::PutRight;
-use keywheel_engine::request::held_by;
+use keywheel_engine::{NoWatch, held};
 use serde_json::json;
 
 use crate::cli::Globals;
@@ -123,7 +122,7 @@ impl<'a> Work<'a> {
         let Some(held) = prepare::agreed(&self.plan, &self.built).await? else {
             return Ok(Vec::new());
         };
-        let seen = self.session.engine.fingerprint(&held);
+        let seen = self.session.engine.fingerprint(&self.plan.stores, &held);
         if !self.is_known(&held) {
             let issued = match self.built.issuer.identify(&held).await {
                 Ok(Identity::Known { issued, .. }) => Some(issued),
@@ -157,7 +156,8 @@ impl<'a> Work<'a> {
     fn is_known(&self, held: &Credential) -> bool {
         let known = self.row.at(Stage::Current).and_then(|current| current.fingerprint);
         known.is_some_and(|known| {
-            known.compare(&self.session.engine.fingerprint(held)) == Compared::Same
+            known.compare(&self.session.engine.fingerprint(&self.plan.stores, held))
+                == Compared::Same
         })
     }
 
@@ -166,12 +166,16 @@ impl<'a> Work<'a> {
         let mut done = Vec::new();
         let mut missing = Vec::new();
         let mut good = None;
-        for (store, planned) in self.built.stores.iter().zip(&self.plan.stores) {
-            match held_by(store.as_ref(), planned)
-                .await
-                .map_err(|error| self.unreadable(planned, &error.to_string()))?
-            {
-                Some(held) if self.is_known(&held) => good = Some(held),
+        let mut read = Vec::new();
+        let each = held::by_each(&self.built.stores, &self.plan).await;
+        for (planned, held) in self.plan.stores.iter().zip(each) {
+            read.push(held.map_err(|error| self.unreadable(planned, &error.to_string()))?);
+        }
+        let stores = self.built.stores.iter().zip(&self.plan.stores);
+        for ((store, planned), held) in stores.zip(&read) {
+            let whole = held.as_ref().map(|held| held::completed(held, read.iter().flatten()));
+            match whole {
+                Some(whole) if self.is_known(&whole) => good = Some(whole),
                 _ => missing.push((store, planned)),
             }
         }

@@ -26,7 +26,7 @@ use crate::outlook::Outlook;
 use crate::output::{Failure, Format};
 use crate::queue::Staging;
 use crate::session::{Session, journal_failure, now};
-use crate::{queue, session, words};
+use crate::{queue, refused, session, words};
 
 /// Show what the journal knows: what needs you, what is under way, what is due
 #[derive(Debug, Args)]
@@ -44,7 +44,7 @@ pub(crate) struct StatusArgs {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum FailOn {
-    /// A rotation waits for an operator
+    /// A rotation waits for an operator, or an issuer refuses what readers use
     NeedsOperator,
     /// A secret is past its cryptoperiod
     Due,
@@ -115,6 +115,8 @@ struct Facts {
     rotated_at: Option<String>,
     due_at: Option<String>,
     held_because: Option<String>,
+    /// Since when its issuer is known to refuse what readers use.
+    refused_at: Option<String>,
     queued_at: Option<String>,
     undelivered: usize,
 }
@@ -202,6 +204,8 @@ struct Known {
     held_up: Option<HeldUp>,
     /// Whether a person ends the former version.
     by_hand: bool,
+    /// Since when its issuer is known to refuse what readers use, where no emergency is about to replace it.
+    refused: Option<Timestamp>,
     /// How far the other environment is that its next rotation waits for.
     stage: Option<Staging>,
 }
@@ -214,6 +218,7 @@ async fn known(
     let mut known = Vec::new();
     for row in session.journal.inventories().await.map_err(journal_failure)? {
         let (mut outlook, mut parked, mut held_up, mut by_hand) = (None, None, None, false);
+        let mut refused = row.refused_in_use();
         let stage = match row.queued.as_ref().and_then(|queued| queued.after.as_ref()) {
             Some(staged) => {
                 let stage = queue::staging(globals, config, staged).await;
@@ -225,6 +230,7 @@ async fn known(
             let records = session.journal.records(&open.rotation).await.map_err(journal_failure)?;
             let rotation = replay(&records).map_err(journal_failure)?;
             by_hand = rotation.plan().issuer.facts.is_kept_by_hand();
+            refused = refused.filter(|_| !refused::is_being_replaced(&rotation));
             match &open.parked {
                 Some(reason) => {
                     let is_it = |record: &&Record| matches!(record.event, Event::Parked { .. });
@@ -238,7 +244,7 @@ async fn known(
                 }
             }
         }
-        known.push(Known { row, outlook, parked, held_up, by_hand, stage });
+        known.push(Known { row, outlook, parked, held_up, by_hand, refused, stage });
     }
     Ok(known)
 }
@@ -317,7 +323,32 @@ fn row(config: &Config, secret: &Secret, known: &Known, now: Timestamp) -> Row {
     if is_scheduled && standing != Standing::Fine && takes_a_person(config, secret) {
         detail.push_str("; guided: needs you at a terminal");
     }
-    Row { standing, name, state, detail, next, told: told(known, standing, upcoming.as_ref()) }
+    let row =
+        Row { standing, name, state, detail, next, told: told(known, standing, upcoming.as_ref()) };
+    refused_in_use(known, row)
+}
+
+/// What its issuer ended by itself needs a person, whatever else it waits for.
+fn refused_in_use(known: &Known, row: Row) -> Row {
+    let (Some(since), Some(current)) = (known.refused, known.row.at(Stage::Current)) else {
+        return row;
+    };
+    let what = format!(
+        "its issuer refuses {} that readers use, seen {}",
+        current.version,
+        words::when(since)
+    );
+    if row.standing == Standing::NeedsYou {
+        return Row { detail: format!("{}; {what}", row.detail), ..row };
+    }
+    Row {
+        standing: Standing::NeedsYou,
+        state: "refused".into(),
+        detail: what,
+        next: refused::then(&known.row.secret),
+        told: Told { standing: Standing::NeedsYou, ..row.told },
+        ..row
+    }
 }
 
 /// Standing, state, detail and what to do next.
@@ -458,6 +489,7 @@ fn told(known: &Known, standing: Standing, upcoming: Option<&due::Due>) -> Told 
         rotated_at: row.rotated_at.map(words::rfc3339),
         due_at: upcoming.map(|due| words::rfc3339(due.since)),
         held_because: row.held_because.clone(),
+        refused_at: known.refused.map(words::rfc3339),
         queued_at: row.queued.as_ref().map(|queued| words::rfc3339(queued.at)),
         undelivered: row.untold.len(),
     };

@@ -2,8 +2,8 @@
 //! reads it.
 
 use keywheel_core::planted;
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 
 use keywheel_core::facts::{Authority, IssuerFacts};
 use keywheel_core::plan::{Accept, Part, Policy, Role, Slot};
@@ -74,6 +74,7 @@ impl SecretScope<'_> {
         if let Some(facts) = &facts {
             found.keep(self.suits(&secret, facts));
             found.keep(self.named_login(&secret, facts));
+            found.keep(self.lists_both_logins(&secret, facts));
             found.keep(self.lists_tokens(&secret, facts));
         }
         found.keep(self.brown_out(&secret));
@@ -272,6 +273,32 @@ impl SecretScope<'_> {
                 );
                 let problem = self.problem(code::UNSUITABLE, &["stores", &delivery.store], message);
                 return Err(problem.hint("add a slot for it, as in `PGUSER: username`"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks that a list of logins has a slot for each of two that take turns: both are let in while readers move, and what
+    /// stands in the row of one of them is never the other's password (H72).
+    fn lists_both_logins(&self, secret: &Secret, facts: &IssuerFacts) -> Result<(), Problem> {
+        let lists =
+            |delivery: &&Delivery| facts.takes_turns && self.answers_logins(&delivery.store);
+        for delivery in secret.deliveries.iter().filter(lists) {
+            let logins = delivery.slots.iter().filter_map(|slot| match &slot.part {
+                Part::PasswordOf(login) => Some(login.as_str()),
+                _ => None,
+            });
+            let logins: BTreeSet<&str> = logins.collect();
+            if logins.len() != 2 || delivery.slots.len() != 2 {
+                let message = format!(
+                    "`secrets.{}.stores.{}` lists logins, and needs one slot for each of the two that take turns",
+                    self.shown(),
+                    shown(&delivery.store)
+                );
+                let problem = self.problem(code::UNSUITABLE, &["stores", &delivery.store], message);
+                return Err(problem.hint(
+                    "name both, as in `{ app_a: { password_of: app_a }, app_b: { password_of: app_b } }`",
+                ));
             }
         }
         Ok(())

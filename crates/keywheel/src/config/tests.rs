@@ -390,6 +390,27 @@ fn logins_that_take_turns_alternate_and_their_names_are_delivered() {
 }
 
 #[test]
+fn a_list_of_logins_has_a_slot_for_each_of_two_that_take_turns() {
+    let pooler = "  pooler: { pgbouncer: { auth_file: u.txt, through: [\"postgresql://127.0.0.1/app\"], reload: [\"true\"] } }";
+    let with = |slots: &str| {
+        let issuer = "{ postgres: { admin_url: { env: X }, owner: shop, logins: [a, b] } }";
+        ONE.replace("{ random: { length: 64 } }", issuer)
+            .replace("    strategy: { keyring: { longest_token: 15m } }\n", "")
+            .replace(
+                "{ SESSION_SECRET: current, SESSION_SECRET_ALSO_ACCEPTED: also_accepted }",
+                &format!("{{ url: {{ url: userinfo }} }}, pooler: {{ {slots} }}"),
+            )
+            .replace("\nstores:", &format!("\nstores:\n{pooler}"))
+    };
+    let both = with("a: { password_of: a }, b: { password_of: b }");
+    assert!(parse(&both).is_ok(), "{}", problems(&both));
+    for slots in ["a: password", "a: { password_of: a }", "a: { password_of: a }, b: password"] {
+        let told = problems(&with(slots));
+        assert!(told.contains("needs one slot for each of the two that take turns"), "{told}");
+    }
+}
+
+#[test]
 fn h83_a_cutover_says_what_loss_is_accepted() {
     let also = ONE.replace(", SESSION_SECRET_ALSO_ACCEPTED: also_accepted", "");
     let cutover = also.replace("{ keyring: { longest_token: 15m } }", "cutover");

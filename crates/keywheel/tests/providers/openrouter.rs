@@ -124,13 +124,43 @@ fn an_undo_deletes_the_new_key_of_openrouter_and_keeps_the_former_one() {
 
 #[test]
 fn h04_a_key_of_openrouter_whose_making_was_not_answered_leaves_no_orphan() {
-    for fault in [Fault::Cut, Fault::LateLanding { after_ms: 300 }] {
+    for fault in [Fault::Cut, Fault::LateLanding { after_ms: 300 }, Fault::Twice] {
         let shop = Shop::new();
         shop.twin.faults().set(vec![Rule::first("create_key", fault)]).unwrap();
         shop.run(&["rotate", "model", "--yes", "--soak"]).ends(0).says("completed");
         assert_eq!(shop.twin.faults().unfired(), []);
         shop.assert_one_key_is_live();
     }
+}
+
+#[test]
+fn h92_a_key_that_an_answer_names_by_mistake_is_left_alone() {
+    for operation in ["create_key", "get_key", "update_key"] {
+        let shop = Shop::new();
+        let other = shop.twin.make_key("of a colleague");
+        let fault = Fault::AnotherId { at: "/data/hash".into(), id: other.hash.clone() };
+        shop.twin.faults().set(vec![Rule::first(operation, fault)]).unwrap();
+        shop.run(&["rotate", "model", "--yes", "--soak"]).ends(0).says("completed");
+        assert_eq!(shop.twin.faults().unfired(), [], "{operation}");
+        assert!(shop.twin.accepts(&other.value), "{operation}: another key was ended");
+        let live: Vec<_> = shop.twin.keys().into_iter().filter(|key| key.live).collect();
+        assert_eq!(live.len(), 2, "{operation}: {live:?}");
+        assert!(shop.twin.accepts(&shop.project.key()), "{operation}");
+    }
+}
+
+#[test]
+fn h92_where_every_answer_names_another_key_nothing_is_left_and_a_person_is_told() {
+    let shop = Shop::new();
+    shop.project.soaks("1s, patience: 2s");
+    let fault = Fault::AnotherId { at: "/data/hash".into(), id: shop.old.hash.clone() };
+    shop.twin.faults().set(vec![Rule::every("create_key", fault)]).unwrap();
+    let ran = shop.run(&["rotate", "model", "--yes", "--soak"]);
+    ran.ends(3).says("the id that it answered could not be confirmed");
+    assert_eq!(shop.project.key(), shop.old.value);
+    shop.twin.faults().set(Vec::new()).unwrap();
+    shop.run(&["resume", "model", "--soak"]).ends(0).says("completed");
+    shop.assert_one_key_is_live();
 }
 
 #[test]

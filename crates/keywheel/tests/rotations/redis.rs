@@ -96,6 +96,59 @@ fn h35_a_field_that_no_slot_holds_is_no_edit_by_hand() {
 }
 
 #[test]
+fn stores_that_hold_different_fields_of_one_login_are_compared_by_what_they_share() {
+    let url = |password: &str| format!("REDIS_URL=redis://app:{password}@cache/\n");
+    let slots = "{ REDIS_URL: { url: userinfo } }, file: { content: password }";
+    let Some(shop) = Shop::start(slots, &url(OLD)) else { return };
+    let project = &shop.project;
+    let config = project.read("keywheel.yaml");
+    let stores = "stores:\n  file: { file: { path: password } }";
+    project.write("keywheel.yaml", &config.replacen("stores:", stores, 1));
+    project.write("password", "kwcanary-another-password-0123");
+    let check = project.run(&["check"]);
+    check.ends(4).says("hold different values in `password` of `cache@default`");
+    project.write("password", OLD);
+    project.run(&["adopt", "--yes"]).ends(0);
+    project.run(&["rotate", "cache", "--yes", "--soak"]).ends(0).says("completed");
+    let new = project.read("password");
+    assert_eq!(project.read("app.env"), url(&new));
+    assert_eq!((shop.accepts(&new), shop.accepts(OLD)), ([true, true], [false, false]));
+    project.run(&["doctor"]).ends(0).says("world and journal agree");
+    project.write("password", OLD);
+    project.run(&["doctor"]).ends(3).says("store `file` was changed by somebody else");
+    project.run(&["reconcile", "cache", "--yes"]).ends(0).says("wrote store `file`");
+    assert_eq!((project.read("password"), project.read("app.env")), (new.clone(), url(&new)));
+}
+
+#[test]
+fn h95_a_refusal_is_told_until_it_no_longer_holds() {
+    let slots = "{ REDIS_URL: { url: userinfo } }";
+    let url = format!("REDIS_URL=redis://app:{OLD}@cache/\n");
+    let Some(mut shop) = Shop::start(slots, &url) else { return };
+    let switch = |shop: &Shop, to: &str| {
+        for node in [0, 1] {
+            let mut admin = shop.session(node, "keywheel", ADMIN).unwrap();
+            redis::cmd("ACL").arg("SETUSER").arg("app").arg(to).exec(&mut admin).unwrap();
+        }
+    };
+    let told = |shop: &Shop| shop.project.run(&["status"]).stdout;
+    shop.project.run(&["adopt", "--yes"]).ends(0);
+    switch(&shop, "off");
+    shop.project.run(&["doctor"]).ends(3).says("refuses v1");
+    shop.nodes[0].kill();
+    let silent = shop.project.run(&["doctor"]);
+    assert!(!silent.stdout.contains("refuses"), "no answer is no refusal");
+    assert!(told(&shop).contains("its issuer refuses v1 that readers use"), "and no acceptance");
+    shop.nodes[0].begin().unwrap();
+    switch(&shop, "on");
+    shop.project.run(&["doctor"]).ends(0);
+    assert!(!told(&shop).contains("refuses"));
+    let status = shop.project.json(&["status"]);
+    assert!(status["environments"][0]["secrets"][0]["refused_at"].is_null());
+    shop.project.run(&["audit", "verify"]).ends(0).says("holds");
+}
+
+#[test]
 fn a_session_that_is_older_than_the_rotation_is_named_and_holds_it_up() {
     let slots = "{ REDIS_URL: { url: userinfo } }";
     let Some(shop) = Shop::start(slots, &format!("REDIS_URL=redis://app:{OLD}@cache/\n")) else {

@@ -24,9 +24,17 @@ fn h95_a_key_that_died_by_itself_is_found_with_one_try_and_replaced_by_an_emerge
     let check = provider.run(&["check"]);
     check.ends(0).says("issuer `openai` refuses v2 that readers use");
     assert_eq!(tries(&provider), before + 2);
+    provider.run(&["doctor"]).ends(3);
+    let status = provider.run(&["status", "--fail-on", "needs-operator"]);
+    status.ends(6).says("its issuer refuses v2 that readers use, seen").says("--emergency");
+    let told = provider.project.json(&["status"])["environments"][0]["secrets"][0].clone();
+    assert_eq!(told["standing"], "needs_operator");
+    assert!(told["refused_at"].is_string());
+    assert_eq!(tries(&provider), before + 3, "`status` asks nobody");
     let because = ["--because", "the provider ended it"];
     let emergency = ["rotate", "model@default", "--emergency", "--yes"];
     provider.run(&[&emergency[..], &because[..]].concat()).ends(0).says("v3 is current");
+    assert!(!provider.run(&["status"]).stdout.contains("refuses"));
     provider.run(&["doctor"]).ends(0).says("world and journal agree");
 }
 

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use keywheel_core::planted;
 use keywheel_driver::{CallError, Finding};
 use postgres_protocol::escape::escape_identifier;
+use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row};
 
 use super::{Config, nothing_done};
@@ -17,7 +18,7 @@ const NAMED: usize = 5;
 
 /// Returns everything that stands in the way of a turn, and what is worth knowing.
 pub(super) async fn findings(admin: &Client, config: &Config) -> Result<Vec<Finding>, CallError> {
-    let server = admin.query_one(SERVER, &[]).await.map_err(|error| nothing_done(&error))?;
+    let server = admin.query_typed_one(SERVER, &[]).await.map_err(|error| nothing_done(&error))?;
     if server.get("recovering") {
         return Ok(vec![Finding::blocks(
             "the server is a standby: `admin_url` must name the primary",
@@ -58,12 +59,13 @@ struct Look<'a> {
 }
 
 impl Look<'_> {
+    /// Asks with one message: a statement that is prepared first takes two, and a pooler may not have it any more.
     async fn rows(
         &self,
         query: &str,
-        parameters: &[&(dyn tokio_postgres::types::ToSql + Sync)],
+        parameters: &[(&(dyn ToSql + Sync), Type)],
     ) -> Result<Vec<Row>, CallError> {
-        self.admin.query(query, parameters).await.map_err(|error| nothing_done(&error))
+        self.admin.query_typed(query, parameters).await.map_err(|error| nothing_done(&error))
     }
 
     /// Returns the two logins, where there are two.
@@ -88,7 +90,7 @@ impl Look<'_> {
             .rows(
                 "SELECT rolname::text, rolcanlogin, rolsuper, \
                  coalesce(shobj_description(oid, 'pg_authid'), '') FROM pg_roles WHERE rolname = ANY($1)",
-                &[&names],
+                &[(&names, Type::NAME_ARRAY)],
             )
             .await?;
         let found: BTreeMap<String, &Row> = rows.iter().map(|row| (row.get(0), row)).collect();
@@ -154,7 +156,7 @@ impl Look<'_> {
                 .rows(
                     "SELECT pg_has_role(current_user, $1, 'MEMBER WITH ADMIN OPTION'), \
                      pg_has_role(current_user, 'pg_signal_backend', 'USAGE') OR pg_has_role(current_user, $1, 'USAGE')",
-                    &[login],
+                    &[(login, Type::NAME)],
                 )
                 .await?;
             let (grants, signals): (bool, bool) = (rights[0].get(0), rights[0].get(1));
@@ -184,7 +186,11 @@ impl Look<'_> {
                  EXISTS (SELECT FROM pg_db_role_setting s WHERE s.setrole = r.oid AND s.setdatabase = d.oid \
                          AND ('role=' || $3) = ANY(s.setconfig)) \
                  FROM pg_database d CROSS JOIN pg_roles r WHERE d.datname = ANY($1) AND r.rolname = ANY($2) ORDER BY 1, 2",
-                &[&used, &self.config.logins, &self.config.owner],
+                &[
+                    (&used, Type::NAME_ARRAY),
+                    (&self.config.logins, Type::NAME_ARRAY),
+                    (&self.config.owner, Type::TEXT),
+                ],
             )
             .await?;
         let mut findings = Vec::new();
@@ -221,7 +227,7 @@ impl Look<'_> {
                 "SELECT rolname::text, jsonb_build_object('creates databases', rolcreatedb, \
                  'creates roles', rolcreaterole, 'replicates', rolreplication, 'bypasses row security', rolbypassrls, \
                  'connection limit', rolconnlimit)::text, rolvaliduntil < now(), rolinherit FROM pg_roles WHERE rolname = ANY($1)",
-                &[&self.config.logins],
+                &[(&self.config.logins, Type::NAME_ARRAY)],
             )
             .await?;
         let mut findings = Vec::new();
@@ -268,7 +274,7 @@ impl Look<'_> {
                 "SELECT r.rolname::text, coalesce(d.datname::text, ''), unnest(s.setconfig) \
                  FROM pg_db_role_setting s JOIN pg_roles r ON r.oid = s.setrole \
                  LEFT JOIN pg_database d ON d.oid = s.setdatabase WHERE r.rolname = ANY($1)",
-                &[&self.config.logins],
+                &[(&self.config.logins, Type::NAME_ARRAY)],
             )
             .await?;
         let mut settings: BTreeMap<String, BTreeSet<(String, String, String)>> = BTreeMap::new();
@@ -301,7 +307,7 @@ impl Look<'_> {
             .rows(
                 "SELECT m.rolname::text, r.rolname::text FROM pg_auth_members a \
                  JOIN pg_roles r ON r.oid = a.roleid JOIN pg_roles m ON m.oid = a.member WHERE m.rolname = ANY($1)",
-                &[&self.config.logins],
+                &[(&self.config.logins, Type::NAME_ARRAY)],
             )
             .await?;
         let mut roles: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
@@ -341,7 +347,7 @@ impl Look<'_> {
                  FROM pg_shdepend s JOIN pg_roles r ON r.oid = s.refobjid LEFT JOIN pg_database d ON d.oid = s.dbid \
                  WHERE s.refclassid = 'pg_authid'::regclass AND r.rolname = ANY($1) AND s.deptype IN ('o', 'a', 'r') \
                  GROUP BY 1, 2, 3 ORDER BY 1, 2, 3",
-                &[&self.config.logins],
+                &[(&self.config.logins, Type::NAME_ARRAY)],
             )
             .await?;
         let mut findings = Vec::new();
@@ -375,7 +381,8 @@ impl Look<'_> {
         let Some((a, b)) = self.pair() else { return Ok(Vec::new()) };
         let rules = "SELECT line_number, user_name @> ARRAY[$1::text], user_name @> ARRAY[$2::text] \
                      FROM pg_hba_file_rules WHERE error IS NULL";
-        let rows = match self.admin.query(rules, &[&a, &b]).await {
+        let rows = match self.admin.query_typed(rules, &[(&a, Type::TEXT), (&b, Type::TEXT)]).await
+        {
             Ok(rows) => rows,
             Err(error) if error.code().is_some_and(|code| code.code() == "42501") => {
                 return Ok(vec![Finding::note(
@@ -403,7 +410,7 @@ impl Look<'_> {
             .rows(
                 "SELECT current_setting('max_connections')::bigint, count(*), count(*) FILTER (WHERE usename = ANY($1)) \
                  FROM pg_stat_activity WHERE backend_type = 'client backend'",
-                &[&self.config.logins],
+                &[(&self.config.logins, Type::NAME_ARRAY)],
             )
             .await?;
         let (most, all, ours): (i64, i64, i64) = (rows[0].get(0), rows[0].get(1), rows[0].get(2));

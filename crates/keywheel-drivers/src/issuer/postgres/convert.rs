@@ -11,7 +11,7 @@ use keywheel_driver::{CallError, Refusal, RefusalKind};
 use postgres_protocol::escape::{escape_identifier, escape_literal};
 use tokio_postgres::Client;
 
-use super::{Admin, Postgres, commit, nothing_done, run};
+use super::{Admin, Postgres, nothing_done};
 
 /// Settings whose value is a list of names, and that keep its quotes.
 const LISTS: [&str; 5] = [
@@ -42,12 +42,12 @@ impl Convert for Postgres {
 
     async fn run(&self, changes: &[Change]) -> Result<(), CallError> {
         for together in changes.chunk_by(|a, b| a.place == b.place) {
-            let mut admin = self.admin_in(&together[0].place).await?;
-            let change = self.change(&mut admin).await?;
+            let admin = self.admin_in(&together[0].place).await?;
+            let change = self.change(admin).await?;
             for one in together {
-                run(&change, &one.what).await.map_err(|error| failed(error, one))?;
+                change.run(&one.what).await.map_err(|error| failed(error, one))?;
             }
-            commit(change).await?;
+            change.commit().await?;
         }
         Ok(())
     }
@@ -91,6 +91,22 @@ impl Postgres {
         let found = rows.iter().map(|row| row.get(0));
         Ok(found.chain([own.to_owned()]).chain(self.config.databases.iter().cloned()).collect())
     }
+}
+
+/// What an application keeps under a name of its own may be a secret: it is copied within the server, and stands in no statement
+/// that is shown, logged or sent.
+fn copied(other: &str, database: &str, key: &str, set: &str) -> String {
+    let (role, database) = (escape_literal(other), escape_literal(database));
+    let value = format!(
+        "SELECT substr(one, strpos(one, '=') + 1) FROM pg_db_role_setting s JOIN pg_roles r ON r.oid = s.setrole \
+         LEFT JOIN pg_database d ON d.oid = s.setdatabase, unnest(s.setconfig) one \
+         WHERE r.rolname = {role} AND coalesce(d.datname, '') = {database} AND starts_with(one, {})",
+        escape_literal(&format!("{key}="))
+    );
+    let key = escape_literal(key);
+    format!(
+        "DO $copy$ BEGIN PERFORM set_config({key}, ({value}), true); {set} FROM CURRENT; END $copy$"
+    )
 }
 
 /// Writes a list of names as its parts, each of which may be quoted in the list, or empty.
@@ -243,21 +259,23 @@ impl Script<'_> {
         for row in &rows {
             let (database, setting): (String, String) = (row.get(0), row.get(1));
             let Some((key, value)) = setting.split_once('=') else { continue };
-            // What an application keeps under a name of its own may be a secret, and is not shown: `check` names it.
-            if key == "role" || key.contains('.') {
+            if key == "role" {
                 continue;
             }
-            let value = if LISTS.contains(&key) { list(value) } else { escape_literal(value) };
             let within = match database.as_str() {
                 "" => String::new(),
                 name => format!(" IN DATABASE {}", escape_identifier(name)),
             };
-            let key = escape_identifier(key);
-            self.add(
-                place,
-                format!("ALTER ROLE {name}{within} SET {key} TO {value}"),
-                format!("ALTER ROLE {name}{within} RESET {key}"),
-            );
+            let of_new = format!("ALTER ROLE {name}{within}");
+            let quoted = escape_identifier(key);
+            let set = match key.contains('.') {
+                true => copied(other, &database, key, &format!("{of_new} SET {quoted}")),
+                false if LISTS.contains(&key) => {
+                    format!("{of_new} SET {quoted} TO {}", list(value))
+                }
+                false => format!("{of_new} SET {quoted} TO {}", escape_literal(value)),
+            };
+            self.add(place, set, format!("{of_new} RESET {quoted}"));
         }
         Ok(())
     }

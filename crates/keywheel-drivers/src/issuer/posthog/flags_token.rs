@@ -198,8 +198,8 @@ fn standing(tokens: Tokens, request: &Mint<'_>) -> Result<Standing, CallError> {
         return Ok(Standing::Rotated(primary.0));
     }
     let is_former = |token: &Shown| {
-        let mut suspects = request.suspects.iter();
-        is(Some(token), request.in_use) || suspects.any(|suspect| is(Some(token), Some(suspect)))
+        let mut suspects = request.suspects.iter().map(|suspect| suspect.value.as_ref());
+        is(Some(token), request.in_use) || suspects.any(|value| is(Some(token), value))
     };
     let in_use_is_backup = is(backup.as_ref(), request.in_use);
     let backup_is_former = backup.as_ref().is_some_and(is_former);
@@ -210,7 +210,7 @@ fn standing(tokens: Tokens, request: &Mint<'_>) -> Result<Standing, CallError> {
         };
     }
     // A suspect whose value is not known may be the primary.
-    let suspects_are_known = request.suspects.len() >= request.compromised.len();
+    let suspects_are_known = request.suspects.iter().all(|suspect| suspect.value.is_some());
     if backup_is_former && !is_first(request.label) && suspects_are_known {
         return Ok(Standing::Rotated(primary.0));
     }

@@ -9,7 +9,7 @@ use keywheel_core::facts::{Authority, IssuerFacts, Observe, ValueOrigin};
 use keywheel_core::planted;
 use keywheel_core::secret::Credential;
 use keywheel_core::version::IssuedId;
-use keywheel_driver::issuer::{Audit, Identity, Issuer, Live, Mint, Minted, Verdict};
+use keywheel_driver::issuer::{Audit, Identity, Issuer, Live, Mint, Minted, Suspect, Verdict};
 use keywheel_driver::{CallError, Finding, RefusalKind};
 
 use super::{Project, Tokens, is, is_first, nobody_did};
@@ -103,14 +103,13 @@ impl ProjectToken {
     /// Where no store holds a token yet, nothing is gained by ending the one that there is.
     fn must_be_reset(&self, tokens: &Tokens, request: &Mint<'_>) -> bool {
         let token = Some(&tokens.api_token);
-        let mut suspects = request.suspects.iter();
         // A suspect whose value is not known may be the token.
-        let suspects_are_known = request.suspects.len() >= request.compromised.len();
+        let may_be_it =
+            |suspect: &Suspect| suspect.value.is_none() || is(token, suspect.value.as_ref());
         request.in_use.is_some()
             && (is_first(request.label)
-                || !suspects_are_known
                 || is(token, request.in_use)
-                || suspects.any(|suspect| is(token, Some(suspect)))
+                || request.suspects.iter().any(may_be_it)
                 || planted!("token_is_reset_again"))
     }
 

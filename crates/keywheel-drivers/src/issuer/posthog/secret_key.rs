@@ -16,7 +16,9 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::{Effect, Project, TARGET};
-use crate::api::{MOST_PAGES, Shown, known_by_ends, moment, shows, unsupported};
+use crate::api::{
+    MOST_PAGES, Shown, is_about, known_by_ends, moment, shows, shows_secret, unsupported,
+};
 
 /// The most keys that a project may have.
 const MOST_KEYS: usize = 10;
@@ -81,11 +83,15 @@ impl Issuer for SecretKeys {
         let answer = self.0.api.send(Method::POST, self.url(&[]), &headers, Some(&body)).await?;
         if !answer.status.is_success() {
             let error = self.0.hint(answer.error(Effect::Changes), WRITE);
-            return Err(self.full_or(&headers, error).await);
+            return Err(self.full_or(&headers, &request.label.0, error).await);
         }
         let mut made: Key = answer.decode()?;
         let value = made.value.take().filter(|_| made.label == request.label.0);
         let value = value.ok_or_else(|| answer.not_understood())?;
+        let (label, id) = (&request.label.0, IssuedId::new(&made.id));
+        let look = || self.find(&headers, &id);
+        let is_new = |key: &Key| key.label == *label && shows_secret(&key.mask_value, &value.0);
+        self.0.api.recognise(label, self.0.config.settle_for.span(), look, is_new).await?;
         let mut notes = Vec::new();
         if request.previous.is_some() && previous.is_none() {
             notes.push("the key in use is gone, and its scopes could not be copied".into());
@@ -94,7 +100,7 @@ impl Issuer for SecretKeys {
             notes.push("the scopes could not be copied".into());
         }
         Ok(Minted {
-            issued: Some(IssuedId::new(&made.id)),
+            issued: Some(id),
             credential: Some(Credential::of_value(value.0)),
             notes,
             ..Minted::default()
@@ -193,10 +199,7 @@ impl SecretKeys {
             .await
             .map_err(|error| self.0.hint(error, READ))?;
         match key {
-            Some(key) if key.id != id.id => {
-                Err(unsupported(&format!("{TARGET} shows another key than it was asked for"))
-                    .into())
-            }
+            Some(key) if !is_about(&key.id, &id.id) => Err(self.0.api.shows_another()),
             key => Ok(key),
         }
     }
@@ -223,13 +226,22 @@ impl SecretKeys {
         Err(self.0.api.endless("the list of keys"))
     }
 
-    /// Says of a mint that was refused that the project is full, where it is: the answer says so in words only.
-    async fn full_or(&self, headers: &HeaderMap, error: CallError) -> CallError {
+    /// Says of a mint that was refused that the project is full, where it is: the answer says so in words only. Where a key has
+    /// the label, which is used once, the request came twice, and the answer to the one that made it was another.
+    async fn full_or(&self, headers: &HeaderMap, label: &str, error: CallError) -> CallError {
         match &error {
             CallError::Refused(refusal) if refusal.kind == RefusalKind::Unsupported => {}
             _ => return error,
         }
         match self.keys(headers).await {
+            Ok(keys)
+                if keys.iter().any(|key| key.label == label)
+                    && !planted!("second_answer_is_the_only_one") =>
+            {
+                CallError::Unknown(format!(
+                    "{TARGET} refused to make a key `{label}`, and has one: the request was delivered twice"
+                ))
+            }
             Ok(keys) if keys.len() >= MOST_KEYS => {
                 Refusal::operator(RefusalKind::Quota, full(&keys)).into()
             }
