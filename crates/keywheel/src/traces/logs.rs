@@ -13,7 +13,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use keywheel_core::incident::LogReference;
-use keywheel_core::plan::{Pin, Plan};
+use keywheel_core::plan::Pin;
 use keywheel_core::time::{Span, Timestamp};
 use keywheel_driver::Workload;
 use keywheel_driver::workload::{ReadLog, Reading, elsewhere};
@@ -40,7 +40,7 @@ const MOST_BYTES: u64 = 256 << 20;
 /// How many lines of one log are told.
 const MOST_LINES: usize = 200;
 
-/// The lines of one log that are marked; of all logs of a workload where its replicas are not known.
+/// The marked lines of one log; without a replica, of a workload whose replicas are not known.
 pub(super) struct OfLog {
     workload: String,
     replica: Option<String>,
@@ -80,10 +80,11 @@ pub(super) async fn look(
         let of_secret = inventories.iter().find(|one| one.secret == plan.secret);
         let built = drivers_of(plan).map_err(|failure| failure.message);
         for (index, planned) in plan.workloads.iter().enumerate() {
-            if seen.insert(planned.bound.name.clone()) {
+            let name = planned.bound.name.clone();
+            if seen.insert(name.clone()) {
                 let pin = of_secret.map_or(planned.pin.as_ref(), |row| row.pin_of(planned));
                 let driver = built.as_ref().map(|built| built.workloads[index].as_ref());
-                asked.push(OfWorkload::ask(name(plan, index), driver, pin, from, since).await);
+                asked.push(OfWorkload::ask(name, driver, pin, from, since).await);
             }
         }
     }
@@ -100,10 +101,6 @@ pub(super) async fn look(
         lines.for_each(|line| *line = known.told(line));
     }
     Ok(logs)
-}
-
-fn name(plan: &Plan, index: usize) -> String {
-    plan.workloads[index].bound.name.clone()
 }
 
 /// When the oldest suspect was made; none where that is not known of each.

@@ -3,14 +3,14 @@
 use keywheel_core::planted;
 use keywheel_core::secret::SecretValue;
 use keywheel_core::time::{Span, Timestamp};
-use keywheel_engine::request::held_by;
+use keywheel_engine::held;
 
 use crate::compile::drivers_of;
 use crate::incident::Incident;
 use crate::session::Session;
 
-/// How long one store may hold up the answer.
-const PATIENCE: Span = Span::seconds(5);
+/// How long the stores of one secret may hold up the answer.
+const PATIENCE: Span = Span::seconds(10);
 
 /// How much of one line is told.
 const MOST_CHARACTERS: usize = 1_000;
@@ -35,11 +35,9 @@ impl Known {
                 credentials.extend(session.journal.unseal(&key).await.ok().flatten());
             }
             let Ok(built) = drivers_of(plan) else { continue };
-            for (store, planned) in built.stores.iter().zip(&plan.stores) {
-                let held = held_by(store.as_ref(), planned);
-                let held = tokio::time::timeout(PATIENCE.into(), held).await;
-                credentials.extend(held.ok().and_then(Result::ok).flatten());
-            }
+            let read = held::by_each(&built.stores, plan);
+            let read = tokio::time::timeout(PATIENCE.into(), read).await.unwrap_or_default();
+            credentials.extend(read.into_iter().filter_map(|held| held.ok().flatten()));
         }
         let fields = credentials.iter().flat_map(|credential| credential.fields());
         let values = fields.filter(|(field, _)| field.as_str() != "username");
