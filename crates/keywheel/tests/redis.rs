@@ -18,12 +18,12 @@ const ADMIN: &str = "kwcanary-redis-admin-of-kills";
 const OLD: &str = "kwcanary-redis-old-of-kills-0123456";
 
 /// How many worlds share the nodes at once.
-const AT_ONCE: usize = 8;
+const AT_ONCE: usize = 10;
 
 const CONFIG: &str = "
 project: shop
 policies:
-  fast: { cryptoperiod: 90d, soak: 200ms, rollback: 200ms, watch: 1s }
+  fast: { cryptoperiod: 90d, soak: 200ms, rollback: 200ms, watch: 200ms, call: 4s }
 stores:
   app: { env_file: { path: app.env } }
 secrets:
@@ -34,7 +34,7 @@ secrets:
         nodes: [NODES]
         user: USER
         admin: { user: keywheel, password: { file: admin } }
-        settle_for: 500ms
+        settle_for: 200ms
     stores: { app: { REDIS_PASSWORD: password } }
     read_by: nobody
     because: a test
