@@ -17,7 +17,7 @@ pub mod run;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use keywheel_core::event::{Event, OutOfOrder};
+use keywheel_core::event::{Event, OutOfOrder, Step};
 use keywheel_core::plan::{Plan, RotationId};
 use keywheel_core::rotation::Rotation;
 use keywheel_core::time::Timestamp;
@@ -77,6 +77,9 @@ pub trait Build: Send + Sync {
 pub trait Watch: Send + Sync {
     /// A record is durable, and was applied.
     fn recorded(&self, _rotation: &Rotation, _event: &Event, _at: Timestamp) {}
+
+    /// Nobody knows what became of a step, and why; the record of that follows.
+    fn unanswered(&self, _rotation: &Rotation, _step: Step, _reason: &str) {}
 
     /// The rotation waits.
     fn waiting(&self, _until: Timestamp, _why: keywheel_core::rotation::Why) {}

@@ -294,6 +294,9 @@ impl Engine {
             ),
             Err(CallError::Unknown(reason)) => {
                 tracing::debug!(step = name(steps[0].1), reason, "unknown outcome");
+                for (member, step) in steps {
+                    self.watch.unanswered(&group.members[*member].rotation, *step, &reason);
+                }
                 let guessed = planted!("unknown_is_done") && steps[0].1.mutates();
                 let event = |step| {
                     if guessed { as_if_done(step) } else { Event::Unknown { step } }

@@ -38,6 +38,9 @@ struct Call {
     ids: &'static [&'static str],
 }
 
+/// A call about one key.
+type About = Box<dyn Fn(&str) -> Call>;
+
 /// A twin, with what is told of it alike: what makes, shows, changes and ends a key, and what lists all of them.
 struct Side {
     name: &'static str,
@@ -46,9 +49,9 @@ struct Side {
     /// Makes a key; none where only a person can.
     make: Option<Call>,
     list: Call,
-    look: Box<dyn Fn(&str) -> Call>,
-    change: Option<Box<dyn Fn(&str) -> Call>>,
-    end: Box<dyn Fn(&str) -> Call>,
+    look: About,
+    change: Option<About>,
+    end: About,
     /// Makes a key by hand, and returns its id.
     by_hand: Box<dyn Fn(&str) -> String>,
     /// Counts the live keys of a label.
@@ -72,7 +75,7 @@ fn of(
     slash: &'static str,
     body: Value,
     ids: &'static [&'static str],
-) -> Box<dyn Fn(&str) -> Call> {
+) -> About {
     let keys = keys.to_owned();
     Box::new(move |id| {
         call(operation, method.clone(), format!("{keys}/{id}{slash}"), body.clone(), ids)

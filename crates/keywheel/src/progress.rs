@@ -23,6 +23,8 @@ pub(crate) struct Progress {
     open: Arc<Mutex<Vec<Open>>>,
     /// The last roll that was told of, so that one that several rotations share is told once.
     told: Mutex<Option<(String, Timestamp)>>,
+    /// Why steps have no answer whose record is about to be made.
+    unanswered: Mutex<Vec<(RotationId, Step, String)>>,
 }
 
 /// A step whose call has not come back.
@@ -40,7 +42,7 @@ impl Progress {
     pub(crate) fn new(output: Output) -> Self {
         let open = Arc::default();
         tokio::spawn(tell_of_slow_steps(Arc::downgrade(&open), output));
-        Self { output, open, told: Mutex::default() }
+        Self { output, open, told: Mutex::default(), unanswered: Mutex::default() }
     }
 
     fn began(&self, rotation: &Rotation, step: Step, limit: Span) {
@@ -65,6 +67,14 @@ impl Progress {
             Some(index) => open.swap_remove(index).since.elapsed(),
             None => Duration::ZERO,
         }
+    }
+
+    /// Returns why a step has no answer, where that was told.
+    fn why(&self, rotation: &Rotation, step: Step) -> Option<String> {
+        let mut unanswered = self.unanswered.lock().expect("no holder of the lock panics");
+        let is_it = |(id, of, _): &(RotationId, Step, String)| id == rotation.id() && *of == step;
+        let index = unanswered.iter().position(is_it)?;
+        Some(unanswered.swap_remove(index).2)
     }
 
     fn line(&self, line: &words::Line, rest: &str) {
@@ -98,7 +108,9 @@ impl Watch for Progress {
             Event::Unknown { step } => {
                 self.ended(rotation, *step);
                 let line = words::step(plan, *step);
-                self.line(&line, "\n             no answer: it will be observed");
+                let why = self.why(rotation, *step).map(|why| format!(" ({why})"));
+                let why = why.unwrap_or_default();
+                self.line(&line, &format!("\n             no answer: it will be observed{why}"));
             }
             _ => {
                 if let Some(line) = words::record(plan, event) {
@@ -106,6 +118,11 @@ impl Watch for Progress {
                 }
             }
         }
+    }
+
+    fn unanswered(&self, rotation: &Rotation, step: Step, reason: &str) {
+        let mut unanswered = self.unanswered.lock().expect("no holder of the lock panics");
+        unanswered.push((rotation.id().clone(), step, reason.to_owned()));
     }
 
     fn busy(&self, resource: &Resource, other: &RotationId) {

@@ -156,10 +156,11 @@ fn h92_where_every_answer_names_another_key_nothing_is_left_and_a_person_is_told
     let fault = Fault::AnotherId { at: "/data/hash".into(), id: shop.old.hash.clone() };
     shop.twin.faults().set(vec![Rule::every("create_key", fault)]).unwrap();
     let ran = shop.run(&["rotate", "model", "--yes", "--soak"]);
-    ran.ends(3).says("the id that it answered could not be confirmed");
+    ran.ends(2).says("the id that it answered could not be confirmed").says("v1 is current");
     assert_eq!(shop.project.key(), shop.old.value);
+    shop.assert_one_key_is_live();
     shop.twin.faults().set(Vec::new()).unwrap();
-    shop.run(&["resume", "model", "--soak"]).ends(0).says("completed");
+    shop.run(&["rotate", "model", "--yes", "--soak"]).ends(0).says("completed");
     shop.assert_one_key_is_live();
 }
 
