@@ -52,7 +52,8 @@ fn nodes() -> Option<[Redis; 2]> {
     match (Redis::start(&settings), Redis::start(&settings)) {
         (Ok(one), Ok(other)) => Some([one, other]),
         (Err(why), _) | (_, Err(why)) => {
-            writeln!(std::io::stdout(), "skipped: Redis ({why})").unwrap();
+            let mut out = std::io::stdout();
+            writeln!(out, "skipped: Redis ({why})").unwrap();
             None
         }
     }
