@@ -38,7 +38,10 @@ pub fn turn(members: &[&Rotation], now: Timestamp) -> Turn {
         (0..members.len()).partition(|index| moves_left(members[*index]).is_some());
     // A person is asked before anything else is made: the others would only wait for the answer.
     moving.sort_by_key(|index| members[*index].plan().issuer.facts.by_hand.is_none());
-    for index in moving.into_iter().chain(retiring) {
+    // Nobody's move is waited for while a version is suspended for a look.
+    let (watched, retiring): (SmallVec<[usize; 2]>, SmallVec<[usize; 2]>) =
+        retiring.into_iter().partition(|index| members[*index].is_watched());
+    for index in watched.into_iter().chain(moving).chain(retiring) {
         let next = &owed[index];
         match next {
             Next::Record(event @ Event::MoveBegun { .. })

@@ -29,8 +29,12 @@ pub struct Ending {
     pub(crate) suspended: Option<Suspended>,
     /// Until when a suspend without an answer can still land.
     late_suspend: Option<Timestamp>,
+    /// Until when a resume without an answer can still land.
+    late_resume: Option<Timestamp>,
+    /// Since when brown-outs proved nothing.
+    pub(crate) unproven_since: Option<Timestamp>,
     /// Probes turned red soon after a suspend.
-    alarm: bool,
+    pub(crate) alarm: bool,
     pub(crate) window_closed: bool,
     pub(crate) overridden: bool,
     versions: SmallVec<[Version; 1]>,
@@ -141,6 +145,7 @@ impl Rotation {
         let version = *self.retiring().first()?;
         self.unless_identified(version)
             .or_else(|| self.unless_green(now))
+            .or_else(|| self.ending.settled_resume(now).map(|until| wait(until, Why::Settle)))
             .or(Some(Next::Do(Step::Suspend(version))))
     }
 
@@ -199,6 +204,10 @@ impl Rotation {
         if let Some(suspended) = self.ending.suspended {
             return Some(Next::Do(Step::Resume(suspended.version)));
         }
+        // Nothing runs while it is parked: a suspend that may still land is undone before.
+        if let Some(version) = self.retiring().first().filter(|_| self.ending.has_late_suspend()) {
+            return Some(self.resume_once_settled(*version, now));
+        }
         let end = self.line().end(self.toward);
         let before = self.line().neighbour(end, self.line().end(self.toward.other()));
         let back = if self.line().at(before).current == self.toward { before } else { end };
@@ -208,8 +217,12 @@ impl Rotation {
 
     /// A look at the gates, when one is due; an operator, when they stayed closed for too long.
     fn visit(&self, now: Timestamp, pause: Span) -> Next {
-        let closed_since = self.ending.closed_since;
-        if closed_since.is_some_and(|since| now.since(since) >= self.plan.policy.gate_limit) {
+        let (closed_since, limit) = (self.ending.closed_since, self.plan.policy.gate_limit);
+        let is_closed = closed_since.is_some_and(|since| now.since(since) >= limit);
+        // Each brown-out that proved nothing had soak begin anew.
+        let limit = limit + self.plan.policy.soak;
+        let is_unproven = self.ending.unproven_since.is_some_and(|since| now.since(since) >= limit);
+        if is_closed || is_unproven {
             return Next::Record(Event::Parked { reason: ParkReason::GateClosed });
         }
         let why = if self.ending.soaked_at.is_some() { Why::Rollback } else { Why::Soak };
@@ -281,11 +294,19 @@ impl Rotation {
         let light = if unseen { Light::Green } else { self.light(visit) };
         let policy = &self.plan.policy;
         let watched = self.is_browned_out()
+            || self.ending.has_late_suspend() && self.ending.suspended.is_none()
             || self.watched_until().is_some_and(|until| visit.clocks.wall < until);
         let rollback = self.rollback();
         let whole = policy.soak;
         let may_end = self.needs_no_brown_out();
-        let begins_anew = self.looked_in_brown_out(visit.clocks, light);
+        // Whoever does not answer has not said that all is well, whatever policy says of soak.
+        let is_mute = visit.probes.is_none() && !self.plan.probes.is_empty();
+        let seen = if is_mute && light == Light::Green && !self.ending.overridden {
+            Light::Amber
+        } else {
+            light
+        };
+        let begins_anew = self.looked_in_brown_out(visit.clocks, seen);
         let ending = &mut self.ending;
         if ending.soaked_at.is_none() {
             let counts_as = if begins_anew { Light::Red } else { light };
@@ -354,6 +375,7 @@ impl Ending {
         *self = Self {
             suspended: self.suspended,
             late_suspend: self.late_suspend,
+            late_resume: self.late_resume,
             versions: std::mem::take(&mut self.versions),
             identified: self.identified.take(),
             ..Self::default()
@@ -371,8 +393,39 @@ impl Ending {
         let for_brown_out = self.soaked_at.is_none();
         self.suspended = Some(Suspended { version, at, for_brown_out });
         if for_brown_out {
-            self.brownout = BrownOut::On(None);
+            self.brownout = BrownOut::On(None, Span::ZERO);
         }
+    }
+
+    /// A resume that may land ends the brown-out, answered or not.
+    pub(crate) fn resuming(&mut self, at: Timestamp) {
+        if let BrownOut::On(..) = self.brownout {
+            self.brown_out_proved_nothing(at);
+        }
+    }
+
+    pub(crate) fn resume_unanswered(&mut self, settles_at: Timestamp) {
+        self.late_resume = self.late_resume.max(Some(settles_at));
+    }
+
+    pub(crate) fn settled_resume(&self, now: Timestamp) -> Option<Timestamp> {
+        self.late_resume.filter(|until| now < *until)
+    }
+
+    /// A look that has no answer is what a reader that hangs looks like: the version is resumed.
+    pub(crate) fn unanswered_look(&mut self, at: Timestamp) {
+        self.resuming(at);
+    }
+
+    /// The version is resumed, soak begins anew, and it is not tried for ever.
+    pub(crate) fn brown_out_proved_nothing(&mut self, at: Timestamp) {
+        self.brownout = BrownOut::Owed;
+        self.soak = Soak::default();
+        self.unproven_since = self.unproven_since.or(Some(at));
+    }
+
+    pub(crate) fn has_late_suspend(&self) -> bool {
+        self.late_suspend.is_some()
     }
 
     pub(crate) fn suspend_unanswered(&mut self, version: VersionId, settles_at: Timestamp) {
@@ -384,9 +437,6 @@ impl Ending {
     pub(crate) fn resumed(&mut self, at: Timestamp) {
         self.suspended = None;
         self.late_suspend = self.settled_suspend(at);
-        if let BrownOut::On(_) = self.brownout {
-            self.brownout = BrownOut::Owed;
-        }
     }
 
     pub(crate) fn is_or_may_be_suspended(&self, version: VersionId) -> bool {

@@ -617,6 +617,7 @@ impl Rotation {
             Step::Mint { attempt } => self.minting.attempts = attempt,
             Step::Write { store, to } => self.walk.writing(store, to, self.line()),
             Step::Revoke(version) => self.ending.revoking(version),
+            Step::Resume(_) => self.ending.resuming(at),
             _ => {}
         }
     }
@@ -687,6 +688,7 @@ impl Rotation {
             Step::Write { store, .. } => self.walk.refused(store),
             Step::Roll { workload, .. } => self.walk.must_roll(workload),
             Step::Revoke(version) => self.ending.not_revoked(version),
+            Step::Visit => self.ending.unanswered_look(at),
             _ => {}
         }
         self.tried(step, Some(refusal), at);
@@ -706,6 +708,8 @@ impl Rotation {
             Step::Roll { workload, .. } => self.walk.must_roll(workload),
             Step::Suspend(version) => self.ending.suspend_unanswered(version, settles_at),
             Step::Revoke(version) => self.ending.revoke_unanswered(version),
+            Step::Resume(_) => self.ending.resume_unanswered(settles_at),
+            Step::Visit => self.ending.unanswered_look(at),
             _ => {}
         }
         self.tried(step, None, at);

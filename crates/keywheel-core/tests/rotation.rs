@@ -748,11 +748,11 @@ fn a_suspend_that_may_land_after_the_brown_out_is_resumed_once_more() {
     assert_eq!(world.step(), Ok(Step::Visit));
     let resumed_at = world.now;
     assert_eq!(world.step(), Ok(Step::Resume(OLD)));
-    assert_eq!(world.begin(), Err(Next::Operator(ParkReason::RedAfterSuspend)));
-    world.apply(Event::Resumed);
-    world.probes = Some(true);
-    world.until(|step| step == Step::Resume(OLD));
+    assert!(world.rotation.is_watched());
+    assert_eq!(world.begin(), Ok(Step::Resume(OLD)), "before nobody looks at it any more");
     assert!(world.now.since(resumed_at) >= Span::seconds(60), "once it can no longer land");
+    world.finish(Step::Resume(OLD));
+    assert_eq!(world.begin(), Err(Next::Operator(ParkReason::RedAfterSuspend)));
 }
 
 #[test]
@@ -1222,4 +1222,220 @@ fn h49_an_undo_leaves_a_version_with_which_replicas_no_longer_come_up() {
     assert_eq!(world.step(), Ok(Step::Verify(VersionId(7))));
     assert_eq!(world.step(), Ok(Step::Write { store: 0, to: 0 }));
     assert_eq!(world.run_to_rest(), Next::Rest(Outcome::Undone));
+}
+
+/// As [`browned_out`], with something changed.
+fn browned_out_with(change: impl FnOnce(&mut Plan)) -> World {
+    let mut plan = browned_out().rotation.plan().as_ref().clone();
+    change(&mut plan);
+    World { probes: Some(true), ..World::new(plan) }
+}
+
+fn count(world: &World, of: Step) -> usize {
+    world.steps.iter().filter(|step| **step == of).count()
+}
+
+#[test]
+fn looks_that_take_longer_than_a_brown_out_end_it() {
+    let mut world = browned_out_with(|plan| plan.policy.brownout = Some(Span::seconds(10)));
+    begin_brown_out(&mut world);
+    while let Ok(step) = world.begin() {
+        let takes = if step == Step::Visit { Span::seconds(25) } else { Span::seconds(1) };
+        world.now = world.now + takes;
+        world.finish(step);
+        assert!(world.steps.len() < 1_000, "it is made again and again");
+    }
+    assert_eq!(count(&world, Step::Suspend(OLD)), 2);
+    assert_eq!(world.rotation.outcome(), Some(Outcome::Completed));
+}
+
+#[test]
+fn a_look_without_an_answer_resumes_the_version_at_once_and_is_not_made_for_ever() {
+    let mut world = browned_out_with(|plan| plan.policy.brownout = Some(Span::minutes(10)));
+    let began = begin_brown_out(&mut world);
+    let mut suspended = Some(world.now);
+    let mut in_all = Span::ZERO;
+    let end = loop {
+        let step = match world.begin() {
+            Ok(step) => step,
+            Err(end) => break end,
+        };
+        assert!(world.now.since(began) < Span::days(10), "suspended for {in_all}");
+        let hangs = step == Step::Visit && suspended.is_some();
+        world.now = world.now + if hangs { Span::seconds(30) } else { Span::seconds(1) };
+        if hangs {
+            world.apply(Event::Unknown { step });
+            continue;
+        }
+        world.finish(step);
+        match step {
+            Step::Suspend(_) => suspended = Some(world.now),
+            Step::Resume(_) => {
+                in_all = in_all + suspended.take().map_or(Span::ZERO, |at| world.now.since(at))
+            }
+            _ => {}
+        }
+    };
+    assert_eq!(end, Next::Operator(ParkReason::GateClosed));
+    assert!(in_all < Span::minutes(10), "suspended for {in_all}");
+}
+
+#[test]
+fn brown_outs_that_prove_nothing_end_with_an_operator() {
+    let mut world = browned_out_with(|plan| plan.policy.cannot_tell = CannotTell::Wait);
+    let began = begin_brown_out(&mut world);
+    let end = loop {
+        let is_suspended = world.rotation.ending().suspended_at(OLD).is_some();
+        world.probes = (!is_suspended).then_some(true);
+        if let Err(end) = world.step() {
+            break end;
+        }
+        assert!(world.now.since(began) < Span::days(30), "for ever");
+    };
+    assert_eq!(end, Next::Operator(ParkReason::GateClosed));
+}
+
+#[test]
+fn a_brown_out_in_which_no_probe_answered_proves_nothing_whatever_policy_says_of_soak() {
+    let mut world = browned_out();
+    begin_brown_out(&mut world);
+    world.probes = None;
+    world.until(|step| step == Step::Resume(OLD));
+    world.finish(Step::Resume(OLD));
+    assert_eq!(world.rotation.ending().soak_counted(), Span::ZERO);
+}
+
+#[test]
+fn a_version_that_may_be_suspended_for_a_brown_out_waits_for_no_gate() {
+    let mut world = browned_out_with(|plan| plan.policy.cannot_tell = CannotTell::Wait);
+    let suspend = world.until(suspends);
+    world.now = world.now + Span::hours(1);
+    world.apply(Event::Unknown { step: suspend });
+    let from = world.now;
+    world.probes = None;
+    world.until(|step| step == Step::Resume(OLD));
+    assert!(world.now.since(from) < Span::minutes(5), "after {}", world.now.since(from));
+}
+
+#[test]
+fn h93_probes_that_turn_red_after_a_suspend_without_an_answer_resume_the_version() {
+    for brownout in [None, Some(Span::minutes(10))] {
+        let mut world = browned_out_with(|plan| plan.policy.brownout = brownout);
+        if brownout.is_some() {
+            begin_brown_out(&mut world);
+        }
+        let suspend = world.until(suspends);
+        assert!(world.rotation.ending().soaked_at().is_some());
+        world.now = world.now + Span::hours(1);
+        world.apply(Event::Unknown { step: suspend });
+        world.probes = Some(false);
+        let resumed = count(&world, Step::Resume(OLD));
+        assert_eq!(world.run_to_rest(), Next::Operator(ParkReason::RedAfterSuspend));
+        assert_eq!(count(&world, Step::Resume(OLD)), resumed + 1);
+    }
+}
+
+#[test]
+fn h32_a_wall_clock_that_is_set_back_makes_no_brown_out_longer() {
+    let mut world = browned_out();
+    begin_brown_out(&mut world);
+    world.step().unwrap();
+    let booted = world.now.since(START);
+    let back = i64::try_from(Span::hours(5).as_millis()).unwrap();
+    world.now = Timestamp::from_millis(world.now.millis() - back);
+    let from = world.now;
+    loop {
+        let step = world.begin().unwrap();
+        if step == Step::Resume(OLD) {
+            break;
+        }
+        world.now = world.now + Span::seconds(1);
+        let boot = booted + world.now.since(from);
+        let report = match world.report(step) {
+            Report::Visited(visit) => Report::Visited(Box::new(Visit {
+                clocks: Clocks { boot, ..visit.clocks },
+                ..*visit
+            })),
+            other => other,
+        };
+        world.apply(Event::Done { step, report });
+    }
+    assert!(world.now.since(from) < Span::minutes(15), "for {}", world.now.since(from));
+}
+
+#[test]
+fn nobody_stays_for_a_brown_out_that_is_parked_or_over() {
+    let mut world = browned_out();
+    begin_brown_out(&mut world);
+    world.now = world.now + Span::hours(3);
+    let resume = world.until(|step| step == Step::Resume(OLD));
+    assert!(world.rotation.is_browned_out() && world.rotation.is_watched());
+    world.refuse(resume, RefusalKind::Permission);
+    assert!(matches!(world.begin(), Err(Next::Operator(_))));
+    assert!(world.rotation.is_browned_out() && !world.rotation.is_watched());
+    world.apply(Event::Resolved { outcome: Outcome::Completed, because: "a test".into() });
+    assert!(!world.rotation.is_browned_out() && !world.rotation.is_watched());
+}
+
+#[test]
+fn a_version_is_browned_out_until_it_is_resumed() {
+    let mut world = browned_out();
+    begin_brown_out(&mut world);
+    world.until(|step| step == Step::Resume(OLD));
+    assert!(world.rotation.is_browned_out());
+    world.finish(Step::Resume(OLD));
+    assert!(!world.rotation.is_browned_out() && !world.rotation.is_watched());
+}
+
+#[test]
+fn whoever_began_a_brown_out_stays_until_its_suspend_can_no_longer_land() {
+    let mut world = browned_out_with(|plan| {
+        plan.policy.brownout = Some(Span::seconds(20));
+        plan.issuer.facts.settle_for = Span::minutes(2);
+    });
+    let suspend = world.until(suspends);
+    world.apply(Event::Unknown { step: suspend });
+    begin_brown_out(&mut world);
+    world.until(|step| step == Step::Resume(OLD));
+    world.finish(Step::Resume(OLD));
+    assert!(matches!(world.rotation.next(world.now), Next::Wait { why: Why::Settle, .. }));
+    assert!(world.rotation.is_watched());
+    world.until(|step| step == Step::Resume(OLD));
+    world.finish(Step::Resume(OLD));
+    assert!(!world.rotation.is_watched());
+}
+
+#[test]
+fn a_version_is_not_suspended_while_a_resume_may_still_land() {
+    let mut world = browned_out_with(|plan| plan.issuer.facts.last_used = None);
+    begin_brown_out(&mut world);
+    world.now = world.now + Span::hours(3);
+    let resume = world.until(|step| step == Step::Resume(OLD));
+    world.apply(Event::Unknown { step: resume });
+    let unanswered_at = world.now;
+    world.until(suspends);
+    assert!(world.now.since(unanswered_at) >= Span::seconds(60));
+}
+
+#[test]
+fn nobody_else_s_move_is_waited_for_while_a_version_is_suspended_for_a_look() {
+    let mut watched = browned_out();
+    begin_brown_out(&mut watched);
+    watched.step().unwrap();
+    watched.probes = Some(false);
+    watched.step().unwrap();
+    let moving = World::new(plan(Strategy::Overlap));
+    let next = turn(&[&watched.rotation, &moving.rotation], watched.now);
+    assert_eq!(next, Turn::Do([(0, Step::Resume(OLD))].into_iter().collect()));
+}
+
+#[test]
+fn a_brown_out_that_nobody_watched_between_two_looks_is_made_again() {
+    let mut world = browned_out();
+    begin_brown_out(&mut world);
+    world.step().unwrap();
+    world.now = world.now + Span::minutes(19);
+    world.until(|step| step == Step::Resume(OLD));
+    world.finish(Step::Resume(OLD));
+    begin_brown_out(&mut world);
 }

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use keywheel_core::call::{CallError, Refusal, RefusalKind};
-use keywheel_core::event::{Because, Event, Outcome};
+use keywheel_core::event::{Because, Event, Outcome, ParkReason};
 use keywheel_core::inventory::{Inventory, News};
 use keywheel_core::plan::{Plan, RotationId, StorePlan};
 use keywheel_core::rotation::{Next, Rotation};
@@ -165,8 +165,11 @@ impl Engine {
         for index in 0..group.members.len() {
             // One that stopped after a refusal and before it was parked for that is tried again as well.
             let next = group.members[index].rotation.next(self.clock.now());
-            if let Next::Record(parked @ Event::Parked { .. }) = next {
-                self.enter(group, index, parked, self.clock.now(), Vec::new())?;
+            match next {
+                Next::Record(parked @ Event::Parked { .. }) if is_of_a_try(&parked) => {
+                    self.enter(group, index, parked, self.clock.now(), Vec::new())?;
+                }
+                _ => {}
             }
             if group.members[index].rotation.parked().is_none() {
                 continue;
@@ -313,6 +316,15 @@ impl Engine {
     ) -> keywheel_core::fingerprint::Fingerprint {
         perform::fingerprint(self, stores, credential)
     }
+}
+
+/// Whether it is parked for a step that may be tried again; of whatever else it is parked for an operator has to hear first.
+fn is_of_a_try(event: &Event) -> bool {
+    let Event::Parked { reason } = event else { return false };
+    matches!(
+        reason,
+        ParkReason::Refused { .. } | ParkReason::OutOfPatience { .. } | ParkReason::DeathUnproven
+    )
 }
 
 /// Checks that a rotation can turn round, without asking anybody.

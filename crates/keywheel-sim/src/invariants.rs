@@ -15,7 +15,7 @@ use keywheel_core::time::Timestamp;
 use keywheel_journal::Journal;
 
 use crate::drivers::value_of;
-use crate::faults::StepKind;
+use crate::faults::{Fault, StepKind};
 use crate::life::ready;
 use crate::world::{BrownOut, EPOCH, Edit, Held, Kind, Millis, RequestKind, State, Up, World};
 
@@ -362,7 +362,11 @@ impl World {
         {
             let written = &self.values[usize::from(value)];
             let (ended, suspect) = (written.ended, written.suspect);
-            if ended || (emergency && suspect) {
+            // A write that was sent before the emergency lands where a rival puts back what it was to replace.
+            let was_sent_before = [Fault::LateLanding, Fault::RivalRevert]
+                .iter()
+                .all(|fault| self.fired.contains(fault));
+            if ended || (emergency && suspect && !was_sent_before) {
                 let which = if ended { "ended" } else { "suspect" };
                 self.violate("I11", || {
                     format!("value {value} of secret {secret} is {which}, and is written again")
@@ -437,7 +441,7 @@ impl World {
         }
         self.checks += 1;
         self.check_refused(secret, event);
-        self.check_brown_out(secret, rotation, event);
+        self.check_brown_out(process, secret, rotation, event);
         match event {
             Event::Intended { step: step @ (Step::Suspend(_) | Step::Revoke(_)), .. } => {
                 self.check_harm(secret, rotation, *step)
@@ -459,7 +463,13 @@ impl World {
 
     /// I07: a brown-out is part of soak where policy asks for it. It ends at once where somebody misses the version, and nothing
     /// is ended before one in which nobody did.
-    fn check_brown_out(&mut self, secret: usize, rotation: &Rotation, event: &Event) {
+    fn check_brown_out(
+        &mut self,
+        process: usize,
+        secret: usize,
+        rotation: &Rotation,
+        event: &Event,
+    ) {
         let now = self.now;
         let brown_out = &mut self.book[secret].brown_out;
         if matches!(event, Event::Promoted { .. } | Event::TurnedBack { .. } | Event::Planned(_)) {
@@ -469,7 +479,7 @@ impl World {
         let before = *brown_out;
         match event {
             Event::Done { step: Step::Suspend(_), .. } if rotation.is_browned_out() => {
-                *brown_out = BrownOut { since: Some(now), ..BrownOut::default() };
+                *brown_out = BrownOut { since: Some(now), by: process, ..BrownOut::default() };
             }
             Event::Done { step: Step::Visit, report } => {
                 let Report::Visited(visit) = report else { return };
@@ -484,6 +494,22 @@ impl World {
                 *brown_out = BrownOut { passed, ..BrownOut::default() };
             }
             _ => {}
+        }
+        // Where the process runs on, the version is not left suspended: a resume that is refused is tried for as long as
+        // policy has patience.
+        let policy = &rotation.plan().policy;
+        let most = whole + whole + policy.call + policy.call + policy.patience;
+        let lasts = before.since.map_or(0, |since| now - since);
+        let slept = [Fault::Pause, Fault::PauseTakenOver, Fault::Suspended];
+        let slept = slept.iter().any(|fault| self.fired.contains(fault));
+        if lasts > most.as_millis() as Millis
+            && before.by == process
+            && !slept
+            && !matches!(event, Event::Parked { .. } | Event::Resumed)
+        {
+            self.violate("I07", || {
+                format!("secret {secret} is suspended for a brown-out of {whole} since {lasts} ms")
+            });
         }
         let Event::Intended { step, .. } = event else { return };
         let leapt = self.fired.contains(&crate::faults::Fault::TailLost);

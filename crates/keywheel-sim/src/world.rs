@@ -391,8 +391,9 @@ pub(crate) struct Book {
 /// What truly happened in the brown-out of a retirement.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct BrownOut {
-    /// Since when the version is suspended for it.
+    /// Since when the version is suspended for it, and the process that did so.
     pub(crate) since: Option<Millis>,
+    pub(crate) by: usize,
     /// Somebody missed the version, and it is still suspended.
     pub(crate) missed: bool,
     /// It lasted as long as it should, and nobody missed the version.

@@ -12,6 +12,7 @@ use keywheel_core::strategy::Side;
 use keywheel_core::time::Span;
 use keywheel_engine::run::{Group, Ran, Until};
 use serde_json::{Value, json};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::exit::Exit;
 use crate::incident;
@@ -111,12 +112,17 @@ pub(crate) async fn go(
     }
     match Failure::of_all(failures) {
         Some(failure) => Err(failure),
-        None => Ok(Stand { rotations, waited, stopped }),
+        None => Ok(Stand { rotations, waited, stopped: stopped || is_stopped() }),
     }
 }
 
 /// Set once this program is asked to stop; whatever a command runs ends after the step under way.
 pub(crate) static STOP: AtomicBool = AtomicBool::new(false);
+
+/// Whether this program was asked to stop: nothing is begun any more.
+pub(crate) fn is_stopped() -> bool {
+    STOP.load(Ordering::SeqCst)
+}
 
 /// Listens, once for the whole program. The first signal asks to stop after the step under way; the second one leaves at once,
 /// which is safe because the intent of every step is journaled before it begins.
@@ -124,14 +130,15 @@ fn stop_on_signals(output: Output) {
     static LISTENS: Once = Once::new();
     LISTENS.call_once(|| {
         tokio::spawn(async move {
-            let Ok(mut terminate) =
-                tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
+            let heard = |kind| signal(kind).ok();
+            let (Some(mut interrupt), Some(mut terminate)) =
+                (heard(SignalKind::interrupt()), heard(SignalKind::terminate()))
             else {
                 return;
             };
             for times in 0.. {
                 tokio::select! {
-                    _ = tokio::signal::ctrl_c() => {}
+                    _ = interrupt.recv() => {}
                     _ = terminate.recv() => {}
                 }
                 if times > 0 {
@@ -190,12 +197,6 @@ impl Stand {
         }
         if self.stopped && rotations.iter().any(|rotation| rotation.outcome().is_none()) {
             output.note("stopped; `keywheel resume` goes on");
-            for suspended in rotations.iter().filter(|one| one.is_browned_out()) {
-                output.note(&format!(
-                    "{}: its former version stays suspended until then",
-                    suspended.plan().secret
-                ));
-            }
         }
         Ok(rotations.iter().map(exit).max_by_key(|exit| weight(*exit)).unwrap_or(Exit::Done))
     }
@@ -350,15 +351,19 @@ fn owed(session: &Session, rotation: &Rotation, back: &str) -> String {
         }
         _ => "now".into(),
     };
+    let works = match rotation.is_browned_out() {
+        true => "is suspended for a brown-out, is resumed at its end",
+        false => "still works",
+    };
     if rotation.retires() && rotation.toward() == Side::Pending {
         format!(
-            "{secret}: promoted; {new} is current, {old} still works and is ended later: next look {next}\n  \
+            "{secret}: promoted; {new} is current, {old} {works} and is ended later: next look {next}\n  \
              for cron: keywheel resume --all --quiet -e {}\n{back}",
             secret.environment()
         )
     } else if rotation.retires() {
         format!(
-            "{secret}: turned round; {old} is current again, {new} still works and is ended later: next look {next}\n  \
+            "{secret}: turned round; {old} is current again, {new} {works} and is ended later: next look {next}\n  \
              for cron: keywheel resume --all --quiet -e {}\n",
             secret.environment()
         )

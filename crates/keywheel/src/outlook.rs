@@ -11,7 +11,9 @@ use crate::words;
 /// When the version that a rotation walks away from is touched, and until when there is a way back.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Outlook {
-    /// When a brown-out that is under way is over, and the version is resumed.
+    /// Whether the version is suspended for a brown-out now.
+    is_browned_out: bool,
+    /// When that is over, and the version is resumed.
     brownout_until: Option<Timestamp>,
     /// When soak is over and the version is withdrawn, suspended or ended.
     soak_until: Option<Timestamp>,
@@ -36,6 +38,7 @@ impl Outlook {
             first(|event| matches!(event, Event::Intended { step: Step::Revoke(_), .. }));
         let over_at = revoked_at.or_else(|| first(|event| matches!(event, Event::Purged)));
         Self {
+            is_browned_out: rotation.is_browned_out(),
             brownout_until: first(resumes).filter(|_| rotation.is_browned_out()),
             soak_until: soak_over
                 .map(|coming| coming.at)
@@ -64,11 +67,14 @@ impl Outlook {
             ("revoked", self.revoked_at),
         ];
         let told = dates.iter().filter_map(|(what, at)| Some((what, (*at)?)));
-        told.map(|(what, at)| format!("; {what} {}", words::when(at))).collect()
+        let dates = told.map(|(what, at)| format!("; {what} {}", words::when(at)));
+        let suspended = self.is_browned_out.then(|| "; suspended for a brown-out".to_owned());
+        suspended.into_iter().chain(dates).collect()
     }
 
     pub(crate) fn json(&self) -> Value {
         json!({
+            "browned_out": self.is_browned_out,
             "brownout_until": self.brownout_until.map(words::rfc3339),
             "soak_until": self.soak_until.map(words::rfc3339),
             "undo_until": self.undo_until.map(words::rfc3339),

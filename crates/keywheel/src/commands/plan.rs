@@ -148,12 +148,17 @@ fn brown_out(plan: &Arc<Plan>) -> Option<String> {
     let whole = plan.policy.brownout.filter(|_| plan.has_soak())?;
     let previous = plan.previous.as_ref()?.version;
     let (name, issuer) = (plan.secret.name(), &plan.issuer.bound.name);
-    Some(if plan.issuer.facts.suspend {
-        format!(
-            "  {name}: in the middle of soak {previous} is suspended for {whole}, watched, and resumed\n"
-        )
-    } else {
-        format!("  {name}: no brown-out: {issuer} cannot suspend {previous} and resume it\n")
+    let watched = match plan.probes.is_empty() {
+        true => ", and no probe sees who misses it",
+        false => ", watched",
+    };
+    Some(match plan.issuer.facts.suspend {
+        true => format!(
+            "  {name}: in the middle of soak {previous} is suspended for {whole}{watched}, and resumed\n"
+        ),
+        false => {
+            format!("  {name}: no brown-out: {issuer} cannot suspend {previous} and resume it\n")
+        }
     })
 }
 

@@ -92,7 +92,8 @@ pub(crate) async fn run(args: &RotateArgs, globals: &Globals) -> Result<Exit, Fa
         let question = "Close the rollback window first? The former version is revoked then.";
         confirm::go_on(environment, question, confirm::SAY_YES, args.yes)?;
         let ran = close_windows(&session, &config, &asked.windows, output).await?;
-        if ran.rotations.iter().any(|rotation| rotation.outcome().is_none()) {
+        let is_open = ran.rotations.iter().any(|rotation| rotation.outcome().is_none());
+        if is_open || ran.stopped {
             for waiting in &asked.later {
                 waiting.note(&session, args.because.as_deref()).await?;
             }

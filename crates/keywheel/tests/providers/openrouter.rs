@@ -74,7 +74,7 @@ fn a_key_of_openrouter_is_suspended_in_the_middle_of_soak_and_resumed() {
     shop.project.soaks("{ for: 9s, brownout: 1s }");
     shop.run(&["adopt", "model", "--yes"]).ends(0);
     let plan = shop.run(&["plan", "model"]);
-    plan.ends(0).says("in the middle of soak v1 is suspended for 1 s, watched, and resumed");
+    plan.ends(0).says("v1 is suspended for 1 s, and no probe sees who misses it, and resumed");
     // Whoever is there when it begins stays to its end.
     shop.run(&["rotate", "model", "--yes"]).ends(0).says("promoted; v2 is current");
     let mut ran = shop.run(&["resume", "model"]);
@@ -102,7 +102,7 @@ fn h93_a_key_of_openrouter_that_a_killed_brown_out_left_suspended_is_accepted_ag
     }
     kill_process(Pid::from_child(&child), Signal::KILL).unwrap();
     child.wait().unwrap();
-    shop.run(&["status"]).ends(0).says("; brown-out until ");
+    shop.run(&["status"]).ends(0).says("; suspended for a brown-out");
     let undo = ["undo", "model", "--yes", "--because", "a test"];
     shop.run(&undo).ends(2).says("undone; v1 is current, v2 is ended");
     assert_eq!(shop.project.key(), shop.old.value);
