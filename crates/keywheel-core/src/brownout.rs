@@ -7,7 +7,7 @@
 
 use crate::event::Step;
 use crate::gate::{Clocks, Light};
-use crate::rotation::{Next, Rotation, Why, wait};
+use crate::rotation::{Next, Rotation, Tries, Why, wait};
 use crate::time::{Span, Timestamp};
 use crate::version::VersionId;
 
@@ -76,6 +76,15 @@ impl Rotation {
     pub(crate) fn resume_once_settled(&self, version: VersionId, now: Timestamp) -> Next {
         let resume = Next::Do(Step::Resume(version));
         self.ending.settled_suspend(now).map_or(resume, |until| wait(until, Why::Settle))
+    }
+
+    /// A suspend that is given up may land all the same: it is undone before an operator is asked.
+    pub(crate) fn before_parking(&self, step: Step, now: Timestamp) -> Option<Next> {
+        let Step::Suspend(version) = step else { return None };
+        let is_owed = self.ending.soaked_at().is_none() && self.ending.has_late_suspend();
+        let is_resume = |tries: &&Tries| matches!(tries.step, Step::Resume(_));
+        let gave_up = self.tries.iter().filter(is_resume).any(|tries| self.is_exhausted(tries));
+        (is_owed && !gave_up).then(|| self.resume_once_settled(version, now))
     }
 
     fn next_look(&self, whole: Span, now: Timestamp) -> Next {

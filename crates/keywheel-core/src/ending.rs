@@ -399,8 +399,11 @@ impl Ending {
 
     /// A resume that may land ends the brown-out, answered or not.
     pub(crate) fn resuming(&mut self, at: Timestamp) {
-        if let BrownOut::On(..) = self.brownout {
-            self.brown_out_proved_nothing(at);
+        match self.brownout {
+            // Whoever says that gates do not count has soak go on.
+            BrownOut::On(..) if self.overridden => self.brownout = BrownOut::Passed,
+            BrownOut::On(..) => self.brown_out_proved_nothing(at),
+            BrownOut::Owed | BrownOut::Passed => {}
         }
     }
 

@@ -98,7 +98,7 @@ pub struct Rotation {
     pub(crate) purged: bool,
     /// One step, or those that an emergency takes at once.
     open: SmallVec<[Open; 1]>,
-    tries: SmallVec<[Tries; 1]>,
+    pub(crate) tries: SmallVec<[Tries; 1]>,
     pub(crate) parked: Option<ParkReason>,
     pub(crate) outcome: Option<Outcome>,
 }
@@ -145,8 +145,8 @@ pub(crate) struct Tries {
     last_at: Timestamp,
     not_before: Timestamp,
     count: u32,
-    /// How many of them were answered with a no.
-    refused: u32,
+    /// How many of them the issuer answered with a no to the value.
+    rejected: u32,
     last: Option<Refusal>,
 }
 
@@ -429,6 +429,9 @@ impl Rotation {
         }
         let mut exhausted = self.tries.iter().filter(|tries| self.is_exhausted(tries));
         let tries = exhausted.find(|tries| !self.goes_on_without(tries.step, now))?;
+        if let Some(resume) = self.before_parking(tries.step, now) {
+            return Some(self.not_before(resume, now));
+        }
         let refusal = tries.last.clone();
         let turns_back = self.way_back().is_ok() && self.promoted == Side::Previous;
         Some(Next::Record(if turns_back && !tries.waits_for_a_person() {
@@ -450,7 +453,7 @@ impl Rotation {
             || (self.ends_first() && self.revoke(now).is_some())
     }
 
-    fn is_exhausted(&self, tries: &Tries) -> bool {
+    pub(crate) fn is_exhausted(&self, tries: &Tries) -> bool {
         let patience = match tries.step {
             Step::Visit => self.plan.policy.gate_limit,
             Step::Verify(_) | Step::VerifyDead(_) => {
@@ -460,7 +463,7 @@ impl Rotation {
         };
         match &tries.last {
             Some(Refusal { kind: RefusalKind::ValueRejected, .. }) => {
-                tries.refused >= VALUES && !crate::planted!("values_are_rejected_for_ever")
+                tries.rejected >= VALUES && !crate::planted!("values_are_rejected_for_ever")
             }
             Some(_) if tries.is_answered_no() && !crate::planted!("asks_again_after_a_no") => true,
             _ => tries.count >= 3 && tries.last_at >= tries.first_at + patience,
@@ -668,13 +671,8 @@ impl Rotation {
             _ => {}
         }
         let emergency = self.plan.is_emergency();
-        // What became of a mint is found out between two tries of it, and is no reason to try it for ever.
-        let finds_out = matches!(step, Step::FindMint { .. } | Step::RevokeStray { .. })
-            && !crate::planted!("lost_mints_are_repeated_for_ever");
-        self.tries.retain(|tries| {
-            let goes_on = finds_out && matches!(tries.step, Step::Mint { .. });
-            goes_on || emergency && !same_try(step, tries.step)
-        });
+        self.tries
+            .retain(|tries| settles(step, tries.step) || emergency && !same_try(step, tries.step));
     }
 
     fn close(&mut self, step: Step) -> Open {
@@ -721,7 +719,9 @@ impl Rotation {
         if expected
             .is_some_and(|expected| at.since(expected) > self.plan.policy.patience.part(1, 4))
         {
-            self.tries.retain(|tries| tries.is_answered_no());
+            // What became of a lost mint is waited for by rule: that is no gap.
+            let is_lost = |tries: &Tries| tries.last.is_none() && is_mint(tries.step);
+            self.tries.retain(|tries| tries.is_answered_no() || is_lost(tries));
         }
     }
 
@@ -822,10 +822,11 @@ impl Rotation {
     fn tried(&mut self, step: Step, refusal: Option<&Refusal>, at: Timestamp) {
         let former = self.tries.iter().position(|tries| same_try(tries.step, step));
         let former = former.map(|former| self.tries.remove(former));
-        let (first_at, count, refused) =
-            former.map_or((at, 1, 0), |former| (former.first_at, former.count + 1, former.refused));
+        let (first_at, count, rejected) = former
+            .map_or((at, 1, 0), |former| (former.first_at, former.count + 1, former.rejected));
+        let is_rejected = refusal.is_some_and(|refusal| refusal.kind == RefusalKind::ValueRejected);
         if !self.plan.is_emergency() {
-            self.tries.clear();
+            self.tries.retain(|tries| settles(step, tries.step));
         }
         let asked = match refusal {
             Some(Refusal { remedy: Remedy::Retry { after: Some(after) }, .. }) => *after,
@@ -838,7 +839,7 @@ impl Rotation {
             last_at: at,
             not_before: at + pause,
             count,
-            refused: refused + u32::from(refusal.is_some()),
+            rejected: rejected + u32::from(is_rejected),
             last: refusal.cloned(),
         });
     }
@@ -1017,6 +1018,22 @@ pub(crate) fn wait(until: Timestamp, why: Why) -> Next {
 /// Whether a step brings a version to a store or a workload.
 fn delivers(step: Step) -> bool {
     matches!(step, Step::Write { .. } | Step::Roll { .. } | Step::Evidence { .. })
+}
+
+fn is_mint(step: Step) -> bool {
+    matches!(step, Step::Mint { .. })
+}
+
+/// Whether a step settles what became of another one, between two tries of it or before an operator is asked: it is no reason to
+/// forget those tries.
+fn settles(step: Step, other: Step) -> bool {
+    match step {
+        Step::FindMint { .. } | Step::RevokeStray { .. } => {
+            is_mint(other) && !crate::planted!("lost_mints_are_repeated_for_ever")
+        }
+        Step::Resume(_) => matches!(other, Step::Suspend(_)),
+        _ => false,
+    }
 }
 
 /// Roll and evidence of one workload are one endeavour: evidence that is not complete leads to another roll.

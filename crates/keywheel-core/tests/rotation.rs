@@ -457,25 +457,51 @@ fn h04_a_lost_mint_is_looked_for_and_its_stray_is_revoked_before_the_next_attemp
 
 #[test]
 fn h04_a_mint_is_given_up_whose_answer_is_always_lost() {
-    let mut world = World::new(plan(Strategy::Overlap));
-    for _ in 0..300 {
-        let Ok(step) = world.begin() else { break };
-        world.now = world.now + Span::seconds(1);
-        match step {
-            Step::Mint { .. } => world.apply(Event::Unknown { step }),
-            Step::FindMint { .. } => {
-                let issued = Some(IssuedId::new("stray"));
-                let report = Report::Found { issued, held: false, fingerprint: None };
-                world.apply(Event::Done { step, report });
+    let stray = Some(IssuedId::new("stray"));
+    for (issued, is_refused) in [(stray.clone(), false), (stray, true), (None, false)] {
+        let mut plan = plan(Strategy::Overlap);
+        plan.issuer.facts.settle_for = Span::minutes(10);
+        let mut world = World::new(plan);
+        let mut looks = 0;
+        for _ in 0..400 {
+            let Ok(step) = world.begin() else { break };
+            world.now = world.now + Span::seconds(1);
+            match step {
+                Step::Mint { .. } => world.apply(Event::Unknown { step }),
+                Step::FindMint { .. } => {
+                    looks += 1;
+                    if is_refused && looks % 2 == 1 {
+                        let busy = Refusal::retry(RefusalKind::RateLimited, None, "not now");
+                        world.apply(Event::Refused { step, refusal: busy });
+                        continue;
+                    }
+                    let issued = issued.clone();
+                    let report = Report::Found { issued, held: false, fingerprint: None };
+                    world.apply(Event::Done { step, report });
+                }
+                step => world.finish(step),
             }
-            step => world.finish(step),
         }
+        let case = format!("{issued:?}, {is_refused}: {:?}", world.steps);
+        assert_eq!(world.rotation.outcome(), Some(Outcome::Undone), "{case}");
+        let last = |wanted: fn(&Step) -> bool| world.steps.iter().rposition(wanted);
+        let mint = last(|step| matches!(step, Step::Mint { .. }));
+        let ended = last(|step| matches!(step, Step::RevokeStray { .. }));
+        assert!(issued.is_none() || mint < ended, "what the last try made is ended too: {case}");
     }
-    assert_eq!(world.rotation.outcome(), Some(Outcome::Undone));
-    let last = |wanted: fn(&Step) -> bool| world.steps.iter().rposition(wanted);
-    let mint = last(|step| matches!(step, Step::Mint { .. }));
-    let ended = last(|step| matches!(step, Step::RevokeStray { .. }));
-    assert!(mint < ended, "what the last try made is ended too: {:?}", world.steps);
+}
+
+#[test]
+fn a_suspend_that_is_refused_after_one_without_an_answer_is_undone_before_it_is_parked() {
+    let mut world = browned_out();
+    let suspend = world.until(suspends);
+    world.apply(Event::Unknown { step: suspend });
+    let suspend = world.until(suspends);
+    world.refuse(suspend, RefusalKind::Permission);
+    world.until(|step| step == Step::Resume(OLD));
+    world.finish(Step::Resume(OLD));
+    let parked = world.run_to_rest();
+    assert!(matches!(parked, Next::Operator(ParkReason::Refused { .. })), "{parked:?}");
 }
 
 #[test]

@@ -91,15 +91,24 @@ pub fn completed<'c>(
     })
 }
 
-/// Returns those of a plan's stores that are given no field that another one is given too: nothing tells whether what they hold
+/// Returns whether a credential has every field that these stores are given.
+pub fn is_whole(stores: &[StorePlan], credential: &Credential) -> bool {
+    let fields = stores.iter().flat_map(|store| given(store).1);
+    fields.into_iter().all(|field| credential.field(&field).is_some())
+}
+
+/// Returns those of a plan's stores that no field links to the first one, on whatever way: nothing tells whether what they hold
 /// belongs to the same version.
 pub fn apart(stores: &[StorePlan]) -> Vec<&str> {
-    let fields: Vec<(&str, BTreeSet<Field>)> = stores.iter().map(given).collect();
-    let shares = |(name, own): &&(&str, BTreeSet<Field>)| {
-        fields.iter().any(|(other, fields)| name != other && !own.is_disjoint(fields))
+    let mut apart: Vec<(&str, BTreeSet<Field>)> = stores.iter().map(given).collect();
+    let mut linked = match apart.is_empty() {
+        true => BTreeSet::new(),
+        false => apart.remove(0).1,
     };
-    let alone = fields.iter().filter(|one| fields.len() > 1 && !shares(one));
-    alone.map(|(name, _)| *name).collect()
+    while let Some(next) = apart.iter().position(|(_, fields)| !fields.is_disjoint(&linked)) {
+        linked.extend(apart.remove(next).1);
+    }
+    apart.into_iter().map(|(name, _)| name).collect()
 }
 
 fn given(store: &StorePlan) -> (&str, BTreeSet<Field>) {
@@ -177,6 +186,9 @@ mod tests {
         assert!(apart(&stores).is_empty());
         stores.push(store("other", &["url"]));
         assert_eq!(apart(&stores), ["other"]);
+        stores.push(store("too", &["url"]));
+        assert_eq!(apart(&stores), ["other", "too"], "a pair of their own");
+        stores.pop();
         assert!(apart(&stores[2..]).is_empty(), "one alone has nothing to be compared with");
     }
 

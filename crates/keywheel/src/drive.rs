@@ -10,7 +10,7 @@ use keywheel_core::planted;
 use keywheel_core::rotation::{Next, Rotation};
 use keywheel_core::strategy::Side;
 use keywheel_core::time::Span;
-use keywheel_engine::run::{Group, Ran, Until};
+use keywheel_engine::run::{Group, Until};
 use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -104,25 +104,18 @@ pub(crate) async fn go(
     });
     let mut rotations = Vec::new();
     let mut failures = Vec::new();
-    let mut stopped = false;
     for (group, ran) in join_all(runs).await {
-        stopped |= matches!(ran, Ok(Ran::Stopped));
         failures.extend(ran.err().map(engine_failure));
         rotations.extend(group.rotations().cloned());
     }
     match Failure::of_all(failures) {
         Some(failure) => Err(failure),
-        None => Ok(Stand { rotations, waited, stopped: stopped || is_stopped() }),
+        None => Ok(Stand { rotations, waited, stopped: STOP.load(Ordering::SeqCst) }),
     }
 }
 
 /// Set once this program is asked to stop; whatever a command runs ends after the step under way.
 pub(crate) static STOP: AtomicBool = AtomicBool::new(false);
-
-/// Whether this program was asked to stop: nothing is begun any more.
-pub(crate) fn is_stopped() -> bool {
-    STOP.load(Ordering::SeqCst)
-}
 
 /// Listens, once for the whole program. The first signal asks to stop after the step under way; the second one leaves at once,
 /// which is safe because the intent of every step is journaled before it begins.
@@ -352,7 +345,7 @@ fn owed(session: &Session, rotation: &Rotation, back: &str) -> String {
         _ => "now".into(),
     };
     let works = match rotation.is_browned_out() {
-        true => "is suspended for a brown-out, is resumed at its end",
+        true => "stays suspended for a brown-out until the next command resumes it,",
         false => "still works",
     };
     if rotation.retires() && rotation.toward() == Side::Pending {
@@ -381,6 +374,8 @@ fn exit(rotation: &Rotation) -> Exit {
         Some(Outcome::Undone) => Exit::Undone,
         Some(_) => Exit::Done,
         None if rotation.parked().is_some() => Exit::NeedsOperator,
+        // Only a command that was asked to stop leaves one suspended.
+        None if rotation.is_browned_out() => Exit::NeedsOperator,
         None if rotation.retires() => Exit::Done,
         None => Exit::NeedsOperator,
     }

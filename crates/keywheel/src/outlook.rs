@@ -48,6 +48,11 @@ impl Outlook {
         }
     }
 
+    /// Returns whether the version is suspended for a brown-out: it is resumed by the next command that runs.
+    pub(crate) fn is_browned_out(&self) -> bool {
+        self.is_browned_out
+    }
+
     /// Returns whether `undo` has a way back now.
     pub(crate) fn can_undo(&self) -> bool {
         self.undo_until.is_some()

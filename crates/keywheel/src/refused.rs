@@ -10,7 +10,7 @@ use keywheel_core::plan::Plan;
 use keywheel_core::planted;
 use keywheel_core::rotation::Rotation;
 use keywheel_core::secret::{Credential, SecretName};
-use keywheel_core::version::Stage;
+use keywheel_core::version::{Stage, VersionId};
 use keywheel_driver::issuer::Verdict;
 use keywheel_engine::{EngineError, held};
 
@@ -57,17 +57,19 @@ pub(crate) fn then(secret: &SecretName) -> String {
     format!("keywheel rotate {secret} --emergency --because …")
 }
 
-/// Keeps in the journal that the version in use is refused, or no longer is, so that `status` tells of it without asking.
+/// Keeps in the journal that a version is refused, or no longer is, so that `status` tells of it without asking; another one that
+/// readers use by now was not asked about.
 pub(crate) async fn keep(
     session: &Session,
     secret: &SecretName,
+    version: VersionId,
     is_refused: bool,
 ) -> Result<(), EngineError> {
     let action = if is_refused { "saw its issuer refuse" } else { "saw its issuer accept" };
     let change = |row: Option<Inventory>| {
         let row = row?;
-        let current = row.at(Stage::Current)?.version;
-        let refused = is_refused.then(|| Refused { version: current, at: session.now() });
+        row.at(Stage::Current).filter(|current| current.version == version)?;
+        let refused = is_refused.then(|| Refused { version, at: session.now() });
         Some(Inventory { refused, ..row })
     };
     session.engine.note(secret, action, change).await

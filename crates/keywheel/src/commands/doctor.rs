@@ -13,7 +13,7 @@ use keywheel_core::planted;
 use keywheel_core::rotation::Rotation;
 use keywheel_core::secret::SecretName;
 use keywheel_core::strategy::Side;
-use keywheel_core::version::Stage;
+use keywheel_core::version::{Stage, VersionId};
 use keywheel_driver::Issuer;
 use keywheel_driver::workload::elsewhere;
 use keywheel_engine::orphans::{Fate, Labelled, PREFIX, Sorted};
@@ -31,7 +31,7 @@ use crate::select::Selection;
 use crate::session::{Session, engine_failure, journal_failure};
 use crate::{claims, code, confirm, prepare, refused, words};
 
-/// Compare journal and world: drift in stores, stale replicas, live credentials that nobody owns, keys that their issuer refuses; changes nothing by itself
+/// Compare journal and world: drift in stores, stale replicas, live credentials that nobody owns, keys that their issuer refuses; changes nothing but its note of what an issuer refuses
 #[derive(Debug, Args)]
 pub(crate) struct DoctorArgs {
     #[command(flatten)]
@@ -70,7 +70,14 @@ struct Seen<'a> {
     /// Secrets that only a person could look at.
     unseen: Vec<String>,
     /// Secrets whose issuers say another thing than they last did of what readers use: whether they refuse it.
-    answers: Vec<(&'a SecretName, bool)>,
+    answers: Vec<Said<'a>>,
+}
+
+/// What an issuer says now of a version that readers use.
+struct Said<'a> {
+    secret: &'a SecretName,
+    version: VersionId,
+    is_refused: bool,
 }
 
 /// What became of orphans.
@@ -138,23 +145,29 @@ async fn keep(
     globals: &Globals,
     config: &Config,
     environment: &Environment,
-    answers: &[(&SecretName, bool)],
-) -> Option<String> {
+    answers: &[Said<'_>],
+) -> Vec<String> {
     if answers.is_empty() {
-        return None;
+        return Vec::new();
     }
-    let kept = async {
-        let session = Session::act(globals, config, &environment.name, Arc::new(NoWatch))?;
-        for (secret, is_refused) in answers {
-            refused::keep(&session, secret, *is_refused).await.map_err(engine_failure)?;
-        }
-        Ok::<_, Failure>(())
+    let lost = |of: &str, failure: &Failure| {
+        format!(
+            "  what issuers say of versions in use is not kept for `status`{of}: {}",
+            failure.message
+        )
     };
-    let failure = kept.await.err()?;
-    Some(format!(
-        "  what issuers say of versions in use is not kept for `status`: {}",
-        failure.message
-    ))
+    let session = match Session::act(globals, config, &environment.name, Arc::new(NoWatch)) {
+        Ok(session) => session,
+        Err(failure) => return vec![lost("", &failure)],
+    };
+    let mut not_kept = Vec::new();
+    for Said { secret, version, is_refused } in answers {
+        let kept = refused::keep(&session, secret, *version, *is_refused).await;
+        if let Err(failure) = kept.map_err(engine_failure) {
+            not_kept.push(lost(&format!(" of `{secret}`"), &failure));
+        }
+    }
+    not_kept
 }
 
 fn tell(
@@ -330,6 +343,8 @@ impl<'a> Check<'_, 'a> {
         let may_be_empty = known.is_empty() || open.is_some_and(may_hold_nothing);
         let read = held::by_each(&built.stores, plan).await;
         let all = || read.iter().filter_map(|held| held.as_ref().ok()?.as_ref());
+        // Where a part is missing, what another store holds is not all of a version, and says nothing of it.
+        let is_all_read = read.iter().all(|held| matches!(held, Ok(Some(_))));
         for (planned, held) in plan.stores.iter().zip(&read) {
             let name = &planned.bound.name;
             match held {
@@ -345,7 +360,8 @@ impl<'a> Check<'_, 'a> {
                     let seen = self.session.engine.fingerprint(&plan.stores, &whole);
                     let is_other =
                         |known: &Fingerprint| known.compare(&seen) == Compared::Different;
-                    if !known.is_empty() && known.iter().all(is_other) {
+                    let can_judge = is_all_read || held::is_whole(&plan.stores, &whole);
+                    if can_judge && !known.is_empty() && known.iter().all(is_other) {
                         found.push(
                             self.finding(
                                 format!("store `{name}` was changed by somebody else"),
@@ -403,8 +419,10 @@ impl<'a> Check<'_, 'a> {
         let answer = refused::in_use(self.session, plan, built, Some(&self.row)).await;
         let Some(answer) = answer else { return };
         let is_refused = matches!(answer, Answer::Refuses(_));
-        if is_refused != self.row.refused_in_use().is_some() {
-            seen.answers.push((&self.secret.name, is_refused));
+        let changed = is_refused != self.row.refused_in_use().is_some();
+        if let Some(current) = self.row.at(Stage::Current).filter(|_| changed) {
+            let (secret, version) = (&self.secret.name, current.version);
+            seen.answers.push(Said { secret, version, is_refused });
         }
         if let Answer::Refuses(what) = answer {
             let secret = self.secret.name.name().into();

@@ -200,7 +200,7 @@ impl<'a> Work<'a> {
         let sealed =
             self.session.journal.unseal(&key).await.map_err(crate::session::journal_failure)?;
         sealed.ok_or_else(|| {
-            let failure = Failure::new(format!("no store holds {current} of `{}` any more, and it is not sealed", self.plan.secret));
+            let failure = Failure::new(format!("the stores do not hold all of {current} of `{}` any more, and it is not sealed", self.plan.secret));
             failure.code(code::LOST).exit(Exit::Refused).now("nothing changed; what the stores hold now stays").hint(
                 "`keywheel reconcile --keep` accepts what they hold as a version made by hand; `keywheel rotate` then replaces it",
             )

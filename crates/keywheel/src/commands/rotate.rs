@@ -99,7 +99,14 @@ pub(crate) async fn run(args: &RotateArgs, globals: &Globals) -> Result<Exit, Fa
             }
             let told = ran.tell(&session, &asked.later, output);
             notify::deliver(&session, output).await;
-            return told;
+            if is_open {
+                return told;
+            }
+            let failure = Failure::new("stopped before the rotation that was asked for began");
+            return Err(failure
+                .exit(Exit::NeedsOperator)
+                .now("the rollback window is closed; nothing else was begun")
+                .hint("ask for it again"));
         }
         now.extend(asked.windows);
     }

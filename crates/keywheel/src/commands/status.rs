@@ -341,11 +341,19 @@ fn refused_in_use(known: &Known, row: Row) -> Row {
     if row.standing == Standing::NeedsYou {
         return Row { detail: format!("{}; {what}", row.detail), ..row };
     }
+    let secret = &known.row.secret;
+    let (detail, next) = match &known.outlook {
+        // The former version may still be accepted.
+        Some(outlook) if outlook.can_undo() => {
+            (format!("{}; {what}", row.detail), format!("keywheel undo {secret}"))
+        }
+        _ => (what, refused::then(secret)),
+    };
     Row {
         standing: Standing::NeedsYou,
         state: "refused".into(),
-        detail: what,
-        next: refused::then(&known.row.secret),
+        detail,
+        next,
         told: Told { standing: Standing::NeedsYou, ..row.told },
         ..row
     }
@@ -384,7 +392,7 @@ fn open(known: &Known, now: Timestamp) -> Option<Words> {
     let late = owed_at + LATE < now;
     let standing = if late { Standing::Late } else { Standing::UnderWay };
     let in_use = known.held_up.as_ref().is_some_and(|held_up| held_up.in_use_at.is_some());
-    let next = match owed_at <= now {
+    let next = match owed_at <= now || outlook.is_browned_out() {
         true => format!("keywheel resume {secret}"),
         false if in_use => format!("keywheel where {secret} --scan ."),
         false if outlook.can_undo() => format!("keywheel undo {secret}"),

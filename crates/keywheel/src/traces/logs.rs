@@ -215,7 +215,7 @@ fn of_reference(log: &Log, asked: &mut [OfWorkload], since: Option<Timestamp>) -
     let mut unread = None;
     for file in [&reference.kept_in, &reference.file].into_iter().flatten() {
         match of_file(Path::new(file), since) {
-            Ok(marked) => return of_log(marked, None),
+            Ok(marked) => return of_log(marked, cut(Path::new(file))),
             Err(error) => unread = unread.or(Some(format!("`{file}`: {}", error.kind()))),
         }
     }
@@ -226,6 +226,12 @@ fn of_reference(log: &Log, asked: &mut [OfWorkload], since: Option<Timestamp>) -
     let place = reference.place.as_ref().map(|place| format!("while its log is there: {place}"));
     let why: Vec<String> = [Some(why), unread, place].into_iter().flatten().collect();
     of_log(Marked::default(), Some(why.join("; ")))
+}
+
+/// Says what of a file was not read.
+fn cut(file: &Path) -> Option<String> {
+    let is_longer = file.metadata().is_ok_and(|metadata| metadata.len() > MOST_BYTES);
+    is_longer.then(|| format!("it is longer than {} MiB: later lines", MOST_BYTES >> 20))
 }
 
 /// Returns the marked lines of a file.

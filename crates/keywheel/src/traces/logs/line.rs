@@ -52,10 +52,13 @@ impl Known {
 
     /// A line as it may be told.
     pub(super) fn told(&self, line: &str) -> String {
-        let mut line = line.to_owned();
+        // What a terminal would act upon goes first: it may stand in the middle of a value.
+        let mut line: String = line.chars().filter(|c| !c.is_control()).collect();
         if !planted!("known_value_told") {
             let values = self.0.iter().filter_map(|value| std::str::from_utf8(value.expose()).ok());
-            for value in values.filter(|value| value.len() >= SHORTEST) {
+            // A value of several lines stands in none of them whole.
+            let pieces = values.flat_map(str::lines);
+            for value in pieces.filter(|piece| piece.len() >= SHORTEST) {
                 line = line.replace(value, "…");
             }
         }
@@ -166,8 +169,11 @@ mod tests {
         let values = ["sesame", "open sesame please", "correct horse battery", "web"];
         let values = values.map(|value| SecretValue::new(value.into()));
         let known = Known::new(values.into());
-        let line = "AUDIT web said correct horse battery, then sesame, then open sesame please";
+        let line =
+            "AUDIT web said correct horse battery, then ses\u{7}ame, then open sesame please";
         assert_eq!(known.told(line), "AUDIT web said …, then …, then …");
+        let known = Known::new(vec![SecretValue::new("first line\nlast-line\n".into())]);
+        assert_eq!(known.told("AUDIT last-line"), "AUDIT …");
     }
 
     #[test]
