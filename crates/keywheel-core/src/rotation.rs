@@ -58,6 +58,8 @@ pub enum Next {
 pub enum Why {
     /// A refused or unanswered step is tried again then.
     Retry(Step),
+    /// The suspects are ended then, although not every reader has the new version.
+    Stage,
     /// A call without an answer can no longer land then.
     Settle,
     /// Tokens of the version to be dropped have expired then.
@@ -453,6 +455,12 @@ impl Rotation {
             || (self.ends_first() && self.revoke(now).is_some())
     }
 
+    /// Returns whether an emergency only waits for its suspects to be ended, since something was refused for good or for too long.
+    pub fn has_given_up(&self) -> bool {
+        let given_up = || self.tries.iter().any(|tries| self.is_exhausted(tries));
+        self.plan.is_emergency() && self.open.is_empty() && given_up()
+    }
+
     pub(crate) fn is_exhausted(&self, tries: &Tries) -> bool {
         let patience = match tries.step {
             Step::Visit => self.plan.policy.gate_limit,
@@ -477,7 +485,7 @@ impl Rotation {
         match self.tries.iter().find(|tries| same_try(step, tries.step)) {
             Some(tries) if now < tries.not_before => wait(tries.not_before, Why::Retry(step)),
             Some(tries) if self.is_exhausted(tries) => {
-                self.stage_ends_at().map_or(owed, |until| wait(until, Why::Retry(step)))
+                self.stage_ends_at().map_or(owed, |until| wait(until, Why::Stage))
             }
             _ => owed,
         }
@@ -596,7 +604,8 @@ impl Rotation {
                 answers_open(step)
             }
             Event::Superseded { .. } => true,
-            Event::Resumed | Event::Resolved { .. } => self.parked.is_some(),
+            Event::Resumed => self.parked.is_some() || self.has_given_up(),
+            Event::Resolved { .. } => self.parked.is_some(),
             Event::Identified { .. } | Event::Overridden { .. } | Event::WindowClosed { .. } => {
                 self.open.is_empty()
             }

@@ -987,6 +987,27 @@ fn h123_a_store_that_refuses_holds_up_neither_other_readers_nor_the_end_of_the_s
 }
 
 #[test]
+fn h123_whoever_mends_what_refused_in_an_emergency_has_it_tried_again_before_the_stage_is_over() {
+    let mut world = World::new(wide(STAGED));
+    let refused = world.until(|step| matches!(step, Step::Write { store: 0, .. }));
+    world.refuse(refused, RefusalKind::Permission);
+    let is_waited_for = |world: &World| {
+        matches!(world.rotation.next(world.now), Next::Wait { why: Why::Stage, .. })
+    };
+    while !is_waited_for(&world) {
+        let open = world.rotation.open_step();
+        let step = open.unwrap_or_else(|| world.begin().unwrap());
+        world.now = world.now + Span::seconds(1);
+        world.finish(step);
+    }
+    assert!(world.rotation.has_given_up());
+    world.apply(Event::Resumed);
+    let again = world.until(|step| matches!(step, Step::Write { store: 0, .. } | Step::Revoke(_)));
+    assert_eq!(again, refused);
+    assert!(world.now.since(START) < Span::minutes(10), "the suspect is not ended yet");
+}
+
+#[test]
 fn h123_an_emergency_ends_nothing_before_every_reader_has_the_new_version() {
     let mut world = World::new(wide(STAGED));
     world.until(|step| matches!(step, Step::Revoke(_)));

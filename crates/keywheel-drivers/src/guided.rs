@@ -38,7 +38,7 @@ impl Guided {
     pub(crate) fn finding(&self, what: &str) -> Finding {
         match self.0.absence() {
             None => Finding::note(format!("guided: {what}")),
-            Some(absence) => Finding::note(format!("guided: {absence}")),
+            Some(_) => Finding::note("guided: needs a person at a terminal".to_owned()),
         }
     }
 

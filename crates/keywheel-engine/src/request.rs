@@ -155,7 +155,7 @@ impl Engine {
         self.say(group, &Event::TurnedBack { because }).await
     }
 
-    /// Lets parked rotations go on; everything is observed anew, and written and rolled where it differs, under the wave leases
+    /// Lets parked rotations go on, and emergencies that only wait for the end of their suspects; everything is observed anew, and written and rolled where it differs, under the wave leases
     /// that every move has.
     ///
     /// # Errors
@@ -171,7 +171,8 @@ impl Engine {
                 }
                 _ => {}
             }
-            if group.members[index].rotation.parked().is_none() {
+            let rotation = &group.members[index].rotation;
+            if rotation.parked().is_none() && !rotation.has_given_up() {
                 continue;
             }
             self.enter(group, index, Event::Resumed, self.clock.now(), Vec::new())?;

@@ -120,8 +120,8 @@ impl Engine {
                 batch::Turn::Do(steps) => self.step(group, &steps).await?,
                 batch::Turn::Wait { until: at, why } => {
                     self.flush(group).await?;
-                    let sits_out =
-                        matches!(why, Why::Retry(_)) || group.rotations().any(Rotation::is_watched);
+                    let sits_out = matches!(why, Why::Retry(_) | Why::Stage)
+                        || group.rotations().any(Rotation::is_watched);
                     if !until.rest && !sits_out && at.since(now) > until.patience {
                         return Ok(Ran::Owes { at, why });
                     }

@@ -10,6 +10,7 @@ use keywheel_core::planted;
 use keywheel_core::rotation::{Next, Rotation};
 use keywheel_core::strategy::Side;
 use keywheel_core::time::Span;
+use keywheel_core::version::VersionId;
 use keywheel_engine::run::{Group, Until};
 use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
@@ -344,9 +345,13 @@ fn owed(session: &Session, rotation: &Rotation, back: &str) -> String {
         }
         _ => "now".into(),
     };
-    let works = match rotation.is_browned_out() {
-        true => "stays suspended for a brown-out until the next command resumes it,",
-        false => "still works",
+    let is_suspended = |version: &VersionId| rotation.ending().suspended_at(*version).is_some();
+    let works = match rotation.retiring().first() {
+        _ if rotation.is_browned_out() => {
+            "stays suspended for a brown-out until the next command resumes it,"
+        }
+        Some(version) if is_suspended(version) => "is suspended",
+        _ => "still works",
     };
     if rotation.retires() && rotation.toward() == Side::Pending {
         format!(

@@ -13,8 +13,6 @@ use crate::words;
 pub(crate) struct Outlook {
     /// Whether the version is suspended for a brown-out now.
     is_browned_out: bool,
-    /// When that is over, and the version is resumed.
-    brownout_until: Option<Timestamp>,
     /// When soak is over and the version is withdrawn, suspended or ended.
     soak_until: Option<Timestamp>,
     /// When it is revoked; none where its issuer has nothing to revoke.
@@ -39,7 +37,6 @@ impl Outlook {
         let over_at = revoked_at.or_else(|| first(|event| matches!(event, Event::Purged)));
         Self {
             is_browned_out: rotation.is_browned_out(),
-            brownout_until: first(resumes).filter(|_| rotation.is_browned_out()),
             soak_until: soak_over
                 .map(|coming| coming.at)
                 .filter(|_| rotation.retires() && rotation.ending().soaked_at().is_none()),
@@ -66,7 +63,6 @@ impl Outlook {
     /// Says the dates in words, `; ` before each.
     pub(crate) fn text(&self) -> String {
         let dates = [
-            ("brown-out until", self.brownout_until),
             ("soak until", self.soak_until),
             ("undo until", self.undo_until),
             ("revoked", self.revoked_at),
@@ -80,7 +76,6 @@ impl Outlook {
     pub(crate) fn json(&self) -> Value {
         json!({
             "browned_out": self.is_browned_out,
-            "brownout_until": self.brownout_until.map(words::rfc3339),
             "soak_until": self.soak_until.map(words::rfc3339),
             "undo_until": self.undo_until.map(words::rfc3339),
             "revoked_at": self.revoked_at.map(words::rfc3339),

@@ -346,7 +346,8 @@ pub(crate) fn engine_failure(error: EngineError) -> Failure {
     match error {
         EngineError::Journal(error) => journal_failure(error),
         EngineError::OutOfOrder(error) => {
-            let failure = Failure::new(error.to_string()).code(code::NOT_NOW).exit(Exit::Refused);
+            let message = format!("that cannot be asked of a rotation while it is {}", error.phase);
+            let failure = Failure::new(message).code(code::NOT_NOW).exit(Exit::Refused);
             failure.now("nothing changed").hint("`keywheel status` says what is owed")
         }
         EngineError::Refused(refusal) => {

@@ -227,7 +227,11 @@ pub(crate) fn turned_back(plan: &Plan, because: &Because) -> String {
 /// Says what a wait is for.
 pub(crate) fn why(why: Why) -> String {
     match why {
-        Why::Retry(step) => format!("{step} is tried again"),
+        Why::Retry(step) => format!("{} is tried again", keywheel_engine::run::name(step)),
+        Why::Stage => {
+            "the suspects are ended then; mend what is out, and `keywheel resume` tries it at once"
+                .into()
+        }
         Why::Settle => "a call without an answer can no longer land then".into(),
         Why::Tokens => "tokens of the version that is dropped have expired then".into(),
         Why::Soak => "soak: the gates are looked at then".into(),

@@ -198,6 +198,8 @@ async fn rows(
 struct Known {
     row: Inventory,
     outlook: Option<Outlook>,
+    /// Why a step is being tried again.
+    trouble: Option<String>,
     /// Why its open rotation is parked, in words, and since when.
     parked: Option<(String, Timestamp)>,
     /// What keeps its retirement from counting, where the last look saw something.
@@ -218,6 +220,7 @@ async fn known(
     let mut known = Vec::new();
     for row in session.journal.inventories().await.map_err(journal_failure)? {
         let (mut outlook, mut parked, mut held_up, mut by_hand) = (None, None, None, false);
+        let mut trouble = None;
         let mut refused = row.refused_in_use();
         let stage = match row.queued.as_ref().and_then(|queued| queued.after.as_ref()) {
             Some(staged) => {
@@ -241,10 +244,12 @@ async fn known(
                 None => {
                     outlook = Some(Outlook::of(&rotation, now()));
                     held_up = HeldUp::of(&rotation, &records);
+                    let refused = rotation.trouble().and_then(|(_, refused)| refused);
+                    trouble = refused.map(ToString::to_string);
                 }
             }
         }
-        known.push(Known { row, outlook, parked, held_up, by_hand, refused, stage });
+        known.push(Known { row, outlook, trouble, parked, held_up, by_hand, refused, stage });
     }
     Ok(known)
 }
@@ -383,8 +388,9 @@ fn open(known: &Known, now: Timestamp) -> Option<Words> {
     let held_up = held_up.map(|held_up| format!("; {}", held_up.seen));
     let guided = if known.by_hand && outlook.revokes() { " (guided: needs you)" } else { "" };
     let detail = format!(
-        "{}{}; next look {}{}{guided}{waits}",
+        "{}{}{}; next look {}{}{guided}{waits}",
         versions(row),
+        known.trouble.as_ref().map(|trouble| format!("; {trouble}")).unwrap_or_default(),
         held_up.unwrap_or_default(),
         words::distance(owed_at, now),
         outlook.text()
@@ -472,7 +478,10 @@ fn takes_a_person(config: &Config, secret: &Secret) -> bool {
 fn versions(row: &Inventory) -> String {
     let at = |stage| row.at(stage).map(|version| version.version.to_string());
     match (at(Stage::Current), at(Stage::Previous), at(Stage::Pending)) {
-        (Some(current), Some(previous), _) => format!("{current}; {previous} is being ended"),
+        (Some(current), Some(previous), Some(pending)) => {
+            format!("{current}; {previous} is being ended, {pending} is on its way")
+        }
+        (Some(current), Some(previous), None) => format!("{current}; {previous} is being ended"),
         (Some(current), None, Some(pending)) => format!("{current}; {pending} is on its way"),
         (Some(current), None, None) => current,
         (None, _, _) => "no version yet".into(),
