@@ -166,7 +166,8 @@ static WAITING: Mutex<Vec<Waiting>> = Mutex::new(Vec::new());
 /// How many wait at most.
 const MOST: usize = 8;
 
-/// How long one may wait: what lies between here and the server forgets a connection over which nothing goes.
+/// After how long one is not used any more: what lies between here and the server forgets a connection over which nothing goes.
+/// It ends when the next one is kept or asked for.
 const MAY_WAIT: Duration = Duration::from_secs(30);
 
 /// After how long one is asked first whether it still answers.

@@ -540,7 +540,7 @@ fn h69_an_application_with_one_login_is_converted_and_nothing_is_dropped() {
         r#"CREATE ROLE "one_b" NOLOGIN CONNECTION LIMIT 90;"#,
         r#"GRANT "pg_monitor" TO "one_b";"#,
         r#"ALTER ROLE "one_b" SET "search_path" TO 'public', 'pg_catalog';"#,
-        r#" ALTER ROLE "one_b" SET "app.tenant" FROM CURRENT; END $copy$;"#,
+        r#" ALTER ROLE "one_b" SET "app.tenant" FROM CURRENT; END';"#,
         r#"REASSIGN OWNED BY "one_a" TO "one_own";"#,
         r#"GRANT SELECT ON TABLE public.of_root TO "one_own";"#,
         r#"ALTER DEFAULT PRIVILEGES FOR ROLE "one_own" GRANT SELECT ON TABLES TO "reader";"#,

@@ -169,8 +169,16 @@ impl Issuer for Postgres {
         }
     }
 
+    /// Logs in afresh: a connection that waits says nothing of whether the admin login is still let in (H19).
     async fn preflight(&self) -> Result<Vec<Finding>, CallError> {
-        let admin = self.admin().await?;
+        let place = self.place().await?;
+        let admin = match planted!("preflight_takes_a_login_before_it") {
+            true => self.connected(&place).await?,
+            false => {
+                let connected = postgres::connect(&place, self.config.ca.as_deref()).await;
+                self.admin_of(&place, connected)?
+            }
+        };
         let findings = compare::findings(&admin, &self.config).await?;
         admin.keep();
         Ok(findings)
@@ -259,6 +267,8 @@ impl Issuer for Postgres {
         let Some(found) = found else { return Ok(()) };
         match found.meets(id) {
             Meets::Later(since) => {
+                // Nothing is left to change, and to end sessions takes a while.
+                drop(change);
                 return self.end_sessions(&id.id, Some(since)).await;
             }
             Meets::Exactly => {}
@@ -335,14 +345,19 @@ impl Usage for Postgres {
             Meets::Later(since) => Some(since),
             Meets::Never => return Err(another_generation(id).into()),
         };
+        let user = admin.place.get_user().map(str::to_owned);
+        let rotates_itself = user.is_some_and(|user| self.config.logins.contains(&user));
         admin.keep();
         let mut sessions = Vec::new();
         for admin in self.everywhere().await? {
             sessions.extend(sessions_of(&admin, &id.id, before).await?);
             admin.keep();
         }
-        // Where the admin login rotates itself, connections of ours may wait as the former one.
-        sessions.retain(|session| session.application != OURS);
+        // Where the admin login rotates itself, connections of ours may wait as the former one. Elsewhere none is left out: a
+        // client chooses what it is called.
+        if rotates_itself {
+            sessions.retain(|session| session.application != OURS);
+        }
         if sessions.is_empty() {
             return Ok(LastUsed { at: None, detail: None });
         }
@@ -441,7 +456,16 @@ impl Postgres {
 
     /// Takes a connection that waits, or logs in.
     async fn connected(&self, place: &tokio_postgres::Config) -> Result<Admin<'_>, CallError> {
-        match postgres::connect_or_take(place, self.config.ca.as_deref()).await {
+        let connected = postgres::connect_or_take(place, self.config.ca.as_deref()).await;
+        self.admin_of(place, connected)
+    }
+
+    fn admin_of(
+        &self,
+        place: &tokio_postgres::Config,
+        connected: Result<Client, Failed>,
+    ) -> Result<Admin<'_>, CallError> {
+        match connected {
             Ok(client) => Ok(Admin { place: place.clone(), client, of: self }),
             Err(Failed::Here(refusal)) => Err(refusal.into()),
             Err(Failed::There(error)) => Err(match error.code().map(|code| code.code()) {
@@ -488,11 +512,16 @@ impl Postgres {
         Ok((Change { admin }, role))
     }
 
-    /// The statements that begin a change, for one message.
+    /// The statements that begin a change, for one message. Each statement sees what others committed before it, whatever the
+    /// server's default is: else what is read once the lock is held may be older than the lock.
     fn begin(&self) -> String {
         let pair = escape_literal(&format!("keywheel {}", self.config.owner));
+        let isolation = match planted!("generation_read_before_the_lock") {
+            true => "",
+            false => " ISOLATION LEVEL READ COMMITTED",
+        };
         format!(
-            "BEGIN; SET LOCAL lock_timeout = '5s'; SET LOCAL statement_timeout = '15s'; \
+            "BEGIN{isolation}; SET LOCAL lock_timeout = '5s'; SET LOCAL statement_timeout = '15s'; \
              SET LOCAL idle_in_transaction_session_timeout = '15s'; \
              SELECT pg_advisory_xact_lock(hashtextextended({pair}, 0))"
         )
@@ -1019,6 +1048,17 @@ mod tests {
             .with(Field::new("password"), SecretValue::new(password.into()))
     }
 
+    /// Waits until the server answers with a number.
+    async fn until(client: &Client, ask: &str, number: i64) {
+        for _ in 0..100 {
+            if client.query_one(ask, &[]).await.unwrap().get::<_, i64>(0) == number {
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+        panic!("{ask}: not {number}");
+    }
+
     /// Passes connections on, and keeps the answer to the next commit to itself.
     async fn losing(port: u16) -> (u16, Arc<std::sync::atomic::AtomicBool>) {
         use std::sync::atomic::{AtomicBool, Ordering};
@@ -1038,7 +1078,7 @@ mod tests {
                     });
                     let mut buffer = vec![0; 65_536];
                     while let Ok(length @ 1..) = from_client.read(&mut buffer).await {
-                        let is_commit = buffer[..length].windows(6).any(|part| part == b"COMMIT");
+                        let is_commit = buffer[..length].windows(7).any(|part| part == b"COMMIT\0");
                         let lost = is_commit && told.swap(false, Ordering::SeqCst);
                         if lost {
                             back.abort();
@@ -1185,6 +1225,19 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_session_is_seen_whatever_it_calls_itself() {
+        let Some(bench) = Bench::new(&["fsync=off"]).await else { return };
+        let issuer = bench.issuer();
+        let (a, first) = mint(&*issuer, "kw-one-1", None, &[]).await.unwrap();
+        let held = bench.client("app_a", text(&first, "password"), "app").await.unwrap();
+        let call = format!("SET application_name = '{OURS}'");
+        held.simple_query(&call).await.unwrap();
+        assert!(issuer.usage().unwrap().last_used(&a).await.unwrap().at.is_some());
+        let record = told(&*issuer, &a, Timestamp::default()).await;
+        assert!(record.contains("session, still open: `keywheel` in database `app`"), "{record}");
+    }
+
+    #[tokio::test]
     async fn h05_a_change_whose_sessions_cannot_be_ended_is_not_refused() {
         let Some(bench) = Bench::new(&["fsync=off"]).await else { return };
         let (a, first) = mint(&*bench.issuer(), "kw-one-1", None, &[]).await.unwrap();
@@ -1239,6 +1292,57 @@ mod tests {
         drop(held);
         let of_tomorrow = IssuedId { id: "app_a".into(), generation: Some(9) };
         assert!(issuer.revoke(&of_tomorrow).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn h92_a_generation_is_read_once_nobody_else_changes_the_pair() {
+        let snapshots = "default_transaction_isolation=repeatable read";
+        let Some(bench) = Bench::new(&["fsync=off", snapshots]).await else { return };
+        let issuer = bench.issuer();
+        let (a, _) = mint(&*issuer, "kw-one-1", None, &[]).await.unwrap();
+        let other = bench.client("postgres", ROOT, "app").await.unwrap();
+        let lock = "SELECT pg_advisory_lock(hashtextextended('keywheel app_own', 0))";
+        other.batch_execute(lock).await.unwrap();
+        let revoked = tokio::spawn({
+            let issuer = Arc::clone(&issuer);
+            let a = a.clone();
+            async move { issuer.revoke(&a).await }
+        });
+        let waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted";
+        until(&other, waiting, 1).await;
+        let next = "COMMENT ON ROLE app_a IS '[keywheel 2 kw-two-1 2026-01-31T09:00:00Z]'";
+        other.batch_execute(next).await.unwrap();
+        other.batch_execute("SELECT pg_advisory_unlock_all()").await.unwrap();
+        revoked.await.unwrap().unwrap();
+        let role = role_now(&other, "app_a").await.unwrap().unwrap();
+        assert!(role.may_log_in, "another generation was ended");
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_for_the_pair_while_former_sessions_end() {
+        let Some(bench) = Bench::new(&["fsync=off"]).await else { return };
+        let (a, _) = mint(&*bench.issuer(), "kw-one-1", None, &[]).await.unwrap();
+        bench.issuer().revoke(&a).await.unwrap();
+        mint(&*bench.issuer(), "kw-two-1", None, &[]).await.unwrap();
+        // A standby that lets nobody in, and refuses nobody either.
+        let standby = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let silent = json!({ "standbys": [standby.local_addr().unwrap().to_string()] });
+        let issuer = bench.issuer_with(bench.server.port(), "warden", WARDEN, silent);
+        let revoked = tokio::spawn(async move { issuer.revoke(&a).await });
+        let _held = standby.accept().await.unwrap();
+        let root = bench.client("postgres", ROOT, "app").await.unwrap();
+        until(&root, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'", 0).await;
+        revoked.abort();
+    }
+
+    #[tokio::test]
+    async fn h19_preflight_logs_in_as_the_admin_itself() {
+        let Some(bench) = Bench::new(&["fsync=off"]).await else { return };
+        let issuer = bench.issuer();
+        issuer.list("kw-").await.unwrap();
+        bench.run("postgres", "ALTER ROLE warden PASSWORD 'kwcanary-another'").await;
+        let refused = issuer.preflight().await;
+        assert!(matches!(refused, Err(CallError::Refused(r)) if r.kind == RefusalKind::Permission));
     }
 
     #[tokio::test]
@@ -1465,6 +1569,8 @@ mod tests {
         // The connection string has moved on, as the store has that holds it.
         let moved =
             bench.issuer_with(bench.server.port(), "warden_b", text(&second, "password"), own);
+        // Connections of ours that wait as the former login use nothing.
+        assert_eq!(moved.usage().unwrap().last_used(&a).await.unwrap().at, None);
         moved.suspend().unwrap().suspend(&a).await.unwrap();
         moved.revoke(&a).await.unwrap();
         assert_eq!(moved.verify(&second).await, Ok(Verdict::Accepted));
@@ -1491,6 +1597,27 @@ mod tests {
         issuer.revoke(&first_id).await.unwrap();
         assert!(held.simple_query("SELECT 1").await.is_err(), "the former session lives on");
         assert!(fresh.simple_query("SELECT 1").await.is_ok(), "the new session was ended");
+    }
+
+    #[tokio::test]
+    async fn a_setting_is_copied_whatever_its_name_and_its_database_are_called() {
+        let Some(bench) = Bench::new(&["fsync=off"]).await else { return };
+        for statement in [
+            "DROP ROLE app_b",
+            "CREATE DATABASE \"x$copy$y'\\\"",
+            "ALTER ROLE app_a IN DATABASE \"x$copy$y'\\\" SET shop.\"a$copy$b\" TO 'kwcanary-setting'",
+        ] {
+            bench.run("postgres", statement).await;
+        }
+        let root = bench.issuer_with(bench.server.port(), "postgres", ROOT, json!({}));
+        let changes = root.convert().unwrap().changes().await.unwrap();
+        assert!(changes.iter().all(|change| !change.what.contains("kwcanary")));
+        root.convert().unwrap().run(&changes).await.unwrap();
+        let root = bench.client("postgres", ROOT, "app").await.unwrap();
+        let ask = "SELECT s.setconfig FROM pg_db_role_setting s JOIN pg_database d ON d.oid = s.setdatabase \
+                   WHERE s.setrole = 'app_b'::regrole AND d.datname LIKE 'x%'";
+        let copied: Vec<String> = root.query_one(ask, &[]).await.unwrap().get(0);
+        assert_eq!(copied, ["shop.a$copy$b=kwcanary-setting"]);
     }
 
     #[test]
@@ -1548,6 +1675,11 @@ mod tests {
     async fn told(issuer: &dyn Issuer, id: &IssuedId, since: Timestamp) -> String {
         let entries = issuer.audit().unwrap().since(id, since).await.unwrap();
         assert!(entries.is_sorted_by_key(|entry| entry.at));
+        let soon = api::now() + Span::seconds(5);
+        assert!(
+            entries.iter().all(|entry| entry.at <= Some(soon)),
+            "a time is read in another zone"
+        );
         let told: String = entries.iter().map(|entry| format!("{}\n", entry.what)).collect();
         assert!(!told.contains("kwcanary"), "{told}");
         told
@@ -1569,7 +1701,7 @@ mod tests {
     #[tokio::test]
     async fn the_record_of_a_login_says_who_was_let_in_and_who_was_refused() {
         let settings = ["logging_collector=on", "log_connections=on", "lc_messages=C"];
-        let settings = [&["fsync=off", "log_timezone=Europe/Berlin"], &settings[..]].concat();
+        let settings = [&["fsync=off", "log_timezone=Asia/Shanghai"], &settings[..]].concat();
         let Some(bench) = Bench::new(&settings).await else { return };
         let root = bench.issuer_with(bench.server.port(), "postgres", ROOT, json!({}));
         let began = Timestamp::default();
@@ -1604,8 +1736,10 @@ mod tests {
         assert_eq!(next.generation, Some(2));
         let former = told(&*root, &a, began).await;
         assert!(former.contains("generation 2 is there since then\n"), "{former}");
-        let gone = IssuedId { id: "app_x".into(), generation: Some(1) };
-        assert!(told(&*root, &gone, began).await.contains("no login `app_x`"));
+        bench.run("postgres", "DROP ROLE app_a").await;
+        let gone = told(&*root, &a, began).await;
+        assert!(gone.contains("the server has no login `app_a` any more"), "{gone}");
+        assert!(gone.contains("let in: ") && gone.contains("refused: "), "{gone}");
     }
 
     #[tokio::test]

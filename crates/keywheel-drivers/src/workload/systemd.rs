@@ -5,7 +5,8 @@
 //! which keywheel does not do.
 //!
 //! What a unit writes is read from the journal. An account that may not read the journal is shown an empty one, so no line at
-//! all never passes for a log that was read.
+//! all never passes for a log that was read. Of a unit that writes elsewhere the journal has what systemd says about it, which
+//! passes for its log neither.
 
 use keywheel_core::planted;
 use std::collections::BTreeMap;
@@ -223,7 +224,10 @@ impl Workload for Service {
         &self,
         reading: &mut Reading<'_>,
     ) -> Result<Option<Vec<ReadLog>>, CallError> {
-        let not_read = self.read_journal(reading).await?;
+        let mut not_read = self.read_journal(reading).await?;
+        if not_read.is_none() {
+            not_read = self.written_elsewhere().await;
+        }
         Ok(Some(vec![ReadLog { replica: self.unit.clone(), id: None, not_read }]))
     }
 
@@ -307,6 +311,23 @@ impl Service {
                 self.unit
             )),
             (_, true) => None,
+        })
+    }
+
+    /// Says why what the journal has of the unit may not be what the unit wrote.
+    async fn written_elsewhere(&self) -> Option<String> {
+        let unit = match self.unit().await {
+            Ok(unit) => unit,
+            Err(refusal) => {
+                return Some(format!(
+                    "{}: whether it wrote to the journal cannot be told, and only what reached the journal was read",
+                    refusal.message
+                ));
+            }
+        };
+        let output = unit.properties.get("StandardOutput").map_or("?", String::as_str);
+        (!unit.writes_to_the_journal()).then(|| {
+            format!("its output goes to `{output}`, and only what reached the journal was read")
         })
     }
 
@@ -641,6 +662,23 @@ esac
         let (lines, log) = read(&*workload, Timestamp::default(), 1 << 20).await;
         let why = log.not_read.unwrap_or_default();
         assert!(lines.is_empty() && why.contains("group `systemd-journal`"), "{why}");
+    }
+
+    #[tokio::test]
+    async fn what_systemd_says_about_a_unit_does_not_pass_for_what_the_unit_wrote() {
+        let world = World::start("v1").await;
+        let workload = world.build(json!({ "journalctl": ["sh", "-c", JOURNALCTL, "-"] }));
+        world.write("journal", "2026-01-01T00:00:00.000001+0000 host systemd[1]: Started shop.\n");
+        for output in ["append:/var/log/shop.log", "null"] {
+            world.write("output", output);
+            let (lines, log) = read(&*workload, Timestamp::default(), 1 << 20).await;
+            let why = log.not_read.unwrap_or_default();
+            assert_eq!(lines.len(), 1);
+            assert!(why.starts_with(&format!("its output goes to `{output}`, and only")), "{why}");
+        }
+        world.write("mode", "unreachable");
+        let (_, log) = read(&*workload, Timestamp::default(), 1 << 20).await;
+        assert!(log.not_read.unwrap_or_default().contains("cannot be told"));
     }
 
     #[tokio::test]

@@ -104,9 +104,9 @@ fn copied(other: &str, database: &str, key: &str, set: &str) -> String {
         escape_literal(&format!("{key}="))
     );
     let key = escape_literal(key);
-    format!(
-        "DO $copy$ BEGIN PERFORM set_config({key}, ({value}), true); {set} FROM CURRENT; END $copy$"
-    )
+    // The names are others' words: the body is a literal, which none of them can end.
+    let body = format!("BEGIN PERFORM set_config({key}, ({value}), true); {set} FROM CURRENT; END");
+    format!("DO {}", escape_literal(&body))
 }
 
 /// Writes a list of names as its parts, each of which may be quoted in the list, or empty.

@@ -14,7 +14,7 @@ use keywheel_driver::CallError;
 use keywheel_driver::issuer::{Audit, Entry};
 use tokio_postgres::Client;
 
-use super::{Meets, OURS, Postgres, Role, nothing_done, role_now};
+use super::{Meets, Postgres, Role, nothing_done, role_now};
 use crate::api::plain;
 use crate::lines::Line;
 use crate::postgres;
@@ -35,13 +35,15 @@ const LOOK: &str = "look at the log on the server's own machine";
 impl Audit for Postgres {
     async fn since(&self, id: &IssuedId, since: Timestamp) -> Result<Vec<Entry>, CallError> {
         let admin = self.admin().await?;
-        let Some(role) = role_now(&admin, &id.id).await? else {
-            admin.keep();
-            let gone = format!("the server has no login `{}`, and keeps no record of it", id.id);
-            return Ok(vec![Entry::untimed(gone)]);
-        };
-        let own = Own::of(&role, id, since);
+        let role = role_now(&admin, &id.id).await?;
+        let own = Own::of(role.as_ref(), id, since);
         let mut entries = own.entries(id);
+        if role.is_none() {
+            entries.push(Entry::untimed(format!(
+                "the server has no login `{}` any more, and names no session that it may still have",
+                id.id
+            )));
+        }
         match logged(&admin, &id.id, &own).await {
             Ok(found) => entries.extend(found),
             Err(error) => entries.push(Entry::untimed(format!(
@@ -71,9 +73,11 @@ struct Own {
 }
 
 impl Own {
-    fn of(role: &Role, id: &IssuedId, since: Timestamp) -> Self {
+    fn of(role: Option<&Role>, id: &IssuedId, since: Timestamp) -> Self {
         let mut own = Self { since, from: None, until: None, told: Vec::new() };
-        let Some(mark) = &role.mark else { return own };
+        let Some((role, mark)) = role.and_then(|role| Some((role, role.mark.as_ref()?))) else {
+            return own;
+        };
         let generation = id.generation.unwrap_or(0);
         match role.meets(id) {
             Meets::Exactly if mark.label.is_some() => {
@@ -156,8 +160,8 @@ async fn sessions(
             "SELECT (extract(epoch FROM backend_start) * 1000)::bigint, coalesce(application_name, ''), \
              coalesce(host(client_addr), 'this machine'), coalesce(datname, ''), \
              (extract(epoch FROM greatest(query_start, state_change)) * 1000)::bigint FROM pg_stat_activity \
-             WHERE usename = $1 AND coalesce(application_name, '') <> $2 ORDER BY backend_start",
-            &[&login, &OURS],
+             WHERE usename = $1 AND pid <> pg_backend_pid() ORDER BY backend_start",
+            &[&login],
         )
         .await
         .map_err(|error| nothing_done(&error))?;
@@ -239,9 +243,12 @@ async fn logged(
         return Ok(entries);
     };
     if !is_english(&language) {
+        let language = match language.as_str() {
+            "" => "empty, so that the server's environment decides".into(),
+            language => format!("`{}`", plain(language)),
+        };
         entries.push(Entry::untimed(format!(
-            "the log may be in another language (`lc_messages` is `{}`), of which nothing is found",
-            plain(&language)
+            "the log may be in another language (`lc_messages` is {language}), of which nothing is found"
         )));
     }
     let (files, is_whole) = files(admin, &current, own.since).await?;
@@ -260,9 +267,7 @@ async fn logged(
 }
 
 fn is_english(language: &str) -> bool {
-    matches!(language, "" | "C" | "POSIX")
-        || language.starts_with("C.")
-        || language.starts_with("en")
+    matches!(language, "C" | "POSIX") || language.starts_with("C.") || language.starts_with("en")
 }
 
 /// Lists the files of the log that were written to since a time, the oldest first, as far as they are read at all.
@@ -308,11 +313,13 @@ struct Found {
     /// From where a process of the server was asked last.
     hosts: BTreeMap<String, String>,
     lines: Vec<Logged>,
+    /// Whether the next line lacks its beginning.
+    is_cut: bool,
 }
 
 /// One line about a login.
 struct Logged {
-    /// The time as the server wrote it.
+    /// The time as the server wrote it, of whole seconds and without its zone.
     time: String,
     what: String,
     /// Whether it was let in.
@@ -321,6 +328,7 @@ struct Logged {
 
 impl Found {
     async fn read(&mut self, admin: &Client, file: &LogFile) -> Result<(), tokio_postgres::Error> {
+        self.is_cut = file.from > 0;
         let mut line = Line::default();
         let mut take = |text: &str| {
             self.take(text);
@@ -339,8 +347,11 @@ impl Found {
     }
 
     /// Takes a line that is about the login. The message begins after the severity; what stands later in it a client may have
-    /// written.
+    /// written, and so it may what stands in the next lines, which the server begins with a tab.
     fn take(&mut self, line: &str) {
+        if std::mem::take(&mut self.is_cut) || line.starts_with('\t') {
+            return;
+        }
         let Some((head, message)) = line.split_once(":  ") else { return };
         let process = process(head);
         if let Some(from) = message.strip_prefix("connection received: host=") {
@@ -351,9 +362,8 @@ impl Found {
         let Some((what, is_let_in)) = self.told(message) else { return };
         let host = self.hosts.get(process).map(|host| format!(" from {}", plain(host)));
         let what = format!("{what}{}", host.unwrap_or_default());
-        let time = head.get(..19).unwrap_or_default();
-        let zone = head.get(19..).unwrap_or_default().split(' ').nth(1).unwrap_or_default();
-        self.lines.push(Logged { time: format!("{time} {zone}"), what, is_let_in });
+        let time = head.get(..19).unwrap_or_default().to_owned();
+        self.lines.push(Logged { time, what, is_let_in });
     }
 
     fn told(&self, message: &str) -> Option<(String, bool)> {
@@ -388,7 +398,10 @@ impl Found {
         self.lines.retain(|line| is_time(&line.time));
         let without_time = all - self.lines.len();
         let times: Vec<&str> = self.lines.iter().map(|line| line.time.as_str()).collect();
-        let ask = "SELECT (extract(epoch FROM t::timestamptz) * 1000)::bigint \
+        // The server writes times of `log_timezone`. The abbreviation beside them is not read: the server may take it for
+        // that of another zone, as `CST`. What stays open is the hour that comes twice in autumn, which is read as the later
+        // one, and lines from before the setting was changed.
+        let ask = "SELECT (extract(epoch FROM t::timestamp AT TIME ZONE current_setting('log_timezone')) * 1000)::bigint \
                    FROM unnest($1::text[]) WITH ORDINALITY AS u(t, n) ORDER BY n";
         let rows = admin.query(ask, &[&times]).await?;
         let mut entries = Vec::new();
@@ -419,16 +432,12 @@ fn process(head: &str) -> &str {
     inside.map_or("", |(process, _)| process)
 }
 
-/// Whether a text has the form of a time with a zone, so that nothing else is put to the server.
+/// Whether a text has the form of a time, so that nothing else is put to the server.
 fn is_time(text: &str) -> bool {
-    let Some((time, zone)) = text.split_at_checked(19) else { return false };
     let shape = b"0000-00-00 00:00:00";
     let fits =
         |(is, like): (u8, &u8)| if *like == b'0' { is.is_ascii_digit() } else { is == *like };
-    let zone = zone.trim();
-    time.bytes().zip(shape).all(fits)
-        && (1..=6).contains(&zone.len())
-        && zone.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-:".contains(&byte))
+    text.len() == shape.len() && text.bytes().zip(shape).all(fits)
 }
 
 #[cfg(test)]
@@ -440,6 +449,10 @@ mod tests {
         let mut found = Found { login: "app_a".into(), ..Found::default() };
         let head =
             |pid: u32, severity: &str| format!("2026-01-31 09:00:00.123 UTC [{pid}] {severity}");
+        let forged = "2026-01-31 09:00:00.123 UTC [6] LOG:  connection authorized: user=app_a database=forged";
+        found.is_cut = true;
+        found.take(forged);
+        found.take(&format!("\t{forged}"));
         for (pid, severity, message) in [
             (7, "LOG", "connection received: host=192.0.2.7 port=5000"),
             (8, "LOG", "connection received: host=192.0.2.8 port=5001"),
@@ -469,19 +482,20 @@ mod tests {
                 "refused: switched off",
             ]
         );
-        assert!(found.lines.iter().all(|line| line.time == "2026-01-31 09:00:00 UTC"));
+        assert!(found.lines.iter().all(|line| line.time == "2026-01-31 09:00:00"));
+    }
+
+    #[test]
+    fn a_log_is_in_english_only_where_the_server_says_so() {
+        assert!(["C", "POSIX", "C.UTF-8", "en_GB.UTF-8"].into_iter().all(is_english));
+        // Empty, it is what the environment of the server says.
+        assert!(!["", "de_DE.UTF-8"].into_iter().any(is_english));
     }
 
     #[test]
     fn a_time_is_put_to_the_server_in_one_form_only() {
-        for time in
-            ["2026-01-31 09:00:00 UTC", "2026-01-31 09:00:00 +01", "2026-01-31 09:00:00 CEST"]
-        {
-            assert!(is_time(time), "{time}");
-        }
-        for time in
-            ["", "2026-01-31 09:00:00", "2026-01-31T09:00:00 UTC", "2026-01-31 09:00:00 a b", "x"]
-        {
+        assert!(is_time("2026-01-31 09:00:00"));
+        for time in ["", "2026-01-31 09:00", "2026-01-31T09:00:00", "2026-01-31 09:00:00 UTC"] {
             assert!(!is_time(time), "{time}");
         }
     }
