@@ -196,6 +196,8 @@ pub struct Faults {
 struct Inner {
     rules: Vec<Armed>,
     seen: Vec<Seen>,
+    /// How many requests are still to be done later.
+    late: usize,
     /// What was asked and answered, where somebody wants it.
     record: Option<Vec<Exchange>>,
 }
@@ -247,6 +249,11 @@ impl Faults {
             .filter(|armed| !armed.fired)
             .map(|armed| armed.rule.clone())
             .collect()
+    }
+
+    /// Returns whether every request is done that was to be done later.
+    pub fn has_landed(&self) -> bool {
+        self.lock().late == 0
     }
 
     /// Returns every request since the start.
@@ -379,9 +386,12 @@ async fn misbehave(
             std::future::pending().await
         }
         Fault::LateLanding { after_ms } => {
+            faults.lock().late += 1;
+            let faults = faults.clone();
             tokio::spawn(async move {
                 tokio::time::sleep(Duration::from_millis(after_ms)).await;
                 next.run(request).await;
+                faults.lock().late -= 1;
             });
             cut.now();
             StatusCode::OK.into_response()

@@ -121,6 +121,10 @@ impl OtherSide for Script<'_> {
         self.faults.unfired().is_empty()
     }
 
+    fn has_landed(&self) -> bool {
+        self.faults.has_landed()
+    }
+
     fn disarm(&self) {
         self.faults.set(Vec::new()).unwrap();
     }
