@@ -1122,7 +1122,12 @@ mod tests {
             names: &part,
             live: &|label| bench.twin.live(label).len(),
         };
-        let faulty = Faulty { issuer: &*bench.issuer, prefix: "kw-row-", side: &side };
+        let faulty = Faulty {
+            issuer: &*bench.issuer,
+            prefix: "kw-row-",
+            side: &side,
+            looks_at_what_it_made: true,
+        };
         assert_eq!(no_fault_does_harm(&faulty).await, 88);
     }
 

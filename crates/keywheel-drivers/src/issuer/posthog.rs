@@ -612,7 +612,12 @@ mod tests {
             names: &one_id,
             live: &|label| bench.twin.live(label).len(),
         };
-        let faulty = Faulty { issuer: &*bench.issuer, prefix: "kw-row-", side: &side };
+        let faulty = Faulty {
+            issuer: &*bench.issuer,
+            prefix: "kw-row-",
+            side: &side,
+            looks_at_what_it_made: true,
+        };
         assert_eq!(no_fault_does_harm(&faulty).await, 86);
     }
 
