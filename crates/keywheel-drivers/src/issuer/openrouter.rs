@@ -199,8 +199,8 @@ impl Issuer for OpenRouter {
             let names = names.join(", ");
             findings.push(Finding::note(format!("keys of a rotation exist: {names}")));
         }
-        if let (None, Some(key)) = (&self.config.workspace_id, keys.first()) {
-            let id = plain(&key.workspace_id);
+        if let (None, Some(id)) = (&self.config.workspace_id, workspace_of_all(&keys)) {
+            let id = plain(id);
             findings.push(Finding::note(format!(
                 "a management key of another account would not be noticed: write `workspace_id: {id}`"
             )));
@@ -750,6 +750,12 @@ fn verdict(answer: &Answer) -> Verdict {
         401 if problem() == Some(401) => Verdict::Refused,
         _ => Verdict::CannotTell(answer.in_words()),
     }
+}
+
+/// The workspace of the keys, where they have the same.
+fn workspace_of_all(keys: &[Key]) -> Option<&str> {
+    let id = keys.first().map(|key| key.workspace_id.as_str()).filter(|id| !id.is_empty())?;
+    keys.iter().all(|key| key.workspace_id == id).then_some(id)
 }
 
 fn is_hash(id: &str) -> bool {
@@ -1562,6 +1568,25 @@ mod tests {
         std::fs::write(bench._folder.path().join("admin.key"), ordinary.value).unwrap();
         assert!(bench.blocks().await[0].starts_with("`management_key` names an ordinary key"));
         assert!(bench.twin.faults().seen().iter().all(|request| request.method == "GET"));
+    }
+
+    #[test]
+    fn a_workspace_is_named_only_where_all_keys_have_it() {
+        let workspace = |ids: &[&str]| {
+            let key = |id: &&str| {
+                let (hash, at) = ("0".repeat(64), "2026-11-02T08:00:00Z");
+                let key = json!({
+                    "hash": hash, "name": "backend", "label": "sk-or-v1-0e6...1c9",
+                    "disabled": false, "created_at": at, "workspace_id": id,
+                });
+                serde_json::from_value::<Key>(key).unwrap()
+            };
+            workspace_of_all(&ids.iter().map(key).collect::<Vec<_>>()).map(str::to_owned)
+        };
+        assert_eq!(workspace(&["one", "one"]), Some("one".into()));
+        for ids in [&[][..], &["one", "two"], &[""]] {
+            assert_eq!(workspace(ids), None, "{ids:?}");
+        }
     }
 
     #[test]
