@@ -129,6 +129,12 @@ impl Fault {
     pub fn status(code: u16) -> Self {
         Self::Status { code, retry_after: None, body: Echo::Json, applied: false }
     }
+
+    /// Answers that it is asked too often, and wants to be asked again in an hour (H97).
+    pub fn busy() -> Self {
+        let retry_after = Some("3600".into());
+        Self::Status { code: 429, retry_after, body: Echo::Json, applied: false }
+    }
 }
 
 /// What the body of a scripted status is.

@@ -363,13 +363,7 @@ async fn every_status_is_answered_with_nothing_done() {
 async fn a_wait_is_asked_for() {
     for side in SIDES {
         let side = side();
-        let busy = Fault::Status {
-            code: 429,
-            retry_after: Some("3600".into()),
-            body: Echo::Json,
-            applied: false,
-        };
-        side.faults.set(vec![Rule::first(side.list.operation, busy)]).unwrap();
+        side.faults.set(vec![Rule::first(side.list.operation, Fault::busy())]).unwrap();
         let response = side.send(&side.list).await.unwrap();
         assert_eq!(response.headers()["retry-after"], "3600", "{}", side.name);
     }

@@ -1000,8 +1000,8 @@ mod tests {
     use serde_json::Value;
 
     use super::super::bench::{
-        Script, busy, credential, is_unknown, refusal, status, taken_over,
-        unclear_answers_prove_nothing, written,
+        Script, credential, is_unknown, refusal, status, taken_over, unclear_answers_prove_nothing,
+        written,
     };
     use super::*;
 
@@ -1223,7 +1223,7 @@ mod tests {
     async fn h97_the_wait_that_the_issuer_asks_for_is_kept_at_every_call() {
         let bench = Bench::new();
         let id = id_of(&bench.twin.make_key("backend"));
-        bench.script(vec![Rule::every("*", busy())]);
+        bench.script(vec![Rule::every("*", Fault::busy())]);
         let refusals = [
             refusal(bench.mint("kw-1-1").await),
             refusal(bench.issuer.list("kw-").await),

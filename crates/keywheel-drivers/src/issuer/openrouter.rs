@@ -915,8 +915,8 @@ mod tests {
 
     use super::*;
     use crate::issuer::bench::{
-        Script, busy, changes_are_known_later, credential, is_unknown, mint, one_id, refusal,
-        status, suspend_is_made_again, taken_over, unclear_answers_prove_nothing, written,
+        Script, changes_are_known_later, credential, is_unknown, mint, one_id, refusal, status,
+        suspend_is_made_again, taken_over, unclear_answers_prove_nothing, written,
     };
 
     /// A twin, and the issuer that is configured for it.
@@ -1103,7 +1103,7 @@ mod tests {
     async fn h97_each_call_keeps_the_wait_that_it_is_asked_for() {
         let bench = Bench::new();
         let id = id_of(&bench.twin.make_key("backend"));
-        bench.script(vec![Rule::every("*", busy())]);
+        bench.script(vec![Rule::every("*", Fault::busy())]);
         let suspend = bench.issuer.suspend().unwrap();
         let refusals = [
             refusal(bench.mint("kw-1-1").await),

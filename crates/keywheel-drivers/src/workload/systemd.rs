@@ -31,6 +31,7 @@ use tokio::time::Instant;
 use super::clock::{now, pass};
 use super::process::environment;
 use super::process::running::{GRANULARITY, Process, WallClock};
+use crate::api::unsupported;
 use crate::program::{Ended, HandedOn};
 use crate::{Build, Context, program};
 
@@ -457,10 +458,6 @@ impl Unit {
         let files = self.files.join("`, `");
         (!self.files.is_empty()).then(|| format!("unit `{unit}` also reads `{files}`"))
     }
-}
-
-fn unsupported(message: &str) -> Refusal {
-    Refusal::operator(RefusalKind::Unsupported, message)
 }
 
 #[cfg(test)]
