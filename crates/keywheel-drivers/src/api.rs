@@ -155,8 +155,8 @@ impl Api {
                     return Err(self.made_another(label, "the id is that of another one"));
                 }
                 Ok(None) => "it has none with that id".into(),
-                Err(error) if may_pass(&error) => error.to_string(),
-                Err(error) => return Err(self.made_another(label, &error.to_string())),
+                Err(error) if may_pass(&error) && !is_busy(&error) => self.reason(&error),
+                Err(error) => return Err(self.made_another(label, &self.reason(&error))),
             };
         }
         Err(self.made_another(label, &why))
@@ -169,13 +169,22 @@ impl Api {
         ))
     }
 
+    /// Why a look failed, where a key was made before it.
+    fn reason(&self, error: &CallError) -> String {
+        if *error == self.shows_another() { self.another() } else { error.to_string() }
+    }
+
     /// What it is that a look shows another key: nothing was changed, and nothing is changed by what it says (H92).
     pub(crate) fn shows_another(&self) -> CallError {
         let message = format!(
-            "{} showed another key than it was asked for, so that nothing was changed: does something on the way mix up answers?",
-            self.target
+            "{}, so that nothing was changed: does something on the way mix up answers?",
+            self.another()
         );
         Refusal::retry(RefusalKind::Unavailable, None, message).into()
+    }
+
+    fn another(&self) -> String {
+        format!("{} showed another key than it was asked for", self.target)
     }
 
     /// What it is that a change is answered with another key.
@@ -192,8 +201,8 @@ impl Api {
     }
 }
 
-/// Returns whether a read that failed may succeed within the time that somebody waits. A longer wait that the issuer asks for
-/// is kept (H97), by not asking again.
+/// Returns whether a read that failed may succeed within the time that somebody waits. Where the issuer asks for a longer wait,
+/// the same call asks no more (H97); what comes after the call does not know of that wait.
 pub(crate) fn may_pass(error: &CallError) -> bool {
     match error {
         CallError::Unknown(_) => true,
@@ -202,6 +211,18 @@ pub(crate) fn may_pass(error: &CallError) -> bool {
             Remedy::Retry { after } if after.is_none_or(|after| after <= Span::seconds(1))
         ),
     }
+}
+
+/// Returns whether the issuer is asked too often, and does not say for how long.
+fn is_busy(error: &CallError) -> bool {
+    matches!(
+        error,
+        CallError::Refused(Refusal {
+            kind: RefusalKind::RateLimited,
+            remedy: Remedy::Retry { after: None },
+            ..
+        })
+    )
 }
 
 /// Returns whether an answer is about what was asked for.
@@ -342,6 +363,40 @@ pub(crate) fn unsupported(message: &str) -> Refusal {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// How often a new key is looked for where every look ends so, and what is said in the end.
+    async fn looked_for(error: impl Fn(&Api) -> CallError) -> (u64, String) {
+        let api = Api::new("issuer `x`", "http://127.0.0.1:1").unwrap();
+        let looks = std::cell::Cell::new(0);
+        let look = || {
+            looks.set(looks.get() + 1);
+            std::future::ready(Err::<Option<()>, _>(error(&api)))
+        };
+        let recognised = api.recognise("kw-1-1", Span::ZERO, look, |()| true).await;
+        (looks.get(), recognised.unwrap_err().to_string())
+    }
+
+    #[tokio::test]
+    async fn h97_a_new_key_is_looked_for_again_unless_the_issuer_is_asked_too_often() {
+        let later = |kind, after| move |_: &Api| Refusal::retry(kind, after, "later").into();
+        let (busy, away) = (RefusalKind::RateLimited, RefusalKind::Unavailable);
+        for (kind, after, looks) in [
+            (busy, None, 1),
+            (busy, Some(Span::seconds(1)), LOOKS),
+            (busy, Some(Span::seconds(2)), 1),
+            (away, None, LOOKS),
+            (away, Some(Span::seconds(2)), 1),
+        ] {
+            assert_eq!(looked_for(later(kind, after)).await.0, looks, "{kind:?} {after:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_key_that_was_made_is_not_said_to_have_changed_nothing() {
+        let (looks, said) = looked_for(Api::shows_another).await;
+        assert_eq!(looks, LOOKS);
+        assert!(said.ends_with(": issuer `x` showed another key than it was asked for"), "{said}");
+    }
 
     #[test]
     fn h115_a_name_of_an_answer_is_repeated_without_what_may_be_a_key() {

@@ -2,7 +2,8 @@
 //! killed with everything that they started (H111, H112).
 //!
 //! [`run`] gives them nothing to read and keeps nothing of what they write. [`ask`] puts a question, which may hold values,
-//! to their input, and keeps their output in memory that is overwritten. No message holds any of either.
+//! to their input, and keeps their output in memory that is overwritten. [`lines`] hands on what they write out of such memory
+//! too, and keeps nothing. No message holds any of it.
 
 use keywheel_core::planted;
 use std::convert::Infallible;
@@ -17,7 +18,7 @@ use keywheel_core::secret::SecretValue;
 use keywheel_core::time::Span;
 use keywheel_driver::{Refusal, RefusalKind};
 use rustix::process::{Pid, Signal, kill_process_group};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use zeroize::Zeroizing;
 
@@ -159,8 +160,19 @@ pub(crate) async fn read(
     }
 }
 
+/// How much of what a program wrote was handed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum HandedOn {
+    /// All of it.
+    Whole,
+    /// It is longer than what was to be read.
+    TooLong,
+    /// Some of it; the rest could not be read.
+    Broken,
+}
+
 /// Runs a program as [`run`] does, and hands on what it writes, line by line and up to so many bytes. Returns how it ended, and
-/// whether all that it wrote was handed on.
+/// how much was handed on.
 ///
 /// # Errors
 /// A refusal where the program could not be started; nothing ran.
@@ -170,11 +182,17 @@ pub(crate) async fn lines(
     within: Span,
     most_bytes: u64,
     take: &mut (dyn FnMut(&str) + Send),
-) -> Result<(Ended, bool), Refusal> {
+) -> Result<(Ended, HandedOn), Refusal> {
     let mut started = start(argv, command(argv, folder, &[]).stdout(Stdio::piped()))?;
     let output = started.child.stdout.take();
-    let (ended, whole) = started.end_after(hand_on(output, most_bytes, take), within).await;
-    Ok((ended, whole.flatten().unwrap_or(false)))
+    let hand_on = async {
+        match output {
+            Some(output) => hand_on(output, most_bytes, take).await,
+            None => HandedOn::Broken,
+        }
+    };
+    let (ended, handed_on) = started.end_after(hand_on, within).await;
+    Ok((ended, handed_on.unwrap_or(HandedOn::Broken)))
 }
 
 fn start(argv: &[String], command: &mut Command) -> Result<Started, Refusal> {
@@ -231,26 +249,29 @@ async fn listen(output: Option<ChildStdout>) -> Option<SecretValue> {
 
 /// Hands on lines until there are no more, or too many. A program that goes on writing then finds nobody who reads it.
 async fn hand_on(
-    output: Option<ChildStdout>,
+    mut output: impl AsyncRead + Unpin,
     most_bytes: u64,
     take: &mut (dyn FnMut(&str) + Send),
-) -> Option<bool> {
-    let mut output = output?;
+) -> HandedOn {
     let mut take = |text: &str| {
         take(text);
         Ok::<_, Infallible>(())
     };
-    let (mut line, mut piece, mut left) = (Line::default(), [0; 8 * 1024], most_bytes);
+    let (mut line, mut left) = (Line::default(), most_bytes);
+    let mut piece = Zeroizing::new([0; 8 * 1024]);
     loop {
-        let length = output.read(&mut piece).await.ok()?;
+        let Ok(length) = output.read(&mut *piece).await else {
+            line.end(&mut take).ok();
+            return HandedOn::Broken;
+        };
         if length == 0 {
             line.end(&mut take).ok();
-            return Some(true);
+            return HandedOn::Whole;
         }
         line.add(&piece[..length], &mut take).ok();
         left = match left.checked_sub(length as u64) {
             Some(left) => left,
-            None => return Some(false),
+            None => return HandedOn::TooLong,
         };
     }
 }
@@ -302,6 +323,10 @@ impl Drop for Group {
 #[cfg(test)]
 mod tests {
     use std::ops::Not;
+    use std::pin::Pin;
+    use std::task::{self, Poll};
+
+    use tokio::io::ReadBuf;
 
     use super::*;
 
@@ -379,24 +404,49 @@ mod tests {
         assert_eq!((ended, output), (Ended::TooLate, None));
     }
 
-    async fn told(script: &str, within: Span, most_bytes: u64) -> (Ended, bool, Vec<String>) {
+    async fn told(script: &str, within: Span, most_bytes: u64) -> (Ended, HandedOn, Vec<String>) {
         let mut told = Vec::new();
         let mut take = |line: &str| told.push(line.to_owned());
         let root = Path::new("/");
-        let (ended, whole) = lines(&sh(script), root, within, most_bytes, &mut take).await.unwrap();
-        (ended, whole, told)
+        let (ended, much) = lines(&sh(script), root, within, most_bytes, &mut take).await.unwrap();
+        (ended, much, told)
     }
 
     #[tokio::test]
     async fn lines_are_handed_on_until_there_are_too_many_or_the_time_is_over() {
-        let (ended, whole, lines) = told("printf 'a\\nb\\nc'", Span::seconds(30), 1 << 20).await;
-        assert!(ended.well() && whole && lines == ["a", "b", "c"], "{lines:?}");
+        let (ended, much, lines) = told("printf 'a\\nb\\nc'", Span::seconds(30), 1 << 20).await;
+        assert!(ended.well() && much == HandedOn::Whole, "{ended:?} {much:?}");
+        assert_eq!(lines, ["a", "b", "c"]);
         let endless =
             "while echo xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx; do :; done";
-        let (ended, whole, lines) = told(endless, Span::seconds(60), 1 << 16).await;
-        assert!(matches!(ended, Ended::With(_)) && !whole && lines.len() > 1_000, "{ended:?}");
-        let (ended, whole, lines) = told("echo first; sleep 600", Span::millis(500), 1 << 20).await;
-        assert!(ended == Ended::TooLate && !whole && lines == ["first"], "{lines:?}");
+        let (ended, much, lines) = told(endless, Span::seconds(60), 1 << 16).await;
+        assert!(matches!(ended, Ended::With(_)) && lines.len() > 1_000, "{ended:?}");
+        assert_eq!(much, HandedOn::TooLong);
+        let (ended, much, lines) = told("echo first; sleep 600", Span::millis(500), 1 << 20).await;
+        assert_eq!((ended, much), (Ended::TooLate, HandedOn::Broken));
+        assert_eq!(lines, ["first"]);
+    }
+
+    /// What cannot be read.
+    struct Unreadable;
+
+    impl AsyncRead for Unreadable {
+        fn poll_read(
+            self: Pin<&mut Self>,
+            _: &mut task::Context<'_>,
+            _: &mut ReadBuf<'_>,
+        ) -> Poll<std::io::Result<()>> {
+            Poll::Ready(Err(std::io::ErrorKind::Other.into()))
+        }
+    }
+
+    #[tokio::test]
+    async fn an_output_that_cannot_be_read_on_is_not_told_as_too_long() {
+        let mut told = Vec::new();
+        let mut take = |line: &str| told.push(line.to_owned());
+        let output = b"first\nsec".chain(Unreadable);
+        assert_eq!(hand_on(output, 1 << 20, &mut take).await, HandedOn::Broken);
+        assert_eq!(told, ["first", "sec"]);
     }
 
     #[tokio::test]

@@ -129,6 +129,12 @@ impl Fault {
     pub fn status(code: u16) -> Self {
         Self::Status { code, retry_after: None, body: Echo::Json, applied: false }
     }
+
+    /// Answers that it is asked too often, and wants to be asked again in an hour (H97).
+    pub fn busy() -> Self {
+        let retry_after = Some("3600".into());
+        Self::Status { code: 429, retry_after, body: Echo::Json, applied: false }
+    }
 }
 
 /// What the body of a scripted status is.
@@ -196,6 +202,8 @@ pub struct Faults {
 struct Inner {
     rules: Vec<Armed>,
     seen: Vec<Seen>,
+    /// How many requests are still to be done later.
+    late: usize,
     /// What was asked and answered, where somebody wants it.
     record: Option<Vec<Exchange>>,
 }
@@ -247,6 +255,11 @@ impl Faults {
             .filter(|armed| !armed.fired)
             .map(|armed| armed.rule.clone())
             .collect()
+    }
+
+    /// Returns whether every request is done that was to be done later.
+    pub fn has_landed(&self) -> bool {
+        self.lock().late == 0
     }
 
     /// Returns every request since the start.
@@ -379,9 +392,12 @@ async fn misbehave(
             std::future::pending().await
         }
         Fault::LateLanding { after_ms } => {
+            faults.lock().late += 1;
+            let faults = faults.clone();
             tokio::spawn(async move {
                 tokio::time::sleep(Duration::from_millis(after_ms)).await;
                 next.run(request).await;
+                faults.lock().late -= 1;
             });
             cut.now();
             StatusCode::OK.into_response()

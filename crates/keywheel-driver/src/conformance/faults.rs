@@ -90,6 +90,9 @@ const WRONG: [Wrong; 23] = [
 /// How long something takes that is done after the connection is gone.
 pub const LATE: Duration = Duration::from_millis(20);
 
+/// How long is waited for an answer that never comes.
+const SILENCE: Duration = Duration::from_millis(80);
+
 /// How long is waited for what must come.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -101,6 +104,9 @@ pub trait OtherSide: Sync {
 
     /// Returns whether the call came.
     fn has_happened(&self) -> bool;
+
+    /// Returns whether all is done that was to be done late.
+    fn has_landed(&self) -> bool;
 
     /// Lets nothing go wrong any more.
     fn disarm(&self);
@@ -117,6 +123,8 @@ pub struct Faulty<'a> {
     pub prefix: &'a str,
     /// The provider.
     pub side: &'a dyn OtherSide,
+    /// Whether a mint looks at what it made before it goes by the answer (H92).
+    pub looks_at_what_it_made: bool,
 }
 
 /// What came of a call that went wrong.
@@ -146,8 +154,7 @@ pub async fn no_fault_does_harm(faulty: &Faulty<'_>) -> usize {
                     faulty.at_an_end(call, wrong, &kept.0, &case).await;
                 }
             }
-            // What was made is looked at too.
-            if call == Call::Look {
+            if call == Call::Look && faulty.looks_at_what_it_made {
                 faulty.at_a_mint(call, wrong, &kept.0, &format!("{case}-made")).await;
             }
             assert_eq!(faulty.verdict(&kept.1).await, Some(Verdict::Accepted), "{case}: another");
@@ -162,15 +169,8 @@ impl Faulty<'_> {
     async fn at_a_mint(&self, call: Call, wrong: Wrong, other: &IssuedId, case: &str) {
         let label = self.label(case);
         self.side.arm(call, wrong, other);
-        let outcome = self.struck(self.issuer.mint(&Mint::new(&label))).await;
-        if !self.side.has_happened() {
-            // This issuer does not look at what it made.
-            assert!(call == Call::Look, "{case} did not happen");
-            self.side.disarm();
-        }
-        if (call, wrong) == (Call::Make, Wrong::Late) {
-            self.lands(&label).await;
-        }
+        let outcome = self.struck(wrong, self.issuer.mint(&Mint::new(&label))).await;
+        assert!(self.side.has_happened(), "{case} did not happen");
         let live = self.listed(&label).await;
         match outcome {
             Outcome::Done(minted) => {
@@ -202,7 +202,7 @@ impl Faulty<'_> {
     /// What is there is shown, or the list is no list.
     async fn at_a_list(&self, wrong: Wrong, kept: &IssuedId, case: &str) {
         self.side.arm(Call::List, wrong, kept);
-        let outcome = self.struck(self.issuer.list(self.prefix)).await;
+        let outcome = self.struck(wrong, self.issuer.list(self.prefix)).await;
         assert!(self.side.has_happened(), "{case} did not happen");
         if let Outcome::Done(live) = outcome {
             assert!(live.iter().any(|live| live.issued == *kept), "{case}: a version is not shown");
@@ -215,8 +215,8 @@ impl Faulty<'_> {
         let label = self.label(case);
         self.side.arm(call, wrong, other);
         let outcome = match (call, self.issuer.suspend()) {
-            (Call::Switch, Some(switch)) => self.struck(switch.suspend(&issued)).await,
-            _ => self.struck(self.issuer.revoke(&issued)).await,
+            (Call::Switch, Some(switch)) => self.struck(wrong, switch.suspend(&issued)).await,
+            _ => self.struck(wrong, self.issuer.revoke(&issued)).await,
         };
         assert!(self.side.has_happened(), "{case} did not happen");
         // A provider that does not show a version that lives cannot be told from one where it is gone.
@@ -225,10 +225,6 @@ impl Faulty<'_> {
             assert!(!matches!(wrong, Wrong::AnotherId(_)), "{case}: another version is believed");
             let verdict = self.verdict(&credential).await;
             assert!(verdict.is_none_or(|verdict| verdict == Verdict::Refused), "{case}: it lives");
-        }
-        if wrong == Wrong::Late {
-            // As the engine waits until nothing can land any more.
-            tokio::time::sleep(5 * LATE).await;
         }
         if let (Call::Switch, Some(switch)) = (call, self.issuer.suspend()) {
             let resumed = switch.resume(&issued).await;
@@ -239,16 +235,19 @@ impl Faulty<'_> {
         assert_eq!((self.listed(&label).await, self.side.live(&label.0)), (vec![], 0), "{case}");
     }
 
-    /// Waits for a call, but no longer than until it was the turn of the fault and a moment more: as the engine does, which
-    /// drops what takes too long.
-    async fn struck<T>(&self, call: impl Future<Output = Result<T, CallError>>) -> Outcome<T> {
+    /// Waits for a call until it ends, and until nothing of it can land any more. One that is never answered is dropped, as the
+    /// engine drops what takes too long.
+    async fn struck<T>(
+        &self,
+        wrong: Wrong,
+        call: impl Future<Output = Result<T, CallError>>,
+    ) -> Outcome<T> {
+        let is_silent = matches!(wrong, Wrong::SilentBefore | Wrong::SilentAfter | Wrong::Hangs);
         let time_is_up = async {
-            while !self.side.has_happened() {
-                tokio::time::sleep(Duration::from_millis(2)).await;
-            }
-            tokio::time::sleep(4 * LATE).await;
+            until(|| is_silent && self.side.has_happened()).await;
+            tokio::time::sleep(SILENCE).await;
         };
-        tokio::select! {
+        let outcome = tokio::select! {
             biased;
             done = call => match done {
                 Ok(done) => Outcome::Done(done),
@@ -256,17 +255,10 @@ impl Faulty<'_> {
                 Err(CallError::Unknown(_)) => Outcome::Unknown,
             },
             () = time_is_up => Outcome::Unknown,
-        }
-    }
-
-    /// Waits until what was asked for is done.
-    async fn lands(&self, label: &Label) {
-        let lands = async {
-            while self.side.live(&label.0) == 0 {
-                tokio::time::sleep(LATE).await;
-            }
         };
-        tokio::time::timeout(PATIENCE, lands).await.expect("it lands");
+        let landed = until(|| self.side.has_landed());
+        tokio::time::timeout(PATIENCE, landed).await.expect("it lands");
+        outcome
     }
 
     fn label(&self, name: &str) -> Label {
@@ -299,5 +291,11 @@ impl Faulty<'_> {
         }
         let verdict = self.issuer.verify(credential).await;
         Some(verdict.unwrap_or_else(|error| panic!("no verdict: {error}")))
+    }
+}
+
+async fn until(it_is_so: impl Fn() -> bool) {
+    while !it_is_so() {
+        tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }

@@ -887,8 +887,8 @@ mod tests {
 
     use super::*;
     use crate::issuer::bench::{
-        Script, busy, changes_are_known_later, credential, is_unknown, mint, one_id, refusal,
-        status, suspend_is_made_again, taken_over, unclear_answers_prove_nothing, written,
+        Script, changes_are_known_later, credential, is_unknown, mint, one_id, refusal, status,
+        suspend_is_made_again, taken_over, unclear_answers_prove_nothing, written,
     };
 
     /// Somebody in the console, who clicks as they are told unless a test says otherwise.
@@ -1088,7 +1088,12 @@ mod tests {
             names: &one_id,
             live: &|label| bench.twin.live(label).len(),
         };
-        let faulty = Faulty { issuer: &*bench.issuer, prefix: "kw-row-", side: &side };
+        let faulty = Faulty {
+            issuer: &*bench.issuer,
+            prefix: "kw-row-",
+            side: &side,
+            looks_at_what_it_made: false,
+        };
         assert_eq!(no_fault_does_harm(&faulty).await, 87);
     }
 
@@ -1217,7 +1222,7 @@ mod tests {
             assert_eq!(bench.twin.faults().unfired(), [], "{fault:?}");
             assert_eq!(bench.listed("kw-1-").await, [id.id], "{fault:?}");
         }
-        for fault in [Fault::status(401), busy()] {
+        for fault in [Fault::status(401), Fault::busy()] {
             let bench = Bench::new();
             bench.script(vec![second(fault.clone())]);
             assert!(is_unknown(&bench.mint("kw-1-1").await), "{fault:?}");
@@ -1412,7 +1417,7 @@ mod tests {
     async fn h97_each_call_keeps_the_wait_that_it_is_asked_for() {
         let bench = Bench::new();
         let id = id_of(&bench.twin.make_key("backend"));
-        bench.script(vec![Rule::every("*", busy())]);
+        bench.script(vec![Rule::every("*", Fault::busy())]);
         let suspend = bench.issuer.suspend().unwrap();
         let refusals = [
             refusal(bench.mint("kw-1-1").await),

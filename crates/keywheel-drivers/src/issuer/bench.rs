@@ -43,11 +43,6 @@ pub(crate) fn status(code: u16, body: Echo) -> Fault {
     Fault::Status { code, retry_after: None, body, applied: false }
 }
 
-/// What an issuer answers that wants to be asked again in an hour (H97).
-pub(crate) fn busy() -> Fault {
-    Fault::Status { code: 429, retry_after: Some("3600".into()), body: Echo::Json, applied: false }
-}
-
 pub(crate) fn refusal<T>(outcome: Result<T, CallError>) -> Refusal {
     match outcome {
         Err(CallError::Refused(refusal)) => refusal,
@@ -105,7 +100,7 @@ impl OtherSide for Script<'_> {
             Wrong::Status(code) => Fault::status(code),
             Wrong::Page(code) => status(code, Echo::Html),
             Wrong::Echo(code) => status(code, Echo::EchoKey),
-            Wrong::Busy => busy(),
+            Wrong::Busy => Fault::busy(),
             Wrong::Nonsense => status(200, Echo::Html),
             Wrong::AnotherId(nth) => {
                 let Some(at) = ids.get(nth) else { return false };
@@ -119,6 +114,10 @@ impl OtherSide for Script<'_> {
 
     fn has_happened(&self) -> bool {
         self.faults.unfired().is_empty()
+    }
+
+    fn has_landed(&self) -> bool {
+        self.faults.has_landed()
     }
 
     fn disarm(&self) {

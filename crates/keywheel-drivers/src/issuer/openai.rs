@@ -1000,8 +1000,8 @@ mod tests {
     use serde_json::Value;
 
     use super::super::bench::{
-        Script, busy, credential, is_unknown, refusal, status, taken_over,
-        unclear_answers_prove_nothing, written,
+        Script, credential, is_unknown, refusal, status, taken_over, unclear_answers_prove_nothing,
+        written,
     };
     use super::*;
 
@@ -1122,7 +1122,12 @@ mod tests {
             names: &part,
             live: &|label| bench.twin.live(label).len(),
         };
-        let faulty = Faulty { issuer: &*bench.issuer, prefix: "kw-row-", side: &side };
+        let faulty = Faulty {
+            issuer: &*bench.issuer,
+            prefix: "kw-row-",
+            side: &side,
+            looks_at_what_it_made: true,
+        };
         assert_eq!(no_fault_does_harm(&faulty).await, 88);
     }
 
@@ -1218,7 +1223,7 @@ mod tests {
     async fn h97_the_wait_that_the_issuer_asks_for_is_kept_at_every_call() {
         let bench = Bench::new();
         let id = id_of(&bench.twin.make_key("backend"));
-        bench.script(vec![Rule::every("*", busy())]);
+        bench.script(vec![Rule::every("*", Fault::busy())]);
         let refusals = [
             refusal(bench.mint("kw-1-1").await),
             refusal(bench.issuer.list("kw-").await),

@@ -199,8 +199,8 @@ impl Issuer for OpenRouter {
             let names = names.join(", ");
             findings.push(Finding::note(format!("keys of a rotation exist: {names}")));
         }
-        if let (None, Some(key)) = (&self.config.workspace_id, keys.first()) {
-            let id = plain(&key.workspace_id);
+        if let (None, Some(id)) = (&self.config.workspace_id, workspace_of_all(&keys)) {
+            let id = plain(id);
             findings.push(Finding::note(format!(
                 "a management key of another account would not be noticed: write `workspace_id: {id}`"
             )));
@@ -752,6 +752,12 @@ fn verdict(answer: &Answer) -> Verdict {
     }
 }
 
+/// The workspace of the keys, where they have the same.
+fn workspace_of_all(keys: &[Key]) -> Option<&str> {
+    let id = keys.first().map(|key| key.workspace_id.as_str()).filter(|id| !id.is_empty())?;
+    keys.iter().all(|key| key.workspace_id == id).then_some(id)
+}
+
 fn is_hash(id: &str) -> bool {
     id.len() == 64 && id.bytes().all(|digit| digit.is_ascii_hexdigit())
 }
@@ -909,8 +915,8 @@ mod tests {
 
     use super::*;
     use crate::issuer::bench::{
-        Script, busy, changes_are_known_later, credential, is_unknown, mint, one_id, refusal,
-        status, suspend_is_made_again, taken_over, unclear_answers_prove_nothing, written,
+        Script, changes_are_known_later, credential, is_unknown, mint, one_id, refusal, status,
+        suspend_is_made_again, taken_over, unclear_answers_prove_nothing, written,
     };
 
     /// A twin, and the issuer that is configured for it.
@@ -1029,7 +1035,12 @@ mod tests {
             names: &one_id,
             live: &|label| bench.twin.live(label).len(),
         };
-        let faulty = Faulty { issuer: &*bench.issuer, prefix: "kw-row-", side: &side };
+        let faulty = Faulty {
+            issuer: &*bench.issuer,
+            prefix: "kw-row-",
+            side: &side,
+            looks_at_what_it_made: true,
+        };
         assert_eq!(no_fault_does_harm(&faulty).await, 108);
     }
 
@@ -1092,7 +1103,7 @@ mod tests {
     async fn h97_each_call_keeps_the_wait_that_it_is_asked_for() {
         let bench = Bench::new();
         let id = id_of(&bench.twin.make_key("backend"));
-        bench.script(vec![Rule::every("*", busy())]);
+        bench.script(vec![Rule::every("*", Fault::busy())]);
         let suspend = bench.issuer.suspend().unwrap();
         let refusals = [
             refusal(bench.mint("kw-1-1").await),
@@ -1557,6 +1568,25 @@ mod tests {
         std::fs::write(bench._folder.path().join("admin.key"), ordinary.value).unwrap();
         assert!(bench.blocks().await[0].starts_with("`management_key` names an ordinary key"));
         assert!(bench.twin.faults().seen().iter().all(|request| request.method == "GET"));
+    }
+
+    #[test]
+    fn a_workspace_is_named_only_where_all_keys_have_it() {
+        let workspace = |ids: &[&str]| {
+            let key = |id: &&str| {
+                let (hash, at) = ("0".repeat(64), "2026-11-02T08:00:00Z");
+                let key = json!({
+                    "hash": hash, "name": "backend", "label": "sk-or-v1-0e6...1c9",
+                    "disabled": false, "created_at": at, "workspace_id": id,
+                });
+                serde_json::from_value::<Key>(key).unwrap()
+            };
+            workspace_of_all(&ids.iter().map(key).collect::<Vec<_>>()).map(str::to_owned)
+        };
+        assert_eq!(workspace(&["one", "one"]), Some("one".into()));
+        for ids in [&[][..], &["one", "two"], &[""]] {
+            assert_eq!(workspace(ids), None, "{ids:?}");
+        }
     }
 
     #[test]

@@ -395,8 +395,7 @@ mod tests {
     use serde_json::Value;
 
     use super::super::bench::{
-        Script, busy, credential, is_unknown, one_id, refusal, revoke_means, status, taken_over,
-        written,
+        Script, credential, is_unknown, one_id, refusal, revoke_means, status, taken_over, written,
     };
     use super::*;
 
@@ -612,7 +611,12 @@ mod tests {
             names: &one_id,
             live: &|label| bench.twin.live(label).len(),
         };
-        let faulty = Faulty { issuer: &*bench.issuer, prefix: "kw-row-", side: &side };
+        let faulty = Faulty {
+            issuer: &*bench.issuer,
+            prefix: "kw-row-",
+            side: &side,
+            looks_at_what_it_made: true,
+        };
         assert_eq!(no_fault_does_harm(&faulty).await, 86);
     }
 
@@ -754,7 +758,7 @@ mod tests {
     async fn h97_the_wait_that_the_issuer_asks_for_is_kept_at_every_call() {
         let bench = Bench::keys();
         let id = IssuedId::new(bench.twin.make_key("backend", &["endpoint:read"]).id);
-        bench.script(vec![Rule::every("*", busy())]);
+        bench.script(vec![Rule::every("*", Fault::busy())]);
         let mut refusals = vec![
             refusal(bench.mint("kw-1-1", None).await),
             refusal(bench.mint("kw-1-1", Some(&id)).await),
@@ -766,7 +770,7 @@ mod tests {
         for kind in ["project_token", "feature_flags_token"] {
             let bench = Bench::of(kind);
             let in_use = bench.twin.secret_token();
-            bench.script(vec![Rule::every("*", busy())]);
+            bench.script(vec![Rule::every("*", Fault::busy())]);
             refusals.push(refusal(bench.replace("kw-1-1", &in_use).await));
             refusals.push(refusal(bench.issuer.preflight().await));
             assert_eq!(bench.told(), 0);

@@ -41,6 +41,7 @@ use serde::{Deserialize, Serialize};
 use self::acl::{Account, Acl, MADE, Marker, acl_deluser, acl_setuser, hash};
 use self::before::marked_before;
 use super::random;
+use crate::api::unsupported;
 use crate::redis::{Link, Login, Node, Trouble, field};
 use crate::{Build, Context, reference};
 
@@ -660,10 +661,6 @@ fn counted(number: usize, what: &str) -> String {
 
 fn username() -> Field {
     Field::new("username")
-}
-
-fn unsupported(message: &str) -> Refusal {
-    Refusal::operator(RefusalKind::Unsupported, message)
 }
 
 #[cfg(test)]

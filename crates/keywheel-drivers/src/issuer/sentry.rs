@@ -679,8 +679,7 @@ mod tests {
     use keywheel_twins::sentry::{KeyState, ORGANIZATION, PROJECT, Twin, TwinOptions};
 
     use super::super::bench::{
-        Script, busy, credential, is_unknown, one_id, refusal, revoke_means, status, taken_over,
-        written,
+        Script, credential, is_unknown, one_id, refusal, revoke_means, status, taken_over, written,
     };
     use super::*;
 
@@ -895,7 +894,12 @@ mod tests {
             names: &one_id,
             live: &|label| bench.twin.live(label).len(),
         };
-        let faulty = Faulty { issuer: &*bench.issuer, prefix: "kw-row-", side: &side };
+        let faulty = Faulty {
+            issuer: &*bench.issuer,
+            prefix: "kw-row-",
+            side: &side,
+            looks_at_what_it_made: true,
+        };
         assert_eq!(no_fault_does_harm(&faulty).await, 108);
     }
 
@@ -1135,7 +1139,7 @@ mod tests {
     async fn h97_the_wait_that_the_issuer_asks_for_is_kept_at_every_call() {
         let bench = Bench::new();
         let id = IssuedId::new(bench.twin.make_key("backend"));
-        bench.script(vec![Rule::every("*", busy())]);
+        bench.script(vec![Rule::every("*", Fault::busy())]);
         for refusal in [
             refusal(bench.mint("kw-1-1", None).await),
             refusal(bench.mint("kw-1-1", Some(&id)).await),

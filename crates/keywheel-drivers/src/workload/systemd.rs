@@ -32,7 +32,8 @@ use tokio::time::Instant;
 use super::clock::{now, pass};
 use super::process::environment;
 use super::process::running::{GRANULARITY, Process, WallClock};
-use crate::program::Ended;
+use crate::api::unsupported;
+use crate::program::{Ended, HandedOn};
 use crate::{Build, Context, program};
 
 /// How long is waited between two looks.
@@ -301,16 +302,23 @@ impl Service {
             (Ended::TooLate, _) => Some(format!(
                 "it was not read to its end within {within}, and later lines are missing: ask for a later time"
             )),
-            (_, false) => Some(format!(
+            (_, HandedOn::TooLong) => Some(format!(
                 "it is longer than {} MiB, and later lines were not read: ask for a later time",
                 most_bytes >> 20
             )),
-            (ended, true) if !ended.well() => Some(format!("{named} {}", ended.in_words())),
-            (_, true) if count == 0 && !planted!("empty_journal_is_believed") => Some(format!(
-                "{named} shows no line of unit `{}`: it wrote none, or not to the journal, or this account may not read it (group `systemd-journal`)",
-                self.unit
+            (_, HandedOn::Broken) => Some(format!(
+                "what {named} wrote could not be read to its end, and later lines are missing"
             )),
-            (_, true) => None,
+            (ended, HandedOn::Whole) if !ended.well() => {
+                Some(format!("{named} {}", ended.in_words()))
+            }
+            (_, HandedOn::Whole) if count == 0 && !planted!("empty_journal_is_believed") => {
+                Some(format!(
+                    "{named} shows no line of unit `{}`: it wrote none, or not to the journal, or this account may not read it (group `systemd-journal`)",
+                    self.unit
+                ))
+            }
+            (_, HandedOn::Whole) => None,
         })
     }
 
@@ -471,10 +479,6 @@ impl Unit {
         let files = self.files.join("`, `");
         (!self.files.is_empty()).then(|| format!("unit `{unit}` also reads `{files}`"))
     }
-}
-
-fn unsupported(message: &str) -> Refusal {
-    Refusal::operator(RefusalKind::Unsupported, message)
 }
 
 #[cfg(test)]

@@ -24,7 +24,7 @@ use crate::redis::{Link, Login, Node, Trouble};
 use crate::{Build, Context};
 
 /// What the guide gives the admin.
-pub(super) const ADMIN_RULES: &str = "resetkeys -@all +acl +client|list +client|kill +client|id +config|get +config|rewrite +info +time +multi +exec";
+pub(super) const ADMIN_RULES: &str = "resetkeys -@all +acl +client|list +client|kill +client|id +config|get +config|rewrite +info +time +multi +exec +cluster|nodes";
 
 /// Nodes with the users `keywheel`, `app` and `other`, and what is configured for them.
 pub(super) struct World {

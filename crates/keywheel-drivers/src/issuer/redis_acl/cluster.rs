@@ -161,11 +161,13 @@ mod tests {
             let issuer = world.build(changes).unwrap_or_else(|e| panic!("{e}"));
             world.blocks(&*issuer).await
         };
-        let denied = blocks(json!({})).await;
-        assert!(denied[0].contains("`keywheel` may not call `CLUSTER NODES`"), "{denied:?}");
-        for node in 0..4 {
-            let _: () =
-                by_other(&world, node, &["ACL", "SETUSER", "keywheel", "+cluster|nodes"]).await;
+        for (rule, is_denied) in [("-cluster|nodes", true), ("+cluster|nodes", false)] {
+            for node in 0..4 {
+                let _: () = by_other(&world, node, &["ACL", "SETUSER", "keywheel", rule]).await;
+            }
+            let blocks = blocks(json!({})).await;
+            let says = |block: &String| block.contains("`keywheel` may not call `CLUSTER NODES`");
+            assert_eq!(blocks.iter().any(says), is_denied, "{blocks:?}");
         }
         for (listed, missing) in [(0..1, 1..4), (0..3, 3..4), (1..4, 0..1)] {
             let some = json!({ "nodes": at(&ports[listed]), "other_nodes": true });

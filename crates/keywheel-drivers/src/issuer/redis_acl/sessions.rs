@@ -3,6 +3,7 @@
 //! Redis does not tell with which password a session logged in: only those that are older than the next version are surely of
 //! a former one.
 
+use std::collections::BTreeMap;
 use std::time::Duration as Pause;
 
 use async_trait::async_trait;
@@ -15,6 +16,7 @@ use redis::Value;
 
 use super::{At, RedisAcl, TARGET, counted};
 use crate::api::plain;
+use crate::redis::Trouble;
 
 /// How many sessions end at once, and how long their clients are given to come back.
 const BATCH: usize = 20;
@@ -93,11 +95,13 @@ impl RedisAcl {
     /// Tells of the sessions that are open at a node.
     async fn sessions_on_record(&self, at: &mut At<'_>, id: &str) -> Vec<Entry> {
         let (address, mark) = (at.node.address().to_owned(), at.mark_of_next(id));
-        let sessions = match self.sessions(at).await {
-            Ok(sessions) => sessions,
-            Err(error) => {
+        let clients = match self.clients(at).await {
+            Ok(clients) => clients,
+            Err(trouble) => {
                 return vec![Entry::untimed(format!(
-                    "the sessions at `{address}` could not be read: {error}; that takes `+client|list`"
+                    "the sessions at `{address}` could not be read: {}{}",
+                    trouble.in_words(at.node),
+                    rule_for(&trouble, "+client|list")
                 ))];
             }
         };
@@ -109,21 +113,27 @@ impl RedisAcl {
                 what: format!("session at `{address}`, still open: {}{whose}", session.in_words()),
             }
         };
-        sessions.iter().map(entry).collect()
+        let unread = unread(&address, clients.unread, "open session");
+        clients.sessions.iter().map(entry).chain(unread).collect()
     }
 
     /// Tells of what a node refused.
     async fn refused_on_record(&self, at: &mut At<'_>) -> Vec<Entry> {
         let address = at.node.address();
-        let record = at.link.ask::<Value>(redis::cmd("ACL").arg("LOG").arg(RECORD)).await;
+        let record = at.link.ask::<Vec<Value>>(redis::cmd("ACL").arg("LOG").arg(RECORD)).await;
         match record {
-            Ok(record) => refused(&record, &self.config.user, at.now)
-                .into_iter()
-                .map(|entry| Entry { what: format!("at `{address}`: {}", entry.what), ..entry })
-                .collect(),
+            Ok(record) => {
+                let (refused, left) = refused(&record, &self.config.user, at.now);
+                let refused = refused.into_iter().map(|entry| Entry {
+                    what: format!("at `{address}`: {}", entry.what),
+                    ..entry
+                });
+                refused.chain(unread(address, left, "refusal")).collect()
+            }
             Err(trouble) => vec![Entry::untimed(format!(
-                "what was refused at `{address}` could not be read: {}; that takes `+acl|log`",
-                trouble.in_words(at.node)
+                "what was refused at `{address}` could not be read: {}{}",
+                trouble.in_words(at.node),
+                rule_for(&trouble, "+acl|log")
             ))],
         }
     }
@@ -156,13 +166,46 @@ impl RedisAcl {
         Err(CallError::Unknown(format!("{TARGET}: node `{address}` keeps sessions open")))
     }
 
-    /// The sessions of the user at a node.
+    /// The sessions of the user at a node: all of them, or an error.
     pub(super) async fn sessions(&self, at: &mut At<'_>) -> Result<Vec<Session>, CallError> {
-        let asked = at.link.ask(redis::cmd("CLIENT").arg("LIST")).await;
-        let list: String = asked.map_err(|trouble| trouble.refusal(TARGET, at.node))?;
-        let user = self.config.user.as_str();
-        let of_user = |line: &&str| property(line, "user") == Some(user);
-        Ok(list.lines().filter(of_user).filter_map(|line| Session::read(line, at.now)).collect())
+        let clients = self.clients(at).await.map_err(|trouble| trouble.refusal(TARGET, at.node))?;
+        clients.all().ok_or_else(|| {
+            CallError::Unknown(format!(
+                "{TARGET}: node `{}` answered something else than expected",
+                at.node.address()
+            ))
+        })
+    }
+
+    async fn clients(&self, at: &mut At<'_>) -> Result<Clients, Trouble> {
+        let list: String = at.link.ask(redis::cmd("CLIENT").arg("LIST")).await?;
+        Ok(Clients::read(&list, &self.config.user, at.now))
+    }
+}
+
+/// What `CLIENT LIST` tells of a user.
+struct Clients {
+    sessions: Vec<Session>,
+    /// How many lines were not understood that may be about the user.
+    unread: usize,
+}
+
+impl Clients {
+    fn read(list: &str, user: &str, now: Timestamp) -> Self {
+        let may_be_of_user = |line: &&str| property(line, "user").is_none_or(|of| of == user);
+        let mut clients = Self { sessions: Vec::new(), unread: 0 };
+        for line in list.lines().filter(may_be_of_user) {
+            match Session::read(line, now) {
+                Some(session) => clients.sessions.push(session),
+                None => clients.unread += 1,
+            }
+        }
+        clients
+    }
+
+    /// None where there may be more.
+    fn all(self) -> Option<Vec<Session>> {
+        (self.unread == 0).then_some(self.sessions)
     }
 }
 
@@ -176,8 +219,9 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// Reads a line of `CLIENT LIST`.
+    /// Reads a line of `CLIENT LIST`, which says whose session it is.
     pub(super) fn read(line: &str, now: Timestamp) -> Option<Self> {
+        property(line, "user")?;
         let age = Span::seconds(property(line, "age")?.parse().ok()?);
         let text = |name| property(line, name).unwrap_or_default().to_owned();
         let age_millis = i64::try_from(age.as_millis()).unwrap_or(i64::MAX);
@@ -191,9 +235,27 @@ impl Session {
     }
 
     pub(super) fn in_words(&self) -> String {
-        let name = if self.name.is_empty() { String::new() } else { format!(" ({})", self.name) };
-        format!("{}{name} for {}", self.address, self.age)
+        format!("{}{} for {}", self.address, called(&self.name), self.age)
     }
+}
+
+/// What a client calls itself, after its address.
+fn called(name: &str) -> String {
+    if name.is_empty() { String::new() } else { format!(" ({})", plain(name)) }
+}
+
+/// Names the rule that the admin needs, where it is that which is missing.
+fn rule_for(trouble: &Trouble, rule: &str) -> String {
+    match trouble {
+        Trouble::Said("NOPERM") => format!("; that takes `{rule}`"),
+        _ => String::new(),
+    }
+}
+
+/// Tells that a node said more than was understood.
+fn unread(address: &str, left: usize, what: &str) -> Option<Entry> {
+    let left = (left > 0).then(|| counted(left, what))?;
+    Some(Entry::untimed(format!("at `{address}`: {left} in words that are not understood")))
 }
 
 /// Reads one property of a line such as `id=7 addr=127.0.0.1:4242 name= …`.
@@ -201,36 +263,46 @@ pub(super) fn property<'a>(line: &'a str, name: &str) -> Option<&'a str> {
     line.split(' ').find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
 }
 
-/// What a node's record says was refused to a user: logins, and what the user may not do.
-fn refused(record: &Value, user: &str, now: Timestamp) -> Vec<Entry> {
-    let Value::Array(entries) = record else { return Vec::new() };
-    let of_user = |entry: &Value| {
-        let entry: std::collections::BTreeMap<String, String> =
-            redis::from_redis_value(entry.clone()).ok()?;
-        let value = |name: &str| entry.get(name).map(String::as_str);
-        if value("username") != Some(user) {
-            return None;
+/// What a node's record says was refused to a user, logins and what the user may not do; and how much that may be about the user
+/// was not understood.
+fn refused(record: &[Value], user: &str, now: Timestamp) -> (Vec<Entry>, usize) {
+    let (mut refused, mut left) = (Vec::new(), 0);
+    for entry in record {
+        let entry: Refused = redis::from_redis_value(entry.clone()).unwrap_or_default();
+        if entry.get("username").is_some_and(|of| of != user) {
+            continue;
         }
-        let object = || plain(value("object").unwrap_or_default());
-        let what = match value("reason")? {
-            "auth" => format!("refused logins as `{user}`"),
-            "command" => format!("refused calls of `{}` by `{user}`", object()),
-            "key" => format!("refused calls with key `{}` by `{user}`", object()),
-            "channel" => format!("refused calls with channel `{}` by `{user}`", object()),
-            _ => format!("refusals of another kind to `{user}`"),
-        };
-        let age: f64 = value("age-seconds")?.parse().ok()?;
-        let client = value("client-info").unwrap_or_default();
-        let from = property(client, "addr").unwrap_or("an address that is not known");
-        let name = property(client, "name").filter(|name| !name.is_empty());
-        let name = name.map(|name| format!(" ({name})")).unwrap_or_default();
-        let times = value("count").unwrap_or("1");
-        Some(Entry {
-            at: Some(Timestamp::from_millis(now.millis() - (age * 1_000.0) as i64)),
-            what: format!("{times} {what}, the last from {from}{name}"),
-        })
+        match told(&entry, user, now) {
+            Some(entry) => refused.push(entry),
+            None => left += 1,
+        }
+    }
+    (refused, left)
+}
+
+/// An entry of `ACL LOG`, by the names of what it says.
+type Refused = BTreeMap<String, String>;
+
+fn told(entry: &Refused, user: &str, now: Timestamp) -> Option<Entry> {
+    let value = |name: &str| entry.get(name).map(String::as_str);
+    value("username")?;
+    let object = || plain(value("object").unwrap_or_default());
+    let what = match value("reason")? {
+        "auth" => format!("refused logins as `{user}`"),
+        "command" => format!("refused calls of `{}` by `{user}`", object()),
+        "key" => format!("refused calls with key `{}` by `{user}`", object()),
+        "channel" => format!("refused calls with channel `{}` by `{user}`", object()),
+        _ => format!("refusals of another kind to `{user}`"),
     };
-    entries.iter().filter_map(of_user).collect()
+    let age: f64 = value("age-seconds")?.parse().ok()?;
+    let client = value("client-info").unwrap_or_default();
+    let from = property(client, "addr").unwrap_or("an address that is not known");
+    let name = called(property(client, "name").unwrap_or_default());
+    let times = value("count").unwrap_or("1");
+    Some(Entry {
+        at: Some(Timestamp::from_millis(now.millis() - (age * 1_000.0) as i64)),
+        what: format!("{times} {what}, the last from {from}{name}"),
+    })
 }
 
 /// The first few of a list, and how many more there are.
@@ -250,7 +322,6 @@ mod tests {
 
     use super::super::bench::{Relay, World, mint};
     use super::*;
-    use crate::redis::Trouble;
 
     #[tokio::test]
     async fn h66_sessions_of_a_password_end_with_it_and_later_ones_stay() {
@@ -314,10 +385,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_the_user_may_not_do_is_on_record_and_a_session_is_told_from_later_ones() {
+    async fn h115_what_the_user_may_not_do_is_on_record_and_a_session_is_told_from_later_ones() {
         let Some(world) = World::start(1) else { return };
         let issuer = world.issuer();
         let mut before = world.link(0, "app", &world.first).await.unwrap();
+        let called = ["SETNAME", "sk-ant-api03-kwcanary-5e1f"];
+        before.ask::<()>(redis::cmd("CLIENT").arg(&called)).await.unwrap();
         let denied = before.ask::<Value>(redis::cmd("CONFIG").arg("GET").arg("*")).await;
         assert!(matches!(denied, Err(Trouble::Said("NOPERM"))));
         let id = mint(&*issuer, "kw-1-1", &canary("redis-second"), None).await.unwrap();
@@ -326,6 +399,7 @@ mod tests {
         assert_eq!(of_former.matches("; older than the next version\n").count(), 1, "{of_former}");
         assert_eq!(of_former.matches("still open").count(), 2, "{of_former}");
         assert!(of_former.contains("1 refused calls of `config|get` by `app`, the last from 127."));
+        assert_eq!(of_former.matches(" (…)").count(), 2, "{of_former}");
         let of_new = told(&*issuer, &id).await;
         assert!(!of_new.contains("older than"), "{of_new}");
     }
@@ -337,16 +411,87 @@ mod tests {
         let id = mint(&*issuer, "kw-1-1", &canary("redis-second"), None).await.unwrap();
         let _open = world.link(0, "app", &world.first).await.unwrap();
         let mut admin = world.link(0, "keywheel", &world.admin).await.unwrap();
-        let mut less = redis::cmd("ACL");
-        less.arg("SETUSER").arg("keywheel").arg("-acl|log");
-        admin.ask::<()>(&less).await.unwrap();
+        let mut rule = async |rule: &str| {
+            let words = ["SETUSER", "keywheel", rule];
+            admin.ask::<()>(redis::cmd("ACL").arg(&words)).await.unwrap();
+        };
+        rule("-acl|log").await;
         let without_log = told(&*issuer, &id).await;
         assert!(without_log.contains("that takes `+acl|log`"), "{without_log}");
         assert!(without_log.contains("still open"), "{without_log}");
+        rule("-client|list").await;
+        let without_list = told(&*issuer, &id).await;
+        assert!(without_list.contains("that takes `+client|list`"), "{without_list}");
+        rule("+client|list").await;
         let gone = format!("node `127.0.0.1:{}` could not be read: ", world.nodes[1].port());
         drop(world.nodes.remove(1));
         let one_left = told(&*issuer, &id).await;
         assert!(one_left.contains(&gone) && one_left.contains("still open"), "{one_left}");
+    }
+
+    #[test]
+    fn a_rule_is_named_only_where_it_is_what_is_missing() {
+        assert_eq!(rule_for(&Trouble::Said("NOPERM"), "+acl|log"), "; that takes `+acl|log`");
+        for trouble in [Trouble::Said("LOADING"), Trouble::NoAnswer("no answer in time")] {
+            assert_eq!(rule_for(&trouble, "+acl|log"), "");
+        }
+    }
+
+    #[test]
+    fn a_session_that_is_not_understood_is_not_taken_for_none() {
+        let read = |list: &str| {
+            let clients = Clients::read(list, "app", Timestamp::from_millis(60_000));
+            let ids: Vec<i64> = clients.sessions.iter().map(|session| session.id).collect();
+            (ids, clients.unread, clients.all().is_some())
+        };
+        let app = "id=7 addr=127.0.0.1:4242 name= age=5 user=app";
+        let other = "id=8 addr=127.0.0.1:4243 name= age=never user=other";
+        assert_eq!(
+            read(&format!(
+                "{app}
+{other}
+"
+            )),
+            (vec![7], 0, true)
+        );
+        for line in ["id=9 age=never user=app", "age=5 user=app", "id=9 age=5", "what else"] {
+            assert_eq!(
+                read(&format!(
+                    "{app}
+{line}
+"
+                )),
+                (vec![7], 1, false),
+                "{line}"
+            );
+        }
+        let entry = unread("127.0.0.1:6379", 2, "open session").unwrap();
+        assert_eq!(
+            entry.what,
+            "at `127.0.0.1:6379`: 2 open sessions in words that are not understood"
+        );
+        assert_eq!(unread("127.0.0.1:6379", 0, "open session"), None);
+    }
+
+    #[test]
+    fn a_refusal_that_is_not_understood_is_counted() {
+        let text = |text: &str| Value::BulkString(text.into());
+        let entry = |words: &[&str]| Value::Array(words.iter().map(|word| text(word)).collect());
+        let whole = ["username", "app", "reason", "auth", "age-seconds", "1.5", "count", "3"];
+        let of_other = entry(&["username", "other", "reason", "auth"]);
+        let record = [
+            entry(&whole),
+            of_other,
+            entry(&whole[2..]),
+            entry(&whole[..4]),
+            entry(&["username", "app", "age-seconds", "1.5"]),
+            text("what else"),
+        ];
+        let (refused, left) = refused(&record, "app", Timestamp::from_millis(60_000));
+        assert_eq!(left, 4);
+        let [entry] = refused.as_slice() else { panic!("{refused:?}") };
+        assert_eq!(entry.at, Some(Timestamp::from_millis(58_500)));
+        assert!(entry.what.starts_with("3 refused logins as `app`, the last from "));
     }
 
     #[tokio::test]

@@ -134,7 +134,7 @@ impl Sentry {
     /// Counts what came with a key, by the day.
     async fn counted(&self, headers: &HeaderMap, public: &str, since: Timestamp) -> Vec<Entry> {
         match self.days(headers, public, since).await {
-            Ok(days) => days.iter().filter_map(Day::entry).collect(),
+            Ok(days) => told(&days),
             Err(error) => vec![Entry::untimed(format!(
                 "the events that came with the key could not be counted: {error}"
             ))],
@@ -226,6 +226,17 @@ impl Row {
     }
 }
 
+/// Tells of each day with events, or that there is none: nothing that came is something else than nothing that was counted.
+fn told(days: &[Day]) -> Vec<Entry> {
+    let with_events: Vec<Entry> = days.iter().filter_map(Day::entry).collect();
+    let none = match (days, with_events.as_slice()) {
+        ([], _) => Some("Sentry counted no day"),
+        (_, []) => Some("no event came with the key in the days that are counted"),
+        _ => None,
+    };
+    with_events.into_iter().chain(none.map(Entry::untimed)).collect()
+}
+
 /// What came with a key on one day, in UTC.
 #[derive(Deserialize)]
 struct Day {
@@ -243,5 +254,22 @@ impl Day {
         let what = format!("events in the day before: {total}, of which accepted: {accepted}");
         let end = instant(self.ts.saturating_add(DAY)).min(now());
         (self.total > 0).then_some(Entry { at: Some(end), what })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_event_is_told_from_no_count() {
+        let told = |totals: &[u64]| {
+            let days = totals.iter().map(|total| Day { ts: 0, total: *total, accepted: 0 });
+            let told = told(&days.collect::<Vec<_>>());
+            told.into_iter().map(|entry| entry.what).collect::<Vec<_>>()
+        };
+        assert_eq!(told(&[]), ["Sentry counted no day"]);
+        assert_eq!(told(&[0, 0]), ["no event came with the key in the days that are counted"]);
+        assert_eq!(told(&[0, 2]), ["events in the day before: 2, of which accepted: 0"]);
     }
 }
