@@ -6,7 +6,7 @@
 //! begins anew. Where an operator overrode the gates there is none: it would prove nothing.
 
 use crate::event::Step;
-use crate::gate::{Clocks, Light};
+use crate::gate::{Clocks, Light, Visit};
 use crate::rotation::{Next, Rotation, Tries, Why, wait};
 use crate::time::{Span, Timestamp};
 use crate::version::VersionId;
@@ -58,11 +58,7 @@ impl Rotation {
             && ending.last_visit().is_some()
             && !ending.overridden;
         if is_owed && ending.soak_counted() >= self.plan.policy.soak.part(1, 2) {
-            let blocked = self
-                .unless_identified(version)
-                .or_else(|| self.unless_green(now))
-                .or_else(|| ending.settled_resume(now).map(|until| wait(until, Why::Settle)));
-            match blocked {
+            match self.before_suspend(version, now) {
                 None => return Some(Next::Do(Step::Suspend(version))),
                 // Nothing is waited for while the version may be suspended already.
                 Some(_) if may_be => {}
@@ -129,8 +125,15 @@ impl Rotation {
     }
 
     /// Counts a look at the gates while the version is suspended. Returns whether soak has to begin anew.
-    pub(crate) fn looked_in_brown_out(&mut self, clocks: Clocks, light: Light) -> bool {
+    pub(crate) fn looked_in_brown_out(&mut self, visit: &Visit, light: Light) -> bool {
         let BrownOut::On(last, watched) = self.ending.brownout else { return false };
+        // Whoever does not answer has not said that all is well, whatever policy says of soak.
+        let is_mute = visit.probes.is_none() && !self.plan.probes.is_empty();
+        let light = match light {
+            Light::Green if is_mute && !self.ending.overridden => Light::Amber,
+            light => light,
+        };
+        let clocks = visit.clocks;
         let whole = self.plan.policy.brownout.unwrap_or(Span::ZERO);
         // What nobody watched counts for no more than a part of it, or for a look that takes long.
         let most = whole.part(1, 2).max(self.plan.policy.call);

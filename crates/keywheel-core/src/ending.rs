@@ -143,10 +143,14 @@ impl Rotation {
             return None;
         }
         let version = *self.retiring().first()?;
+        self.before_suspend(version, now).or(Some(Next::Do(Step::Suspend(version))))
+    }
+
+    /// What is owed before a version may be suspended. A resume that can still land would undo the suspend.
+    pub(crate) fn before_suspend(&self, version: VersionId, now: Timestamp) -> Option<Next> {
         self.unless_identified(version)
             .or_else(|| self.unless_green(now))
             .or_else(|| self.ending.settled_resume(now).map(|until| wait(until, Why::Settle)))
-            .or(Some(Next::Do(Step::Suspend(version))))
     }
 
     fn window(&self, now: Timestamp) -> Option<Next> {
@@ -299,14 +303,7 @@ impl Rotation {
         let rollback = self.rollback();
         let whole = policy.soak;
         let may_end = self.needs_no_brown_out();
-        // Whoever does not answer has not said that all is well, whatever policy says of soak.
-        let is_mute = visit.probes.is_none() && !self.plan.probes.is_empty();
-        let seen = if is_mute && light == Light::Green && !self.ending.overridden {
-            Light::Amber
-        } else {
-            light
-        };
-        let begins_anew = self.looked_in_brown_out(visit.clocks, seen);
+        let begins_anew = self.looked_in_brown_out(visit, light);
         let ending = &mut self.ending;
         if ending.soaked_at.is_none() {
             let counts_as = if begins_anew { Light::Red } else { light };
@@ -397,8 +394,8 @@ impl Ending {
         }
     }
 
-    /// A resume that may land ends the brown-out, answered or not.
-    pub(crate) fn resuming(&mut self, at: Timestamp) {
+    /// Ends a brown-out that is under way: the version is to be resumed, or a resume may land.
+    pub(crate) fn break_off_brown_out(&mut self, at: Timestamp) {
         match self.brownout {
             // Whoever says that gates do not count has soak go on.
             BrownOut::On(..) if self.overridden => self.brownout = BrownOut::Passed,
@@ -413,11 +410,6 @@ impl Ending {
 
     pub(crate) fn settled_resume(&self, now: Timestamp) -> Option<Timestamp> {
         self.late_resume.filter(|until| now < *until)
-    }
-
-    /// A look that has no answer is what a reader that hangs looks like: the version is resumed.
-    pub(crate) fn unanswered_look(&mut self, at: Timestamp) {
-        self.resuming(at);
     }
 
     /// The version is resumed, soak begins anew, and it is not tried for ever.

@@ -287,10 +287,7 @@ impl Rotation {
                     .or(Some(Next::Do(Step::Mint { attempt })));
             }
             Side::Previous if self.ending.is_or_may_be_suspended(version) => {
-                let step = Next::Do(Step::Resume(version));
-                return Some(
-                    self.ending.settled_suspend(now).map_or(step, |until| wait(until, Why::Settle)),
-                );
+                return Some(self.resume_once_settled(version, now));
             }
             _ => {}
         }
@@ -629,7 +626,7 @@ impl Rotation {
             Step::Mint { attempt } => self.minting.attempts = attempt,
             Step::Write { store, to } => self.walk.writing(store, to, self.line()),
             Step::Revoke(version) => self.ending.revoking(version),
-            Step::Resume(_) => self.ending.resuming(at),
+            Step::Resume(_) => self.ending.break_off_brown_out(at),
             _ => {}
         }
     }
@@ -695,7 +692,8 @@ impl Rotation {
             Step::Write { store, .. } => self.walk.refused(store),
             Step::Roll { workload, .. } => self.walk.must_roll(workload),
             Step::Revoke(version) => self.ending.not_revoked(version),
-            Step::Visit => self.ending.unanswered_look(at),
+            // A reader that hangs looks like that: the version is resumed.
+            Step::Visit => self.ending.break_off_brown_out(at),
             _ => {}
         }
         self.tried(step, Some(refusal), at);
@@ -716,7 +714,8 @@ impl Rotation {
             Step::Suspend(version) => self.ending.suspend_unanswered(version, settles_at),
             Step::Revoke(version) => self.ending.revoke_unanswered(version),
             Step::Resume(_) => self.ending.resume_unanswered(settles_at),
-            Step::Visit => self.ending.unanswered_look(at),
+            // A reader that hangs looks like that: the version is resumed.
+            Step::Visit => self.ending.break_off_brown_out(at),
             _ => {}
         }
         self.tried(step, None, at);

@@ -13,14 +13,15 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use keywheel_ground::pgbouncer::{ADMIN, PgBouncer};
 use keywheel_ground::postgres::Postgres;
-use serde_json::Value;
 use tokio_postgres::NoTls;
+
+mod kills;
 
 const ROOT: &str = "kwcanary-postgres-root";
 const OLD: &str = "kwcanary-postgres-old";
@@ -694,24 +695,7 @@ fn a_kill_where_the_server_is_changed_ends_as_if_there_was_none() {
     });
     assert!(status.success());
     reference.assert_one_login_is_left("unkilled_b");
-    let steps = ["mint", "verify", "suspend", "revoke", "verify-dead", "verify_dead", "sweep"];
-    let passed = fs::read_to_string(list).unwrap();
-    let of_the_issuer =
-        |place: &&str| place.split_once(':').is_some_and(|(_, step)| steps.contains(&step));
-    let mut places: Vec<&str> = passed.lines().filter(of_the_issuer).collect();
-    places.sort_unstable();
-    places.dedup();
-    assert!(places.len() >= 20, "{places:?}");
-    let next = AtomicUsize::new(0);
-    thread::scope(|scope| {
-        for _ in 0..AT_ONCE {
-            scope.spawn(|| {
-                while let Some(place) = places.get(next.fetch_add(1, Ordering::SeqCst)) {
-                    killed_at(&server, place);
-                }
-            });
-        }
-    });
+    kills::at_each(&kills::places(&list), AT_ONCE, |_, place| killed_at(&server, place));
 }
 
 fn killed_at(server: &Postgres, place: &str) {
@@ -723,17 +707,9 @@ fn killed_at(server: &Postgres, place: &str) {
     let killed = world.keywheel(&["rotate", "database", "--yes", "--soak"], |keywheel| {
         keywheel.env("KEYWHEEL_FAIL_POINT", place).env("KEYWHEEL_FAIL_POINT_LOG", &log);
     });
-    assert_eq!(killed.signal(), Some(9), "{place}: {killed}");
-    assert_eq!(fs::read_to_string(log).unwrap().trim(), place);
+    kills::assert_killed(killed, &log, place);
     world.run(&["resume", "--all", "--yes", "--soak"], 0);
     world.assert_one_login_is_left(&format!("{name}_b"));
     assert_eq!(world.live(), 1, "{place}");
-    let listed: Value =
-        serde_json::from_str(&world.run(&["rotation", "list", "--output", "json"], 0)).unwrap();
-    let [only] = listed["rotations"].as_array().unwrap().as_slice() else { panic!("{place}") };
-    let id = only["rotation"].as_str().unwrap();
-    let shown = world.run(&["rotation", "show", id, "--output", "json"], 0);
-    let shown: Value = serde_json::from_str(&shown).unwrap();
-    assert_eq!(shown["rotation"]["outcome"], "completed", "{place}");
-    assert!(world.run(&["audit", "verify"], 0).contains("holds"), "{place}");
+    kills::assert_one_completed(|arguments| world.run(arguments, 0), place);
 }

@@ -5,14 +5,12 @@
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread;
 
 use keywheel_ground::redis::{Redis, Settings};
-use serde_json::Value;
+
+mod kills;
 
 const ADMIN: &str = "kwcanary-redis-admin-of-kills";
 const OLD: &str = "kwcanary-redis-old-of-kills-0123456";
@@ -39,10 +37,6 @@ secrets:
     read_by: nobody
     because: a test
 ";
-
-/// The steps that the issuer has a part in; `kill9` has the others.
-const STEPS: [&str; 7] =
-    ["mint", "verify", "suspend", "revoke", "verify-dead", "verify_dead", "sweep"];
 
 /// Two nodes, or none where Redis cannot be had.
 fn nodes() -> Option<[Redis; 2]> {
@@ -155,14 +149,7 @@ impl<'a> World<'a> {
     }
 
     fn assert_it_completed(&self, place: &str) {
-        let listed = self.run(&["rotation", "list", "--output", "json"], 0);
-        let listed: Value = serde_json::from_str(&listed).unwrap();
-        let [only] = listed["rotations"].as_array().unwrap().as_slice() else { panic!("{place}") };
-        let id = only["rotation"].as_str().unwrap();
-        let shown = self.run(&["rotation", "show", id, "--output", "json"], 0);
-        let shown: Value = serde_json::from_str(&shown).unwrap();
-        assert_eq!(shown["rotation"]["outcome"], "completed", "{place}");
-        assert!(self.run(&["audit", "verify"], 0).contains("holds"), "{place}");
+        kills::assert_one_completed(|arguments| self.run(arguments, 0), place);
     }
 }
 
@@ -182,24 +169,8 @@ fn a_kill_where_the_nodes_are_changed_ends_as_if_there_was_none() {
     assert!(status.success());
     reference.assert_one_password_is_left("none");
     reference.assert_it_completed("none");
-    let passed = fs::read_to_string(list).unwrap();
-    let of_the_issuer =
-        |place: &&str| place.split_once(':').is_some_and(|(_, step)| STEPS.contains(&step));
-    let mut places: Vec<&str> = passed.lines().filter(of_the_issuer).collect();
-    places.sort_unstable();
-    places.dedup();
-    assert!(places.len() >= 20, "{places:?}");
-    let next = AtomicUsize::new(0);
-    thread::scope(|scope| {
-        for _ in 0..AT_ONCE {
-            scope.spawn(|| {
-                loop {
-                    let nth = next.fetch_add(1, Ordering::SeqCst);
-                    let Some(place) = places.get(nth) else { return };
-                    killed_at(&nodes, &format!("user{nth}of"), place);
-                }
-            });
-        }
+    kills::at_each(&kills::places(&list), AT_ONCE, |nth, place| {
+        killed_at(&nodes, &format!("user{nth}of"), place);
     });
 }
 
@@ -209,8 +180,7 @@ fn killed_at(nodes: &[Redis; 2], user: &str, place: &str) {
     let killed = world.rotate(|keywheel| {
         keywheel.env("KEYWHEEL_FAIL_POINT", place).env("KEYWHEEL_FAIL_POINT_LOG", &log);
     });
-    assert_eq!(killed.signal(), Some(9), "{place}: {killed}");
-    assert_eq!(fs::read_to_string(log).unwrap().trim(), place);
+    kills::assert_killed(killed, &log, place);
     world.run(&["resume", "--all", "--yes", "--soak"], 0);
     world.assert_one_password_is_left(place);
     world.assert_it_completed(place);

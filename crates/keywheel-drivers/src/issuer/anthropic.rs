@@ -877,7 +877,7 @@ mod tests {
     use std::sync::Mutex;
     use std::time::Duration as Time;
 
-    use keywheel_driver::conformance::faults::{Call, Faulty, no_fault_does_harm};
+    use keywheel_driver::conformance::faults::Call;
     use keywheel_driver::conformance::issuer::{Subject, run};
     use keywheel_driver::guide::{Guide, Question};
     use keywheel_driver::{Remedy, Severity};
@@ -1088,13 +1088,7 @@ mod tests {
             names: &one_id,
             live: &|label| bench.twin.live(label).len(),
         };
-        let faulty = Faulty {
-            issuer: &*bench.issuer,
-            prefix: "kw-row-",
-            side: &side,
-            looks_at_what_it_made: false,
-        };
-        assert_eq!(no_fault_does_harm(&faulty).await, 87);
+        assert_eq!(side.does_no_harm(&*bench.issuer, false).await, 87);
     }
 
     #[tokio::test]

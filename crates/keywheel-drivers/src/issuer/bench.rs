@@ -5,7 +5,9 @@ use std::time::Duration;
 use keywheel_core::plan::Label;
 use keywheel_core::secret::{Credential, SecretValue};
 use keywheel_core::version::IssuedId;
-use keywheel_driver::conformance::faults::{Call, LATE, OtherSide, Wrong};
+use keywheel_driver::conformance::faults::{
+    Call, Faulty, LATE, OtherSide, Wrong, no_fault_does_harm,
+};
 use keywheel_driver::issuer::{Issuer, Mint, Minted, Verdict};
 use keywheel_driver::{CallError, Refusal};
 use keywheel_twins::fault::{Echo, Fault, Faults, Rule};
@@ -82,6 +84,18 @@ pub(crate) struct Script<'a> {
     pub(crate) names: &'a (dyn Fn(&str, &str, &IssuedId) -> String + Sync),
     /// Counts the live keys of a label.
     pub(crate) live: &'a (dyn Fn(&str) -> usize + Sync),
+}
+
+impl Script<'_> {
+    /// Runs every fault at each of these calls of the issuer before this twin; returns how many pairs of both there were.
+    pub(crate) async fn does_no_harm(
+        &self,
+        issuer: &dyn Issuer,
+        looks_at_what_it_made: bool,
+    ) -> usize {
+        let (prefix, side) = ("kw-row-", self as &dyn OtherSide);
+        no_fault_does_harm(&Faulty { issuer, prefix, side, looks_at_what_it_made }).await
+    }
 }
 
 impl OtherSide for Script<'_> {

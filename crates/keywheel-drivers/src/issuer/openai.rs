@@ -993,7 +993,7 @@ mod tests {
     use std::time::Duration as Time;
 
     use keywheel_driver::Remedy;
-    use keywheel_driver::conformance::faults::{Call, Faulty, no_fault_does_harm};
+    use keywheel_driver::conformance::faults::Call;
     use keywheel_driver::conformance::issuer::{Subject, run};
     use keywheel_twins::fault::{Echo, Fault, Rule};
     use keywheel_twins::openai::{HandMade, Twin, TwinOptions};
@@ -1122,13 +1122,7 @@ mod tests {
             names: &part,
             live: &|label| bench.twin.live(label).len(),
         };
-        let faulty = Faulty {
-            issuer: &*bench.issuer,
-            prefix: "kw-row-",
-            side: &side,
-            looks_at_what_it_made: true,
-        };
-        assert_eq!(no_fault_does_harm(&faulty).await, 88);
+        assert_eq!(side.does_no_harm(&*bench.issuer, true).await, 88);
     }
 
     #[tokio::test]

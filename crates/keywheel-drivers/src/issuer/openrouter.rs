@@ -907,7 +907,7 @@ struct Problem {
 mod tests {
     use std::time::Duration as Time;
 
-    use keywheel_driver::conformance::faults::{Call, Faulty, no_fault_does_harm};
+    use keywheel_driver::conformance::faults::Call;
     use keywheel_driver::conformance::issuer::{Subject, run};
     use keywheel_driver::{Remedy, Severity};
     use keywheel_twins::fault::{Echo, Fault, Nth, Rule};
@@ -1035,13 +1035,7 @@ mod tests {
             names: &one_id,
             live: &|label| bench.twin.live(label).len(),
         };
-        let faulty = Faulty {
-            issuer: &*bench.issuer,
-            prefix: "kw-row-",
-            side: &side,
-            looks_at_what_it_made: true,
-        };
-        assert_eq!(no_fault_does_harm(&faulty).await, 108);
+        assert_eq!(side.does_no_harm(&*bench.issuer, true).await, 108);
     }
 
     #[tokio::test]

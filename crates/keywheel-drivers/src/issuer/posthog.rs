@@ -382,7 +382,7 @@ mod tests {
     use async_trait::async_trait;
     use keywheel_core::time::Timestamp;
     use keywheel_core::version::IssuedId;
-    use keywheel_driver::conformance::faults::{Call, Faulty, no_fault_does_harm};
+    use keywheel_driver::conformance::faults::Call;
     use keywheel_driver::conformance::issuer::{
         Subject, facts_and_abilities_agree, garbage_is_never_accepted, no_message_holds_a_value,
         run,
@@ -611,13 +611,7 @@ mod tests {
             names: &one_id,
             live: &|label| bench.twin.live(label).len(),
         };
-        let faulty = Faulty {
-            issuer: &*bench.issuer,
-            prefix: "kw-row-",
-            side: &side,
-            looks_at_what_it_made: true,
-        };
-        assert_eq!(no_fault_does_harm(&faulty).await, 86);
+        assert_eq!(side.does_no_harm(&*bench.issuer, true).await, 86);
     }
 
     #[tokio::test]

@@ -673,7 +673,7 @@ mod tests {
     use keywheel_core::time::Timestamp;
     use keywheel_driver::Remedy;
     use keywheel_driver::conformance::canary;
-    use keywheel_driver::conformance::faults::{Call, Faulty, no_fault_does_harm};
+    use keywheel_driver::conformance::faults::Call;
     use keywheel_driver::conformance::issuer::{Subject, run};
     use keywheel_twins::fault::{Echo, Fault, Rule};
     use keywheel_twins::sentry::{KeyState, ORGANIZATION, PROJECT, Twin, TwinOptions};
@@ -894,13 +894,7 @@ mod tests {
             names: &one_id,
             live: &|label| bench.twin.live(label).len(),
         };
-        let faulty = Faulty {
-            issuer: &*bench.issuer,
-            prefix: "kw-row-",
-            side: &side,
-            looks_at_what_it_made: true,
-        };
-        assert_eq!(no_fault_does_harm(&faulty).await, 108);
+        assert_eq!(side.does_no_harm(&*bench.issuer, true).await, 108);
     }
 
     #[tokio::test]

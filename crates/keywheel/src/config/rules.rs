@@ -343,11 +343,17 @@ impl SecretScope<'_> {
             "`secrets.{}`: a brown-out of {brownout} does not fit into a soak of {soak}",
             self.shown()
         );
+        Err(Problem::new(code::UNSUITABLE, message)
+            .at(self.of_policy(secret, &["soak", "brownout"])))
+    }
+
+    /// Where a key of a secret's policy stands; where the secret names it, if no file has it.
+    fn of_policy(&self, secret: &Secret, key: &[&str]) -> Place {
         let path: Vec<&str> = match &secret.policy_name {
-            Some(name) => vec!["policies", name, "soak", "brownout"],
+            Some(name) => ["policies", name].iter().chain(key).copied().collect(),
             None => self.path(&["policy"]),
         };
-        Err(Problem::new(code::UNSUITABLE, message).at(self.scope.tree.place_of(&path)))
+        self.scope.tree.place_of(&path)
     }
 
     fn cryptoperiod(&self, secret: &Secret) -> Result<(), Problem> {
@@ -361,11 +367,8 @@ impl SecretScope<'_> {
             self.shown(),
             policy.cryptoperiod
         );
-        let path: Vec<&str> = match &secret.policy_name {
-            Some(name) => vec!["policies", name, "cryptoperiod"],
-            None => self.path(&["policy"]),
-        };
-        let problem = Problem::new(code::CRYPTOPERIOD, message).at(self.scope.tree.place_of(&path));
+        let problem =
+            Problem::new(code::CRYPTOPERIOD, message).at(self.of_policy(secret, &["cryptoperiod"]));
         Err(problem.hint("lengthen it, shorten `soak` or `rollback`, or let the next rotation end the window: `next: close_window`"))
     }
 
