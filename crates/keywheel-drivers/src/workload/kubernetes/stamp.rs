@@ -50,7 +50,7 @@ pub(super) fn name(secret: &str) -> String {
 pub(super) fn stamped(present: &Annotations, stamps: &[Stamp]) -> Annotations {
     let mut stamped = present.clone();
     for stamp in stamps {
-        stamped.insert(name(&stamp.secret), String::from(stamp.digest));
+        stamped.insert(name(stamp.secret.name()), String::from(stamp.digest));
     }
     if planted!("stamped_with_the_time") {
         let seconds = jiff::Timestamp::now().as_second();
@@ -65,6 +65,11 @@ pub(super) fn again(present: &Annotations) -> Annotations {
     let rolls = present.get(AGAIN).and_then(|rolls| rolls.parse::<u64>().ok()).unwrap_or(0);
     again.insert(AGAIN.into(), (rolls + 1).to_string());
     again
+}
+
+/// Whether a change of our annotations is for one roll more.
+pub(super) fn is_again(present: &Annotations, wanted: &Annotations) -> bool {
+    present.get(AGAIN) != wanted.get(AGAIN)
 }
 
 /// Makes the one patch of a roll: our annotations as wanted, and the references to Secrets as wanted; refused by the cluster
