@@ -5,6 +5,7 @@ pub mod kinds;
 pub mod objects;
 mod patch;
 mod rules;
+pub mod run;
 pub mod status;
 
 pub use kinds::Kind;
