@@ -245,6 +245,7 @@ impl Work<'_> {
         for (index, (store, planned)) in drivers.stores.iter().zip(&self.plan.stores).enumerate() {
             self.check_store(index).await?;
             findings.extend(store.preflight(&addresses(&planned.slots)).await?);
+            findings.extend(store.missing(&in_use(&planned.slots)).await?);
         }
         let mut passed_over = Vec::new();
         if self.plan.is_emergency() {
@@ -1255,6 +1256,12 @@ impl Work<'_> {
 
 fn addresses(slots: &[Slot]) -> Vec<String> {
     slots.iter().map(|slot| slot.address.clone()).collect()
+}
+
+/// Returns the slots that readers use now: what is also accepted may well be absent.
+fn in_use(slots: &[Slot]) -> Vec<String> {
+    let used = slots.iter().filter(|slot| slot.role == Role::Current);
+    used.map(|slot| slot.address.clone()).collect()
 }
 
 fn in_role(role: Role, arrangement: Arrangement) -> Option<Side> {

@@ -12,6 +12,9 @@ use serde::{Deserialize, Serialize};
 use crate::api::unsupported;
 use crate::{Context, http};
 
+/// The kinds of stores and workloads whose settings name a `cluster`; that of the environment is taken where they do not.
+pub const TAKE_A_CLUSTER: &[&str] = &["kubernetes", "kubernetes_secret"];
+
 /// A cluster: `{ context: prod-eu }`, or `{ in_cluster: {} }`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

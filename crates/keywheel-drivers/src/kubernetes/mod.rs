@@ -10,14 +10,17 @@
 mod access;
 mod answer;
 mod cluster;
+mod head;
 mod place;
 mod reference;
 
 pub(crate) use access::Access;
 pub(crate) use answer::Answer;
-pub use cluster::{Cluster, InCluster};
+pub use cluster::{Cluster, InCluster, TAKE_A_CLUSTER};
+pub(crate) use head::{Head, name_of as head_of};
 pub(crate) use place::Place;
-pub(crate) use reference::{Approach, SecretRef};
+pub use reference::Approach;
+pub(crate) use reference::SecretRef;
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -39,6 +42,9 @@ use cluster::Source;
 
 /// Who the API server says made a change.
 pub(crate) const MANAGER: &str = "keywheel";
+
+/// The annotation that says which installation writes an object.
+pub(crate) const CLAIM: &str = "keywheel.dev/claim";
 
 /// How long a change that got no answer can still take effect: the server is told to give it up before that.
 pub(crate) const SETTLE_FOR: Span = Span::minutes(1);

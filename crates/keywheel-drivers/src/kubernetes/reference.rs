@@ -2,12 +2,17 @@
 
 use std::fmt;
 
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
 /// How a Secret is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Approach {
-    /// The Secret itself changes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Approach {
+    /// The keys of the Secret change, and it keeps its name.
+    #[default]
     InPlace,
-    /// Each write makes a new, immutable one.
+    /// Each write makes a new, immutable Secret, and the roll of a workload switches its references to that one.
     Versioned,
 }
 
