@@ -21,6 +21,7 @@ mod preflight;
 mod readers;
 mod reads;
 mod roll;
+mod secrets;
 mod stamp;
 mod target;
 
@@ -41,17 +42,18 @@ use keywheel_core::secret::SecretValue;
 use keywheel_core::time::Span;
 use keywheel_driver::duration::Duration;
 use keywheel_driver::workload::{Answer, Ensure, ReadLog, Reader, Reading, Workload};
-use keywheel_driver::{CallError, Finding, Refusal, RefusalKind, slot};
+use keywheel_driver::{CallError, Finding, Refusal, RefusalKind};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use self::ask::TokenPlace;
 use self::namespace::{Namespace, query, skew};
-use self::pod::{GRANULARITY, Known, Look, Names, Skew, is_gone, secret_of};
+use self::pod::{GRANULARITY, Look, Skew, is_gone};
+use self::secrets::Known;
 use self::target::{Kind, Target};
 use super::clock;
 use crate::http::Effect;
-use crate::kubernetes::{Approach, Cluster, Kubernetes, Place};
+use crate::kubernetes::{Cluster, Kubernetes, Place};
 use crate::{Build, Context, http};
 
 /// The pods of a Deployment, a StatefulSet or a DaemonSet.
@@ -186,7 +188,7 @@ impl Workload for Pods {
     }
 
     async fn readers(&self, slots: &[String]) -> Result<Option<Vec<Reader>>, CallError> {
-        let known = self.known(slots, None, &[]).await?;
+        let known = Known::find(&self.namespace, slots).await?;
         let mut readers = readers::find(&self.namespace, &known, slots).await?;
         // One that is listed and is given nothing is told as such.
         if !readers.iter().any(|reader| reader.resource == self.resource()) {
@@ -210,7 +212,8 @@ impl Workload for Pods {
         fingerprinter: &Fingerprinter,
     ) -> Result<Vec<Replica>, CallError> {
         let seen = self.seen().await?;
-        let known = self.known(slots, Some(fingerprinter), &seen.pods).await?;
+        let mut known = Known::find(&self.namespace, slots).await?;
+        known.read(&self.namespace, &seen.pods, fingerprinter).await?;
         let look = self.look(slots, &known, seen.skew);
         Ok(seen.pods.iter().flat_map(|one| look.at(&one.pod, one.is_current)).collect())
     }
@@ -323,25 +326,6 @@ impl Pods {
 
     fn look<'a>(&'a self, slots: &'a [String], known: &'a Known, skew: Skew) -> Look<'a> {
         Look { slots, known, container: self.config.container.as_deref(), skew }
-    }
-
-    /// Returns what is known of the Secrets that hold these slots. What versions hold is read where a pod names them.
-    async fn known(
-        &self,
-        slots: &[String],
-        _fingerprinter: Option<&Fingerprinter>,
-        _pods: &[OnePod],
-    ) -> Result<Known, CallError> {
-        let mut known = Known::default();
-        for slot in slots {
-            let (container, _) = slot::parts(slot);
-            let cluster = self.namespace.cluster.id();
-            let secret = secret_of(container, &cluster, &self.namespace.name);
-            if let Some(secret) = secret.filter(|secret| secret.approach == Approach::InPlace) {
-                known.secrets.insert(container.to_owned(), Names::in_place(&secret.name));
-            }
-        }
-        Ok(known)
     }
 }
 

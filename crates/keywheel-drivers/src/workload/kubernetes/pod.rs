@@ -4,7 +4,7 @@
 //! made. So a pod has more than one time that counts where these lie apart, and each is listed as a replica of its own: the
 //! pod holds the values if every one of them does.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -15,7 +15,7 @@ use keywheel_core::time::{Span, Timestamp};
 use keywheel_driver::slot;
 
 use super::reads::{Read, reads};
-use crate::kubernetes::SecretRef;
+use super::secrets::{Content, Known};
 
 /// How exact starts are: they are noted in whole seconds.
 pub(super) const GRANULARITY: Span = Span::seconds(1);
@@ -40,45 +40,6 @@ impl Skew {
 
     fn here(self, time: &Time) -> Timestamp {
         Timestamp::from_millis(time.0.as_millisecond() - self.0)
-    }
-}
-
-/// The Secrets that hold the slots asked about, and what is known of them.
-#[derive(Default)]
-pub(super) struct Known {
-    /// By the name of the container of slots.
-    pub secrets: BTreeMap<String, Names>,
-}
-
-impl Known {
-    /// Returns the name that takes the place of another one in a template, where a version is no longer the current one.
-    pub(super) fn successor(&self, name: &str) -> Option<String> {
-        let of = self.secrets.values().find(|names| names.all.contains_key(name))?;
-        (of.current != name).then(|| of.current.clone())
-    }
-
-    /// Whether each version of a slot's Secret has a name of its own.
-    pub(super) fn is_versioned(&self, slot: &str) -> bool {
-        let (container, _) = slot::parts(slot);
-        self.secrets.get(container).is_some_and(|names| names.is_versioned)
-    }
-}
-
-/// The names under which one Secret is read.
-pub(super) struct Names {
-    /// Whether each version has a name of its own.
-    pub is_versioned: bool,
-    /// The one that is current.
-    pub current: String,
-    /// Every one that there was, and what it holds where it cannot change; none where it can.
-    pub all: BTreeMap<String, Option<BTreeMap<String, Fingerprint>>>,
-}
-
-impl Names {
-    /// A Secret that is written in place.
-    pub(super) fn in_place(name: &str) -> Self {
-        let all = BTreeMap::from([(name.to_owned(), None)]);
-        Self { is_versioned: false, current: name.to_owned(), all }
     }
 }
 
@@ -136,17 +97,17 @@ impl Look<'_> {
         for read in reads.iter().filter(counts) {
             is_read = true;
             match &names.all[&read.secret] {
-                Some(contents) => {
+                Content::Fixed(contents) => {
                     held.insert(contents.get(key).copied());
                 }
-                None if read.secret == names.current => {
+                Content::CanChange if read.secret == names.current => {
                     seen.by.push(read);
                     if !seen.fixed.contains(slot) {
                         seen.fixed.push(slot.clone());
                     }
                 }
                 // It was current once, and nobody knows what it held when it was read.
-                None => seen.is_blind = true,
+                Content::CanChange | Content::Unread => seen.is_blind = true,
             }
         }
         let is_mixed = held.len() > 1 || !held.is_empty() && seen.fixed.contains(slot);
@@ -284,18 +245,15 @@ fn is_word(text: &str) -> bool {
     (1..=60).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric())
 }
 
-/// Reads the name of a container of slots, if it is a Secret of this cluster and namespace.
-pub(super) fn secret_of(container: &str, cluster: &str, namespace: &str) -> Option<SecretRef> {
-    let secret = SecretRef::parse(container)?;
-    (secret.cluster == cluster && secret.namespace == namespace).then_some(secret)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use keywheel_core::evidence::{Expected, Proof, judge};
     use keywheel_core::fingerprint::{FingerprintKeyId, Fingerprinter};
     use serde_json::{Value, json};
 
+    use super::super::secrets::Names;
     use super::*;
 
     const SLOT: &str = "keys\na";
@@ -395,12 +353,12 @@ mod tests {
 
     #[test]
     fn a_pod_that_names_an_immutable_secret_shows_what_that_holds_whenever_it_started() {
-        let held = |value: &[u8]| Some(BTreeMap::from([("a".to_owned(), fingerprinter().of(value))]));
+        let held = |value: &[u8]| Content::Fixed(BTreeMap::from([("a".to_owned(), fingerprinter().of(value))]));
         let names = Names {
             is_versioned: true,
             current: "keys-2".into(),
             all: BTreeMap::from([
-                ("keys".into(), None),
+                ("keys".into(), Content::CanChange),
                 ("keys-1".into(), held(b"old")),
                 ("keys-2".into(), held(b"new")),
             ]),

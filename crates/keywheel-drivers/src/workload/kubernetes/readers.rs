@@ -9,9 +9,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference}
 use keywheel_driver::workload::Reader;
 use keywheel_driver::{CallError, slot};
 
-use super::pod::{Known, is_gone};
+use super::namespace::Namespace;
+use super::pod::is_gone;
 use super::reads::reads;
-use super::Namespace;
+use super::secrets::Known;
 
 /// Something that is given Secrets, in the words of its kind.
 #[derive(Clone, Debug)]

@@ -6,13 +6,14 @@ use k8s_openapi::api::core::v1::Pod;
 use keywheel_core::evidence::{Proof, Replica, Shows};
 use keywheel_core::planted;
 use keywheel_core::secret::SecretValue;
-use keywheel_core::time::{Span, Timestamp};
+use keywheel_core::time::Span;
 use keywheel_driver::workload::Ensure;
 use keywheel_driver::{CallError, Refusal, RefusalKind, Remedy, fail_point};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::pod::{Known, is_ready, trouble};
+use super::pod::{is_ready, trouble};
+use super::secrets::Known;
 use super::stamp::{self, Annotations};
 use super::target::{Kind, Progress, Target};
 use super::{OnePod, Pods, Seen};
@@ -77,8 +78,10 @@ impl Pods {
         let mut pace = Pace { within, last: None, since: Instant::now() };
         let mut done = Done::default();
         let mut seen_at = Instant::now();
+        let slots: Vec<_> = ensure.slots.iter().map(|(slot, _)| slot.clone()).collect();
+        let mut known = Known::find(&self.namespace, &slots).await?;
         loop {
-            let (seen, known) = match self.seen_with_secrets(ensure).await {
+            let seen = match self.seen_with_secrets(&mut known, ensure).await {
                 Ok(seen) => seen,
                 // A question without an answer changes nothing, and is asked again for a while.
                 Err(error) if passes(&error) && seen_at.elapsed() < StdDuration::from(within) => {
@@ -104,11 +107,14 @@ impl Pods {
         }
     }
 
-    async fn seen_with_secrets(&self, ensure: &Ensure<'_>) -> Result<(Seen, Known), CallError> {
+    async fn seen_with_secrets(
+        &self,
+        known: &mut Known,
+        ensure: &Ensure<'_>,
+    ) -> Result<Seen, CallError> {
         let seen = self.seen().await?;
-        let slots: Vec<_> = ensure.slots.iter().map(|(slot, _)| slot.clone()).collect();
-        let known = self.known(&slots, Some(ensure.fingerprinter), &seen.pods).await?;
-        Ok((seen, known))
+        known.read(&self.namespace, &seen.pods, ensure.fingerprinter).await?;
+        Ok(seen)
     }
 
     /// Judges each pod as the core will: it holds the values if everything that it shows does.
