@@ -123,8 +123,7 @@ impl Kubernetes {
             }
             error => error,
         })?;
-        let (machine, folder) = ("kubernetes".into(), "kube-system".into());
-        Ok(Pin { id: found.metadata.uid, machine, folder })
+        Ok(Pin { id: found.metadata.uid, machine: String::new(), folder: String::new() })
     }
 
     /// Reads one object, or a list.

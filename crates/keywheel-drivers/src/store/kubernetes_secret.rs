@@ -18,6 +18,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use keywheel_core::facts::{Pickup, ReadBack, Revert, StoreFacts};
+use keywheel_core::plan::Pin;
 use keywheel_core::planted;
 use keywheel_core::secret::SecretValue;
 use keywheel_driver::store::{Edit, Written};
@@ -106,6 +107,7 @@ impl Store for KubernetesSecret {
             history: is_versioned,
             pickup: Pickup::Roll,
             settle_for: SETTLE_FOR,
+            leaves_behind: is_versioned,
             answers_logins: false,
         }
     }
@@ -115,6 +117,10 @@ impl Store for KubernetesSecret {
         let (namespace, name) = (namespace.clone(), name.clone());
         let cluster = self.secret.cluster.id();
         SecretRef { approach: *approach, cluster, namespace, name }.to_string()
+    }
+
+    async fn identity(&self) -> Result<Option<Pin>, CallError> {
+        self.secret.cluster.identity().await.map(Some)
     }
 
     async fn preflight(&self, addresses: &[String]) -> Result<Vec<Finding>, CallError> {
@@ -142,6 +148,13 @@ impl Store for KubernetesSecret {
         match self.secret.approach {
             Approach::InPlace => self.secret.write_in_place(edits).await,
             Approach::Versioned => self.secret.write_version(edits).await,
+        }
+    }
+
+    async fn clean_up(&self) -> Result<Vec<String>, CallError> {
+        match self.secret.approach {
+            Approach::InPlace => Ok(Vec::new()),
+            Approach::Versioned => self.secret.clean_up_versions().await,
         }
     }
 

@@ -164,7 +164,7 @@ fn an_unknown_key_is_named_with_its_place_and_a_suggestion() {
     ");
     insta::assert_snapshot!(told(ONE, "project: shop", "project: shop\nmetrics: true"), @r"
     error: keywheel.yaml:4:1: key `metrics` is not known in the file
-      hint: known here: `requires`, `project`, `notify`, `policies`, `environments`, `stores`, `workloads`, `secrets`
+      hint: known here: `requires`, `project`, `notify`, `policies`, `environments`, `cluster`, `stores`, `workloads`, `secrets`
       code: K0104 (`keywheel explain K0104`)
     ");
     insta::assert_snapshot!(told(ONE, "    probes:", "    prbes:"), @r"

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use keywheel_core::planted;
 use keywheel_core::secret::SecretValue;
 use keywheel_driver::store::{Edit, Written};
-use keywheel_driver::{CallError, Finding, RefusalKind};
+use keywheel_driver::{CallError, RefusalKind};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -168,7 +168,7 @@ impl Secret {
     }
 
     /// Deletes versions that nothing names any more, and says of the others who does.
-    pub(super) async fn clean_up_versions(&self) -> Result<Vec<Finding>, CallError> {
+    pub(super) async fn clean_up_versions(&self) -> Result<Vec<String>, CallError> {
         let mut head = self.head().await?;
         self.check_owner(claim::Found(head.claim.as_deref()))?;
         let old = head.known.iter().filter(|name| **name != head.current && **name != self.name);
@@ -183,7 +183,7 @@ impl Secret {
             match referrers.iter().find(|(_, text)| names(text, &name)) {
                 Some((who, _)) if !planted!("referrers_unseen") => {
                     let named = self.named(&name);
-                    notes.push(Finding::note(format!("{named} stays, since {who} names it")));
+                    notes.push(format!("{named} stays, since {who} names it"));
                 }
                 _ => unnamed.push(name),
             }
