@@ -126,7 +126,9 @@ impl Config {
             (Some((kind, name)), None) if is_name(name) && is_name(&self.namespace) => {
                 Ok((kind, name.clone()))
             }
-            (Some(_), None) => Err(unsupported("`namespace` or the object has a name that is none")),
+            (Some(_), None) => {
+                Err(unsupported("`namespace` or the object has a name that is none"))
+            }
             _ => Err(unsupported("name one of `deployment`, `stateful_set` and `daemon_set`")),
         }
     }
@@ -300,7 +302,8 @@ impl Pods {
         let own = BTreeSet::from([target.uid().to_owned()]);
         Ok(match self.kind {
             Kind::Deployment => {
-                let sets = self.namespace.list::<ReplicaSet>("apps", "replicasets", selected).await?;
+                let sets =
+                    self.namespace.list::<ReplicaSet>("apps", "replicasets", selected).await?;
                 let sets: Vec<_> = sets.iter().filter(|set| owns(target, &set.metadata)).collect();
                 let current = sets.iter().find(|set| is_template_of(set, target));
                 let uid = |set: &ReplicaSet| set.metadata.uid.clone().unwrap_or_default();
@@ -309,7 +312,10 @@ impl Pods {
             }
             Kind::StatefulSet => {
                 let current = target.update_revision().filter(|_| target.is_observed());
-                Revisions { owners: own, current: current.map(|hash| Current::Hash(hash.to_owned())) }
+                Revisions {
+                    owners: own,
+                    current: current.map(|hash| Current::Hash(hash.to_owned())),
+                }
             }
             Kind::DaemonSet => {
                 let all = self

@@ -36,7 +36,8 @@ pub(super) async fn accepts(
     place: &TokenPlace,
     token: &SecretValue,
 ) -> Option<bool> {
-    let status = tokio::time::timeout(ANSWER, status(namespace, pod, place, token)).await.ok()??;
+    let status =
+        tokio::time::timeout(ANSWER, status(namespace, pod, place, token)).await.ok()??;
     match status {
         200 => Some(true),
         401 | 403 => Some(false),

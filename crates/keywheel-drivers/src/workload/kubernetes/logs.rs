@@ -89,11 +89,7 @@ pub(super) async fn read(
             Ok(Err(error)) => Some(error.to_string()),
             Err(_) => Some(format!("it was not read within {within}: ask for a later time")),
         };
-        read.push(ReadLog {
-            replica: log.replica(),
-            id: log.pod.metadata.uid.clone(),
-            not_read,
-        });
+        read.push(ReadLog { replica: log.replica(), id: log.pod.metadata.uid.clone(), not_read });
         if planted!("one_log_stands_for_all") {
             break;
         }

@@ -62,8 +62,7 @@ impl Pods {
             return Ok(Vec::new());
         }
         let (target, pods) = (self.place(), self.namespace.place("", "pods"));
-        let mut wanted =
-            vec![access("get", target), access("patch", target), access("list", pods)];
+        let mut wanted = vec![access("get", target), access("patch", target), access("list", pods)];
         match self.kind {
             Kind::Deployment => {
                 wanted.push(access("list", self.namespace.place("apps", "replicasets")));
@@ -131,9 +130,9 @@ impl Pods {
             let wanted = &budget.spec["selector"]["matchLabels"];
             wanted.as_object().is_some_and(|wanted| {
                 !wanted.is_empty()
-                    && wanted.iter().all(|(name, value)| {
-                        labels.get(name).map(String::as_str) == value.as_str()
-                    })
+                    && wanted
+                        .iter()
+                        .all(|(name, value)| labels.get(name).map(String::as_str) == value.as_str())
             })
         };
         let budgets = self.asked("policy", "v1", "poddisruptionbudgets").await?;
@@ -183,7 +182,8 @@ impl Pods {
             "spec": {"template": {"metadata": {"annotations": {TRIAL: "trial"}}}}
         });
         let patch = SecretValue::new(patch.to_string().into_bytes());
-        let answer = self.namespace.cluster.change(&self.place(), &Change::Merge(&patch), true).await?;
+        let answer =
+            self.namespace.cluster.change(&self.place(), &Change::Merge(&patch), true).await?;
         if !answer.status.is_success() {
             return match answer.error(Effect::Reads) {
                 CallError::Refused(refusal) if answer.status.as_u16() != 409 => {
@@ -271,11 +271,17 @@ mod tests {
             let findings = routes(Kind::Deployment, "shop", &meta);
             findings.into_iter().map(|finding| finding.message).collect::<Vec<_>>().join("\n")
         };
-        let argo = told(json!({"name": "app", "annotations": {"argocd.argoproj.io/tracking-id": "x"}}));
-        assert!(argo.contains("ignoreDifferences") && argo.contains("managedFieldsManagers: [keywheel]"));
-        let flux = told(json!({"name": "app", "labels": {"kustomize.toolkit.fluxcd.io/name": "x"}}));
+        let argo =
+            told(json!({"name": "app", "annotations": {"argocd.argoproj.io/tracking-id": "x"}}));
+        assert!(
+            argo.contains("ignoreDifferences")
+                && argo.contains("managedFieldsManagers: [keywheel]")
+        );
+        let flux =
+            told(json!({"name": "app", "labels": {"kustomize.toolkit.fluxcd.io/name": "x"}}));
         assert!(flux.contains("kustomize.toolkit.fluxcd.io/ssa: Merge"));
-        let managed = told(json!({"name": "app", "managedFields": [{"manager": "argocd-controller"}]}));
+        let managed =
+            told(json!({"name": "app", "managedFields": [{"manager": "argocd-controller"}]}));
         assert_eq!(managed, argo);
         assert!(told(json!({"name": "app"})).is_empty());
     }

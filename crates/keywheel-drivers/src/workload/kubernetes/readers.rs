@@ -51,7 +51,8 @@ pub(super) async fn find(
                 reader.slots.extend(new);
             }
             None => {
-                let next = if found.comes_round && !is_pinned { "; its next run reads anew" } else { "" };
+                let next =
+                    if found.comes_round && !is_pinned { "; its next run reads anew" } else { "" };
                 let name = format!("{} `{}` (by {how}{next})", found.kind, found.name);
                 readers.push(Reader { name, resource, slots: taken, runs });
             }

@@ -65,8 +65,7 @@ impl Known {
         for slot in slots {
             let (container, _) = slot::parts(slot);
             let secret = SecretRef::parse(container);
-            let is_here =
-                |it: &SecretRef| it.cluster == cluster && it.namespace == namespace.name;
+            let is_here = |it: &SecretRef| it.cluster == cluster && it.namespace == namespace.name;
             let Some(secret) = secret.filter(is_here) else { continue };
             if known.secrets.contains_key(container) {
                 continue;

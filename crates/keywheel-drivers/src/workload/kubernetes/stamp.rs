@@ -90,11 +90,10 @@ pub(super) fn patch(target: &Target, wanted: &Annotations, spec: Option<&Value>)
     if let Some(changes) = spec.and_then(|spec| changes(&target.raw, spec)) {
         template.insert("spec".into(), changes);
     }
-    let mut patch = json!({"spec": {"template": template}});
-    if !planted!("rolled_over_a_change") {
-        patch["metadata"] = json!({"resourceVersion": target.meta().resource_version});
-    }
-    patch
+    json!({
+        "metadata": {"resourceVersion": target.meta().resource_version},
+        "spec": {"template": template}
+    })
 }
 
 /// Returns the lists of a pod's specification that differ: a merge patch knows lists as a whole only.
@@ -107,10 +106,7 @@ fn changes(raw: &Value, spec: &Value) -> Option<Value> {
 }
 
 /// Returns a template's specification with every reference to one of these Secrets led to another, if that changes anything.
-pub(super) fn switched(
-    target: &Target,
-    to: impl Fn(&str) -> Option<String>,
-) -> Option<Value> {
+pub(super) fn switched(target: &Target, to: impl Fn(&str) -> Option<String>) -> Option<Value> {
     let present = &target.raw["spec"]["template"]["spec"];
     let mut spec = present.clone();
     let mut lead = |at: &mut Value| {

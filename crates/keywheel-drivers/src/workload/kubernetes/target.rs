@@ -158,7 +158,10 @@ impl Target {
             Typed::Deployment(one) => {
                 let strategy = one.spec.as_ref().and_then(|spec| spec.strategy.as_ref())?;
                 if strategy.type_.as_deref() == Some("Recreate") {
-                    return Some("its strategy `Recreate` ends every pod before the first new one starts".into());
+                    return Some(
+                        "its strategy `Recreate` ends every pod before the first new one starts"
+                            .into(),
+                    );
                 }
                 let rolling = strategy.rolling_update.as_ref();
                 let unavailable = rolling.and_then(|rolling| rolling.max_unavailable.as_ref());
@@ -179,7 +182,8 @@ impl Target {
                 let surge = rolling.and_then(|rolling| rolling.max_surge.as_ref());
                 let surges = surge.is_some_and(|surge| share(surge, 100) > 0);
                 (!surges).then(|| {
-                    "its pod of a node ends before the successor starts there (`maxSurge` is 0)".into()
+                    "its pod of a node ends before the successor starts there (`maxSurge` is 0)"
+                        .into()
                 })
             }
         }
@@ -229,7 +233,8 @@ impl Target {
 }
 
 fn read<T: DeserializeOwned>(raw: &Value) -> Result<T, CallError> {
-    T::deserialize(raw).map_err(|_| CallError::Unknown("the cluster's answer is not understood".into()))
+    T::deserialize(raw)
+        .map_err(|_| CallError::Unknown("the cluster's answer is not understood".into()))
 }
 
 fn replaces_by_itself(strategy: Option<&str>) -> Option<String> {
@@ -328,7 +333,9 @@ mod tests {
     #[test]
     fn a_deployment_is_done_when_kubectl_says_so() {
         let counts = |observed: i64, updated: i32, all: i32, available: i32| {
-            deployment(json!({"observedGeneration": observed, "updatedReplicas": updated, "replicas": all, "availableReplicas": available}))
+            deployment(
+                json!({"observedGeneration": observed, "updatedReplicas": updated, "replicas": all, "availableReplicas": available}),
+            )
         };
         assert!(waits(&counts(1, 3, 3, 3)), "not seen by its controller");
         assert!(waits(&counts(2, 2, 3, 3)), "not all are new");
@@ -380,7 +387,9 @@ mod tests {
             let raw = json!({"spec": {"replicas": 2, "selector": {}, "template": {}, "strategy": strategy}});
             Target::parse(Kind::Deployment, raw).unwrap().outage().is_some()
         };
-        let unavailable = |most: Value| with(json!({"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": most}}));
+        let unavailable = |most: Value| {
+            with(json!({"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": most}}))
+        };
         assert!(with(json!({"type": "Recreate"})));
         assert!(unavailable(json!("100%")));
         assert!(unavailable(json!(2)));
