@@ -4,7 +4,10 @@
 //! of a real cluster, divided by one [`Pace`].
 
 mod container;
+mod daemon_set;
 mod deployment;
+mod disruption;
+mod jobs;
 mod json;
 mod kubelet;
 mod mounts;
@@ -13,8 +16,11 @@ mod pass;
 mod pods;
 mod probe;
 mod replica_set;
+mod revision;
 mod rolling;
 mod runtime;
+mod service;
+mod stateful_set;
 mod template;
 
 use std::io;
@@ -29,9 +35,11 @@ use self::pass::Pass;
 use self::pods::Readiness;
 use super::{Key, Kind, Objects};
 
+pub use self::disruption::evict;
 pub use self::kubelet::{Held, NODE};
 pub use self::pace::Pace;
 pub use self::runtime::{Fate, Given, Judge, Runtime};
+pub use self::service::Balancer;
 
 /// How the cluster runs where nothing goes wrong.
 #[derive(Clone)]
@@ -142,6 +150,16 @@ impl Run {
         self.poke.send_replace(false);
     }
 
+    /// Serves the first port of a Service on a free port of the loopback address.
+    ///
+    /// # Errors
+    /// Where no port or no thread can be had.
+    pub fn serve(&self, namespace: &str, service: &str) -> io::Result<Balancer> {
+        let service = Key::new(Kind::Service, namespace, service);
+        let lag = self.settings.pace.of(self.settings.endpoint_lag);
+        Balancer::start(&self.objects, service, lag)
+    }
+
     /// Returns how it runs.
     pub fn settings(&self) -> &Settings {
         &self.settings
@@ -193,6 +211,10 @@ impl Loop {
         if !switches.controllers_are_stopped {
             deployment::reconcile(&pass, &mut self.progress);
             replica_set::reconcile(&pass);
+            stateful_set::reconcile(&pass);
+            daemon_set::reconcile(&pass);
+            jobs::reconcile(&pass);
+            disruption::reconcile(&pass);
         }
         let pass = pass.by("kubelet");
         kubelet.reconcile(&pass, switches);
