@@ -1,15 +1,15 @@
-//! PodDisruptionBudgets: their status is kept, and evictions heed them. Rolls do not, here as in a real cluster.
+//! PodDisruptionBudgets: their status is kept for evictions to heed. Rolls do not, here as in a real cluster.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::json::{count, namespace, number, owner, selects, uid};
+use super::json::{count, namespace, owner, selects, uid};
 use super::pass::Pass;
 use super::pods::{is_active, is_ready};
 use super::rolling::share;
-use crate::kubernetes::{Deletion, Key, Kind, Objects, Status};
+use crate::kubernetes::{Kind, Objects};
 
 /// Keeps the status of every budget.
 pub(super) fn reconcile(pass: &Pass<'_>) {
@@ -17,24 +17,6 @@ pub(super) fn reconcile(pass: &Pass<'_>) {
         let status = judged(pass.objects, &budget);
         pass.set_status(Kind::PodDisruptionBudget, &budget, status);
     }
-}
-
-/// Ends a pod unless a budget forbids it now.
-///
-/// # Errors
-/// Where there is no such pod, or a budget would be violated (429).
-pub fn evict(objects: &Objects, pod: &Key) -> Result<(), Status> {
-    let found = objects.get(pod).ok_or_else(|| Status::not_found(pod.kind.resource(), &pod.name))?;
-    let budgets = objects.list(Kind::PodDisruptionBudget, pod.namespace.as_deref()).0;
-    let forbids = |budget: &Arc<Value>| {
-        selects(&budget["spec"]["selector"], &found["metadata"]["labels"])
-            && number(&judged(objects, budget), "/disruptionsAllowed") == Some(0)
-    };
-    if is_ready(&found) && budgets.iter().any(forbids) {
-        let why = "Cannot evict pod as it would violate the pod's disruption budget.";
-        return Err(Status::new(429, "TooManyRequests", why));
-    }
-    objects.delete(pod, &Deletion::default()).map(drop)
 }
 
 /// Returns the status of a budget as things are now.

@@ -33,9 +33,8 @@ use tokio::sync::watch;
 use self::kubelet::Kubelet;
 use self::pass::Pass;
 use self::pods::Readiness;
-use super::{Key, Kind, Objects};
+use super::{Key, Kind, LogOf, Objects};
 
-pub use self::disruption::evict;
 pub use self::kubelet::{Held, NODE};
 pub use self::pace::Pace;
 pub use self::runtime::{Fate, Given, Judge, Runtime};
@@ -132,16 +131,13 @@ impl Run {
         lock(&self.shared).kubelet.held(&pods)
     }
 
-    /// Returns what a container has written, in its present or its former run; for no name, the last container.
-    pub fn log(
-        &self,
-        namespace: &str,
-        pod: &str,
-        container: &str,
-        previous: bool,
-    ) -> Option<String> {
-        let pod = self.objects.get(&Key::new(Kind::Pod, namespace, pod))?;
-        lock(&self.shared).kubelet.log(&pod, container, previous)
+    /// Returns what hands over the log of a container.
+    pub(super) fn logs(&self) -> Arc<dyn Fn(&LogOf) -> Option<String> + Send + Sync> {
+        let (objects, shared) = (self.objects.clone(), Arc::clone(&self.shared));
+        Arc::new(move |of| {
+            let pod = objects.get(&of.pod)?;
+            lock(&shared).kubelet.log(&pod, of.container.as_deref(), of.previous)
+        })
     }
 
     /// Changes what goes wrong.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::json::{label, name, namespace, number, owner, same, uid};
+use super::json::{entries, label, name, namespace, number, owner, same, uid};
 use super::pass::Pass;
 use super::template::{hash, managed_by};
 use crate::kubernetes::Kind;
@@ -21,7 +21,7 @@ impl History {
         let history = Self::read(pass, object);
         let template = &object["spec"]["template"];
         let newest = history.0.last().map_or(0, |newest| revision(newest));
-        match history.0.iter().find(|kept| same(self::template(kept), template)) {
+        match history.0.iter().find(|kept| same(&self::template(kept), template)) {
             Some(known) if revision(known) == newest => return history,
             Some(known) => pass.change(Kind::ControllerRevision, known, |known| {
                 known["revision"] = (newest + 1).into();
@@ -48,7 +48,7 @@ impl History {
 
     /// Returns the template of a revision.
     pub(super) fn template(&self, revision: &str) -> Option<Value> {
-        self.0.iter().find(|kept| name(kept) == revision).map(|kept| template(kept).clone())
+        self.0.iter().find(|kept| name(kept) == revision).map(|kept| template(kept))
     }
 
     /// Deletes the oldest that no pod is made of.
@@ -74,13 +74,19 @@ fn revision(kept: &Value) -> i64 {
     number(kept, "/revision").unwrap_or_default()
 }
 
-fn template(kept: &Value) -> &Value {
-    &kept["data"]["spec"]["template"]
+fn template(kept: &Value) -> Value {
+    let all = entries(kept, "/data/spec/template").into_iter();
+    let all = all.filter(|(name, _)| *name != DIRECTIVE);
+    all.map(|(name, value)| (name.clone(), value.clone())).collect()
 }
 
+/// What a revision is kept as is a patch that replaces the template.
+const DIRECTIVE: &str = "$patch";
+
 fn made(kind: Kind, object: &Value, revision: i64) -> Value {
-    let template = &object["spec"]["template"];
-    let hash = hash(template);
+    let mut template = object["spec"]["template"].clone();
+    let hash = hash(&template);
+    template[DIRECTIVE] = "replace".into();
     json!({
         "apiVersion": "apps/v1",
         "kind": "ControllerRevision",
