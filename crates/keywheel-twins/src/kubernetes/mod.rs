@@ -1,7 +1,8 @@
 //! The stand-in of a Kubernetes cluster: its API server, and the objects that it keeps.
 //!
 //! It speaks plain HTTP on the loopback address and keeps everything in memory. Clients come by bearer token, each with rights of
-//! its own; what goes wrong is a script: see [`faults`]. Nothing here runs a pod: controllers and a kubelet work on [`Objects`].
+//! its own; what goes wrong is a script: see [`faults`]. The server runs no
+//! pod: controllers and a kubelet work on [`Objects`], see [`run`].
 
 mod api;
 mod disclosure;
@@ -134,6 +135,16 @@ impl Cluster {
     /// Hands over the logs of containers from now on.
     pub fn serve_logs(&self, logs: impl Fn(&LogOf) -> Option<String> + Send + Sync + 'static) {
         self.api.set_logs(Arc::new(logs));
+    }
+
+    /// Lets the objects come true from now on, and hands over the logs of what runs.
+    ///
+    /// # Errors
+    /// Where no thread can be had.
+    pub fn run(&self, settings: run::Settings) -> io::Result<run::Run> {
+        let run = run::Run::start(&self.api.objects, settings)?;
+        self.api.set_logs(run.logs());
+        Ok(run)
     }
 
     /// Lets somebody else change an object again and again, until it is dropped.

@@ -148,14 +148,15 @@ impl Kubelet {
         all
     }
 
-    /// Returns what a container has written, in its present or its former run.
-    pub(super) fn log(&self, pod: &Value, container: &str, previous: bool) -> Option<String> {
+    /// Returns what a container has written, in its present or its former run. A simulated one writes nothing.
+    pub(super) fn log(&self, pod: &Value, container: Option<&str>, previous: bool) -> Option<String> {
         let running = self.pods.get(uid(pod))?;
-        let all = running.before.iter().chain(&running.containers);
-        let mut meant = all.filter(|it| container.is_empty() || it.name == container);
-        let Runtime::Processes { .. } = self.settings.runtime else { return None };
-        let file = meant.next_back()?.log(&self.settings.runtime, pod, previous)?;
-        std::fs::read_to_string(file).ok()
+        let mut all = running.containers.iter().chain(&running.before);
+        let meant = all.find(|it| container.is_none_or(|name| it.name == name))?;
+        let Runtime::Processes { .. } = self.settings.runtime else {
+            return meant.has_run().then(String::new);
+        };
+        std::fs::read_to_string(meant.log(&self.settings.runtime, pod, previous)?).ok()
     }
 }
 

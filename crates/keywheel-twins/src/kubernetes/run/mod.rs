@@ -4,7 +4,10 @@
 //! of a real cluster, divided by one [`Pace`].
 
 mod container;
+mod daemon_set;
 mod deployment;
+mod disruption;
+mod jobs;
 mod json;
 mod kubelet;
 mod mounts;
@@ -13,8 +16,11 @@ mod pass;
 mod pods;
 mod probe;
 mod replica_set;
+mod revision;
 mod rolling;
 mod runtime;
+mod service;
+mod stateful_set;
 mod template;
 
 use std::io;
@@ -27,11 +33,12 @@ use tokio::sync::watch;
 use self::kubelet::Kubelet;
 use self::pass::Pass;
 use self::pods::Readiness;
-use super::{Key, Kind, Objects};
+use super::{Key, Kind, LogOf, Objects};
 
 pub use self::kubelet::{Held, NODE};
 pub use self::pace::Pace;
 pub use self::runtime::{Fate, Given, Judge, Runtime};
+pub use self::service::Balancer;
 
 /// How the cluster runs where nothing goes wrong.
 #[derive(Clone)]
@@ -124,22 +131,29 @@ impl Run {
         lock(&self.shared).kubelet.held(&pods)
     }
 
-    /// Returns what a container has written, in its present or its former run; for no name, the last container.
-    pub fn log(
-        &self,
-        namespace: &str,
-        pod: &str,
-        container: &str,
-        previous: bool,
-    ) -> Option<String> {
-        let pod = self.objects.get(&Key::new(Kind::Pod, namespace, pod))?;
-        lock(&self.shared).kubelet.log(&pod, container, previous)
+    /// Returns what hands over the log of a container.
+    pub(super) fn logs(&self) -> Arc<dyn Fn(&LogOf) -> Option<String> + Send + Sync> {
+        let (objects, shared) = (self.objects.clone(), Arc::clone(&self.shared));
+        Arc::new(move |of| {
+            let pod = objects.get(&of.pod)?;
+            lock(&shared).kubelet.log(&pod, of.container.as_deref(), of.previous)
+        })
     }
 
     /// Changes what goes wrong.
     pub fn switch(&self, change: impl FnOnce(&mut Switches)) {
         change(&mut lock(&self.shared).switches);
         self.poke.send_replace(false);
+    }
+
+    /// Serves the first port of a Service on a free port of the loopback address.
+    ///
+    /// # Errors
+    /// Where no port or no thread can be had.
+    pub fn serve(&self, namespace: &str, service: &str) -> io::Result<Balancer> {
+        let service = Key::new(Kind::Service, namespace, service);
+        let lag = self.settings.pace.of(self.settings.endpoint_lag);
+        Balancer::start(&self.objects, service, lag)
     }
 
     /// Returns how it runs.
@@ -193,6 +207,10 @@ impl Loop {
         if !switches.controllers_are_stopped {
             deployment::reconcile(&pass, &mut self.progress);
             replica_set::reconcile(&pass);
+            stateful_set::reconcile(&pass);
+            daemon_set::reconcile(&pass);
+            jobs::reconcile(&pass);
+            disruption::reconcile(&pass);
         }
         let pass = pass.by("kubelet");
         kubelet.reconcile(&pass, switches);

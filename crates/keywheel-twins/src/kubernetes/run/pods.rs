@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use serde_json::Value;
 
-use super::json::{annotation, each, is_ending, label, number, owner, text, uid};
+use super::json::{annotation, each, is_ending, number, owner, text, uid};
 use super::pace::Pace;
 
 /// Pods as controllers count them, and since when each is ready: the API keeps whole seconds only, which is too coarse for a time
@@ -74,13 +74,4 @@ pub(super) fn by_worth(pods: &mut [Arc<Value>], readiness: &Readiness) {
             std::cmp::Reverse(restarts),
         )
     });
-}
-
-/// Returns the pods whose label has this value.
-pub(super) fn labelled<'a>(
-    pods: &'a [Arc<Value>],
-    name: &'a str,
-    value: &'a str,
-) -> impl Iterator<Item = &'a Arc<Value>> {
-    pods.iter().filter(move |pod| label(pod, name) == value)
 }
