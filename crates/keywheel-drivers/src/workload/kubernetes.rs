@@ -394,3 +394,6 @@ fn without_hash(template: &PodTemplateSpec) -> PodTemplateSpec {
 fn unsupported(message: &str) -> Refusal {
     Refusal::operator(RefusalKind::Unsupported, message)
 }
+
+#[cfg(test)]
+mod tests;

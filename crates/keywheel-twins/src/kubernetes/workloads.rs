@@ -247,7 +247,7 @@ fn pod_spec(spec: &mut Value, at: &str, causes: &mut Vec<Cause>) {
             ("/terminationGracePeriodSeconds", 30.into()),
         ],
     );
-    for volume in spec["volumes"].as_array_mut().into_iter().flatten() {
+    for volume in spec.get_mut("volumes").and_then(Value::as_array_mut).into_iter().flatten() {
         for source in ["secret", "configMap", "projected"] {
             if volume.get(source).is_some_and(Value::is_object) {
                 fill(volume, &[(&format!("/{source}/defaultMode"), 420.into())]);
