@@ -6,8 +6,8 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{ConnectInfo, Extension, Request, State};
-use axum::http::StatusCode;
 use axum::http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
+use axum::http::{StatusCode, request::Parts};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
@@ -18,6 +18,8 @@ use super::faults::{Fault, Faults};
 use super::kinds::Kind;
 use super::objects::{Deletion, How, Key, Objects};
 use super::patch;
+use super::port_forward;
+use super::protobuf;
 use super::rbac::{self, User};
 use super::request::{Call, Route, Target};
 use super::selector::Selector;
@@ -146,11 +148,12 @@ async fn handle(
     lag: Option<Extension<Lag>>,
     request: Request,
 ) -> Response {
+    let (parts, body) = request.into_parts();
     // It is taken in already.
-    let body = axum::body::to_bytes(request.into_body(), usize::MAX).await.unwrap_or_default();
+    let body = axum::body::to_bytes(body, usize::MAX).await.unwrap_or_default();
     let lag = lag.map(|Extension(Lag(lag))| lag);
     let asked = Asked { api: &api, call: &call, effect: &effect, lag };
-    asked.answer(&body).unwrap_or_else(|status| refusal(&status))
+    asked.answer(parts, &body).unwrap_or_else(|status| refusal(&status))
 }
 
 fn refusal(status: &Status) -> Response {
@@ -171,7 +174,7 @@ struct Asked<'a> {
 }
 
 impl Asked<'_> {
-    fn answer(&self, body: &Bytes) -> Answer {
+    fn answer(&self, parts: Parts, body: &Bytes) -> Answer {
         let user = self.api.user(self.call);
         let user = user.ok_or_else(|| Status::new(401, "Unauthorized", "Unauthorized"))?;
         match &self.call.route {
@@ -190,7 +193,7 @@ impl Asked<'_> {
                 if let Some(Fault::Refused { code, message }) = &self.effect.0 {
                     return Err(refused_by_webhook(*code, message));
                 }
-                self.objects(&user, target, body)
+                self.objects(&user, target, parts, body)
             }
         }
     }
@@ -228,7 +231,7 @@ impl Asked<'_> {
         Ok((StatusCode::CREATED, ok(review)).into_response())
     }
 
-    fn objects(&self, user: &User, target: &Target, body: &Bytes) -> Answer {
+    fn objects(&self, user: &User, target: &Target, parts: Parts, body: &Bytes) -> Answer {
         match (self.call.verb, target.subresource.as_str()) {
             ("get", "" | "status") => self.get(target),
             ("list", "") => self.list(target),
@@ -241,6 +244,10 @@ impl Asked<'_> {
             ("get", "scale") => Ok(ok(scale_of(&*self.present(target)?))),
             ("update" | "patch", "scale") => self.scale(target, body),
             ("get", "log") if target.resource.kind == Kind::Pod => self.log(target),
+            ("get" | "create", "portforward") if target.resource.kind == Kind::Pod => {
+                let ports = self.call.option("ports").unwrap_or_default();
+                port_forward::answer(parts, &*self.present(target)?, ports)
+            }
             ("create", "eviction") if target.resource.kind == Kind::Pod => self.evict(target, body),
             _ => Err(no_such_method()),
         }
@@ -343,7 +350,7 @@ impl Asked<'_> {
     }
 
     fn create(&self, target: &Target, body: &Bytes) -> Answer {
-        let mut object = parsed(body)?;
+        let mut object = self.sent(body)?;
         self.check(target, &mut object)?;
         self.admit(&mut object)?;
         self.note(target, &object);
@@ -352,7 +359,7 @@ impl Asked<'_> {
     }
 
     fn update(&self, target: &Target, body: &Bytes) -> Answer {
-        let mut object = parsed(body)?;
+        let mut object = self.sent(body)?;
         self.check(target, &mut object)?;
         let key = self.key(target);
         let done = self.api.objects.modify(&key, self.how(target), |_| {
@@ -399,6 +406,15 @@ impl Asked<'_> {
         self.note(target, &done);
         let code = if is_new { StatusCode::CREATED } else { StatusCode::OK };
         Ok((code, ok(shown(&done, target))).into_response())
+    }
+
+    /// Reads an object in either of the forms in which clients send one.
+    fn sent(&self, body: &Bytes) -> Result<Value, Status> {
+        if !self.call.content_type.starts_with("application/vnd.kubernetes.protobuf") {
+            return parsed(body);
+        }
+        let why = "the body of the request was in an unknown format - accepted media types include: application/json";
+        protobuf::read(body).ok_or_else(|| Status::new(415, "UnsupportedMediaType", why))
     }
 
     /// Refuses an object that is not the one of the path, and fills in what the path says.

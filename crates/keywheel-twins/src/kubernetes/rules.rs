@@ -23,12 +23,15 @@ pub(super) fn settle(
 ) -> Result<(), Status> {
     let mut causes = Vec::new();
     read_metadata(resource, new)?;
+    if resource.kind == Kind::Secret {
+        read_secret(new)?;
+    }
+    if resource.kind != Kind::ControllerRevision {
+        prune(new);
+    }
     metadata(&new["metadata"], "metadata", &mut causes);
     match resource.kind {
-        Kind::Secret => {
-            read_secret(new)?;
-            secret(new, old, &mut causes);
-        }
+        Kind::Secret => secret(new, old, &mut causes),
         Kind::ConfigMap => data_fields(new, old, &mut causes),
         Kind::Namespace => fill(
             new,
@@ -39,9 +42,6 @@ pub(super) fn settle(
         ),
         Kind::ExternalSecret => external_secret(new, &mut causes),
         _ => workloads::settle(resource, new, old, &mut causes),
-    }
-    if resource.kind != Kind::ControllerRevision {
-        prune(new);
     }
     if causes.is_empty() {
         return Ok(());
