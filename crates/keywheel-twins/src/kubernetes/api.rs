@@ -6,7 +6,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{ConnectInfo, Extension, Request, State};
-use axum::http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
+use axum::http::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use axum::http::{StatusCode, request::Parts};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -124,7 +124,10 @@ async fn inject(
     parts.extensions.insert(Effect(fault));
     let request = Request::from_parts(parts, Body::from(bytes));
     let mut response = match scripted {
-        Some(fault) => crate::fault::misbehave(&api.faults.http, fault, &cut, request, next).await,
+        Some(fault) => {
+            let http = &api.faults.http;
+            patient(crate::fault::misbehave(http, fault, &cut, request, next).await).await
+        }
         None => next.run(request).await,
     };
     api.faults.answered(index, response.status().as_u16());
@@ -132,6 +135,22 @@ async fn inject(
         .headers_mut()
         .insert(HeaderName::from_static(HEADER), HeaderValue::from_static(super::NAME));
     response
+}
+
+/// Says in the body too when to ask again: many clients read it there only.
+async fn patient(response: Response) -> Response {
+    let after = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
+    let Some(seconds) = after.and_then(|text| text.parse::<u64>().ok()) else { return response };
+    let (parts, body) = response.into_parts();
+    let bytes = axum::body::to_bytes(body, usize::MAX).await.unwrap_or_default();
+    let Ok(mut status) = serde_json::from_slice::<Value>(&bytes) else {
+        return Response::from_parts(parts, Body::from(bytes));
+    };
+    status["details"]["retryAfterSeconds"] = seconds.into();
+    let mut told = ok(status);
+    *told.status_mut() = parts.status;
+    told.headers_mut().insert(RETRY_AFTER, seconds.into());
+    told
 }
 
 fn recreate(api: &Api, call: &Call) {
@@ -209,7 +228,7 @@ impl Asked<'_> {
     }
 
     fn review(&self, user: &User, body: &Bytes) -> Answer {
-        let mut review = parsed(body)?;
+        let mut review = self.sent(body)?;
         let asked = &review["spec"]["resourceAttributes"];
         let text =
             |name: &str| asked[name].as_str().filter(|text| !text.is_empty()).map(str::to_owned);
@@ -531,7 +550,7 @@ impl Asked<'_> {
     }
 
     fn scale(&self, target: &Target, body: &Bytes) -> Answer {
-        let wanted = parsed(body)?;
+        let wanted = self.sent(body)?;
         let key = self.key(target);
         let how = How { subresource: "scale", ..self.how(target) };
         let done = self.api.objects.modify(&key, how, |present| {

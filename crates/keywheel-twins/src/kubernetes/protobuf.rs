@@ -1,4 +1,4 @@
-//! The protobuf form in which kubectl sends the objects that it makes itself: Secrets and ConfigMaps.
+//! The protobuf form in which kubectl sends the objects that it makes itself: Secrets, ConfigMaps, scales and reviews of rights.
 
 use base64::prelude::{BASE64_STANDARD, Engine};
 use serde_json::{Map, Value, json};
@@ -12,6 +12,7 @@ enum Form {
     Text,
     Bytes,
     Flag,
+    Number,
     Texts,
     ByteTexts,
     Message(&'static [Field]),
@@ -23,6 +24,7 @@ const METADATA: &[Field] = &[
     (1, "name", Form::Text),
     (2, "generateName", Form::Text),
     (3, "namespace", Form::Text),
+    (6, "resourceVersion", Form::Text),
     (11, "labels", Form::Texts),
     (12, "annotations", Form::Texts),
 ];
@@ -42,6 +44,23 @@ const CONFIG_MAP: &[Field] = &[
     (4, "immutable", Form::Flag),
 ];
 
+const SCALE: &[Field] = &[
+    (1, "metadata", Form::Message(METADATA)),
+    (2, "spec", Form::Message(&[(1, "replicas", Form::Number)])),
+];
+
+const REVIEW: &[Field] =
+    &[(2, "spec", Form::Message(&[(1, "resourceAttributes", Form::Message(ATTRIBUTES))]))];
+
+const ATTRIBUTES: &[Field] = &[
+    (1, "namespace", Form::Text),
+    (2, "verb", Form::Text),
+    (3, "group", Form::Text),
+    (5, "resource", Form::Text),
+    (6, "subresource", Form::Text),
+    (7, "name", Form::Text),
+];
+
 const UNKNOWN: &[Field] = &[(1, "type", Form::Message(TYPE)), (2, "raw", Form::Bytes)];
 
 const TYPE: &[Field] = &[(1, "apiVersion", Form::Text), (2, "kind", Form::Text)];
@@ -52,6 +71,8 @@ pub(super) fn read(body: &[u8]) -> Option<Value> {
     let fields = match unknown["type"]["kind"].as_str()? {
         "Secret" => SECRET,
         "ConfigMap" => CONFIG_MAP,
+        "Scale" => SCALE,
+        "SelfSubjectAccessReview" => REVIEW,
         _ => return None,
     };
     let raw = BASE64_STANDARD.decode(unknown["raw"].as_str().unwrap_or_default()).ok()?;
@@ -69,6 +90,7 @@ fn message(bytes: &[u8], fields: &[Field]) -> Option<Value> {
         };
         match (form, content) {
             (Form::Flag, Part::Number(value)) => found[name] = (value != 0).into(),
+            (Form::Number, Part::Number(value)) => found[name] = value.into(),
             (Form::Text, Part::Bytes([])) => {}
             (Form::Text, Part::Bytes(bytes)) => found[name] = text(bytes)?.into(),
             (Form::Bytes, Part::Bytes(bytes)) => found[name] = BASE64_STANDARD.encode(bytes).into(),
