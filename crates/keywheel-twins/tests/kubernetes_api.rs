@@ -15,12 +15,12 @@ use futures_util::TryStreamExt;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::authorization::v1::SelfSubjectAccessReview;
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, Secret};
 use keywheel_twins::kubernetes::faults::{Fault, Rule as FaultRule};
 use keywheel_twins::kubernetes::{ADMIN, Class, Cluster, Key, Kind, Options, Rule};
 use kube::api::{
-    Api, DeleteParams, EvictParams, ListParams, LogParams, Patch, PatchParams, PostParams,
-    Preconditions, WatchEvent, WatchParams,
+    Api, ApiResource, DeleteParams, DynamicObject, EvictParams, GroupVersionKind, ListParams,
+    LogParams, Patch, PatchParams, PostParams, Preconditions, WatchEvent, WatchParams,
 };
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
@@ -131,6 +131,101 @@ async fn an_immutable_secret_changes_in_its_metadata_only() {
     );
     assert_eq!(refusal(patch(json!({ "immutable": false })).await).0, 422);
     patch(json!({ "metadata": { "annotations": { "keywheel.dev/claim": "1" } } })).await.unwrap();
+}
+
+#[tokio::test]
+async fn of_writers_at_the_same_time_each_success_counts_once() {
+    let cluster = Cluster::start().unwrap();
+    let client = client(&cluster, ADMIN).await;
+    let secrets: Api<Secret> = Api::default_namespaced(client);
+    secrets.create(&PostParams::default(), &secret("x", &[("n", b"0")])).await.unwrap();
+    let write = async |writer: usize| {
+        let mut written = 0;
+        for _ in 0..20 {
+            let mut present = secrets.get("x").await.unwrap();
+            let mine = format!("writer-{writer}");
+            let data = present.data.get_or_insert_default();
+            let number = |value: Option<&ByteString>| -> usize {
+                value.map_or(0, |it| String::from_utf8_lossy(&it.0).parse().unwrap())
+            };
+            let next = (number(data.get("n")) + 1).to_string();
+            data.insert("n".into(), ByteString(next.into_bytes()));
+            data.insert(mine, ByteString(vec![0]));
+            match secrets.replace("x", &PostParams::default(), &present).await {
+                Ok(_) => written += 1,
+                other => assert_eq!(refusal(other).0, 409),
+            }
+        }
+        written
+    };
+    let written: usize = futures_util::future::join_all((0..4).map(write)).await.into_iter().sum();
+    let data = secrets.get("x").await.unwrap().data.unwrap();
+    assert_eq!(data["n"].0, written.to_string().as_bytes());
+    assert!(written < 80, "nobody was ever in the way of anybody");
+    let seen = cluster.faults().seen();
+    assert_eq!(seen.iter().filter(|seen| seen.code == Some(409)).count(), 80 - written);
+    assert!(seen.iter().all(|seen| seen.user == ADMIN));
+}
+
+#[tokio::test]
+async fn another_uid_is_a_conflict_for_a_replacement_and_invalid_for_a_patch() {
+    let cluster = Cluster::start().unwrap();
+    let secrets: Api<Secret> = Api::default_namespaced(client(&cluster, ADMIN).await);
+    let made = secrets.create(&PostParams::default(), &secret("x", &[("a", b"1")])).await.unwrap();
+    cluster.objects().recreate(&Key::new(Kind::Secret, "default", "x"));
+    let mut wanted = made.clone();
+    wanted.metadata.resource_version = None;
+    assert_eq!(refusal(secrets.replace("x", &PostParams::default(), &wanted).await).0, 409);
+    let patch = json!({ "metadata": { "uid": made.metadata.uid }, "data": { "a": "Mg==" } });
+    let (code, _, message) =
+        refusal(secrets.patch("x", &PatchParams::default(), &Patch::Merge(&patch)).await);
+    assert_eq!(code, 422);
+    assert!(message.contains("metadata.uid: Invalid value"), "{message}");
+}
+
+#[tokio::test]
+async fn a_namespace_has_to_be_there_and_takes_everything_with_it() {
+    let cluster = Cluster::start().unwrap();
+    let client = client(&cluster, ADMIN).await;
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), "shop");
+    let mut wanted = secret("x", &[("a", b"1")]);
+    let (code, _, message) = refusal(secrets.create(&PostParams::default(), &wanted).await);
+    assert_eq!((code, message.as_str()), (404, "namespaces \"shop\" not found"));
+    cluster.objects().make_namespace("shop");
+    wanted.metadata.name = None;
+    wanted.metadata.generate_name = Some("key-".into());
+    for _ in 0..2 {
+        let made = secrets.create(&PostParams::default(), &wanted).await.unwrap();
+        assert!(made.metadata.name.unwrap().starts_with("key-"));
+    }
+    let everywhere: Api<Secret> = Api::all(client.clone());
+    assert_eq!(everywhere.list(&ListParams::default()).await.unwrap().items.len(), 2);
+    let namespaces: Api<Namespace> = Api::all(client);
+    namespaces.delete("shop", &DeleteParams::default()).await.unwrap();
+    assert_eq!(everywhere.list(&ListParams::default()).await.unwrap().items.len(), 0);
+}
+
+#[tokio::test]
+async fn a_custom_resource_is_patched_by_merge_only_and_counts_its_generations() {
+    let cluster = Cluster::start().unwrap();
+    let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(
+        "external-secrets.io",
+        "v1",
+        "ExternalSecret",
+    ));
+    let external: Api<DynamicObject> =
+        Api::default_namespaced_with(client(&cluster, ADMIN).await, &resource);
+    let wanted =
+        DynamicObject::new("x", &resource).data(json!({ "spec": { "refreshPolicy": "Periodic" } }));
+    let made = external.create(&PostParams::default(), &wanted).await.unwrap();
+    assert_eq!(made.data["spec"]["refreshInterval"], "1h0m0s");
+    let params = PatchParams::default();
+    let sync = json!({ "metadata": { "annotations": { "force-sync": "1" } } });
+    assert_eq!(refusal(external.patch("x", &params, &Patch::Strategic(&sync)).await).0, 415);
+    let synced = external.patch("x", &params, &Patch::Merge(&sync)).await.unwrap();
+    assert_eq!(synced.metadata.generation, Some(1));
+    let wrong = json!({ "spec": { "refreshPolicy": "Sometimes" } });
+    assert_eq!(refusal(external.patch("x", &params, &Patch::Merge(&wrong)).await).0, 422);
 }
 
 #[tokio::test]
@@ -353,6 +448,7 @@ async fn a_fault_strikes_the_requests_that_it_is_about() {
         seen.iter().filter(|seen| seen.verb == "patch").map(|seen| seen.code).collect();
     let codes = [409, 409, 429, 403, 200, 200, 200].map(Some);
     assert_eq!(patches, codes);
+    assert!(seen.iter().all(|seen| seen.user == ADMIN));
     assert_eq!(cluster.faults().writes(), 8);
 }
 

@@ -371,7 +371,7 @@ impl Asked<'_> {
     fn create(&self, target: &Target, body: &Bytes) -> Answer {
         let mut object = self.sent(body)?;
         self.check(target, &mut object)?;
-        self.admit(&mut object)?;
+        self.admit(&mut object);
         self.note(target, &object);
         let made = self.api.objects.create_as(target.resource.kind, object, self.how(target))?;
         Ok((StatusCode::CREATED, ok(shown(&made, target))).into_response())
@@ -380,11 +380,8 @@ impl Asked<'_> {
     fn update(&self, target: &Target, body: &Bytes) -> Answer {
         let mut object = self.sent(body)?;
         self.check(target, &mut object)?;
-        let key = self.key(target);
-        let done = self.api.objects.modify(&key, self.how(target), |_| {
-            self.admit(&mut object)?;
-            Ok(object)
-        })?;
+        self.admit(&mut object);
+        let done = self.api.objects.put(&self.key(target), self.how(target), object)?;
         self.note(target, &done);
         Ok(ok(shown(&done, target)))
     }
@@ -399,7 +396,7 @@ impl Asked<'_> {
         let done = self.api.objects.modify(&key, self.how(target), |present| {
             let mut object = at_version(present, &api_version(target));
             patch(&mut object, &wanted)?;
-            self.admit(&mut object)?;
+            self.admit(&mut object);
             Ok(object)
         })?;
         self.note(target, &done);
@@ -474,7 +471,7 @@ impl Asked<'_> {
     }
 
     /// Lets admission have its way with what is about to be written.
-    fn admit(&self, object: &mut Value) -> Result<(), Status> {
+    fn admit(&self, object: &mut Value) {
         if let Some(Fault::DropsAnnotation(name)) = &self.effect.0 {
             for place in ["/metadata/annotations", "/spec/template/metadata/annotations"] {
                 if let Some(Value::Object(annotations)) = object.pointer_mut(place) {
@@ -482,7 +479,6 @@ impl Asked<'_> {
                 }
             }
         }
-        Ok(())
     }
 
     /// Keeps where something that a Secret holds was written to a place that anybody reads.
