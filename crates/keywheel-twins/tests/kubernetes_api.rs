@@ -566,6 +566,80 @@ async fn a_generation_counts_what_is_wanted_and_a_status_is_written_apart() {
 }
 
 #[tokio::test]
+async fn a_stamp_that_is_applied_and_given_up_leaves_the_template_as_it_was() {
+    let cluster = Cluster::start().unwrap();
+    cluster.objects().create(Kind::Deployment, deployment(), "test").unwrap();
+    let deployments: Api<Deployment> = Api::default_namespaced(client(&cluster, ADMIN).await);
+    let before = deployments.get("app").await.unwrap();
+    let apply = async |manager: &str, template: Value| {
+        let config = json!({ "apiVersion": "apps/v1", "kind": "Deployment", "metadata": { "name": "app" },
+            "spec": { "template": template } });
+        deployments
+            .patch("app", &PatchParams::apply(manager), &Patch::Apply(&config))
+            .await
+            .unwrap()
+    };
+    let variable = json!([{ "name": "app", "env": [{ "name": "STAMP", "value": "1" }] }]);
+    let stamp = json!({ "metadata": { "annotations": { "keywheel.dev/stamp": "1" } }, "spec": { "containers": variable } });
+    let stamped = apply("keywheel", stamp.clone()).await;
+    let names = |deployment: &Deployment| -> Vec<String> {
+        let spec = deployment.spec.clone().unwrap().template.spec.unwrap();
+        spec.containers[0].env.clone().unwrap().into_iter().map(|it| it.name).collect()
+    };
+    assert_eq!(names(&stamped), ["TOKEN", "STAMP"]);
+    let forced = PatchParams::apply("argocd-controller").force();
+    deployments.patch("app", &forced, &Patch::Apply(&deployment())).await.unwrap();
+    let again = apply("keywheel", stamp).await;
+    assert_eq!((names(&again).len(), again.metadata.generation), (2, Some(2)));
+    let after = apply("keywheel", json!({})).await;
+    assert_eq!(after.spec, before.spec);
+    assert_eq!(after.metadata.generation, Some(3));
+}
+
+#[tokio::test]
+async fn a_lost_answer_is_lost_after_it_was_done_and_a_proxys_page_is_no_status() {
+    use keywheel_twins::fault::{Echo, Fault as Http};
+    let cluster = Cluster::start().unwrap();
+    let secrets: Api<Secret> = Api::default_namespaced(client(&cluster, ADMIN).await);
+    secrets.create(&PostParams::default(), &secret("x", &[("a", b"1")])).await.unwrap();
+    let on = || Class::new("patch", "secrets");
+    let page = Http::Status { code: 502, retry_after: None, body: Echo::Html, applied: false };
+    let faults = [Http::Cut, Http::TimeoutBefore, Http::TimeoutAfter, page];
+    let rule = |(skip, fault)| FaultRule::first(on(), Fault::Http(fault)).after(skip);
+    cluster.faults().set(faults.into_iter().enumerate().map(rule).collect());
+    let patch = async |value: &str| {
+        let wanted = json!({ "stringData": { "a": value } });
+        let params = PatchParams::default();
+        let asked = secrets.patch("x", &params, &Patch::Merge(&wanted)).await;
+        asked.map(drop)
+    };
+    let value = async || secrets.get("x").await.unwrap().data.unwrap().remove("a").unwrap().0;
+    patch("cut").await.unwrap_err();
+    assert_eq!(value().await, b"cut");
+    let soon = Duration::from_millis(300);
+    tokio::time::timeout(soon, patch("before")).await.unwrap_err();
+    assert_eq!(value().await, b"cut");
+    tokio::time::timeout(soon, patch("after")).await.unwrap_err();
+    assert_eq!(value().await, b"after");
+    let (code, reason, _) = refusal(patch("page").await);
+    assert_eq!((code, reason.as_str()), (502, "Failed to parse error data"));
+    assert_eq!(cluster.faults().unfired(), []);
+}
+
+#[tokio::test]
+async fn a_list_may_be_behind() {
+    let cluster = Cluster::start().unwrap();
+    let secrets: Api<Secret> = Api::default_namespaced(client(&cluster, ADMIN).await);
+    secrets.create(&PostParams::default(), &secret("old", &[])).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    secrets.create(&PostParams::default(), &secret("new", &[])).await.unwrap();
+    let stale = keywheel_twins::fault::Fault::DelayedList { for_ms: 300 };
+    cluster.faults().set(vec![FaultRule::first(Class::new("list", "secrets"), Fault::Http(stale))]);
+    let count = async || secrets.list(&ListParams::default()).await.unwrap().items.len();
+    assert_eq!([count().await, count().await], [1, 2]);
+}
+
+#[tokio::test]
 async fn the_own_rights_can_be_asked_and_come_from_role_bindings_too() {
     let cluster = Cluster::start().unwrap();
     cluster.add_user("bound", vec![]);

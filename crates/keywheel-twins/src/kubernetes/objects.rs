@@ -559,7 +559,11 @@ impl State {
         }
         let mut new = (*old).clone();
         for path in owners.fields(owner).difference(&applied) {
-            if !owners.has_other(owner, path) {
+            let kept = match path.split_last() {
+                Some((last, item)) if last == "." => owners.has_other_below(owner, item),
+                _ => owners.has_other(owner, path),
+            };
+            if !kept {
                 fields::remove(&mut new, path);
             }
         }
