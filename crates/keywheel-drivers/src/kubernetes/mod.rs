@@ -68,10 +68,6 @@ pub(crate) enum Change<'a> {
     Create(&'a SecretValue),
     /// A JSON merge patch (RFC 7386).
     Merge(&'a SecretValue),
-    /// A JSON patch (RFC 6902).
-    Json(&'a SecretValue),
-    /// A strategic merge patch.
-    Strategic(&'a SecretValue),
     /// Removes an object; the body is a `DeleteOptions`.
     Delete(&'a SecretValue),
 }
@@ -177,10 +173,6 @@ impl Kubernetes {
         let (method, kind, body) = match change {
             Change::Create(body) => (Method::POST, "application/json", body),
             Change::Merge(body) => (Method::PATCH, "application/merge-patch+json", body),
-            Change::Json(body) => (Method::PATCH, "application/json-patch+json", body),
-            Change::Strategic(body) => {
-                (Method::PATCH, "application/strategic-merge-patch+json", body)
-            }
             Change::Delete(body) => (Method::DELETE, "application/json", body),
         };
         let mut query = vec![("timeout", SERVER_TIMEOUT)];

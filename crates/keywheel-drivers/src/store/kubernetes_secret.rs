@@ -330,7 +330,12 @@ impl Secret {
         let kept = object.data.iter().filter(|(key, _)| !named(key)).map(|(_, value)| value);
         let new = due.iter().filter_map(|edit| edit.value);
         self.check_size(kept.chain(new).map(|value| value.expose().len()))?;
-        let data = due.iter().map(|edit| (edit.address, edit.value.map(Encoded))).collect();
+        let mut data: BTreeMap<_, _> =
+            due.iter().map(|edit| (edit.address, edit.value.map(Encoded))).collect();
+        if planted!("siblings_are_written_along") {
+            let siblings = object.data.iter().filter(|(key, _)| !named(key));
+            data.extend(siblings.map(|(key, value)| (key.as_str(), Some(Encoded(value)))));
+        }
         let patch = self.patch_of(object, data, BTreeMap::new());
         self.cluster.change(&self.place(), &Change::Merge(&patch), false).await
     }
@@ -346,7 +351,9 @@ impl Secret {
         annotations: BTreeMap<&str, Option<String>>,
     ) -> SecretValue {
         let version = Some(object.metadata.resource_version.as_str());
-        let resource_version = version.filter(|_| !planted!("writes_unconditionally"));
+        let resource_version = version.filter(|_| {
+            !planted!("writes_unconditionally") && !planted!("siblings_are_written_along")
+        });
         let metadata = PatchMetadata { resource_version, annotations };
         secret_json::write(&Patch { metadata, data })
     }
