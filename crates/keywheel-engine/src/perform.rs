@@ -245,7 +245,9 @@ impl Work<'_> {
         for (index, (store, planned)) in drivers.stores.iter().zip(&self.plan.stores).enumerate() {
             self.check_store(index).await?;
             findings.extend(store.preflight(&addresses(&planned.slots)).await?);
-            findings.extend(store.missing(&in_use(&planned.slots)).await?);
+            if !planted!("absent_slots_are_not_looked_for") {
+                findings.extend(store.missing(&in_use(&planned.slots)).await?);
+            }
         }
         let mut passed_over = Vec::new();
         if self.plan.is_emergency() {
