@@ -325,6 +325,17 @@ impl Objects {
         self.write(deletion.dry_run, |state| state.delete(key, deletion))
     }
 
+    /// Deletes an object and makes it again with the same content, as somebody does behind one's back: it has another uid.
+    pub fn recreate(&self, key: &Key) {
+        let Some(mut object) = self.get(key).map(|object| (*object).clone()) else { return };
+        // Nobody else deletes it in between but with the same outcome.
+        self.delete(key, &Deletion::now()).ok();
+        if let Some(metadata) = object["metadata"].as_object_mut() {
+            metadata.retain(|name, _| !matches!(name.as_str(), "uid" | "resourceVersion"));
+        }
+        self.create(key.kind, object, "kubectl-create").ok();
+    }
+
     /// Tells everything that happens to a kind from a version on; from 0, first what there is.
     ///
     /// # Errors
