@@ -107,6 +107,14 @@ impl Kubernetes {
         Ok(client)
     }
 
+    /// Returns whether it is made sure that it is the cluster itself which answers.
+    ///
+    /// # Errors
+    /// A refusal where its settings cannot be read.
+    pub(crate) async fn is_verified(&self) -> Result<bool, Refusal> {
+        self.source.is_verified(&self.target).await
+    }
+
     /// Returns the cluster as it names itself: by the namespace `kube-system`, which lives as long as the cluster.
     pub(crate) async fn identity(&self) -> Result<Pin, CallError> {
         let place = Place::core("namespaces").named("kube-system");

@@ -7,7 +7,6 @@ use base64::engine::general_purpose::STANDARD;
 use keywheel_driver::conformance::canary;
 use keywheel_driver::conformance::store::{self as conformance, Subject};
 use keywheel_driver::store::Accept;
-use keywheel_driver::{Owner, Remedy, Severity};
 use keywheel_twins::fault;
 use keywheel_twins::kubernetes::faults::{Class, Fault, Rule as FaultRule};
 use keywheel_twins::kubernetes::rbac::Rule;
@@ -660,7 +659,7 @@ async fn a_claim_that_cannot_be_read_blocks() {
     for text in ["", "{}", r#"{"keywheel_claim": 2}"#] {
         let bench = Bench::start();
         bench.edit("kubectl-annotate", |secret| {
-            secret["metadata"]["annotations"][crate::kubernetes::CLAIM] = json!(text);
+            secret["metadata"]["annotations"][CLAIM] = json!(text);
         });
         let config = bench.config(twin::ADMIN, Approach::InPlace);
         let store = bench.build(&config, Some(claim_of("dana")));
