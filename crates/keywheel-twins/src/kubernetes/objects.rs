@@ -238,8 +238,7 @@ impl Objects {
     /// # Errors
     /// Where it is gone, its `resourceVersion` is given and is not the present one, or it is not right.
     pub fn update(&self, kind: Kind, object: Value, manager: &str) -> Result<Arc<Value>, Status> {
-        let key = Key::of(kind, &object);
-        self.modify(&key, How { manager, ..How::default() }, |_| Ok(object))
+        self.put(&Key::of(kind, &object), How { manager, ..How::default() }, object)
     }
 
     /// Replaces the status of an object.
@@ -252,8 +251,8 @@ impl Objects {
         object: Value,
         manager: &str,
     ) -> Result<Arc<Value>, Status> {
-        let key = Key::of(kind, &object);
-        self.modify(&key, How { manager, subresource: "status", dry_run: false }, |_| Ok(object))
+        let how = How { manager, subresource: "status", dry_run: false };
+        self.put(&Key::of(kind, &object), how, object)
     }
 
     /// Changes an object, but not its status, from what it is now.
@@ -281,6 +280,18 @@ impl Objects {
     ) -> Result<Arc<Value>, Status> {
         let how = How { manager, subresource: "status", dry_run: false };
         self.modify(key, how, |present| Ok(edited(present, edit)))
+    }
+
+    /// Replaces an object, as a client says.
+    ///
+    /// # Errors
+    /// As for [`Objects::update`]; also where its `uid` is given and is not the present one.
+    pub fn put(&self, key: &Key, how: How, object: Value) -> Result<Arc<Value>, Status> {
+        self.modify(key, how, |present| {
+            let uid = object["metadata"]["uid"].as_str().filter(|uid| !uid.is_empty());
+            precondition(key, present, "UID", "uid", uid)?;
+            Ok(object)
+        })
     }
 
     /// Replaces an object by what is made of the present one.
@@ -311,7 +322,7 @@ impl Objects {
         config: &Value,
         how: How,
         force: bool,
-        admit: impl FnOnce(&mut Value) -> Result<(), Status>,
+        admit: impl FnOnce(&mut Value),
     ) -> Result<(Arc<Value>, bool), Status> {
         let owner = Manager { applies: true, ..Manager::updating(how) };
         self.write(how.dry_run, |state| state.apply(key, config, &owner, force, admit))
@@ -446,8 +457,7 @@ impl State {
     ) -> Result<Arc<Value>, Status> {
         let resource = kind.resource();
         let metadata = metadata_of(&mut object)?;
-        if let Some(version) = metadata.get("resourceVersion").filter(|version| **version != "") {
-            let _: &Value = version;
+        if metadata.get("resourceVersion").is_some_and(|version| *version != "") {
             let why = "resourceVersion should not be set on objects to be created";
             return Err(Status::new(500, "InternalError", why));
         }
@@ -528,13 +538,16 @@ impl State {
         config: &Value,
         owner: &Manager,
         force: bool,
-        admit: impl FnOnce(&mut Value) -> Result<(), Status>,
+        admit: impl FnOnce(&mut Value),
     ) -> Result<(Arc<Value>, bool), Status> {
         let custom = key.resource().is_custom();
         let applied = fields::leaves(config, custom);
         let Some(old) = self.objects.get(key).cloned() else {
+            if !owner.subresource.is_empty() {
+                return Err(Status::not_found(key.resource(), &key.name));
+            }
             let mut object = config.clone();
-            admit(&mut object)?;
+            admit(&mut object);
             return Ok((self.create(key.kind, object, owner, Some(applied))?, true));
         };
         let owners = Owners::of(&old);
@@ -546,12 +559,16 @@ impl State {
         }
         let mut new = (*old).clone();
         for path in owners.fields(owner).difference(&applied) {
-            if !owners.has_other(owner, path) {
+            let kept = match path.split_last() {
+                Some((last, item)) if last == "." => owners.has_other_below(owner, item),
+                _ => owners.has_other(owner, path),
+            };
+            if !kept {
                 fields::remove(&mut new, path);
             }
         }
         patch::apply(&mut new, config, custom);
-        admit(&mut new)?;
+        admit(&mut new);
         let done = self.replace(key, &old, new, Ownership::Set(owner, applied))?;
         Ok((done, false))
     }
@@ -727,10 +744,13 @@ fn kept(key: &Key, old: &Value, mut new: Value, manager: &Manager) -> Result<Val
     {
         return Err(Status::conflict(resource, &key.name));
     }
-    precondition(key, old, "UID", "uid", given("uid"))?;
-    if given("name").is_some_and(|name| name != key.name) {
-        let cause = Cause::invalid("metadata.name", &metadata["name"], "field is immutable");
-        return Err(Status::invalid(resource, &key.name, &[cause]));
+    // A patch that names another uid is not right, where a replacement would be in conflict.
+    for field in ["name", "uid"] {
+        if given(field).is_some_and(|value| old["metadata"][field] != value) {
+            let cause =
+                Cause::invalid(format!("metadata.{field}"), &metadata[field], "field is immutable");
+            return Err(Status::invalid(resource, &key.name, &[cause]));
+        }
     }
     if manager.subresource == "status" {
         let mut whole = old.clone();

@@ -23,12 +23,16 @@ pub(super) fn settle(
 ) -> Result<(), Status> {
     let mut causes = Vec::new();
     read_metadata(resource, new)?;
-    metadata(&new["metadata"], "metadata", &mut causes);
+    if resource.kind == Kind::Secret {
+        read_secret(new)?;
+    }
+    if resource.kind != Kind::ControllerRevision {
+        prune(new, resource.is_custom());
+        prune(&mut new["metadata"], false);
+    }
+    metadata(resource, &new["metadata"], &mut causes);
     match resource.kind {
-        Kind::Secret => {
-            read_secret(new)?;
-            secret(new, old, &mut causes);
-        }
+        Kind::Secret => secret(new, old, &mut causes),
         Kind::ConfigMap => data_fields(new, old, &mut causes),
         Kind::Namespace => fill(
             new,
@@ -39,9 +43,6 @@ pub(super) fn settle(
         ),
         Kind::ExternalSecret => external_secret(new, &mut causes),
         _ => workloads::settle(resource, new, old, &mut causes),
-    }
-    if resource.kind != Kind::ControllerRevision {
-        prune(new);
     }
     if causes.is_empty() {
         return Ok(());
@@ -76,14 +77,35 @@ pub(super) fn fill(object: &mut Value, defaults: &[(&str, Value)]) {
     }
 }
 
-/// Drops what is null, as a server does that knows its types.
-fn prune(value: &mut Value) {
+/// The maps that are the same empty as not there.
+const OMITTED: &[&str] = &[
+    "annotations",
+    "labels",
+    "matchLabels",
+    "nodeSelector",
+    "data",
+    "binaryData",
+    "limits",
+    "requests",
+];
+
+/// Drops what is null, and what is the same empty as not there, as a server does that knows its types.
+///
+/// A template that got an annotation and lost it again is thereby the one that it was.
+fn prune(value: &mut Value, custom: bool) {
     match value {
         Value::Object(map) => {
-            map.retain(|_, value| !value.is_null());
-            map.values_mut().for_each(prune);
+            map.values_mut().for_each(|value| prune(value, custom));
+            map.retain(|name, value| match value {
+                Value::Null => false,
+                Value::Array(items) => custom || !items.is_empty(),
+                Value::Object(map) => {
+                    custom || !map.is_empty() || !OMITTED.contains(&name.as_str())
+                }
+                _ => true,
+            });
         }
-        Value::Array(items) => items.iter_mut().for_each(prune),
+        Value::Array(items) => items.iter_mut().for_each(|item| prune(item, custom)),
         _ => {}
     }
 }
@@ -110,20 +132,21 @@ fn read_metadata(resource: &Resource, object: &Value) -> Result<(), Status> {
 const MOST_ANNOTATIONS: usize = 256 * 1024;
 
 /// Judges names, labels and annotations.
-fn metadata(metadata: &Value, at: &str, causes: &mut Vec<Cause>) {
+fn metadata(resource: &Resource, metadata: &Value, causes: &mut Vec<Cause>) {
+    // The names of roles have a grammar of their own.
+    let free = matches!(resource.kind, Kind::Role | Kind::RoleBinding);
     let name = &metadata["name"];
     match name.as_str() {
         None | Some("") => {
-            causes.push(Cause::required(format!("{at}.name"), "name or generateName is required"));
+            causes.push(Cause::required("metadata.name", "name or generateName is required"));
         }
-        // The names of roles have a grammar of their own.
-        Some(text) if !text.contains(':') && !is_subdomain(text) => {
+        Some(text) if !free && !is_subdomain(text) => {
             let why = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')";
-            causes.push(Cause::invalid(format!("{at}.name"), name, why));
+            causes.push(Cause::invalid("metadata.name", name, why));
         }
         Some(_) => {}
     }
-    marks(metadata, at, causes);
+    marks(metadata, "metadata", causes);
 }
 
 /// Judges labels and annotations.
