@@ -41,6 +41,12 @@ pub trait Store: Send + Sync {
         Ok(None)
     }
 
+    /// Names who wrote these slots last and is not keywheel, as the container itself tells it; nobody where it does not. Asked for
+    /// people only, where somebody else's write was found.
+    async fn others(&self, _addresses: &[String]) -> Result<Vec<String>, CallError> {
+        Ok(Vec::new())
+    }
+
     /// Reads the exact bytes of slots, in the order asked; none for a slot that is absent.
     async fn read(&self, addresses: &[String]) -> Result<Vec<Option<SecretValue>>, CallError>;
 

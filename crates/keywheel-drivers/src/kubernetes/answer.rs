@@ -8,6 +8,7 @@ use reqwest::header::HeaderMap;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use super::cluster::NO_LOGIN;
 use crate::http::{self, Effect};
 
 /// An answer, whole. The body may hold values and is shown to no one.
@@ -141,8 +142,7 @@ fn is_path(text: &str) -> bool {
 /// Says what came of a request that got no whole answer. Where no connection came about, nothing was sent.
 pub(super) fn no_answer(target: &str, error: &kube::Error) -> CallError {
     if let kube::Error::Auth(_) = error {
-        let why = "whoever logs in for this context, such as a program that its user names, gave no login";
-        return unavailable(target, why).into();
+        return unavailable(target, NO_LOGIN).into();
     }
     if is_connect(error) && !planted!("lost_answer_is_a_refusal") {
         return unavailable(target, "no connection").into();

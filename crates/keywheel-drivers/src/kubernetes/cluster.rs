@@ -15,6 +15,10 @@ use crate::{Context, http};
 /// The kinds of stores and workloads whose settings name a `cluster`; that of the environment is taken where they do not.
 pub const TAKE_A_CLUSTER: &[&str] = &["kubernetes", "kubernetes_secret"];
 
+/// What it is that nobody logs in.
+pub(super) const NO_LOGIN: &str =
+    "whoever logs in for this context, such as a program that its user names, gave no login";
+
 /// A cluster: `{ context: prod-eu }`, or `{ in_cluster: {} }`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -84,6 +88,14 @@ impl Source {
         made.unwrap_or_else(|_| Err(local(target, "its settings could not be read")))
     }
 
+    /// Whether the certificate of the server is checked.
+    pub(super) async fn is_verified(&self, target: &str) -> Result<bool, Refusal> {
+        let (source, named) = (self.clone(), target.to_owned());
+        let read = tokio::task::spawn_blocking(move || source.config(&named)).await;
+        let config = read.unwrap_or_else(|_| Err(local(target, "its settings could not be read")));
+        Ok(!config?.accept_invalid_certs)
+    }
+
     fn client(&self, target: &str) -> Result<kube::Client, Refusal> {
         // An error says that a provider is installed already, which is what is wanted.
         drop(rustls::crypto::ring::default_provider().install_default());
@@ -99,10 +111,10 @@ impl Source {
         }
         kube::Client::try_from(config).map_err(|error| match error {
             kube::Error::Auth(_) => {
-                let why = "whoever logs in for this context, such as a program that its user names, gave no login";
-                Refusal::retry(RefusalKind::Unavailable, None, format!("{target}: {why}"))
+                Refusal::retry(RefusalKind::Unavailable, None, format!("{target}: {NO_LOGIN}"))
             }
-            kube::Error::ProxyProtocolDisabled { .. } | kube::Error::ProxyProtocolUnsupported { .. } => {
+            kube::Error::ProxyProtocolDisabled { .. }
+            | kube::Error::ProxyProtocolUnsupported { .. } => {
                 local(target, "it is reached by a proxy (`proxy-url`), which is not supported")
             }
             _ => local(target, "its certificates cannot be used"),
@@ -219,6 +231,47 @@ mod tests {
         assert!(refusal(None).contains("no `cluster` is named"));
         let both = Cluster { in_cluster: Some(InCluster {}), ..named("prod-eu", None) };
         assert!(refusal(Some(both)).contains("beside"));
+    }
+
+    #[tokio::test]
+    async fn a_program_that_logs_in_is_run_and_its_words_are_not_repeated() {
+        let twin = keywheel_twins::kubernetes::Cluster::start().unwrap();
+        let token = twin.token(keywheel_twins::kubernetes::ADMIN).unwrap();
+        let folder = tempfile::TempDir::new().unwrap();
+        let write =
+            |name: &str, text: String| std::fs::write(folder.path().join(name), text).unwrap();
+        write(
+            "login",
+            format!(
+                "echo '{{\"apiVersion\":\"client.authentication.k8s.io/v1\",\"kind\":\"ExecCredential\",\"status\":{{\"token\":\"{token}\"}}}}'"
+            ),
+        );
+        write("fails", "echo kwcanary-login; exit 1".into());
+        let exec = |program: &str| {
+            format!(
+                "{{apiVersion: client.authentication.k8s.io/v1, command: sh, args: ['{}'], interactiveMode: Never}}",
+                folder.path().join(program).display()
+            )
+        };
+        write(
+            "kube",
+            format!(
+                "apiVersion: v1\nkind: Config\nclusters:\n- {{name: c, cluster: {{server: '{}'}}}}\n\
+             contexts:\n- {{name: works, context: {{cluster: c, user: works}}}}\n- {{name: fails, context: {{cluster: c, user: fails}}}}\n\
+             users:\n- {{name: works, user: {{exec: {}}}}}\n- {{name: fails, user: {{exec: {}}}}}\n",
+                twin.url(),
+                exec("login"),
+                exec("fails"),
+            ),
+        );
+        let root = Context::at(folder.path());
+        let cluster = |context| {
+            super::super::Kubernetes::new(Some(&named(context, Some("kube"))), &root).unwrap()
+        };
+        assert_eq!(cluster("works").identity().await.unwrap().id, twin.identity());
+        assert!(cluster("works").is_verified().await.unwrap());
+        let refused = cluster("fails").identity().await.unwrap_err().to_string();
+        assert!(refused.contains(NO_LOGIN) && !refused.contains("kwcanary"), "{refused}");
     }
 
     #[tokio::test]

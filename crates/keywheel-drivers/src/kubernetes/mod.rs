@@ -68,10 +68,6 @@ pub(crate) enum Change<'a> {
     Create(&'a SecretValue),
     /// A JSON merge patch (RFC 7386).
     Merge(&'a SecretValue),
-    /// A JSON patch (RFC 6902).
-    Json(&'a SecretValue),
-    /// A strategic merge patch.
-    Strategic(&'a SecretValue),
     /// Removes an object; the body is a `DeleteOptions`.
     Delete(&'a SecretValue),
 }
@@ -109,6 +105,14 @@ impl Kubernetes {
         let client = self.source.connect(&self.target).await?;
         shared().push((key, client.clone()));
         Ok(client)
+    }
+
+    /// Returns whether it is made sure that it is the cluster itself which answers.
+    ///
+    /// # Errors
+    /// A refusal where its settings cannot be read.
+    pub(crate) async fn is_verified(&self) -> Result<bool, Refusal> {
+        self.source.is_verified(&self.target).await
     }
 
     /// Returns the cluster as it names itself: by the namespace `kube-system`, which lives as long as the cluster.
@@ -177,10 +181,6 @@ impl Kubernetes {
         let (method, kind, body) = match change {
             Change::Create(body) => (Method::POST, "application/json", body),
             Change::Merge(body) => (Method::PATCH, "application/merge-patch+json", body),
-            Change::Json(body) => (Method::PATCH, "application/json-patch+json", body),
-            Change::Strategic(body) => {
-                (Method::PATCH, "application/strategic-merge-patch+json", body)
-            }
             Change::Delete(body) => (Method::DELETE, "application/json", body),
         };
         let mut query = vec![("timeout", SERVER_TIMEOUT)];

@@ -22,7 +22,9 @@ use keywheel_core::plan::Pin;
 use keywheel_core::planted;
 use keywheel_core::secret::SecretValue;
 use keywheel_driver::store::{Edit, Written};
-use keywheel_driver::{CallError, Claim, Claims, Finding, Refusal, RefusalKind, Store};
+use keywheel_driver::{
+    CallError, Claim, Claims, Finding, Owner, Refusal, RefusalKind, Remedy, Severity, Store,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -30,10 +32,11 @@ use self::claim::Claimed;
 use self::object::{
     Data, Encoded, LARGEST, New, NewMetadata, Object, Patch, PatchMetadata, not_a_key,
 };
-use crate::api::unsupported;
+use crate::api::{plain, unsupported};
 use crate::http::Effect;
 use crate::kubernetes::{
-    Access, Answer, Approach, Change, Cluster, Kubernetes, Place, SETTLE_FOR, SecretRef,
+    Access, Answer, Approach, CLAIM, Change, Cluster, Kubernetes, MANAGER, Place, SETTLE_FOR,
+    SecretRef, head_of,
 };
 use crate::{Build, Context, secret_json};
 
@@ -131,6 +134,12 @@ impl Store for KubernetesSecret {
         self.secret.missing(addresses).await
     }
 
+    async fn others(&self, addresses: &[String]) -> Result<Vec<String>, CallError> {
+        let present = self.secret.current().await?;
+        let others = addresses.iter().flat_map(|key| others(key, present.as_ref()));
+        Ok(others.collect::<BTreeSet<_>>().into_iter().collect())
+    }
+
     async fn addresses(&self) -> Result<Option<Vec<String>>, CallError> {
         Ok(Some(self.secret.present().await?.into_keys().collect()))
     }
@@ -213,7 +222,7 @@ impl Secret {
             ),
             false => format!(
                 "{what} does not exist, and ConfigMap `{}` names it as the current version; somebody deleted it",
-                crate::kubernetes::head_of(&self.name)
+                head_of(&self.name)
             ),
         };
         Refusal::operator(RefusalKind::NotFound, message)
@@ -270,14 +279,10 @@ impl Secret {
 
     /// Says that a key holds what no version explains, and who put it there.
     fn conflict(&self, key: &str, present: Option<&Object>) -> Refusal {
-        let managers = present.into_iter().flat_map(|object| object.managers(key));
-        let others: BTreeSet<_> = managers.filter(|m| *m != crate::kubernetes::MANAGER).collect();
+        let others = others(key, present);
         let by = match others.is_empty() {
             true => String::new(),
-            false => {
-                let names: Vec<_> = others.into_iter().map(crate::api::plain).collect();
-                format!(", written by `{}`", names.join("`, `"))
-            }
+            false => format!(", written by `{}`", others.join("`, `")),
         };
         let why = format!("`{key}` holds something else than expected{by}");
         self.refused(RefusalKind::Conflict, &why)
@@ -330,7 +335,12 @@ impl Secret {
         let kept = object.data.iter().filter(|(key, _)| !named(key)).map(|(_, value)| value);
         let new = due.iter().filter_map(|edit| edit.value);
         self.check_size(kept.chain(new).map(|value| value.expose().len()))?;
-        let data = due.iter().map(|edit| (edit.address, edit.value.map(Encoded))).collect();
+        let mut data: BTreeMap<_, _> =
+            due.iter().map(|edit| (edit.address, edit.value.map(Encoded))).collect();
+        if planted!("siblings_are_written_along") {
+            let siblings = object.data.iter().filter(|(key, _)| !named(key));
+            data.extend(siblings.map(|(key, value)| (key.as_str(), Some(Encoded(value)))));
+        }
         let patch = self.patch_of(object, data, BTreeMap::new());
         self.cluster.change(&self.place(), &Change::Merge(&patch), false).await
     }
@@ -346,7 +356,9 @@ impl Secret {
         annotations: BTreeMap<&str, Option<String>>,
     ) -> SecretValue {
         let version = Some(object.metadata.resource_version.as_str());
-        let resource_version = version.filter(|_| !planted!("writes_unconditionally"));
+        let resource_version = version.filter(|_| {
+            !planted!("writes_unconditionally") && !planted!("siblings_are_written_along")
+        });
         let metadata = PatchMetadata { resource_version, annotations };
         secret_json::write(&Patch { metadata, data })
     }
@@ -362,7 +374,7 @@ impl Secret {
         let data: Data = due.iter().filter_map(value).collect();
         self.check_size(data.values().map(|value| value.expose().len()))?;
         let claim = self.ours.as_ref().map(claim::text);
-        let annotations = claim.iter().map(|text| (crate::kubernetes::CLAIM, text.as_str()));
+        let annotations = claim.iter().map(|text| (CLAIM, text.as_str()));
         let metadata = NewMetadata {
             name: &self.name,
             labels: BTreeMap::new(),
@@ -421,6 +433,10 @@ impl Secret {
             }
         }
         let mut findings = self.denied().await?;
+        if !self.cluster.is_verified().await? {
+            let why = "its kubeconfig says `insecure-skip-tls-verify`, so that whoever is between could read values";
+            findings.push(Finding::note(format!("{}: {why}", self.cluster.target())));
+        }
         let present = match self.current().await {
             Err(CallError::Refused(refusal)) if refusal.kind == RefusalKind::NotFound => {
                 findings.push(Finding::blocks(refusal.message));
@@ -434,7 +450,7 @@ impl Secret {
             return Ok(findings);
         };
         findings.extend(self.object_findings(&object, addresses).await?);
-        let is_allowed = findings.iter().all(|f| f.severity != keywheel_driver::Severity::Blocks);
+        let is_allowed = findings.iter().all(|f| f.severity != Severity::Blocks);
         if is_allowed && let Some(key) = addresses.first() {
             findings.extend(self.rehearse(&object, key).await?);
         }
@@ -463,9 +479,7 @@ impl Secret {
                     .claim_of_head()
                     .await?
                     .as_deref()
-                    .map_or(keywheel_driver::Owner::Nobody, |text| {
-                        claim::Found(Some(text)).owner(ours)
-                    }),
+                    .map_or(Owner::Nobody, |text| claim::Found(Some(text)).owner(ours)),
             };
             findings.extend(owner.objection(&named).map(Finding::blocks));
         }
@@ -482,7 +496,7 @@ impl Secret {
     async fn denied(&self) -> Result<Vec<Finding>, CallError> {
         let secret = self.place();
         let (secrets, maps) = (self.secrets(), Place::core("configmaps").within(&self.namespace));
-        let head = crate::kubernetes::head_of(&self.name);
+        let head = head_of(&self.name);
         let access = |verb, place| Access { verb, place };
         let mut wanted = match self.approach {
             Approach::InPlace => vec![access("get", secret), access("patch", secret)],
@@ -524,9 +538,7 @@ impl Secret {
         }
         if !answer.status.is_success() {
             return match answer.error(Effect::Reads) {
-                CallError::Refused(refusal)
-                    if refusal.remedy == keywheel_driver::Remedy::Operator =>
-                {
+                CallError::Refused(refusal) if refusal.remedy == Remedy::Operator => {
                     Ok(Some(Finding::blocks(format!("a write was tried out: {refusal}"))))
                 }
                 error => Err(error),
@@ -565,6 +577,12 @@ impl Secret {
         };
         Ok(absent.map(finding).collect())
     }
+}
+
+/// Names who wrote a key last, beside keywheel.
+fn others(key: &str, present: Option<&Object>) -> Vec<String> {
+    let managers = present.into_iter().flat_map(|object| object.managers(key));
+    managers.filter(|manager| *manager != MANAGER).map(plain).collect()
 }
 
 /// Returns the key that is most like another one, if any is alike.

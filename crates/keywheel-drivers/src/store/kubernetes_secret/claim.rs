@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use keywheel_driver::{CallError, Claim, Claims, Owner};
+use keywheel_driver::{CallError, Claim, Claims, Owner, RefusalKind};
 use reqwest::StatusCode;
 use serde::{Deserialize, Serialize};
 
@@ -142,14 +142,21 @@ impl Claimed {
             // It is made with the claim on it.
             None => secret.make(&[]).await?,
             Some(object) => {
-                let annotations = BTreeMap::from([(CLAIM, claim)]);
+                let annotations = BTreeMap::from([(CLAIM, claim.clone())]);
                 let patch = secret.patch_of(object, BTreeMap::new(), annotations);
                 secret.cluster.change(&secret.place(), &Change::Merge(&patch), false).await?
             }
         };
         match answer.status {
             StatusCode::CONFLICT => Ok(false),
-            status if status.is_success() => Ok(true),
+            status if status.is_success() => {
+                let now: Object = answer.decode()?;
+                if now.annotation(CLAIM) == claim.as_deref() {
+                    return Ok(true);
+                }
+                let why = "the cluster did not keep the claim on it; an admission webhook may take annotations away";
+                Err(secret.refused(RefusalKind::Unsupported, why).into())
+            }
             _ => Err(answer.error(Effect::Changes)),
         }
     }

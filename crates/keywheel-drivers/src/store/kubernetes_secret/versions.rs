@@ -24,6 +24,9 @@ const VERSION_OF: &str = "keywheel.dev/version-of";
 /// How many names are tried for a new version, where others have taken some.
 const NAMES: u64 = 16;
 
+/// How many former versions are looked at on the way back.
+const LOOKED_BACK: usize = 8;
+
 /// Where something may name a Secret: what runs, what may run again, and the histories to which one goes back.
 const REFERRERS: [(&str, &str); 9] = [
     ("", "pods"),
@@ -83,7 +86,8 @@ impl Secret {
 
     /// Returns a known version that holds exactly this: the way back makes no new one.
     async fn holding(&self, head: &Head, wanted: &Data) -> Result<Option<String>, CallError> {
-        for name in head.known.iter().rev().filter(|name| **name != head.current) {
+        let others = head.known.iter().rev().filter(|name| **name != head.current);
+        for name in others.take(LOOKED_BACK) {
             let Some(object) = self.object(name).await? else { continue };
             let stays = object.immutable || *name == self.name;
             if stays && object.metadata.deletion_timestamp.is_none() && same(&object.data, wanted) {
