@@ -6,8 +6,8 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{ConnectInfo, Extension, Request, State};
-use axum::http::StatusCode;
-use axum::http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
+use axum::http::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
+use axum::http::{StatusCode, request::Parts};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
@@ -18,6 +18,8 @@ use super::faults::{Fault, Faults};
 use super::kinds::Kind;
 use super::objects::{Deletion, How, Key, Objects};
 use super::patch;
+use super::port_forward;
+use super::protobuf;
 use super::rbac::{self, User};
 use super::request::{Call, Route, Target};
 use super::selector::Selector;
@@ -122,7 +124,10 @@ async fn inject(
     parts.extensions.insert(Effect(fault));
     let request = Request::from_parts(parts, Body::from(bytes));
     let mut response = match scripted {
-        Some(fault) => crate::fault::misbehave(&api.faults.http, fault, &cut, request, next).await,
+        Some(fault) => {
+            let http = &api.faults.http;
+            patient(crate::fault::misbehave(http, fault, &cut, request, next).await).await
+        }
         None => next.run(request).await,
     };
     api.faults.answered(index, response.status().as_u16());
@@ -130,6 +135,22 @@ async fn inject(
         .headers_mut()
         .insert(HeaderName::from_static(HEADER), HeaderValue::from_static(super::NAME));
     response
+}
+
+/// Says in the body too when to ask again: many clients read it there only.
+async fn patient(response: Response) -> Response {
+    let after = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
+    let Some(seconds) = after.and_then(|text| text.parse::<u64>().ok()) else { return response };
+    let (parts, body) = response.into_parts();
+    let bytes = axum::body::to_bytes(body, usize::MAX).await.unwrap_or_default();
+    let Ok(mut status) = serde_json::from_slice::<Value>(&bytes) else {
+        return Response::from_parts(parts, Body::from(bytes));
+    };
+    status["details"]["retryAfterSeconds"] = seconds.into();
+    let mut told = ok(status);
+    *told.status_mut() = parts.status;
+    told.headers_mut().insert(RETRY_AFTER, seconds.into());
+    told
 }
 
 fn recreate(api: &Api, call: &Call) {
@@ -146,11 +167,12 @@ async fn handle(
     lag: Option<Extension<Lag>>,
     request: Request,
 ) -> Response {
+    let (parts, body) = request.into_parts();
     // It is taken in already.
-    let body = axum::body::to_bytes(request.into_body(), usize::MAX).await.unwrap_or_default();
+    let body = axum::body::to_bytes(body, usize::MAX).await.unwrap_or_default();
     let lag = lag.map(|Extension(Lag(lag))| lag);
     let asked = Asked { api: &api, call: &call, effect: &effect, lag };
-    asked.answer(&body).unwrap_or_else(|status| refusal(&status))
+    asked.answer(parts, &body).unwrap_or_else(|status| refusal(&status))
 }
 
 fn refusal(status: &Status) -> Response {
@@ -171,7 +193,7 @@ struct Asked<'a> {
 }
 
 impl Asked<'_> {
-    fn answer(&self, body: &Bytes) -> Answer {
+    fn answer(&self, parts: Parts, body: &Bytes) -> Answer {
         let user = self.api.user(self.call);
         let user = user.ok_or_else(|| Status::new(401, "Unauthorized", "Unauthorized"))?;
         match &self.call.route {
@@ -190,7 +212,7 @@ impl Asked<'_> {
                 if let Some(Fault::Refused { code, message }) = &self.effect.0 {
                     return Err(refused_by_webhook(*code, message));
                 }
-                self.objects(&user, target, body)
+                self.objects(&user, target, parts, body)
             }
         }
     }
@@ -206,7 +228,7 @@ impl Asked<'_> {
     }
 
     fn review(&self, user: &User, body: &Bytes) -> Answer {
-        let mut review = parsed(body)?;
+        let mut review = self.sent(body)?;
         let asked = &review["spec"]["resourceAttributes"];
         let text =
             |name: &str| asked[name].as_str().filter(|text| !text.is_empty()).map(str::to_owned);
@@ -228,7 +250,7 @@ impl Asked<'_> {
         Ok((StatusCode::CREATED, ok(review)).into_response())
     }
 
-    fn objects(&self, user: &User, target: &Target, body: &Bytes) -> Answer {
+    fn objects(&self, user: &User, target: &Target, parts: Parts, body: &Bytes) -> Answer {
         match (self.call.verb, target.subresource.as_str()) {
             ("get", "" | "status") => self.get(target),
             ("list", "") => self.list(target),
@@ -241,6 +263,10 @@ impl Asked<'_> {
             ("get", "scale") => Ok(ok(scale_of(&*self.present(target)?))),
             ("update" | "patch", "scale") => self.scale(target, body),
             ("get", "log") if target.resource.kind == Kind::Pod => self.log(target),
+            ("get" | "create", "portforward") if target.resource.kind == Kind::Pod => {
+                let ports = self.call.option("ports").unwrap_or_default();
+                port_forward::answer(parts, &*self.present(target)?, ports)
+            }
             ("create", "eviction") if target.resource.kind == Kind::Pod => self.evict(target, body),
             _ => Err(no_such_method()),
         }
@@ -343,7 +369,7 @@ impl Asked<'_> {
     }
 
     fn create(&self, target: &Target, body: &Bytes) -> Answer {
-        let mut object = parsed(body)?;
+        let mut object = self.sent(body)?;
         self.check(target, &mut object)?;
         self.admit(&mut object)?;
         self.note(target, &object);
@@ -352,7 +378,7 @@ impl Asked<'_> {
     }
 
     fn update(&self, target: &Target, body: &Bytes) -> Answer {
-        let mut object = parsed(body)?;
+        let mut object = self.sent(body)?;
         self.check(target, &mut object)?;
         let key = self.key(target);
         let done = self.api.objects.modify(&key, self.how(target), |_| {
@@ -399,6 +425,15 @@ impl Asked<'_> {
         self.note(target, &done);
         let code = if is_new { StatusCode::CREATED } else { StatusCode::OK };
         Ok((code, ok(shown(&done, target))).into_response())
+    }
+
+    /// Reads an object in either of the forms in which clients send one.
+    fn sent(&self, body: &Bytes) -> Result<Value, Status> {
+        if !self.call.content_type.starts_with("application/vnd.kubernetes.protobuf") {
+            return parsed(body);
+        }
+        let why = "the body of the request was in an unknown format - accepted media types include: application/json";
+        protobuf::read(body).ok_or_else(|| Status::new(415, "UnsupportedMediaType", why))
     }
 
     /// Refuses an object that is not the one of the path, and fills in what the path says.
@@ -515,7 +550,7 @@ impl Asked<'_> {
     }
 
     fn scale(&self, target: &Target, body: &Bytes) -> Answer {
-        let wanted = parsed(body)?;
+        let wanted = self.sent(body)?;
         let key = self.key(target);
         let how = How { subresource: "scale", ..self.how(target) };
         let done = self.api.objects.modify(&key, how, |present| {

@@ -91,10 +91,14 @@ fn resources(group: &str, version: &str) -> Option<Value> {
         }));
     }
     for resource in RESOURCES.iter().filter(|resource| resource.group == group) {
-        listed.push(json!({
+        let mut entry = json!({
             "name": resource.plural, "singularName": resource.singular, "namespaced": resource.namespaced,
             "kind": resource.name, "verbs": VERBS, "shortNames": resource.short,
-        }));
+        });
+        if runs_something(resource) {
+            entry["categories"] = json!(["all"]);
+        }
+        listed.push(entry);
         listed.extend(subresources(resource));
     }
     let group_version =
@@ -102,6 +106,13 @@ fn resources(group: &str, version: &str) -> Option<Value> {
     Some(json!({
         "kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group_version, "resources": listed,
     }))
+}
+
+/// Returns whether `kubectl get all` shows it.
+fn runs_something(resource: &Resource) -> bool {
+    let workload = matches!(resource.group, "apps" | "batch" | "autoscaling");
+    (workload && resource.kind != Kind::ControllerRevision)
+        || matches!(resource.kind, Kind::Pod | Kind::Service)
 }
 
 fn subresources(resource: &Resource) -> Vec<Value> {

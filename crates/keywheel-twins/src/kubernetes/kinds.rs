@@ -158,7 +158,6 @@ pub const RESOURCES: &[Resource] = &[
         singular: "pod",
         short: &["po"],
         status: true,
-        generation: true,
         ..PLAIN
     },
     Resource {

@@ -12,6 +12,8 @@ pub mod fields;
 pub mod kinds;
 pub mod objects;
 mod patch;
+mod port_forward;
+mod protobuf;
 pub mod rbac;
 mod request;
 mod rival;

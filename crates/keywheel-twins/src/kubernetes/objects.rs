@@ -446,8 +446,7 @@ impl State {
     ) -> Result<Arc<Value>, Status> {
         let resource = kind.resource();
         let metadata = metadata_of(&mut object)?;
-        if let Some(version) = metadata.get("resourceVersion").filter(|version| **version != "") {
-            let _: &Value = version;
+        if metadata.get("resourceVersion").is_some_and(|version| *version != "") {
             let why = "resourceVersion should not be set on objects to be created";
             return Err(Status::new(500, "InternalError", why));
         }
@@ -533,6 +532,9 @@ impl State {
         let custom = key.resource().is_custom();
         let applied = fields::leaves(config, custom);
         let Some(old) = self.objects.get(key).cloned() else {
+            if !owner.subresource.is_empty() {
+                return Err(Status::not_found(key.resource(), &key.name));
+            }
             let mut object = config.clone();
             admit(&mut object)?;
             return Ok((self.create(key.kind, object, owner, Some(applied))?, true));

@@ -23,12 +23,15 @@ pub(super) fn settle(
 ) -> Result<(), Status> {
     let mut causes = Vec::new();
     read_metadata(resource, new)?;
-    metadata(&new["metadata"], "metadata", &mut causes);
+    if resource.kind == Kind::Secret {
+        read_secret(new)?;
+    }
+    if resource.kind != Kind::ControllerRevision {
+        prune(new);
+    }
+    metadata(resource, &new["metadata"], &mut causes);
     match resource.kind {
-        Kind::Secret => {
-            read_secret(new)?;
-            secret(new, old, &mut causes);
-        }
+        Kind::Secret => secret(new, old, &mut causes),
         Kind::ConfigMap => data_fields(new, old, &mut causes),
         Kind::Namespace => fill(
             new,
@@ -39,9 +42,6 @@ pub(super) fn settle(
         ),
         Kind::ExternalSecret => external_secret(new, &mut causes),
         _ => workloads::settle(resource, new, old, &mut causes),
-    }
-    if resource.kind != Kind::ControllerRevision {
-        prune(new);
     }
     if causes.is_empty() {
         return Ok(());
@@ -110,20 +110,21 @@ fn read_metadata(resource: &Resource, object: &Value) -> Result<(), Status> {
 const MOST_ANNOTATIONS: usize = 256 * 1024;
 
 /// Judges names, labels and annotations.
-fn metadata(metadata: &Value, at: &str, causes: &mut Vec<Cause>) {
+fn metadata(resource: &Resource, metadata: &Value, causes: &mut Vec<Cause>) {
+    // The names of roles have a grammar of their own.
+    let free = matches!(resource.kind, Kind::Role | Kind::RoleBinding);
     let name = &metadata["name"];
     match name.as_str() {
         None | Some("") => {
-            causes.push(Cause::required(format!("{at}.name"), "name or generateName is required"));
+            causes.push(Cause::required("metadata.name", "name or generateName is required"));
         }
-        // The names of roles have a grammar of their own.
-        Some(text) if !text.contains(':') && !is_subdomain(text) => {
+        Some(text) if !free && !is_subdomain(text) => {
             let why = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')";
-            causes.push(Cause::invalid(format!("{at}.name"), name, why));
+            causes.push(Cause::invalid("metadata.name", name, why));
         }
         Some(_) => {}
     }
-    marks(metadata, at, causes);
+    marks(metadata, "metadata", causes);
 }
 
 /// Judges labels and annotations.

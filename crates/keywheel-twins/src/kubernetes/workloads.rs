@@ -166,7 +166,7 @@ fn job(new: &mut Value, old: Option<&Value>, causes: &mut Vec<Cause>) {
 
 fn service(new: &mut Value) {
     fill(new, &[("/spec/type", "ClusterIP".into()), ("/spec/sessionAffinity", "None".into())]);
-    for port in new["spec"]["ports"].as_array_mut().into_iter().flatten() {
+    for port in items_mut(&mut new["spec"], "ports") {
         let number = port["port"].clone();
         fill(port, &[("/protocol", "TCP".into()), ("/targetPort", number)]);
     }
@@ -226,7 +226,7 @@ fn pod(new: &mut Value, old: Option<&Value>, causes: &mut Vec<Cause>) {
 fn fixed(spec: &Value) -> Value {
     let mut spec = spec.clone();
     for list in ["containers", "initContainers"] {
-        for container in spec.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten() {
+        for container in items_mut(&mut spec, list) {
             container["image"] = Value::Null;
         }
     }
@@ -247,7 +247,7 @@ fn pod_spec(spec: &mut Value, at: &str, causes: &mut Vec<Cause>) {
             ("/terminationGracePeriodSeconds", 30.into()),
         ],
     );
-    for volume in spec["volumes"].as_array_mut().into_iter().flatten() {
+    for volume in items_mut(spec, "volumes") {
         for source in ["secret", "configMap", "projected"] {
             if volume.get(source).is_some_and(Value::is_object) {
                 fill(volume, &[(&format!("/{source}/defaultMode"), 420.into())]);
@@ -255,7 +255,7 @@ fn pod_spec(spec: &mut Value, at: &str, causes: &mut Vec<Cause>) {
         }
     }
     for list in ["containers", "initContainers"] {
-        for container in spec.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten() {
+        for container in items_mut(spec, list) {
             fill_container(container);
         }
     }
@@ -268,6 +268,11 @@ fn pod_spec(spec: &mut Value, at: &str, causes: &mut Vec<Cause>) {
             judge_container(container, &spec["volumes"], &format!("{at}.{list}[{index}]"), causes);
         }
     }
+}
+
+/// Returns the items of a list, which need not be there.
+fn items_mut<'a>(object: &'a mut Value, list: &str) -> impl Iterator<Item = &'a mut Value> {
+    object.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten()
 }
 
 fn fill_container(container: &mut Value) {
@@ -283,7 +288,7 @@ fn fill_container(container: &mut Value) {
             ("/terminationMessagePolicy", "File".into()),
         ],
     );
-    for port in container.get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten() {
+    for port in items_mut(container, "ports") {
         fill(port, &[("/protocol", "TCP".into())]);
     }
     for probe in ["readinessProbe", "livenessProbe", "startupProbe"] {
