@@ -47,7 +47,8 @@ fn expected(objects: &Objects, pods: &[Arc<Value>]) -> usize {
     let mut wanted = BTreeMap::new();
     for pod in pods {
         let managing = managing(objects, pod).unwrap_or_else(|| Arc::clone(pod));
-        let replicas = managing["spec"].get("replicas").map_or(1, |_| count(&managing, "/spec/replicas"));
+        let replicas =
+            managing["spec"].get("replicas").map_or(1, |_| count(&managing, "/spec/replicas"));
         wanted.insert(uid(&managing).to_owned(), replicas);
     }
     wanted.values().sum()

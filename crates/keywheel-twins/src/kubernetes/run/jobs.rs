@@ -36,9 +36,10 @@ fn has_failed(job: &Value) -> bool {
 
 fn make(pass: &Pass<'_>, job: &Value) {
     let mut pod = pod(&job["spec"]["template"], "Job", "batch/v1", job);
-    for (label, value) in
-        [("batch.kubernetes.io/job-name", name(job)), ("batch.kubernetes.io/controller-uid", uid(job))]
-    {
+    for (label, value) in [
+        ("batch.kubernetes.io/job-name", name(job)),
+        ("batch.kubernetes.io/controller-uid", uid(job)),
+    ] {
         put(&mut pod, &["metadata", "labels", label], value);
     }
     pod["metadata"]["generateName"] = format!("{}-", name(job)).into();
@@ -48,14 +49,16 @@ fn make(pass: &Pass<'_>, job: &Value) {
 fn report(pass: &Pass<'_>, job: &Value, succeeded: usize, failed: usize, gave_up: bool) {
     let pods: Vec<Arc<Value>> = owned(&pass.list(Kind::Pod), job);
     let active = || pods.iter().filter(|pod| is_active(pod));
-    let mut status = json!({ "startTime": started(job), "ready": active().filter(|pod| is_ready(pod)).count() });
+    let mut status =
+        json!({ "startTime": started(job), "ready": active().filter(|pod| is_ready(pod)).count() });
     let counts = [("active", active().count()), ("succeeded", succeeded), ("failed", failed)];
     for (name, count) in counts.into_iter().filter(|(_, count)| *count > 0) {
         status[name] = count.into();
     }
     if succeeded > 0 {
         let now = second();
-        status["conditions"] = json!([{ "type": "Complete", "status": "True", "lastTransitionTime": now }]);
+        status["conditions"] =
+            json!([{ "type": "Complete", "status": "True", "lastTransitionTime": now }]);
         status["completionTime"] = now.into();
     } else if gave_up {
         status["conditions"] = json!([{

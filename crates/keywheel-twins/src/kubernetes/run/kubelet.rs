@@ -149,7 +149,12 @@ impl Kubelet {
     }
 
     /// Returns what a container has written, in its present or its former run. A simulated one writes nothing.
-    pub(super) fn log(&self, pod: &Value, container: Option<&str>, previous: bool) -> Option<String> {
+    pub(super) fn log(
+        &self,
+        pod: &Value,
+        container: Option<&str>,
+        previous: bool,
+    ) -> Option<String> {
         let running = self.pods.get(uid(pod))?;
         let mut all = running.containers.iter().chain(&running.before);
         let meant = all.find(|it| container.is_none_or(|name| it.name == name))?;

@@ -54,9 +54,8 @@ impl History {
     /// Deletes the oldest that no pod is made of.
     pub(super) fn forget(&self, pass: &Pass<'_>, object: &Value, used: &[&str]) {
         let limit = number(object, "/spec/revisionHistoryLimit").unwrap_or(10);
-        let unused = self.0.iter().filter(|kept| {
-            name(kept) != self.newest() && !used.contains(&name(kept))
-        });
+        let unused =
+            self.0.iter().filter(|kept| name(kept) != self.newest() && !used.contains(&name(kept)));
         let unused: Vec<_> = unused.collect();
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);
         for kept in unused.iter().take(unused.len().saturating_sub(limit)) {

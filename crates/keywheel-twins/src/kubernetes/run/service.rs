@@ -79,7 +79,8 @@ async fn follow(
     loop {
         changed.borrow_and_update();
         let now = endpoints(objects, service);
-        let newest = coming.back().map_or_else(|| told.borrow().clone(), |(_, newest)| newest.clone());
+        let newest =
+            coming.back().map_or_else(|| told.borrow().clone(), |(_, newest)| newest.clone());
         if now != newest {
             coming.push_back((Instant::now() + lag, now));
         }
@@ -111,7 +112,8 @@ fn endpoints(objects: &Objects, service: &Key) -> Vec<SocketAddr> {
 
 fn endpoint(pod: &Value, target: &Value) -> Option<SocketAddr> {
     let address: Ipv4Addr = text(pod, "/status/podIP").parse().ok()?;
-    let port = each(pod, "/spec/containers").iter().find_map(|container| port(target, container))?;
+    let port =
+        each(pod, "/spec/containers").iter().find_map(|container| port(target, container))?;
     Some((address, port).into())
 }
 

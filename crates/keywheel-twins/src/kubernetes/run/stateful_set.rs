@@ -162,8 +162,11 @@ impl<'a> Look<'a> {
             "updateRevision": newest,
             "collisionCount": 0,
         });
-        let counts =
-            [("readyReplicas", ready), ("currentReplicas", of(current)), ("updatedReplicas", updated)];
+        let counts = [
+            ("readyReplicas", ready),
+            ("currentReplicas", of(current)),
+            ("updatedReplicas", updated),
+        ];
         for (name, count) in counts.into_iter().filter(|(_, count)| *count > 0) {
             status[name] = count.into();
         }
