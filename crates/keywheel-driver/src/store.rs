@@ -29,10 +29,22 @@ pub trait Store: Send + Sync {
     /// will be written; `sample` is a value of the kind that will be written, to check that it can be quoted.
     async fn preflight(&self, addresses: &[String]) -> Result<Vec<Finding>, CallError>;
 
+    /// Finds slots that are to be there already and are not, in a container where that is a mistyped address. `addresses` are
+    /// those that readers use now; a slot that only a rotation fills is not among them.
+    async fn missing(&self, _addresses: &[String]) -> Result<Vec<Finding>, CallError> {
+        Ok(Vec::new())
+    }
+
     /// Lists every slot that holds something, its neighbours' and strangers' too, by address; none where it cannot be listed.
     /// An emergency asks it: whoever has one value of a container may have them all.
     async fn addresses(&self) -> Result<Option<Vec<String>>, CallError> {
         Ok(None)
+    }
+
+    /// Names who wrote these slots last and is not keywheel, as the container itself tells it; nobody where it does not. Asked for
+    /// people only, where somebody else's write was found.
+    async fn others(&self, _addresses: &[String]) -> Result<Vec<String>, CallError> {
+        Ok(Vec::new())
     }
 
     /// Reads the exact bytes of slots, in the order asked; none for a slot that is absent.

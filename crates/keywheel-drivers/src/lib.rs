@@ -8,6 +8,7 @@ pub mod deny_list;
 pub mod git;
 mod guided;
 mod http;
+pub mod kubernetes;
 mod lines;
 mod list;
 mod postgres;

@@ -245,6 +245,9 @@ impl Work<'_> {
         for (index, (store, planned)) in drivers.stores.iter().zip(&self.plan.stores).enumerate() {
             self.check_store(index).await?;
             findings.extend(store.preflight(&addresses(&planned.slots)).await?);
+            if !planted!("absent_slots_are_not_looked_for") {
+                findings.extend(store.missing(&in_use(&planned.slots)).await?);
+            }
         }
         let mut passed_over = Vec::new();
         if self.plan.is_emergency() {
@@ -1183,10 +1186,7 @@ impl Work<'_> {
             match self.store_holds(index, at).await {
                 Ok(true) => {}
                 Ok(false) => {
-                    notes.push(format!(
-                        "store `{}` was changed by somebody else",
-                        planned.bound.name
-                    ));
+                    notes.push(self.changed_by_others(index).await);
                     all = Some(false);
                 }
                 Err(error) => {
@@ -1196,6 +1196,18 @@ impl Work<'_> {
             }
         }
         all
+    }
+
+    /// Says that a store was changed, and by whom where it tells that.
+    async fn changed_by_others(&self, index: usize) -> String {
+        let planned = &self.plan.stores[index];
+        let store = &self.member.drivers.stores[index];
+        let others = store.others(&addresses(&planned.slots)).await.unwrap_or_default();
+        let by = match others.is_empty() {
+            true => "somebody else".to_owned(),
+            false => format!("`{}`", others.join("`, `")),
+        };
+        format!("store `{}` was changed by {by}", planned.bound.name)
     }
 
     async fn store_holds(&self, index: usize, at: Position) -> Outcome<bool> {
@@ -1255,6 +1267,12 @@ impl Work<'_> {
 
 fn addresses(slots: &[Slot]) -> Vec<String> {
     slots.iter().map(|slot| slot.address.clone()).collect()
+}
+
+/// Returns the slots that readers use now: what is also accepted may well be absent.
+fn in_use(slots: &[Slot]) -> Vec<String> {
+    let used = slots.iter().filter(|slot| slot.role == Role::Current);
+    used.map(|slot| slot.address.clone()).collect()
 }
 
 fn in_role(role: Role, arrangement: Arrangement) -> Option<Side> {

@@ -60,6 +60,17 @@ async fn h06_a_value_that_is_rejected_is_not_offered_again() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn h19_a_slot_that_readers_use_and_that_is_not_there_stops_a_rotation_before_its_mint() {
+    let setup = Setup::new(|_| Fate::Well);
+    setup.of("s", |contents| contents.stored = None);
+    let mut group = setup.begin("s").await;
+    assert_eq!(setup.rest(&mut group).await, Some(Outcome::Undone));
+    setup.of("s", |contents| assert!(contents.effects.is_empty(), "{:?}", contents.effects));
+    let records = serde_json::to_string(&setup.records(&group).await).unwrap();
+    assert!(records.contains("there is no `KEY`"), "{records}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn h13_a_stop_waits_for_the_step_under_way_and_keeps_its_answer() {
     for nth in 0.. {
         let setup = Setup::new(move |call| if call.nth == nth { Fate::Stops } else { Fate::Well });
@@ -849,6 +860,12 @@ impl Store for Place {
     async fn preflight(&self, _addresses: &[String]) -> Result<Vec<Finding>, CallError> {
         self.call("preflight of the store").await?;
         Ok(Vec::new())
+    }
+
+    async fn missing(&self, addresses: &[String]) -> Result<Vec<Finding>, CallError> {
+        let is_there = self.with(|place| place.stored.is_some());
+        let absent = addresses.iter().filter(|_| !is_there);
+        Ok(absent.map(|key| Finding::blocks(format!("there is no `{key}`"))).collect())
     }
 
     async fn read(&self, addresses: &[String]) -> Result<Vec<Option<SecretValue>>, CallError> {

@@ -378,7 +378,8 @@ async fn recorded(faults: &Faults, request: Request, next: Next) -> Response {
     Response::from_parts(parts, Body::from(answered))
 }
 
-async fn misbehave(
+/// Lets a request go wrong.
+pub(crate) async fn misbehave(
     faults: &Faults,
     fault: Fault,
     cut: &Cut,
@@ -446,7 +447,7 @@ async fn misbehave(
 /// Makes two requests of one that is taken in already.
 async fn doubled(request: Request) -> (Request, Request) {
     let (parts, body) = request.into_parts();
-    let bytes = axum::body::to_bytes(body, LARGEST).await.unwrap_or_default();
+    let bytes = axum::body::to_bytes(body, usize::MAX).await.unwrap_or_default();
     let again = Request::from_parts(parts.clone(), Body::from(bytes.clone()));
     (Request::from_parts(parts, Body::from(bytes)), again)
 }

@@ -17,6 +17,8 @@ mod adopted;
 mod claims;
 #[path = "rotations/incidents.rs"]
 mod incidents;
+#[path = "rotations/kubernetes.rs"]
+mod kubernetes;
 #[path = "rotations/notify.rs"]
 mod notify;
 #[path = "rotations/orphans.rs"]

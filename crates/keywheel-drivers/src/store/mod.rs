@@ -17,6 +17,7 @@ drivers! {
         env_file => EnvFile,
         file => File,
         command => Command,
+        kubernetes_secret => KubernetesSecret,
         pgbouncer => Pgbouncer,
         pgpass => Pgpass,
     }

@@ -14,5 +14,6 @@ drivers! {
         process => Process,
         command => Command,
         systemd => Systemd,
+        kubernetes => Kubernetes,
     }
 }

@@ -7,6 +7,7 @@ use keywheel_core::strategy::Strategy;
 use keywheel_core::time::Span;
 use keywheel_driver::duration::Duration;
 use keywheel_drivers::deny_list::DenyListConfig;
+use keywheel_drivers::kubernetes::Cluster;
 use keywheel_drivers::{IssuerConfig, NotifierConfig, ProbeConfig, StoreConfig, WorkloadConfig};
 use schemars::JsonSchema;
 
@@ -28,6 +29,8 @@ pub(crate) struct File {
     /// The environments, by name. A file with one environment may leave this out and declare `stores` and `workloads` itself;
     /// the environment is then called `default`.
     pub(crate) environments: Option<Named<EnvironmentEntry>>,
+    /// The Kubernetes cluster of the one environment.
+    pub(crate) cluster: Option<Cluster>,
     /// The stores of the one environment.
     pub(crate) stores: Option<Named<StoreConfig>>,
     /// The workloads of the one environment.
@@ -169,6 +172,9 @@ pub(crate) struct EnvironmentEntry {
     pub(crate) protected: bool,
     /// The environment in which the same rotation must have completed first.
     pub(crate) after: Option<After>,
+    /// The Kubernetes cluster of its stores and workloads that name none themselves.
+    #[expect(dead_code, reason = "it is handed down in the tree, before this type is read")]
+    pub(crate) cluster: Option<Cluster>,
     /// Where readers get values, by name.
     #[serde(default)]
     pub(crate) stores: Named<StoreConfig>,

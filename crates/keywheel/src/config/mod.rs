@@ -1,10 +1,11 @@
 //! The configuration: `keywheel.yaml`, strictly read.
 //!
-//! The way of a file: text → [`yaml`] → [`tree`] (nodes with places) → [`by_env`] (one environment's view) → [`file`] (types, read by
+//! The way of a file: text → [`yaml`] → [`tree`] (nodes with places) → [`by_env`] (one environment's view) → [`cluster`] (handed down to drivers) → [`file`] (types, read by
 //! [`typed`]) → [`resolve`] (names looked up in [`scope`], rules checked in [`rules`]). An error names file, line, column, the key and a suggestion,
 //! and never repeats what stands in the file, because a pasted key may stand there.
 
 pub(crate) mod by_env;
+mod cluster;
 pub(crate) mod file;
 mod forms;
 pub(crate) mod problem;

@@ -22,7 +22,7 @@ use super::rules::claims;
 use super::scope::{Found, Scope};
 use super::tree::Node;
 use super::typed::read;
-use super::{by_env, version};
+use super::{by_env, cluster, version};
 
 /// The name of the only environment of a file without `environments`.
 pub(crate) const DEFAULT_ENVIRONMENT: &str = "default";
@@ -156,6 +156,7 @@ impl Config {
         let mut environments = Vec::new();
         for name in &declared {
             let seen = by_env::resolve(&tree, name, &declared).and_then(|tree| {
+                let tree = cluster::inherit(tree);
                 let file: File = read(&tree, &[], folder)?;
                 Ok((tree, file))
             });

@@ -60,6 +60,9 @@ pub(super) struct Scope<'a> {
 impl Scope<'_> {
     /// Resolves and checks the environment.
     pub(super) fn environment(self, file: File, found: &mut Found) -> Option<Environment> {
+        if file.environments.is_some() && file.cluster.is_some() {
+            found.add(self.both("cluster"));
+        }
         let entry = found.keep(self.entry(file.environments, file.stores, file.workloads))?;
         let stores: Vec<Store> =
             entry.stores.0.into_iter().map(|(name, config)| Store { name, config }).collect();
@@ -89,14 +92,9 @@ impl Scope<'_> {
         stores: Option<Named<StoreConfig>>,
         workloads: Option<Named<WorkloadEntry>>,
     ) -> Result<EnvironmentEntry, Problem> {
-        let both = |key: &str| {
-            let message = format!("`{key}` stands beside `environments`");
-            let problem = Problem::new(code::TWO_FORMS, message).at(self.tree.place_of(&[key]));
-            problem.hint(format!("move it into the environments, as `environments.NAME.{key}`"))
-        };
         match environments {
-            Some(_) if stores.is_some() => Err(both("stores")),
-            Some(_) if workloads.is_some() => Err(both("workloads")),
+            Some(_) if stores.is_some() => Err(self.both("stores")),
+            Some(_) if workloads.is_some() => Err(self.both("workloads")),
             Some(environments) => {
                 let entry = environments
                     .0
@@ -117,6 +115,13 @@ impl Scope<'_> {
                 ..Default::default()
             }),
         }
+    }
+
+    /// Says that what belongs into an environment stands beside them.
+    fn both(&self, key: &str) -> Problem {
+        let message = format!("`{key}` stands beside `environments`");
+        let problem = Problem::new(code::TWO_FORMS, message).at(self.tree.place_of(&[key]));
+        problem.hint(format!("move it into the environments, as `environments.NAME.{key}`"))
     }
 
     /// Returns the path of something declared in this environment.

@@ -164,7 +164,7 @@ fn an_unknown_key_is_named_with_its_place_and_a_suggestion() {
     ");
     insta::assert_snapshot!(told(ONE, "project: shop", "project: shop\nmetrics: true"), @r"
     error: keywheel.yaml:4:1: key `metrics` is not known in the file
-      hint: known here: `requires`, `project`, `notify`, `policies`, `environments`, `stores`, `workloads`, `secrets`
+      hint: known here: `requires`, `project`, `notify`, `policies`, `environments`, `cluster`, `stores`, `workloads`, `secrets`
       code: K0104 (`keywheel explain K0104`)
     ");
     insta::assert_snapshot!(told(ONE, "    probes:", "    prbes:"), @r"
@@ -644,4 +644,66 @@ fn h114_a_canary_in_the_place_of_each_word_is_never_shown() {
             }
         }
     }
+}
+
+const CLUSTERS: &str = r#"
+project: shop
+environments:
+  staging:
+    cluster: { context: staging-eu, kubeconfig: kube/staging }
+    stores: { app: { kubernetes_secret: { namespace: shop, name: api-keys } } }
+  production:
+    cluster: { context: prod-eu }
+    stores:
+      app: { kubernetes_secret: { namespace: shop, name: api-keys } }
+      other: { kubernetes_secret: { namespace: shop, name: api-keys, cluster: { in_cluster: {} } } }
+      file: { env_file: { path: production.env } }
+secrets:
+  api:
+    issuer: random
+    stores: { app: api-key }
+    read_by: nobody
+    because: it is an example
+"#;
+
+#[test]
+fn the_cluster_of_an_environment_is_that_of_its_drivers() {
+    let config = parsed(CLUSTERS);
+    let store = |environment: &str, store: &str| {
+        let store = config.environment(environment).unwrap().store(store).unwrap();
+        serde_json::to_value(&store.config).unwrap()["kubernetes_secret"]["cluster"].clone()
+    };
+    let staging =
+        serde_json::json!({ "context": "staging-eu", "kubeconfig": "/srv/shop/kube/staging" });
+    assert_eq!(store("staging", "app"), staging);
+    assert_eq!(store("production", "app"), serde_json::json!({ "context": "prod-eu" }));
+    assert_eq!(store("production", "other"), serde_json::json!({ "in_cluster": {} }));
+    assert!(store("production", "file").is_null());
+    let tree = &config.environment("production").unwrap().tree;
+    let path = ["environments", "production", "stores", "app", "kubernetes_secret", "cluster"];
+    let (inherited, own) = (tree.at(&path).unwrap(), tree.at(&path[..2]).unwrap());
+    assert_eq!(inherited.place, own.get("cluster").unwrap().place, "its line is the environment's");
+}
+
+#[test]
+fn the_current_context_of_a_kubeconfig_is_never_taken() {
+    for (from, to, says) in [
+        ("    cluster: { context: prod-eu }\n", "", "no `cluster` is named"),
+        ("{ context: prod-eu }", "{ kubeconfig: kube/prod }", "the current context is never used"),
+        (
+            "project: shop\n",
+            "project: shop\ncluster: { context: prod-eu }\n",
+            "`cluster` stands beside `environments`",
+        ),
+        ("{ context: prod-eu }", "{ contxt: prod-eu }", "contxt"),
+    ] {
+        let told = told(CLUSTERS, from, to);
+        assert!(told.contains(says), "{told}");
+    }
+    let one = CLUSTERS.split("environments:").next().unwrap().to_owned()
+        + "cluster: { context: one }\nstores: { app: { kubernetes_secret: { namespace: shop, name: api-keys } } }\nsecrets:"
+        + CLUSTERS.split("secrets:").nth(1).unwrap();
+    let config = parsed(&one);
+    let store = serde_json::to_value(&config.environments[0].stores[0].config).unwrap();
+    assert_eq!(store["kubernetes_secret"]["cluster"], serde_json::json!({ "context": "one" }));
 }

@@ -84,14 +84,17 @@ impl<'t> Reader<'t> {
         Ok(node)
     }
 
-    /// Returns the next event and where it begins; none after the last.
+    /// Returns the next event and where it begins; none after the last. A comment means nothing.
     fn next(&mut self) -> Result<Option<(Event<'t>, Place)>, Problem> {
-        match self.events.next_event() {
-            None | Some(Ok((Event::StreamEnd, _))) => Ok(None),
-            Some(Ok((event, span))) => {
-                Ok(Some((event, place(&span.tag_start().unwrap_or(span.start)))))
-            }
-            Some(Err(error)) => Err(explain(&error)),
+        loop {
+            return match self.events.next_event() {
+                None | Some(Ok((Event::StreamEnd, _))) => Ok(None),
+                Some(Ok((Event::Comment(..), _))) => continue,
+                Some(Ok((event, span))) => {
+                    Ok(Some((event, place(&span.tag_start().unwrap_or(span.start)))))
+                }
+                Some(Err(error)) => Err(explain(&error)),
+            };
         }
     }
 

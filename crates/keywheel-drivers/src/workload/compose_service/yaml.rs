@@ -27,7 +27,12 @@ struct Reader<'t> {
 
 impl<'t> Reader<'t> {
     fn next(&mut self) -> Option<Event<'t>> {
-        self.events.next_event()?.ok().map(|(event, _)| event)
+        loop {
+            match self.events.next_event()?.ok()? {
+                (Event::Comment(..), _) => {}
+                (event, _) => return Some(event),
+            }
+        }
     }
 
     fn node(&mut self, event: Event<'t>, depth: usize) -> Option<Value> {

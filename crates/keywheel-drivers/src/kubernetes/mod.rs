@@ -1,0 +1,270 @@
+//! Clusters: one client of the Kubernetes API for all drivers.
+//!
+//! A cluster is a context of a kubeconfig that the configuration names, or the one that keywheel runs in. The current context is
+//! never used: whoever switches it for another task must not switch what is rotated. A context can be made to point elsewhere,
+//! so [`Kubernetes::identity`] says which cluster answers, and plans pin that.
+//!
+//! A request is sent once and has a deadline; nothing waits for its turn in the client (H64). No error holds a value, a URL or
+//! the body of an answer: admission webhooks and validation repeat what they were sent (H115).
+
+mod access;
+mod answer;
+mod cluster;
+mod head;
+mod place;
+mod reference;
+
+pub(crate) use access::Access;
+pub(crate) use answer::Answer;
+pub use cluster::{Cluster, InCluster, TAKE_A_CLUSTER};
+pub(crate) use head::{Head, name_of as head_of};
+pub(crate) use place::Place;
+pub use reference::Approach;
+pub(crate) use reference::SecretRef;
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use keywheel_core::plan::Pin;
+use keywheel_core::secret::SecretValue;
+use keywheel_core::time::Span;
+use keywheel_driver::{CallError, Refusal, RefusalKind};
+use kube::client::Body;
+use reqwest::Method;
+use reqwest::header::{ACCEPT, CONTENT_TYPE};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::Context;
+use crate::http::Effect;
+use cluster::Source;
+
+/// Who the API server says made a change.
+pub(crate) const MANAGER: &str = "keywheel";
+
+/// The annotation that says which installation writes an object.
+pub(crate) const CLAIM: &str = "keywheel.dev/claim";
+
+/// How long a change that got no answer can still take effect: the server is told to give it up before that.
+pub(crate) const SETTLE_FOR: Span = Span::minutes(1);
+
+/// How long the server may work on a request.
+const SERVER_TIMEOUT: &str = "20s";
+
+/// How long an answer may take.
+const WITHIN: Duration = Duration::from_secs(30);
+
+/// A cluster, as drivers speak to it. It costs nothing until it is asked something.
+#[derive(Clone)]
+pub(crate) struct Kubernetes {
+    source: Source,
+    target: String,
+}
+
+/// A change that is asked of the API server.
+pub(crate) enum Change<'a> {
+    /// Makes an object.
+    Create(&'a SecretValue),
+    /// A JSON merge patch (RFC 7386).
+    Merge(&'a SecretValue),
+    /// Removes an object; the body is a `DeleteOptions`.
+    Delete(&'a SecretValue),
+}
+
+impl Kubernetes {
+    /// Names the cluster that a driver's settings name. Reads nothing and asks nobody.
+    ///
+    /// # Errors
+    /// A refusal where the settings name none.
+    pub(crate) fn new(setting: Option<&Cluster>, context: &Context) -> Result<Self, Refusal> {
+        let source = Source::new(setting, context)?;
+        let target = format!("cluster {source}");
+        Ok(Self { source, target })
+    }
+
+    /// Returns the name by which settings of the same cluster know each other.
+    pub(crate) fn id(&self) -> String {
+        self.source.id()
+    }
+
+    /// Returns the cluster's name in a sentence.
+    pub(crate) fn target(&self) -> &str {
+        &self.target
+    }
+
+    /// Returns the client, which everybody shares who speaks to the same cluster.
+    ///
+    /// # Errors
+    /// A refusal: nothing was asked yet.
+    pub(crate) async fn client(&self) -> Result<kube::Client, Refusal> {
+        let key = (self.source.id(), tokio::runtime::Handle::current().id());
+        if let Some(client) = shared().iter().find(|(known, _)| *known == key) {
+            return Ok(client.1.clone());
+        }
+        let client = self.source.connect(&self.target).await?;
+        shared().push((key, client.clone()));
+        Ok(client)
+    }
+
+    /// Returns whether it is made sure that it is the cluster itself which answers.
+    ///
+    /// # Errors
+    /// A refusal where its settings cannot be read.
+    pub(crate) async fn is_verified(&self) -> Result<bool, Refusal> {
+        self.source.is_verified(&self.target).await
+    }
+
+    /// Returns the cluster as it names itself: by the namespace `kube-system`, which lives as long as the cluster.
+    pub(crate) async fn identity(&self) -> Result<Pin, CallError> {
+        let place = Place::core("namespaces").named("kube-system");
+        let found: Object = self.read(&place).await.map_err(|error| match error {
+            CallError::Refused(refusal) if refusal.kind == RefusalKind::Permission => {
+                let message = format!(
+                    "{refusal}; by it a cluster is told from another one, so allow `get` of that one namespace"
+                );
+                Refusal { message, ..refusal }.into()
+            }
+            error => error,
+        })?;
+        Ok(Pin { id: found.metadata.uid, machine: String::new(), folder: String::new() })
+    }
+
+    /// Reads one object, or a list.
+    ///
+    /// # Errors
+    /// [`CallError`] where there is no answer or another one.
+    pub(crate) async fn read<T: DeserializeOwned>(
+        &self,
+        place: &Place<'_>,
+    ) -> Result<T, CallError> {
+        let answer = self.ask(place, &[]).await?;
+        if answer.status.is_success() { answer.decode() } else { Err(answer.error(Effect::Reads)) }
+    }
+
+    /// Reads one object, or none where it is not there.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub(crate) async fn find<T: DeserializeOwned>(
+        &self,
+        place: &Place<'_>,
+    ) -> Result<Option<T>, CallError> {
+        match self.read(place).await {
+            Err(CallError::Refused(refusal)) if refusal.kind == RefusalKind::NotFound => Ok(None),
+            found => found.map(Some),
+        }
+    }
+
+    /// Asks for something, once.
+    ///
+    /// # Errors
+    /// [`CallError`] where there is no whole answer.
+    pub(crate) async fn ask(
+        &self,
+        place: &Place<'_>,
+        query: &[(&str, &str)],
+    ) -> Result<Answer, CallError> {
+        self.send(Method::GET, place, query, None).await
+    }
+
+    /// Asks for a change, once; `dry_run` lets the server do everything but keep it.
+    ///
+    /// # Errors
+    /// [`CallError`] where there is no whole answer. It is refused where the server certainly did not get it.
+    pub(crate) async fn change(
+        &self,
+        place: &Place<'_>,
+        change: &Change<'_>,
+        dry_run: bool,
+    ) -> Result<Answer, CallError> {
+        let (method, kind, body) = match change {
+            Change::Create(body) => (Method::POST, "application/json", body),
+            Change::Merge(body) => (Method::PATCH, "application/merge-patch+json", body),
+            Change::Delete(body) => (Method::DELETE, "application/json", body),
+        };
+        let mut query = vec![("timeout", SERVER_TIMEOUT)];
+        if method != Method::DELETE {
+            query.push(("fieldManager", MANAGER));
+        }
+        if dry_run {
+            query.push(("dryRun", "All"));
+        }
+        self.send(method, place, &query, Some((kind, body))).await
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        place: &Place<'_>,
+        query: &[(&str, &str)],
+        body: Option<(&str, &SecretValue)>,
+    ) -> Result<Answer, CallError> {
+        let what = place.in_words(&method);
+        let request = http::Request::builder()
+            .method(method)
+            .uri(place.path(query))
+            .header(ACCEPT, "application/json");
+        let request = match body {
+            Some((kind, body)) => {
+                request.header(CONTENT_TYPE, kind).body(Body::from(body.expose().to_vec()))
+            }
+            None => request.body(Body::empty()),
+        };
+        let request = request.map_err(|_| {
+            let message = format!("{}: {what} cannot be asked for", self.target);
+            Refusal::operator(RefusalKind::Unsupported, message)
+        })?;
+        let client = self.client().await?;
+        let asked = async {
+            let (parts, body) = client.send(request).await?.into_parts();
+            let body = SecretValue::new(body.collect_bytes().await?.to_vec());
+            Ok(Answer::new(&self.target, what.clone(), parts.status, parts.headers, body))
+        };
+        let answered = match tokio::time::timeout(WITHIN, asked).await {
+            Ok(answered) => answered.map_err(|error| answer::no_answer(&self.target, &error)),
+            Err(_) => {
+                let why = format!("{}: no answer within {} s", self.target, WITHIN.as_secs());
+                Err(CallError::Unknown(why))
+            }
+        };
+        if answered.as_ref().is_ok_and(|answer| answer.status.as_u16() == 401) {
+            // The kubeconfig may have been renewed; the next request reads it again.
+            shared().retain(|((id, _), _)| *id != self.source.id());
+        }
+        answered
+    }
+
+    /// Sends an object that holds no value.
+    pub(crate) async fn create<T: DeserializeOwned>(
+        &self,
+        place: &Place<'_>,
+        object: &Value,
+    ) -> Result<T, CallError> {
+        let body = SecretValue::new(object.to_string().into_bytes());
+        let answer = self.change(place, &Change::Create(&body), false).await?;
+        if answer.status.is_success() {
+            answer.decode()
+        } else {
+            Err(answer.error(Effect::Changes))
+        }
+    }
+}
+
+type Shared = Vec<((String, tokio::runtime::Id), kube::Client)>;
+
+/// The clients of this process; one belongs to the runtime that made it.
+fn shared() -> std::sync::MutexGuard<'static, Shared> {
+    static CLIENTS: Mutex<Shared> = Mutex::new(Vec::new());
+    CLIENTS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[derive(Deserialize)]
+struct Object {
+    metadata: Identified,
+}
+
+#[derive(Deserialize)]
+struct Identified {
+    uid: String,
+}

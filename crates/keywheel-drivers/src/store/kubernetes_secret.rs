@@ -1,0 +1,616 @@
+//! `kubernetes_secret`: keys of a Secret; a slot is a key, and holds exactly its bytes.
+//!
+//! `in_place` changes the keys that it owns with one conditional patch and leaves every other key, label and annotation as it is.
+//! `versioned` never changes a Secret: each write makes a new, immutable one, which no reader has before the roll of a workload
+//! switches its references, and going back is naming the former one again. What is still named by anything in the namespace, its
+//! history included, is not deleted (H55).
+//!
+//! It reads Secrets by name and never lists or watches them, so the account needs no more than that. A Secret that something else
+//! makes or deploys is refused: its word would be the last one (H49, H61).
+
+mod claim;
+mod marks;
+mod object;
+mod versions;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use keywheel_core::facts::{Pickup, ReadBack, Revert, StoreFacts};
+use keywheel_core::plan::Pin;
+use keywheel_core::planted;
+use keywheel_core::secret::SecretValue;
+use keywheel_driver::store::{Edit, Written};
+use keywheel_driver::{
+    CallError, Claim, Claims, Finding, Owner, Refusal, RefusalKind, Remedy, Severity, Store,
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use self::claim::Claimed;
+use self::object::{
+    Data, Encoded, LARGEST, New, NewMetadata, Object, Patch, PatchMetadata, not_a_key,
+};
+use crate::api::{plain, unsupported};
+use crate::http::Effect;
+use crate::kubernetes::{
+    Access, Answer, Approach, CLAIM, Change, Cluster, Kubernetes, MANAGER, Place, SETTLE_FOR,
+    SecretRef, head_of,
+};
+use crate::{Build, Context, secret_json};
+
+/// How often a write is judged anew that somebody else came before.
+const RACES: usize = 8;
+
+/// A Secret of a cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The namespace.
+    pub namespace: String,
+    /// The name of the Secret.
+    pub name: String,
+    /// Whether the Secret itself changes, or each write makes a new one.
+    #[serde(default)]
+    pub approach: Approach,
+    /// Whether a Secret, or a key that readers use, is made where it is missing. Without it, what is missing is taken for a
+    /// mistyped name.
+    #[serde(default)]
+    pub create: bool,
+    /// The cluster; that of the environment where it is not named here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<Cluster>,
+}
+
+impl Build for Config {
+    type Driver = dyn Store;
+
+    fn build(&self, context: &Context) -> Result<Arc<dyn Store>, Refusal> {
+        for (what, name) in [("namespace", &self.namespace), ("name", &self.name)] {
+            if !is_name(name) {
+                let why = "is no name: lower-case letters, digits, `-` and `.`, at most 253";
+                return Err(unsupported(&format!("`{what}` {why}")));
+            }
+        }
+        let cluster = Kubernetes::new(self.cluster.as_ref(), context)?;
+        let secret = Secret {
+            cluster,
+            namespace: self.namespace.clone(),
+            name: self.name.clone(),
+            approach: self.approach,
+            create: self.create,
+            ours: context.claim.clone(),
+        };
+        let secret = Arc::new(secret);
+        let claimed = secret.ours.clone().map(|ours| Claimed { secret: Arc::clone(&secret), ours });
+        Ok(Arc::new(KubernetesSecret { secret, claimed }))
+    }
+}
+
+fn is_name(name: &str) -> bool {
+    let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.".contains(&b);
+    (1..=253).contains(&name.len()) && name.bytes().all(fits)
+}
+
+struct KubernetesSecret {
+    secret: Arc<Secret>,
+    claimed: Option<Claimed>,
+}
+
+#[async_trait]
+impl Store for KubernetesSecret {
+    fn facts(&self) -> StoreFacts {
+        let is_versioned = self.secret.approach == Approach::Versioned;
+        StoreFacts {
+            read_back: ReadBack::Value,
+            conditional: true,
+            staged: is_versioned,
+            revert: Revert::Restore,
+            history: is_versioned,
+            pickup: Pickup::Roll,
+            settle_for: SETTLE_FOR,
+            leaves_behind: is_versioned,
+            answers_logins: false,
+        }
+    }
+
+    fn container(&self) -> String {
+        let Secret { approach, namespace, name, .. } = self.secret.as_ref();
+        let (namespace, name) = (namespace.clone(), name.clone());
+        let cluster = self.secret.cluster.id();
+        SecretRef { approach: *approach, cluster, namespace, name }.to_string()
+    }
+
+    async fn identity(&self) -> Result<Option<Pin>, CallError> {
+        self.secret.cluster.identity().await.map(Some)
+    }
+
+    async fn preflight(&self, addresses: &[String]) -> Result<Vec<Finding>, CallError> {
+        self.secret.preflight(addresses).await
+    }
+
+    async fn missing(&self, addresses: &[String]) -> Result<Vec<Finding>, CallError> {
+        self.secret.missing(addresses).await
+    }
+
+    async fn others(&self, addresses: &[String]) -> Result<Vec<String>, CallError> {
+        let present = self.secret.current().await?;
+        let others = addresses.iter().flat_map(|key| others(key, present.as_ref()));
+        Ok(others.collect::<BTreeSet<_>>().into_iter().collect())
+    }
+
+    async fn addresses(&self) -> Result<Option<Vec<String>>, CallError> {
+        Ok(Some(self.secret.present().await?.into_keys().collect()))
+    }
+
+    async fn read(&self, addresses: &[String]) -> Result<Vec<Option<SecretValue>>, CallError> {
+        for address in addresses {
+            self.secret.check_key(address)?;
+        }
+        let data = self.secret.present().await?;
+        Ok(addresses.iter().map(|key| data.get(key).map(SecretValue::duplicate)).collect())
+    }
+
+    async fn write(&self, edits: &[Edit<'_>]) -> Result<Written, CallError> {
+        self.secret.check_edits(edits)?;
+        match self.secret.approach {
+            Approach::InPlace => self.secret.write_in_place(edits).await,
+            Approach::Versioned => self.secret.write_version(edits).await,
+        }
+    }
+
+    async fn clean_up(&self) -> Result<Vec<String>, CallError> {
+        match self.secret.approach {
+            Approach::InPlace => Ok(Vec::new()),
+            Approach::Versioned => self.secret.clean_up_versions().await,
+        }
+    }
+
+    fn claims(&self) -> Option<&dyn Claims> {
+        self.claimed.as_ref().map(|claimed| claimed as &dyn Claims)
+    }
+}
+
+/// A Secret and all that is needed to reach it.
+struct Secret {
+    cluster: Kubernetes,
+    namespace: String,
+    name: String,
+    approach: Approach,
+    create: bool,
+    ours: Option<Claim>,
+}
+
+/// Reading.
+impl Secret {
+    fn secrets(&self) -> Place<'_> {
+        Place::core("secrets").within(&self.namespace)
+    }
+
+    /// Names a Secret in a sentence.
+    fn named(&self, name: &str) -> String {
+        format!("Secret `{}/{name}` of {}", self.namespace, self.cluster.target())
+    }
+
+    fn refused(&self, kind: RefusalKind, why: &str) -> Refusal {
+        Refusal::operator(kind, format!("{}: {why}", self.named(&self.name)))
+    }
+
+    async fn object(&self, name: &str) -> Result<Option<Object>, CallError> {
+        self.cluster.find(&self.secrets().named(name)).await
+    }
+
+    /// Returns the Secret that readers have: none where it is missing and may be made.
+    async fn current(&self) -> Result<Option<Object>, CallError> {
+        let name = match self.approach {
+            Approach::InPlace => self.name.clone(),
+            Approach::Versioned => self.head().await?.current,
+        };
+        match self.object(&name).await? {
+            None if self.create && name == self.name => Ok(None),
+            None => Err(self.is_missing(&name).into()),
+            found => Ok(found),
+        }
+    }
+
+    fn is_missing(&self, name: &str) -> Refusal {
+        let what = self.named(name);
+        let message = match name == self.name {
+            true => format!(
+                "{what} does not exist; make it with `kubectl create secret generic`, or set `create: true`"
+            ),
+            false => format!(
+                "{what} does not exist, and ConfigMap `{}` names it as the current version; somebody deleted it",
+                head_of(&self.name)
+            ),
+        };
+        Refusal::operator(RefusalKind::NotFound, message)
+    }
+
+    async fn present(&self) -> Result<Data, CallError> {
+        Ok(self.current().await?.map(|object| object.data).unwrap_or_default())
+    }
+}
+
+/// Writing.
+impl Secret {
+    fn check_key(&self, key: &str) -> Result<(), Refusal> {
+        match not_a_key(key) {
+            Some(why) => Err(self.refused(RefusalKind::Unsupported, why)),
+            None => Ok(()),
+        }
+    }
+
+    fn check_edits(&self, edits: &[Edit<'_>]) -> Result<(), Refusal> {
+        let mut keys = BTreeSet::new();
+        for edit in edits {
+            self.check_key(edit.address)?;
+            if !keys.insert(edit.address) {
+                let why = format!("two edits name `{}`", edit.address);
+                return Err(self.refused(RefusalKind::Unsupported, &why));
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the edits that change something, or refuses all of them.
+    fn due<'e, 'v>(
+        &self,
+        edits: &'e [Edit<'v>],
+        present: Option<&Object>,
+    ) -> Result<Vec<&'e Edit<'v>>, Refusal> {
+        let mut due = Vec::new();
+        for edit in edits {
+            let held = present.and_then(|object| object.data.get(edit.address));
+            if !edit.accepts(held) {
+                return Err(self.conflict(edit.address, present));
+            }
+            let same = match (held, edit.value) {
+                (Some(held), Some(value)) => held.same_as(value),
+                (held, value) => held.is_none() && value.is_none(),
+            };
+            if !same || planted!("unchanged_is_written") {
+                due.push(edit);
+            }
+        }
+        Ok(due)
+    }
+
+    /// Says that a key holds what no version explains, and who put it there.
+    fn conflict(&self, key: &str, present: Option<&Object>) -> Refusal {
+        let others = others(key, present);
+        let by = match others.is_empty() {
+            true => String::new(),
+            false => format!(", written by `{}`", others.join("`, `")),
+        };
+        let why = format!("`{key}` holds something else than expected{by}");
+        self.refused(RefusalKind::Conflict, &why)
+    }
+
+    fn check_size(&self, sizes: impl Iterator<Item = usize>) -> Result<(), Refusal> {
+        if sizes.sum::<usize>() > LARGEST {
+            let why = "its values would be larger than 1 MiB together, which no Secret holds";
+            return Err(self.refused(RefusalKind::Unsupported, why));
+        }
+        Ok(())
+    }
+
+    async fn write_in_place(&self, edits: &[Edit<'_>]) -> Result<Written, CallError> {
+        for _ in 0..RACES {
+            let present = self.current().await?;
+            self.check_owner(claim::found(present.as_ref()))?;
+            let due = self.due(edits, present.as_ref())?;
+            if due.is_empty() {
+                return Ok(Written { changed: false });
+            }
+            let answer = match &present {
+                Some(object) => self.patch(object, &due).await?,
+                None => self.make(&due).await?,
+            };
+            match answer.status.as_u16() {
+                409 => {}
+                _ if answer.status.is_success() => {
+                    self.check_kept(&answer, &due)?;
+                    return Ok(Written { changed: true });
+                }
+                _ => return Err(self.explained(answer.error(Effect::Changes))),
+            }
+        }
+        Err(self.is_busy().into())
+    }
+
+    fn is_busy(&self) -> Refusal {
+        let why = "others change it all the time, and nothing was written";
+        let message = format!("{}: {why}", self.named(&self.name));
+        Refusal::retry(RefusalKind::Unavailable, None, message)
+    }
+
+    /// Changes the keys, if the Secret is as it was read.
+    async fn patch(&self, object: &Object, due: &[&Edit<'_>]) -> Result<Answer, CallError> {
+        if object.immutable {
+            return Err(self.is_immutable().into());
+        }
+        let named = |key: &String| due.iter().any(|edit| edit.address == key);
+        let kept = object.data.iter().filter(|(key, _)| !named(key)).map(|(_, value)| value);
+        let new = due.iter().filter_map(|edit| edit.value);
+        self.check_size(kept.chain(new).map(|value| value.expose().len()))?;
+        let mut data: BTreeMap<_, _> =
+            due.iter().map(|edit| (edit.address, edit.value.map(Encoded))).collect();
+        if planted!("siblings_are_written_along") {
+            let siblings = object.data.iter().filter(|(key, _)| !named(key));
+            data.extend(siblings.map(|(key, value)| (key.as_str(), Some(Encoded(value)))));
+        }
+        let patch = self.patch_of(object, data, BTreeMap::new());
+        self.cluster.change(&self.place(), &Change::Merge(&patch), false).await
+    }
+
+    fn place(&self) -> Place<'_> {
+        self.secrets().named(&self.name)
+    }
+
+    fn patch_of(
+        &self,
+        object: &Object,
+        data: BTreeMap<&str, Option<Encoded<'_>>>,
+        annotations: BTreeMap<&str, Option<String>>,
+    ) -> SecretValue {
+        let version = Some(object.metadata.resource_version.as_str());
+        let resource_version = version.filter(|_| {
+            !planted!("writes_unconditionally") && !planted!("siblings_are_written_along")
+        });
+        let metadata = PatchMetadata { resource_version, annotations };
+        secret_json::write(&Patch { metadata, data })
+    }
+
+    fn is_immutable(&self) -> Refusal {
+        let why = "it is immutable, so no key of it can change; `approach: versioned` makes a new one for each write";
+        self.refused(RefusalKind::Unsupported, why)
+    }
+
+    /// Makes the Secret, with nothing but these keys.
+    async fn make(&self, due: &[&Edit<'_>]) -> Result<Answer, CallError> {
+        let value = |edit: &&Edit<'_>| Some((edit.address.to_owned(), edit.value?.duplicate()));
+        let data: Data = due.iter().filter_map(value).collect();
+        self.check_size(data.values().map(|value| value.expose().len()))?;
+        let claim = self.ours.as_ref().map(claim::text);
+        let annotations = claim.iter().map(|text| (CLAIM, text.as_str()));
+        let metadata = NewMetadata {
+            name: &self.name,
+            labels: BTreeMap::new(),
+            annotations: annotations.collect(),
+        };
+        let body = secret_json::write(&New::of(metadata, "Opaque", false, &data));
+        self.cluster.change(&self.secrets(), &Change::Create(&body), false).await
+    }
+
+    /// Looks at what the server says it has now: an admission webhook may have changed it on the way.
+    fn check_kept(&self, answer: &Answer, due: &[&Edit<'_>]) -> Result<(), CallError> {
+        let now: Object = answer.decode()?;
+        let kept = |edit: &&Edit<'_>| match (now.data.get(edit.address), edit.value) {
+            (Some(held), Some(value)) => held.same_as(value),
+            (held, value) => held.is_none() && value.is_none(),
+        };
+        match due.iter().find(|edit| !kept(edit)) {
+            None => Ok(()),
+            Some(edit) => {
+                let why = format!(
+                    "{}: the cluster kept something else in `{}` than was written; an admission webhook may change it",
+                    self.named(&self.name),
+                    edit.address
+                );
+                Err(CallError::Unknown(why))
+            }
+        }
+    }
+
+    /// Adds to a refusal what may be done about it.
+    fn explained(&self, error: CallError) -> CallError {
+        match error {
+            CallError::Refused(refusal) if refusal.kind == RefusalKind::NotFound => {
+                let message = format!("{refusal}: somebody deleted it in the meantime");
+                Refusal { message, ..refusal }.into()
+            }
+            error => error,
+        }
+    }
+
+    fn check_owner(&self, found: claim::Found<'_>) -> Result<(), Refusal> {
+        match &self.ours {
+            Some(ours) => found.owner(ours).check(&self.named(&self.name)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Looking ahead.
+impl Secret {
+    async fn preflight(&self, addresses: &[String]) -> Result<Vec<Finding>, CallError> {
+        for key in addresses {
+            if let Some(why) = not_a_key(key) {
+                let refusal = self.refused(RefusalKind::Unsupported, why);
+                return Ok(vec![Finding::blocks(refusal.message)]);
+            }
+        }
+        let mut findings = self.denied().await?;
+        if !self.cluster.is_verified().await? {
+            let why = "its kubeconfig says `insecure-skip-tls-verify`, so that whoever is between could read values";
+            findings.push(Finding::note(format!("{}: {why}", self.cluster.target())));
+        }
+        let present = match self.current().await {
+            Err(CallError::Refused(refusal)) if refusal.kind == RefusalKind::NotFound => {
+                findings.push(Finding::blocks(refusal.message));
+                return Ok(findings);
+            }
+            present => present?,
+        };
+        let Some(object) = present else {
+            let named = self.named(&self.name);
+            findings.push(Finding::note(format!("{named} does not exist and will be made")));
+            return Ok(findings);
+        };
+        findings.extend(self.object_findings(&object, addresses).await?);
+        let is_allowed = findings.iter().all(|f| f.severity != Severity::Blocks);
+        if is_allowed && let Some(key) = addresses.first() {
+            findings.extend(self.rehearse(&object, key).await?);
+        }
+        Ok(findings)
+    }
+
+    async fn object_findings(
+        &self,
+        object: &Object,
+        addresses: &[String],
+    ) -> Result<Vec<Finding>, CallError> {
+        let named = self.named(&self.name);
+        let mut findings = Vec::new();
+        findings.extend(marks::maker(object, &named));
+        if object.kind == "kubernetes.io/service-account-token" {
+            let why = "is the token of a service account, which the cluster itself writes";
+            findings.push(Finding::blocks(format!("{named} {why}")));
+        }
+        if object.metadata.deletion_timestamp.is_some() {
+            findings.push(Finding::blocks(format!("{named} is being deleted")));
+        }
+        if let Some(ours) = &self.ours {
+            let owner = match self.approach {
+                Approach::InPlace => claim::found(Some(object)).owner(ours),
+                Approach::Versioned => self
+                    .claim_of_head()
+                    .await?
+                    .as_deref()
+                    .map_or(Owner::Nobody, |text| claim::Found(Some(text)).owner(ours)),
+            };
+            findings.extend(owner.objection(&named).map(Finding::blocks));
+        }
+        if self.approach == Approach::InPlace {
+            findings.extend(marks::writers(object, &named, addresses));
+            if object.immutable && !planted!("immutable_is_tried") {
+                findings.push(Finding::blocks(self.is_immutable().message));
+            }
+        }
+        Ok(findings)
+    }
+
+    /// Finds what this account may not do, as the cluster itself says.
+    async fn denied(&self) -> Result<Vec<Finding>, CallError> {
+        let secret = self.place();
+        let (secrets, maps) = (self.secrets(), Place::core("configmaps").within(&self.namespace));
+        let head = head_of(&self.name);
+        let access = |verb, place| Access { verb, place };
+        let mut wanted = match self.approach {
+            Approach::InPlace => vec![access("get", secret), access("patch", secret)],
+            Approach::Versioned => vec![
+                access("get", secrets),
+                access("create", secrets),
+                access("get", maps.named(&head)),
+                access("create", maps),
+                access("patch", maps.named(&head)),
+            ],
+        };
+        if self.create && self.approach == Approach::InPlace {
+            wanted.push(access("create", secrets));
+        }
+        let denied = self.cluster.denied(&wanted).await?;
+        let message = |access: &&Access<'_>| {
+            format!("{} does not allow {}", self.cluster.target(), access.in_words())
+        };
+        Ok(denied.iter().map(message).map(Finding::blocks).collect())
+    }
+
+    /// Lets the cluster do everything but keep a write, so that admission has its say before anything changes.
+    async fn rehearse(&self, object: &Object, key: &str) -> Result<Option<Finding>, CallError> {
+        let sample = SecretValue::new(b"keywheel-rehearsal".to_vec());
+        let answer = match self.approach {
+            Approach::InPlace => {
+                let data = BTreeMap::from([(key, Some(Encoded(&sample)))]);
+                let patch = self.patch_of(object, data, BTreeMap::new());
+                self.cluster.change(&self.place(), &Change::Merge(&patch), true).await?
+            }
+            Approach::Versioned => {
+                let data = Data::from([(key.to_owned(), sample.duplicate())]);
+                let body = self.version_of(object, &self.rehearsal(), &data);
+                self.cluster.change(&self.secrets(), &Change::Create(&body), true).await?
+            }
+        };
+        if answer.status.as_u16() == 409 {
+            return Ok(None);
+        }
+        if !answer.status.is_success() {
+            return match answer.error(Effect::Reads) {
+                CallError::Refused(refusal) if refusal.remedy == Remedy::Operator => {
+                    Ok(Some(Finding::blocks(format!("a write was tried out: {refusal}"))))
+                }
+                error => Err(error),
+            };
+        }
+        let kept: Object = answer.decode()?;
+        let is_kept = kept.data.get(key).is_some_and(|held| held.same_as(&sample));
+        Ok((!is_kept).then(|| {
+            let named = self.named(&self.name);
+            Finding::blocks(format!(
+                "a write was tried out: something in the cluster changes `{key}` of {named} on the way, such as an admission webhook"
+            ))
+        }))
+    }
+
+    /// Finds keys that readers are said to use and that are not there, with the ones that were probably meant.
+    async fn missing(&self, addresses: &[String]) -> Result<Vec<Finding>, CallError> {
+        if self.create || planted!("mistyped_keys_are_made") {
+            return Ok(Vec::new());
+        }
+        let present = match self.current().await {
+            // That it is missing altogether is among what `preflight` finds.
+            Err(CallError::Refused(refusal)) if refusal.kind == RefusalKind::NotFound => {
+                return Ok(Vec::new());
+            }
+            present => present?.map(|object| object.data).unwrap_or_default(),
+        };
+        let absent = addresses.iter().filter(|key| !present.contains_key(*key));
+        let finding = |key: &String| {
+            let named = self.named(&self.name);
+            let near = nearest(key, present.keys());
+            let meant = near.map_or(String::new(), |near| format!(" did you mean `{near}`?"));
+            Finding::blocks(format!(
+                "{named} has no key `{key}`;{meant} a key that is to be new is made with `create: true`"
+            ))
+        };
+        Ok(absent.map(finding).collect())
+    }
+}
+
+/// Names who wrote a key last, beside keywheel.
+fn others(key: &str, present: Option<&Object>) -> Vec<String> {
+    let managers = present.into_iter().flat_map(|object| object.managers(key));
+    managers.filter(|manager| *manager != MANAGER).map(plain).collect()
+}
+
+/// Returns the key that is most like another one, if any is alike.
+fn nearest<'a>(key: &str, keys: impl Iterator<Item = &'a String>) -> Option<&'a str> {
+    let plain = |text: &str| -> Vec<u8> {
+        let letters = text.bytes().filter(u8::is_ascii_alphanumeric);
+        letters.map(|b| b.to_ascii_lowercase()).collect()
+    };
+    let wanted = plain(key);
+    let scored = keys.map(|other| (distance(&wanted, &plain(other)), other.as_str()));
+    let (apart, near) = scored.min()?;
+    (apart <= wanted.len() / 3).then_some(near)
+}
+
+/// Counts the letters that must be added, left out or replaced to make one text the other.
+fn distance(one: &[u8], other: &[u8]) -> usize {
+    let mut row: Vec<usize> = (0..=other.len()).collect();
+    for (i, a) in one.iter().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, b) in other.iter().enumerate() {
+            let replaced = diagonal + usize::from(a != b);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[other.len()]
+}
+
+#[cfg(test)]
+mod tests;

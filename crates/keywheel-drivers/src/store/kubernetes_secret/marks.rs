@@ -1,0 +1,135 @@
+//! Who else writes a Secret: what makes it, and what deploys it. Whoever has it in Git would write the old value back (H49, H61).
+
+use keywheel_core::planted;
+use keywheel_driver::Finding;
+
+use super::object::{LAST_APPLIED, Object};
+use crate::kubernetes::MANAGER;
+
+/// Kinds that make Secrets, and what to do about each.
+const MAKERS: [(&str, &str); 7] = [
+    ("ExternalSecret", "write the value where it comes from, with the store `external_secret`"),
+    ("SealedSecret", "seal each new value and commit it, or let another Secret hold this key"),
+    ("VaultStaticSecret", "write the value in Vault"),
+    ("VaultDynamicSecret", "let Vault issue the value"),
+    ("VaultPKISecret", "let Vault issue the value"),
+    ("Certificate", "let cert-manager renew it"),
+    ("InfisicalSecret", "write the value in Infisical"),
+];
+
+/// How programs that deploy call themselves where they write, and what people call them.
+const DEPLOYERS: [(&str, &str); 7] = [
+    ("argocd", "Argo CD"),
+    ("kustomize-controller", "Flux"),
+    ("helm", "Helm"),
+    ("Terraform", "Terraform"),
+    ("terraform", "Terraform"),
+    ("HashiCorp", "Terraform"),
+    ("pulumi", "Pulumi"),
+];
+
+/// Marks that deployers leave, as a beginning of a label's or annotation's name.
+const MARKS: [(&str, &str); 5] = [
+    ("argocd.argoproj.io/", "Argo CD"),
+    ("kustomize.toolkit.fluxcd.io/", "Flux"),
+    ("helm.toolkit.fluxcd.io/", "Flux"),
+    ("meta.helm.sh/", "Helm"),
+    ("pulumi.com/", "Pulumi"),
+];
+
+/// Whether a label or annotation says who makes or deploys an object, which is not true of a copy.
+pub(super) fn is_mark(name: &str) -> bool {
+    MARKS.iter().any(|(mark, _)| name.starts_with(mark))
+        || name.starts_with("reconcile.external-secrets.io/")
+        || matches!(name, "app.kubernetes.io/managed-by" | "app.kubernetes.io/instance")
+        || name == LAST_APPLIED
+        || name.starts_with("keywheel.dev/")
+}
+
+/// Finds what makes the Secret, whose word is the last one.
+pub(super) fn maker(object: &Object, named: &str) -> Option<Finding> {
+    if planted!("makers_unseen") {
+        return None;
+    }
+    let owner = object.metadata.owner_references.iter().find_map(|owner| {
+        let (kind, advice) = MAKERS.iter().find(|(kind, _)| *kind == owner.kind)?;
+        Some((format!("{kind} `{}`", owner.name), *advice))
+    });
+    let labelled = || {
+        let has = |name: &str| {
+            object.metadata.labels.contains_key(name)
+                || object.metadata.annotations.contains_key(name)
+        };
+        let is_external = has("reconcile.external-secrets.io/managed")
+            || object.metadata.managed_fields.iter().any(|m| m.manager == "external-secrets");
+        is_external.then(|| ("an ExternalSecret".to_owned(), MAKERS[0].1))
+    };
+    let (maker, advice) = owner.or_else(labelled)?;
+    Some(Finding::blocks(format!(
+        "{named} is made by {maker}, which writes its own values back; {advice}"
+    )))
+}
+
+/// Finds who deploys the Secret, or wrote the keys that are to be written.
+pub(super) fn writers(object: &Object, named: &str, keys: &[String]) -> Vec<Finding> {
+    let deployers = deployers(object);
+    let mut findings = Vec::new();
+    let mut owned = false;
+    for key in keys {
+        for manager in object.managers(key).filter(|manager| *manager != MANAGER) {
+            if let Some(deployer) = deployer(manager) {
+                owned = true;
+                findings.push(from_git(named, key, deployer));
+            } else if !manager.starts_with("kubectl") {
+                let message = format!(
+                    "`{key}` of {named} was last written by `{manager}`, which may write it again"
+                );
+                findings.push(Finding::note(message));
+            }
+        }
+    }
+    if !owned {
+        findings.extend(deployers.into_iter().map(|deployer| {
+            let message = format!(
+                "{named} is deployed by {deployer}, which does not set these keys; should it ever, it writes its own value back"
+            );
+            Finding::note(message)
+        }));
+    }
+    if object.metadata.annotations.contains_key(LAST_APPLIED) {
+        findings.push(applied(named));
+    }
+    findings
+}
+
+fn from_git(named: &str, key: &str, deployer: &str) -> Finding {
+    let message = format!(
+        "`{key}` of {named} is set by {deployer}, which would write the old value back: a value that is rotated cannot stand in Git; take the key out of what {deployer} deploys, or use `external_secret`"
+    );
+    if planted!("deployers_unseen") { Finding::note(message) } else { Finding::blocks(message) }
+}
+
+fn applied(named: &str) -> Finding {
+    Finding::note(format!(
+        "{named} was made by `kubectl apply`, which keeps a copy of the values that it was given in the annotation `{LAST_APPLIED}`, and writes them back when it is run again; keywheel never writes there, so remove the annotation and the values from the file"
+    ))
+}
+
+/// Returns who is known to deploy an object, by the marks on it.
+fn deployers(object: &Object) -> Vec<&'static str> {
+    let metadata = &object.metadata;
+    let names = metadata.labels.keys().chain(metadata.annotations.keys());
+    let marked = names.filter_map(|name| {
+        MARKS.iter().find(|(mark, _)| name.starts_with(mark)).map(|(_, deployer)| *deployer)
+    });
+    let managers = metadata.managed_fields.iter().filter_map(|entry| deployer(&entry.manager));
+    let helm = metadata.labels.get("app.kubernetes.io/managed-by").filter(|by| *by == "Helm");
+    let mut found: Vec<_> = marked.chain(managers).chain(helm.map(|_| "Helm")).collect();
+    found.sort_unstable();
+    found.dedup();
+    found
+}
+
+fn deployer(manager: &str) -> Option<&'static str> {
+    DEPLOYERS.iter().find(|(begins, _)| manager.starts_with(begins)).map(|(_, name)| *name)
+}

@@ -1,0 +1,399 @@
+//! `kubernetes`: the pods of a Deployment, a StatefulSet or a DaemonSet.
+//!
+//! What a pod took up is fixed: variables when a container starts (H42), `subPath` files likewise (H43), and files of volumes
+//! change at some time that nobody tells (H44). So a value is taken up by a new pod only. A roll stamps the template of the pods
+//! with a digest of what they should hold, in one patch for all secrets that are rolled together, and waits as
+//! `kubectl rollout status` does, and for every pod to prove the values.
+//!
+//! - A pod proves a value by its start after the write, on the clock of the cluster, and by being of the present template. One
+//!   that names an immutable Secret proves what that Secret holds, whenever it started.
+//! - Every pod counts that is not finally gone: those of older templates, those that are being deleted, and those that are not
+//!   ready (H50).
+//! - On the way back the template becomes what it was for the pods that were there before, so that the cluster finds those
+//!   again and replaces none of them.
+//! - It is one patch that names the state that it changes; one that somebody takes away is named, and not fought over (H48).
+
+mod ask;
+mod logs;
+mod namespace;
+mod pod;
+mod preflight;
+mod readers;
+mod reads;
+mod roll;
+mod secrets;
+mod stamp;
+mod target;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use k8s_openapi::api::apps::v1::{ControllerRevision, ReplicaSet};
+use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use keywheel_core::evidence::Replica;
+use keywheel_core::facts::WorkloadFacts;
+use keywheel_core::fingerprint::Fingerprinter;
+use keywheel_core::incident::LogReference;
+use keywheel_core::plan::Pin;
+use keywheel_core::planted;
+use keywheel_core::secret::SecretValue;
+use keywheel_core::time::Span;
+use keywheel_driver::duration::Duration;
+use keywheel_driver::workload::{Answer, Ensure, ReadLog, Reader, Reading, Workload};
+use keywheel_driver::{CallError, Finding, Refusal, RefusalKind};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+pub use self::ask::TokenPlace;
+use self::namespace::{Namespace, query, skew};
+use self::pod::{GRANULARITY, Look, Skew, is_gone};
+use self::secrets::Known;
+use self::target::{Kind, Target};
+use super::clock;
+use crate::http::Effect;
+use crate::kubernetes::{Cluster, Kubernetes, Place};
+use crate::{Build, Context, http};
+
+/// The pods of a Deployment, a StatefulSet or a DaemonSet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The namespace.
+    pub namespace: String,
+    /// The Deployment; or a `stateful_set`, or a `daemon_set`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deployment: Option<String>,
+    /// The StatefulSet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stateful_set: Option<String>,
+    /// The DaemonSet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub daemon_set: Option<String>,
+    /// The cluster; without it, that of the environment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<Cluster>,
+    /// The only container of a pod that counts as a reader; without it, every one that is given a value.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container: Option<String>,
+    /// A place of each pod that answers 200 to a bearer token that it accepts, and 401 or 403 to any other; asked of each pod
+    /// through the API server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<TokenPlace>,
+    /// Whether a roll may leave a time in which no pod serves, where strategy and number of pods make it so.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub gap: bool,
+    /// How long a roll may go on without one more pod that is new, ready or gone.
+    #[serde(default = "minutes::<10>")]
+    pub ready_within: Duration,
+    /// How long a change that got no answer can still take effect.
+    #[serde(default = "minutes::<1>")]
+    pub settle_for: Duration,
+}
+
+fn minutes<const N: u64>() -> Duration {
+    Span::minutes(N).into()
+}
+
+impl Build for Config {
+    type Driver = dyn Workload;
+
+    fn build(&self, context: &Context) -> Result<Arc<dyn Workload>, Refusal> {
+        let (kind, name) = self.object()?;
+        if self.token.as_ref().is_some_and(|token| !is_path(&token.path)) {
+            return Err(unsupported("`token.path` begins with a slash and has no spaces"));
+        }
+        let cluster = Kubernetes::new(self.cluster.as_ref(), context)?;
+        Ok(Arc::new(Pods {
+            namespace: Namespace { cluster, name: self.namespace.clone() },
+            kind,
+            name,
+            config: self.clone(),
+        }))
+    }
+}
+
+impl Config {
+    fn object(&self) -> Result<(Kind, String), Refusal> {
+        let named = [
+            self.deployment.as_ref().map(|name| (Kind::Deployment, name)),
+            self.stateful_set.as_ref().map(|name| (Kind::StatefulSet, name)),
+            self.daemon_set.as_ref().map(|name| (Kind::DaemonSet, name)),
+        ];
+        let mut named = named.into_iter().flatten();
+        match (named.next(), named.next()) {
+            (Some((kind, name)), None) if is_name(name) && is_name(&self.namespace) => {
+                Ok((kind, name.clone()))
+            }
+            (Some(_), None) => {
+                Err(unsupported("`namespace` or the object has a name that is none"))
+            }
+            _ => Err(unsupported("name one of `deployment`, `stateful_set` and `daemon_set`")),
+        }
+    }
+}
+
+fn is_name(text: &str) -> bool {
+    let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.".contains(&b);
+    (1..=253).contains(&text.len()) && text.bytes().all(fits)
+}
+
+fn is_path(text: &str) -> bool {
+    text.starts_with('/') && text.bytes().all(|b| b.is_ascii_graphic())
+}
+
+struct Pods {
+    config: Config,
+    namespace: Namespace,
+    kind: Kind,
+    name: String,
+}
+
+/// The object and its pods, as they were at one time.
+struct Seen {
+    target: Target,
+    pods: Vec<OnePod>,
+    skew: Skew,
+}
+
+/// A pod that is not finally gone.
+struct OnePod {
+    pod: Pod,
+    /// Whether it is of the present template.
+    is_current: bool,
+}
+
+impl OnePod {
+    fn name(&self) -> &str {
+        self.pod.metadata.name.as_deref().unwrap_or_default()
+    }
+}
+
+#[async_trait]
+impl Workload for Pods {
+    fn facts(&self) -> WorkloadFacts {
+        WorkloadFacts {
+            settle_for: self.config.settle_for.span(),
+            start_granularity: GRANULARITY,
+            answers_tokens: self.config.token.is_some(),
+            gap: self.config.gap,
+        }
+    }
+
+    fn resource(&self) -> String {
+        self.namespace.resource(self.kind.name(), &self.name)
+    }
+
+    async fn preflight(&self) -> Result<Vec<Finding>, CallError> {
+        self.examine().await
+    }
+
+    async fn readers(&self, slots: &[String]) -> Result<Option<Vec<Reader>>, CallError> {
+        let known = Known::find(&self.namespace, slots).await?;
+        let mut readers = readers::find(&self.namespace, &known, slots).await?;
+        // One that is listed and is given nothing is told as such.
+        if !readers.iter().any(|reader| reader.resource == self.resource()) {
+            readers.push(Reader {
+                name: self.what(),
+                resource: self.resource(),
+                slots: Vec::new(),
+                runs: true,
+            });
+        }
+        Ok(Some(readers))
+    }
+
+    async fn identity(&self) -> Result<Option<Pin>, CallError> {
+        self.namespace.cluster.identity().await.map(Some)
+    }
+
+    async fn observe(
+        &self,
+        slots: &[String],
+        fingerprinter: &Fingerprinter,
+    ) -> Result<Vec<Replica>, CallError> {
+        let seen = self.seen().await?;
+        let mut known = Known::find(&self.namespace, slots).await?;
+        known.read(&self.namespace, &seen.pods, fingerprinter).await?;
+        let look = self.look(slots, &known, seen.skew);
+        Ok(seen.pods.iter().flat_map(|one| look.at(&one.pod, one.is_current)).collect())
+    }
+
+    async fn roll(&self, ensure: &Ensure<'_>) -> Result<(), CallError> {
+        self.ensure(ensure).await
+    }
+
+    async fn logs(&self) -> Result<Option<Vec<LogReference>>, CallError> {
+        let pods: Vec<_> = self.seen().await?.pods.into_iter().map(|one| one.pod).collect();
+        let context = self.config.cluster.as_ref().and_then(|cluster| cluster.context.as_deref());
+        Ok(Some(logs::references(&self.namespace, context, &pods)))
+    }
+
+    async fn read_logs(
+        &self,
+        reading: &mut Reading<'_>,
+    ) -> Result<Option<Vec<ReadLog>>, CallError> {
+        let pods: Vec<_> = self.seen().await?.pods.into_iter().map(|one| one.pod).collect();
+        Ok(Some(logs::read(&self.namespace, &pods, reading).await))
+    }
+
+    async fn present(&self, token: &SecretValue) -> Result<Vec<Answer>, CallError> {
+        let Some(place) = &self.config.token else { return Ok(Vec::new()) };
+        http::bearer(token).map_err(|_| unsupported("the token does not fit into a header"))?;
+        let mut answers = Vec::new();
+        for one in self.seen().await?.pods {
+            let accepted = ask::accepts(&self.namespace, one.name(), place, token).await;
+            answers.push(Answer { replica: one.name().to_owned(), accepted });
+        }
+        Ok(answers)
+    }
+}
+
+/// Looking.
+impl Pods {
+    /// Returns what people call it.
+    fn what(&self) -> String {
+        format!("{} `{}`", self.kind.name(), self.name)
+    }
+
+    fn place(&self) -> Place<'_> {
+        self.namespace.place("apps", self.kind.plural()).named(&self.name)
+    }
+
+    async fn target(&self) -> Result<Option<Target>, CallError> {
+        let found = self.namespace.cluster.find(&self.place()).await?;
+        found.map(|raw| Target::parse(self.kind, raw)).transpose()
+    }
+
+    /// Reads the object and its pods. What changes meanwhile makes a pod one of another template, and never the other way.
+    async fn seen(&self) -> Result<Seen, CallError> {
+        let asked = clock::now();
+        let answer = self.namespace.cluster.ask(&self.place(), &[]).await?;
+        let skew = skew(&answer.headers, asked, clock::now());
+        if answer.status.as_u16() == 404 {
+            let message = format!("there is no {} any more", self.what());
+            return Err(Refusal::operator(RefusalKind::NotFound, message).into());
+        }
+        if !answer.status.is_success() {
+            return Err(answer.error(Effect::Reads));
+        }
+        let target = Target::parse(self.kind, answer.decode()?)?;
+        let selected = target.selector().map(query).unwrap_or_default();
+        let selected = [("labelSelector", selected.as_str())];
+        let revisions = self.revisions(&target, &selected).await?;
+        let mut pods = Vec::new();
+        for pod in self.namespace.list::<Pod>("", "pods", &selected).await? {
+            if revisions.makes(&pod) && !is_gone(&pod) {
+                pods.push(OnePod { is_current: revisions.is_current(&pod), pod });
+            }
+        }
+        if planted!("one_pod_stands_for_all") {
+            pods.truncate(1);
+        }
+        Ok(Seen { target, pods, skew })
+    }
+
+    async fn revisions(
+        &self,
+        target: &Target,
+        selected: &[(&str, &str)],
+    ) -> Result<Revisions, CallError> {
+        let own = BTreeSet::from([target.uid().to_owned()]);
+        Ok(match self.kind {
+            Kind::Deployment => {
+                let sets =
+                    self.namespace.list::<ReplicaSet>("apps", "replicasets", selected).await?;
+                let sets: Vec<_> = sets.iter().filter(|set| owns(target, &set.metadata)).collect();
+                let current = sets.iter().find(|set| is_template_of(set, target));
+                let uid = |set: &ReplicaSet| set.metadata.uid.clone().unwrap_or_default();
+                let owners = sets.iter().map(|set| uid(set)).collect();
+                Revisions { owners, current: current.map(|set| Current::Owner(uid(set))) }
+            }
+            Kind::StatefulSet => {
+                let current = target.update_revision().filter(|_| target.is_observed());
+                Revisions {
+                    owners: own,
+                    current: current.map(|hash| Current::Hash(hash.to_owned())),
+                }
+            }
+            Kind::DaemonSet => {
+                let all = self
+                    .namespace
+                    .list::<ControllerRevision>("apps", "controllerrevisions", selected)
+                    .await?;
+                let all = all.iter().filter(|one| owns(target, &one.metadata));
+                let last = all.max_by_key(|one| one.revision).filter(|_| target.is_observed());
+                let hash = last.and_then(|one| label(&one.metadata, HASH));
+                Revisions { owners: own, current: hash.map(|hash| Current::Hash(hash.to_owned())) }
+            }
+        })
+    }
+
+    fn look<'a>(&'a self, slots: &'a [String], known: &'a Known, skew: Skew) -> Look<'a> {
+        Look { slots, known, container: self.config.container.as_deref(), skew }
+    }
+}
+
+const HASH: &str = "controller-revision-hash";
+
+/// What makes the pods of the object, and which of them are of its present template.
+struct Revisions {
+    owners: BTreeSet<String>,
+    current: Option<Current>,
+}
+
+enum Current {
+    /// Those of this set.
+    Owner(String),
+    /// Those with this hash.
+    Hash(String),
+}
+
+impl Revisions {
+    fn makes(&self, pod: &Pod) -> bool {
+        owner(&pod.metadata).is_some_and(|uid| self.owners.contains(uid))
+    }
+
+    fn is_current(&self, pod: &Pod) -> bool {
+        match &self.current {
+            None => false,
+            Some(Current::Owner(uid)) => owner(&pod.metadata) == Some(uid),
+            Some(Current::Hash(hash)) => label(&pod.metadata, HASH) == Some(hash),
+        }
+    }
+}
+
+fn owner(meta: &ObjectMeta) -> Option<&str> {
+    let owner = meta.owner_references.iter().flatten().find(|it| it.controller == Some(true))?;
+    Some(&owner.uid)
+}
+
+fn owns(target: &Target, meta: &ObjectMeta) -> bool {
+    owner(meta) == Some(target.uid())
+}
+
+fn label<'m>(meta: &'m ObjectMeta, name: &str) -> Option<&'m str> {
+    meta.labels.as_ref()?.get(name).map(String::as_str)
+}
+
+/// Whether a set makes pods of the present template, as its controller tells it: by everything but the label that it adds.
+fn is_template_of(set: &ReplicaSet, target: &Target) -> bool {
+    let own = set.spec.as_ref().and_then(|spec| spec.template.as_ref());
+    own.map(without_hash).as_ref() == target.template().map(without_hash).as_ref()
+}
+
+fn without_hash(template: &PodTemplateSpec) -> PodTemplateSpec {
+    let mut template = template.clone();
+    if let Some(labels) = template.metadata.as_mut().and_then(|meta| meta.labels.as_mut()) {
+        labels.remove("pod-template-hash");
+    }
+    template
+}
+
+fn unsupported(message: &str) -> Refusal {
+    Refusal::operator(RefusalKind::Unsupported, message)
+}
+
+#[cfg(test)]
+mod tests;

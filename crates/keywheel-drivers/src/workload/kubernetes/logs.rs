@@ -1,0 +1,134 @@
+//! Logs of pods: where they are before a roll takes them away (H124), and what stands in them.
+
+use std::time::Duration as StdDuration;
+
+use k8s_openapi::api::core::v1::Pod;
+use keywheel_core::incident::LogReference;
+use keywheel_core::planted;
+use keywheel_driver::CallError;
+use keywheel_driver::workload::{ReadLog, Reading};
+use tokio::time::Instant;
+
+use super::namespace::Namespace;
+use crate::http::Effect;
+use crate::workload::clock;
+
+/// One log of a pod: what a container writes, or what it wrote before it was started again.
+struct Log<'p> {
+    pod: &'p Pod,
+    container: &'p str,
+    is_previous: bool,
+}
+
+impl Log<'_> {
+    fn pod_name(&self) -> &str {
+        self.pod.metadata.name.as_deref().unwrap_or_default()
+    }
+
+    fn replica(&self) -> String {
+        let before = if self.is_previous { " before its last start" } else { "" };
+        format!("{}/{}{before}", self.pod_name(), self.container)
+    }
+}
+
+fn logs(pod: &Pod) -> Vec<Log<'_>> {
+    let statuses = pod.status.iter().flat_map(|status| {
+        let prepares = status.init_container_statuses.iter().flatten();
+        prepares.chain(status.container_statuses.iter().flatten())
+    });
+    let mut logs = Vec::new();
+    for status in statuses {
+        let container = status.name.as_str();
+        if status.restart_count > 0 {
+            logs.push(Log { pod, container, is_previous: true });
+        }
+        logs.push(Log { pod, container, is_previous: false });
+    }
+    logs
+}
+
+/// Says where the log of each container of these pods is.
+pub(super) fn references(
+    namespace: &Namespace,
+    context: Option<&str>,
+    pods: &[Pod],
+) -> Vec<LogReference> {
+    let context = context.map(|context| format!(" --context {context}"));
+    let context = context.unwrap_or_default();
+    let all = pods.iter().flat_map(logs).map(|log| {
+        let previous = if log.is_previous { " --previous" } else { "" };
+        let (space, pod, container) = (&namespace.name, log.pod_name(), log.container);
+        LogReference {
+            replica: log.replica(),
+            id: log.pod.metadata.uid.clone(),
+            driver: None,
+            place: Some(format!("kubectl{context} -n {space} logs {pod} -c {container}{previous}")),
+            file: None,
+            since: None,
+            until: clock::now(),
+            outlives: Some(false),
+            kept_in: None,
+        }
+    });
+    all.collect()
+}
+
+/// Reads the log of every container of these pods, within the bounds.
+pub(super) async fn read(
+    namespace: &Namespace,
+    pods: &[Pod],
+    reading: &mut Reading<'_>,
+) -> Vec<ReadLog> {
+    let deadline = Instant::now() + StdDuration::from(reading.within);
+    let mut read = Vec::new();
+    for log in pods.iter().flat_map(logs) {
+        let asked = tokio::time::timeout_at(deadline, read_one(namespace, &log, reading)).await;
+        let within = reading.within;
+        let not_read = match asked {
+            Ok(Ok(why)) => why,
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(_) => Some(format!("it was not read within {within}: ask for a later time")),
+        };
+        read.push(ReadLog { replica: log.replica(), id: log.pod.metadata.uid.clone(), not_read });
+        if planted!("one_log_stands_for_all") {
+            break;
+        }
+    }
+    read
+}
+
+async fn read_one(
+    namespace: &Namespace,
+    log: &Log<'_>,
+    reading: &mut Reading<'_>,
+) -> Result<Option<String>, CallError> {
+    let since = jiff::Timestamp::from_millisecond(reading.since.millis()).unwrap_or_default();
+    // One byte more than is read tells a log that ends there from one that goes on.
+    let (since, most) = (since.to_string(), (reading.most_bytes + 1).to_string());
+    let mut query = vec![
+        ("container", log.container),
+        ("sinceTime", since.as_str()),
+        ("limitBytes", most.as_str()),
+    ];
+    if log.is_previous {
+        query.push(("previous", "true"));
+    }
+    let place = namespace.place("", "pods").named(log.pod_name()).sub("log");
+    let answer = namespace.cluster.ask(&place, &query).await?;
+    if !answer.status.is_success() {
+        return Err(answer.error(Effect::Reads));
+    }
+    let bytes = answer.body.expose();
+    let most = usize::try_from(reading.most_bytes).unwrap_or(usize::MAX);
+    let is_longer = bytes.len() > most;
+    let replica = log.replica();
+    for line in String::from_utf8_lossy(&bytes[..bytes.len().min(most)]).lines() {
+        (reading.take)(&replica, line);
+    }
+    Ok(is_longer.then(|| {
+        format!(
+            "it is longer than {} MiB, and later lines were not read: ask for a later time",
+            reading.most_bytes >> 20
+        )
+    }))
+}

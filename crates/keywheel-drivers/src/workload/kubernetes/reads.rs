@@ -1,0 +1,235 @@
+//! What a pod's specification reads of a Secret, and how: each way takes a value up at another time.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{
+    EnvFromSource, EnvVar, KeyToPath, PodSpec, SecretVolumeSource, Volume, VolumeMount,
+};
+use keywheel_core::planted;
+
+/// How a container is given a key of a Secret.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum How {
+    /// A variable, fixed when the container starts (H42).
+    Env,
+    /// A variable for every key.
+    EnvFrom,
+    /// A file that the kubelet brings up to date some time after a write (H44).
+    Volume,
+    /// A file of a projected volume, brought up to date likewise.
+    Projected,
+    /// A file that stays as it was when the container started (H43).
+    SubPath,
+    /// What the kubelet pulls images with.
+    Pull,
+}
+
+impl How {
+    /// Returns what people call it.
+    pub(super) fn words(self) -> &'static str {
+        match self {
+            Self::Env => "env",
+            Self::EnvFrom => "envFrom",
+            Self::Volume => "volume",
+            Self::Projected => "projected volume",
+            Self::SubPath => "subPath",
+            Self::Pull => "imagePullSecrets",
+        }
+    }
+
+    /// Whether it is a file of a volume, which may have been mounted before its container started.
+    pub(super) fn is_mounted(self) -> bool {
+        matches!(self, Self::Volume | Self::Projected | Self::SubPath)
+    }
+}
+
+/// One way in which a pod is given keys of a Secret.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Read {
+    /// The Secret.
+    pub secret: String,
+    /// The container; none where the kubelet reads it for the whole pod.
+    pub container: Option<String>,
+    /// How.
+    pub how: How,
+    /// The keys; all of them where it does not name any.
+    pub keys: Option<Vec<String>>,
+}
+
+impl Read {
+    /// Whether it gives a key.
+    pub(super) fn gives(&self, key: &str) -> bool {
+        self.keys.as_ref().is_none_or(|keys| keys.iter().any(|given| given == key))
+    }
+}
+
+/// Lists everything that a pod is given of Secrets.
+pub(super) fn reads(spec: &PodSpec) -> Vec<Read> {
+    let volumes = volumes(spec);
+    let mut reads = Vec::new();
+    for container in containers(spec) {
+        let mut add = |secret: &str, how, keys| {
+            let container = Some(container.name.to_owned());
+            reads.push(Read { secret: secret.to_owned(), container, how, keys });
+        };
+        for variable in container.env {
+            let from = variable.value_from.as_ref().and_then(|from| from.secret_key_ref.as_ref());
+            if let Some(from) = from {
+                add(&from.name, How::Env, Some(vec![from.key.clone()]));
+            }
+        }
+        for source in container.env_from {
+            if let Some(from) = &source.secret_ref {
+                add(&from.name, How::EnvFrom, None);
+            }
+        }
+        for mount in container.mounts {
+            for mounted in volumes.get(mount.name.as_str()).into_iter().flatten() {
+                if let Some((how, keys)) = mounted.through(mount) {
+                    add(mounted.secret, how, keys);
+                }
+            }
+        }
+    }
+    for pull in spec.image_pull_secrets.iter().flatten() {
+        let keys = Some(vec![".dockerconfigjson".to_owned(), ".dockercfg".to_owned()]);
+        reads.push(Read { secret: pull.name.clone(), container: None, how: How::Pull, keys });
+    }
+    if planted!("only_variables_are_read") {
+        reads.retain(|read| matches!(read.how, How::Env | How::EnvFrom));
+    }
+    reads
+}
+
+struct Reading<'s> {
+    name: &'s str,
+    env: &'s [EnvVar],
+    env_from: &'s [EnvFromSource],
+    mounts: &'s [VolumeMount],
+}
+
+/// Lists containers of every kind: those that prepare a pod may hand on what they read, and those that debug one hold it.
+fn containers(spec: &PodSpec) -> impl Iterator<Item = Reading<'_>> {
+    let usual = spec.init_containers.iter().flatten().chain(&spec.containers);
+    let usual = usual.map(|one| Reading {
+        name: &one.name,
+        env: one.env.as_deref().unwrap_or_default(),
+        env_from: one.env_from.as_deref().unwrap_or_default(),
+        mounts: one.volume_mounts.as_deref().unwrap_or_default(),
+    });
+    let debugging = spec.ephemeral_containers.iter().flatten().map(|one| Reading {
+        name: &one.name,
+        env: one.env.as_deref().unwrap_or_default(),
+        env_from: one.env_from.as_deref().unwrap_or_default(),
+        mounts: one.volume_mounts.as_deref().unwrap_or_default(),
+    });
+    usual.chain(debugging)
+}
+
+/// A Secret in a volume: all keys, each in a file of its name, or those that are listed.
+struct Mounted<'s> {
+    secret: &'s str,
+    items: Option<&'s [KeyToPath]>,
+    how: How,
+}
+
+impl Mounted<'_> {
+    /// Returns how a mount of the volume gives keys, and which; none where it shows another file of the volume.
+    fn through(&self, mount: &VolumeMount) -> Option<(How, Option<Vec<String>>)> {
+        let keys = |items: &[KeyToPath]| items.iter().map(|item| item.key.clone()).collect();
+        let Some(path) = mount.sub_path.as_deref().filter(|path| !path.is_empty()) else {
+            let is_expanded = mount.sub_path_expr.as_deref().is_some_and(|path| !path.is_empty());
+            let how = if is_expanded { How::SubPath } else { self.how };
+            return Some((how, self.items.map(keys)));
+        };
+        let below = |file: &str| file == path || file.starts_with(&format!("{path}/"));
+        let given = match self.items {
+            None => vec![path.to_owned()],
+            Some(items) => {
+                items.iter().filter(|item| below(&item.path)).map(|item| item.key.clone()).collect()
+            }
+        };
+        (!given.is_empty()).then_some((How::SubPath, Some(given)))
+    }
+}
+
+fn volumes(spec: &PodSpec) -> BTreeMap<&str, Vec<Mounted<'_>>> {
+    let all = spec.volumes.iter().flatten();
+    all.map(|volume| (volume.name.as_str(), mounted(volume))).collect()
+}
+
+fn mounted(volume: &Volume) -> Vec<Mounted<'_>> {
+    let plain = volume.secret.iter().filter_map(|source: &SecretVolumeSource| {
+        let secret = source.secret_name.as_deref()?;
+        Some(Mounted { secret, items: source.items.as_deref(), how: How::Volume })
+    });
+    let sources = volume.projected.iter().flat_map(|projected| projected.sources.iter().flatten());
+    let projected = sources.filter_map(|source| source.secret.as_ref()).map(|source| Mounted {
+        secret: &source.name,
+        items: source.items.as_deref(),
+        how: How::Projected,
+    });
+    plain.chain(projected).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(text: &str) -> PodSpec {
+        serde_json::from_str(text).unwrap()
+    }
+
+    fn told(spec: &PodSpec) -> Vec<(String, How, Option<Vec<String>>)> {
+        let told = reads(spec).into_iter();
+        told.map(|read| (read.container.unwrap_or_default(), read.how, read.keys)).collect()
+    }
+
+    fn keys(keys: &[&str]) -> Option<Vec<String>> {
+        Some(keys.iter().map(|&key| key.to_owned()).collect())
+    }
+
+    #[test]
+    fn h43_each_way_of_reading_a_secret_is_told_apart() {
+        let spec = spec(
+            r#"{
+                "initContainers": [{"name": "init", "envFrom": [{"prefix": "P_", "secretRef": {"name": "keys"}}]}],
+                "containers": [
+                    {"name": "app",
+                     "env": [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "keys", "key": "a", "optional": true}}},
+                             {"name": "B", "value": "plain"}],
+                     "volumeMounts": [{"name": "whole", "mountPath": "/whole"},
+                                      {"name": "some", "mountPath": "/b", "subPath": "dir/b"},
+                                      {"name": "both", "mountPath": "/both"}]},
+                    {"name": "other", "volumeMounts": [{"name": "whole", "mountPath": "/c", "subPath": "c"},
+                                                       {"name": "some", "mountPath": "/d", "subPath": "elsewhere"}]}],
+                "volumes": [{"name": "whole", "secret": {"secretName": "keys"}},
+                            {"name": "some", "secret": {"secretName": "keys", "items": [{"key": "b", "path": "dir/b"}]}},
+                            {"name": "both", "projected": {"sources": [{"secret": {"name": "keys", "items": [{"key": "e", "path": "e"}]}}, {"configMap": {"name": "keys"}}]}},
+                            {"name": "unused", "secret": {"secretName": "keys"}}],
+                "imagePullSecrets": [{"name": "registry"}]
+            }"#,
+        );
+        assert_eq!(
+            told(&spec),
+            [
+                ("init".into(), How::EnvFrom, None),
+                ("app".into(), How::Env, keys(&["a"])),
+                ("app".into(), How::Volume, None),
+                ("app".into(), How::SubPath, keys(&["b"])),
+                ("app".into(), How::Projected, keys(&["e"])),
+                ("other".into(), How::SubPath, keys(&["c"])),
+                (String::new(), How::Pull, keys(&[".dockerconfigjson", ".dockercfg"])),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_container_that_debugs_a_pod_reads_too() {
+        let spec = spec(
+            r#"{"containers": [{"name": "app"}],
+                "ephemeralContainers": [{"name": "debug", "envFrom": [{"secretRef": {"name": "keys"}}]}]}"#,
+        );
+        assert_eq!(told(&spec), [("debug".into(), How::EnvFrom, None)]);
+    }
+}

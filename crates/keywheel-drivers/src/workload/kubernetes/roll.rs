@@ -1,0 +1,385 @@
+//! A roll: one patch of the template where pods do not prove the values, and the wait until every one does.
+
+use std::time::Duration as StdDuration;
+
+use k8s_openapi::api::core::v1::Pod;
+use keywheel_core::evidence::{Proof, Replica, Shows};
+use keywheel_core::planted;
+use keywheel_core::secret::SecretValue;
+use keywheel_core::time::Span;
+use keywheel_driver::workload::Ensure;
+use keywheel_driver::{CallError, Refusal, RefusalKind, Remedy, fail_point};
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use super::pod::{is_ready, trouble};
+use super::secrets::Known;
+use super::stamp::{self, Annotations};
+use super::target::{Kind, Progress, Target};
+use super::{OnePod, Pods, Seen};
+use crate::http::Effect;
+use crate::kubernetes::Change;
+use crate::workload::clock;
+
+/// How often the cluster is asked while something is waited for: three questions each time.
+const POLL: StdDuration = StdDuration::from_millis(500);
+
+/// How long after a write a pod may be made at the earliest: more than the granularity of starts on both sides, so that a pod
+/// that starts at once proves the values.
+const AFTER_THE_WRITE: Span = Span::millis(1_500);
+
+/// How often a patch is tried that others keep getting ahead of.
+const TRIES: usize = 10;
+
+/// What of a roll was done so far.
+#[derive(Default)]
+struct Done {
+    /// Our annotations as the last patch left them.
+    stamped: Option<Annotations>,
+    /// Whether pods were replaced once more although every stamp was right.
+    again: bool,
+    /// How often the object had changed since it was read.
+    conflicts: usize,
+}
+
+/// What a roll does next.
+enum Next {
+    /// Every pod proves the values.
+    Done,
+    /// The template changes.
+    Patch(Annotations, Option<Value>),
+    /// A pod that stands in the way of its successor is removed.
+    Remove(Box<Pod>),
+    /// Something is awaited, which the words say.
+    Wait(String),
+}
+
+/// Notices that nothing moves any more.
+struct Pace {
+    within: Span,
+    last: Option<(usize, usize, usize)>,
+    since: Instant,
+}
+
+impl Pace {
+    /// Returns whether nothing came nearer to the end for too long.
+    fn is_over(&mut self, now: (usize, usize, usize)) -> bool {
+        if self.last != Some(now) {
+            (self.last, self.since) = (Some(now), Instant::now());
+        }
+        self.since.elapsed() > StdDuration::from(self.within)
+    }
+}
+
+impl Pods {
+    pub(super) async fn ensure(&self, ensure: &Ensure<'_>) -> Result<(), CallError> {
+        clock::pass(ensure.held_since, AFTER_THE_WRITE).await?;
+        let within = self.config.ready_within.span();
+        let mut pace = Pace { within, last: None, since: Instant::now() };
+        let mut done = Done::default();
+        let mut seen_at = Instant::now();
+        let slots: Vec<_> = ensure.slots.iter().map(|(slot, _)| slot.clone()).collect();
+        let mut known = Known::find(&self.namespace, &slots).await?;
+        loop {
+            let seen = match self.seen_with_secrets(&mut known, ensure).await {
+                Ok(seen) => seen,
+                // A question without an answer changes nothing, and is asked again for a while.
+                Err(error) if passes(&error) && seen_at.elapsed() < StdDuration::from(within) => {
+                    tokio::time::sleep(POLL).await;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            seen_at = Instant::now();
+            let judged = self.judge(&seen, &known, ensure);
+            match self.next(&seen, &judged, &known, ensure, &done)? {
+                Next::Done => return Ok(()),
+                Next::Patch(wanted, spec) => {
+                    self.patch(&seen.target, wanted, spec, &mut done).await?;
+                }
+                Next::Remove(pod) => self.remove(&pod).await?,
+                Next::Wait(why) if pace.is_over(moves(&seen, &judged)) => {
+                    return Err(self.stuck(&why, &judged, ensure));
+                }
+                Next::Wait(_) => {}
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    async fn seen_with_secrets(
+        &self,
+        known: &mut Known,
+        ensure: &Ensure<'_>,
+    ) -> Result<Seen, CallError> {
+        let seen = self.seen().await?;
+        known.read(&self.namespace, &seen.pods, ensure.fingerprinter).await?;
+        Ok(seen)
+    }
+
+    /// Judges each pod as the core will: it holds the values if everything that it shows does.
+    fn judge<'s>(&self, seen: &'s Seen, known: &Known, ensure: &Ensure<'_>) -> Vec<Judged<'s>> {
+        let slots: Vec<_> = ensure.slots.iter().map(|(slot, _)| slot.clone()).collect();
+        let look = self.look(&slots, known, seen.skew);
+        let facts = keywheel_driver::Workload::facts(self);
+        let holds = |replicas: &[Replica]| {
+            let mut proofs = replicas.iter().map(|replica| ensure.judge(replica, facts));
+            proofs.all(|proof| proof == Proof::Holds)
+        };
+        let judged = seen.pods.iter().map(|one| {
+            let as_current = look.at(&one.pod, true);
+            let is_blind = as_current.iter().any(|replica| replica.shows == Shows::Nothing);
+            let would_hold = holds(&as_current);
+            let started_before = |replica: &Replica| {
+                replica.started_at.zip(ensure.untouched_before).is_some_and(|(at, it)| at < it)
+            };
+            let is_untouched = would_hold && as_current.iter().all(started_before);
+            Judged { one, holds: would_hold && one.is_current, is_untouched, is_blind }
+        });
+        judged.collect()
+    }
+
+    fn next(
+        &self,
+        seen: &Seen,
+        judged: &[Judged<'_>],
+        known: &Known,
+        ensure: &Ensure<'_>,
+        done: &Done,
+    ) -> Result<Next, CallError> {
+        let target = &seen.target;
+        if let Some(obstacle) = target.obstacle() {
+            return Err(self.failed(&obstacle));
+        }
+        if target.is_scaled_to_zero() {
+            return Err(self.failed("runs no pod, and none can show which values it holds"));
+        }
+        let progress = target.progress();
+        let all_hold = !judged.is_empty() && judged.iter().all(|judged| judged.holds);
+        let all_hold = all_hold || planted!("rollout_is_believed");
+        if all_hold && progress == Progress::Done {
+            let writes_again = planted!("stamped_on_every_ensure") && done.stamped.is_none();
+            return Ok(match writes_again {
+                true => Next::Patch(stamp::again(&target.ours()), None),
+                false => Next::Done,
+            });
+        }
+        let spec = stamp::switched(target, |name| known.successor(name));
+        let is_as_left = |left: &Annotations| *left == target.ours() && spec.is_none();
+        if !done.stamped.as_ref().is_none_or(is_as_left) && !planted!("lost_stamp_is_put_back") {
+            return Err(self.taken_away(target));
+        }
+        let wanted = self.wanted(target, judged, ensure);
+        if wanted != target.ours() || spec.is_some() {
+            return Ok(Next::Patch(wanted, spec));
+        }
+        if let Some(why) = self.why_not_up(judged, seen, ensure) {
+            return Err(self.failed(&why));
+        }
+        match progress {
+            Progress::Failed(why) => Err(self.failed(&why)),
+            Progress::Waits(why) => Ok(self.in_the_way(judged).unwrap_or(Next::Wait(why))),
+            Progress::Done => self.not_proven(target, judged, done),
+        }
+    }
+
+    /// Returns our annotations as they shall be. On the way back they become what they are on pods that were there before, so
+    /// that the cluster finds the template of those again, and their pods are left alone.
+    fn wanted(&self, target: &Target, judged: &[Judged<'_>], ensure: &Ensure<'_>) -> Annotations {
+        let untouched = judged.iter().filter(|judged| judged.is_untouched);
+        let former = untouched.map(|it| stamp::ours(it.one.pod.metadata.annotations.as_ref()));
+        let mut former: Vec<Annotations> = former.collect();
+        if planted!("untouched_pods_are_replaced") {
+            former.clear();
+        }
+        former.sort();
+        let count = |one: &Annotations| former.iter().filter(|it| *it == one).count();
+        let most = former.iter().max_by_key(|one| count(one)).cloned();
+        most.unwrap_or_else(|| stamp::stamped(&target.ours(), &ensure.stamps))
+    }
+
+    /// The rollout is over, and some pods do not prove the values: those that leave are waited for, those that started too
+    /// early are replaced once more.
+    fn not_proven(
+        &self,
+        target: &Target,
+        judged: &[Judged<'_>],
+        done: &Done,
+    ) -> Result<Next, CallError> {
+        let open: Vec<_> = judged.iter().filter(|judged| !judged.holds).collect();
+        if let Some(blind) =
+            open.iter().find(|judged| judged.one.is_current && judged.is_blind && judged.runs())
+        {
+            return Err(self.failed(&format!(
+                "has pod `{}`, which does not show what it was given: its template does not read every key, or reads it from another Secret",
+                blind.one.name()
+            )));
+        }
+        let leaving = open.iter().filter(|it| !it.one.is_current || it.is_leaving());
+        let names: Vec<_> = leaving.map(|judged| format!("`{}`", judged.one.name())).collect();
+        if !names.is_empty() {
+            return Ok(Next::Wait(format!("old pods are still ending: {}", names.join(", "))));
+        }
+        if open.is_empty() || open.iter().any(|judged| !judged.runs()) {
+            return Ok(Next::Wait("its pods are not there yet".into()));
+        }
+        if done.again {
+            return Err(self.failed(
+                "has pods that started too early to hold the new values, and replacing them did not help: compare the clocks of its nodes",
+            ));
+        }
+        Ok(Next::Patch(stamp::again(&target.ours()), None))
+    }
+
+    /// A StatefulSet replaces no pod before the one that is not ready, also where only its replacement would help.
+    fn in_the_way(&self, judged: &[Judged<'_>]) -> Option<Next> {
+        if self.kind != Kind::StatefulSet || planted!("broken_pod_is_waited_for") {
+            return None;
+        }
+        let blocks = judged.iter().find(|judged| {
+            let one = judged.one;
+            !one.is_current
+                && !judged.is_leaving()
+                && !is_ready(&one.pod)
+                && trouble(&one.pod, None).is_some()
+        })?;
+        Some(Next::Remove(Box::new(blocks.one.pod.clone())))
+    }
+
+    /// Says which new pod does not come up, and why. What it did before the values were there does not count.
+    fn why_not_up(
+        &self,
+        judged: &[Judged<'_>],
+        seen: &Seen,
+        ensure: &Ensure<'_>,
+    ) -> Option<String> {
+        if planted!("crash_loop_is_waited_for") {
+            return None;
+        }
+        let since = seen.skew.there(ensure.held_since);
+        judged.iter().filter(|judged| judged.one.is_current).find_map(|judged| {
+            let why = trouble(&judged.one.pod, Some(since))?;
+            Some(format!("got pod `{}`, whose {why}", judged.one.name()))
+        })
+    }
+
+    async fn patch(
+        &self,
+        target: &Target,
+        wanted: Annotations,
+        spec: Option<Value>,
+        done: &mut Done,
+    ) -> Result<(), CallError> {
+        let patch = stamp::patch(target, &wanted, spec.as_ref());
+        let patch = SecretValue::new(patch.to_string().into_bytes());
+        let cluster = &self.namespace.cluster;
+        let answer = match cluster.change(&self.place(), &Change::Merge(&patch), false).await {
+            Ok(answer) => answer,
+            // It names the state that it changes, so that it lands once at most, and the next look tells.
+            Err(CallError::Unknown(_)) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        fail_point::pass("template_patched", &self.name);
+        if answer.status.as_u16() == 409 {
+            done.conflicts += 1;
+            return match done.conflicts < TRIES {
+                true => Ok(()),
+                false => Err(self.failed("is changed by somebody else again and again")),
+            };
+        }
+        if !answer.status.is_success() {
+            let error = answer.error(Effect::Changes);
+            return if passes(&error) { Ok(()) } else { Err(error) };
+        }
+        let patched = Target::parse(self.kind, answer.decode()?)?;
+        if patched.ours() != wanted && !planted!("lost_stamp_is_put_back") {
+            return Err(self.failed(
+                "lost its stamp while it was admitted to the cluster: let annotations of its template that begin with `keywheel.dev/` pass",
+            ));
+        }
+        done.again |= stamp::is_again(&target.ours(), &wanted);
+        done.stamped = Some(wanted);
+        Ok(())
+    }
+
+    /// Removes this one pod, and not another one that got its name meanwhile.
+    async fn remove(&self, pod: &Pod) -> Result<(), CallError> {
+        let meta = &pod.metadata;
+        let options =
+            json!({"preconditions": {"uid": meta.uid, "resourceVersion": meta.resource_version}});
+        let options = SecretValue::new(options.to_string().into_bytes());
+        let name = meta.name.as_deref().unwrap_or_default();
+        let place = self.namespace.place("", "pods").named(name);
+        let answer = self.namespace.cluster.change(&place, &Change::Delete(&options), false).await;
+        match answer {
+            Ok(answer) if answer.status.is_success() => Ok(()),
+            Ok(answer) if matches!(answer.status.as_u16(), 404 | 409) => Ok(()),
+            Ok(answer) => Err(answer.error(Effect::Changes)),
+            Err(CallError::Unknown(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn stuck(&self, why: &str, judged: &[Judged<'_>], ensure: &Ensure<'_>) -> CallError {
+        let open = judged.iter().filter(|judged| !judged.holds);
+        let names: Vec<_> = open.map(|judged| format!("`{}`", judged.one.name())).collect();
+        let within = self.config.ready_within.span();
+        let message = format!(
+            "did not move for {within}: {why}; pods that do not hold the new values: {}",
+            names.join(", ")
+        );
+        if let Some(notes) = ensure.emergency {
+            notes.add(format!("{} {message}", self.what()));
+        }
+        self.failed(&message)
+    }
+
+    fn taken_away(&self, target: &Target) -> CallError {
+        let rival = stamp::last_rival(target.meta());
+        let rival = rival.map_or("somebody".into(), |rival| format!("`{rival}`"));
+        self.failed(&format!(
+            "lost its stamp to {rival}, who wrote the template back: nothing is stamped again before it lets annotations pass that begin with `keywheel.dev/`"
+        ))
+    }
+
+    fn failed(&self, what: &str) -> CallError {
+        let message = format!("{} {what}", self.what());
+        Refusal::operator(RefusalKind::WorkloadFailed, message).into()
+    }
+}
+
+/// What one pod proves.
+struct Judged<'s> {
+    one: &'s OnePod,
+    /// It holds the values, and is of the present template.
+    holds: bool,
+    /// It was there before the rotation and holds what it held then, of whichever template it is.
+    is_untouched: bool,
+    /// It shows nothing that could prove them.
+    is_blind: bool,
+}
+
+impl Judged<'_> {
+    fn is_leaving(&self) -> bool {
+        self.one.pod.metadata.deletion_timestamp.is_some()
+    }
+
+    fn runs(&self) -> bool {
+        is_ready(&self.one.pod)
+    }
+}
+
+/// Whether a question may get another answer a little later.
+fn passes(error: &CallError) -> bool {
+    match error {
+        CallError::Unknown(_) => true,
+        CallError::Refused(refusal) => matches!(refusal.remedy, Remedy::Retry { .. }),
+    }
+}
+
+/// Returns numbers that change whenever a roll comes nearer to its end.
+fn moves(seen: &Seen, judged: &[Judged<'_>]) -> (usize, usize, usize) {
+    let holds = judged.iter().filter(|judged| judged.holds).count();
+    let ready = judged.iter().filter(|judged| judged.holds && judged.runs()).count();
+    (seen.pods.len(), holds, ready)
+}
