@@ -38,6 +38,20 @@ impl Replicas {
         Ok(Self { known, _look: Arc::new(look) })
     }
 
+    /// Follows whoever knows the addresses.
+    pub fn told_by(look: impl Fn() -> Vec<SocketAddr> + Send + 'static) -> Self {
+        let known = Arc::new(RwLock::new(look()));
+        let mut looks = JoinSet::new();
+        let told = Arc::clone(&known);
+        looks.spawn(async move {
+            loop {
+                *told.write().unwrap_or_else(PoisonError::into_inner) = look();
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        });
+        Self { known, _look: Arc::new(looks) }
+    }
+
     /// Returns where they are now.
     pub fn now(&self) -> Vec<SocketAddr> {
         self.known.read().unwrap_or_else(PoisonError::into_inner).clone()
