@@ -781,3 +781,89 @@ fn kubectl_waits_for_a_rollout_and_undoes_one() {
     assert!(cluster.pods().iter().all(|pod| pod["metadata"]["annotations"][stamp].is_null()));
     assert!(kubectl("rollout history deployment/api").contains("3"));
 }
+
+#[test]
+fn a_process_that_fails_its_liveness_probe_is_ended_and_started_again() {
+    if !has("busybox") || !has("setpriv") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let cluster = Cluster::start(processes(folder.path()));
+    cluster.create(Kind::Pod, pod("deaf", json!({ "containers": [{
+        "name": "app",
+        "image": "x",
+        "command": ["busybox", "sleep", "100"],
+        "livenessProbe": { "tcpSocket": { "port": PORT }, "periodSeconds": 1, "failureThreshold": 2 },
+    }] })));
+    cluster.until("it is started again", |cluster| {
+        let container = &cluster.get(Kind::Pod, "deaf")["status"]["containerStatuses"][0];
+        container["restartCount"] == 1 && container["lastState"]["terminated"]["exitCode"] == 143
+    });
+}
+
+#[test]
+fn an_init_container_has_to_succeed_before_the_others_start() {
+    let runtime = Runtime::judged(|given: &Given| match given.container.as_str() {
+        "first" => Fate::Crashes(Duration::from_secs(1), i32::from(given.restarts == 0)),
+        _ => Fate::ComesUp(Duration::ZERO),
+    });
+    let cluster = Cluster::start(settings(runtime));
+    cluster.create(
+        Kind::Pod,
+        pod(
+            "ordered",
+            json!({
+                "initContainers": [{ "name": "first", "image": "x" }],
+                "containers": [{ "name": "app", "image": "x" }],
+            }),
+        ),
+    );
+    cluster.until("it comes up", |cluster| {
+        let status = &cluster.get(Kind::Pod, "ordered")["status"];
+        let (first, app) = (&status["initContainerStatuses"][0], &status["containerStatuses"][0]);
+        if app.is_null() {
+            return false;
+        }
+        let has_succeeded = first["state"]["terminated"]["exitCode"] == 0;
+        assert!(has_succeeded || app["state"]["running"].is_null());
+        has_succeeded
+            && first["restartCount"] == 1
+            && app["ready"] == true
+            && status["phase"] == "Running"
+    });
+}
+
+#[test]
+fn every_second_pod_may_be_slow_and_the_update_waits_for_it() {
+    let cluster = rolled_out(by_value());
+    cluster.run.switch(|switches| switches.slow = Some((2, Duration::from_secs(20))));
+    let began = Instant::now();
+    cluster.stamp(Kind::Deployment, "api", "2");
+    cluster.until("it is rolled out", |cluster| cluster.is_rolled_out("api"));
+    assert!(began.elapsed() > Duration::from_secs(1), "twenty seconds, twenty times as fast");
+}
+
+#[test]
+fn an_environment_takes_every_key_of_a_secret_under_a_prefix() {
+    let cluster = Cluster::start(settings(by_value()));
+    cluster.set_secret("api", "one");
+    cluster.create(
+        Kind::Pod,
+        pod(
+            "reader",
+            json!({ "containers": [{
+        "name": "app",
+        "image": "x",
+        "envFrom": [
+            { "prefix": "API_", "secretRef": { "name": "api" } },
+            { "secretRef": { "name": "absent", "optional": true } },
+        ],
+        "env": [{ "name": "URL", "value": "https://x/?$(API_token)&$(OTHER)" }],
+    }] }),
+        ),
+    );
+    cluster.until("it runs", |cluster| is_ready(&cluster.get(Kind::Pod, "reader")));
+    let held = cluster.run.held();
+    assert_eq!(held[0].given.env["API_token"], "one");
+    assert_eq!(held[0].given.env["URL"], "https://x/?one&$(OTHER)");
+}

@@ -84,7 +84,7 @@ impl<'a> Look<'a> {
     }
 
     fn roll(&self) {
-        let new = self.new();
+        let new = self.ensure_new();
         let old: Vec<Tally> = self.old.iter().map(tally).collect();
         let wanted = grown(self.replicas, self.bounds, tally(&new), &old);
         if wanted != count(&new, "/spec/replicas") {
@@ -112,7 +112,7 @@ impl<'a> Look<'a> {
         if !gone {
             return;
         }
-        let new = self.new();
+        let new = self.ensure_new();
         if count(&new, "/spec/replicas") != self.replicas {
             return self.resize(&new, self.replicas);
         }
@@ -145,7 +145,7 @@ impl<'a> Look<'a> {
     }
 
     /// Returns the ReplicaSet of the present template with its revision, made where there is none.
-    fn new(&self) -> Arc<Value> {
+    fn ensure_new(&self) -> Arc<Value> {
         self.name_revision();
         if let Some(new) = &self.new {
             return self.pass.fresh(Kind::ReplicaSet, new).unwrap_or_else(|| Arc::clone(new));
