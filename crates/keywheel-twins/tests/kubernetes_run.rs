@@ -204,6 +204,12 @@ fn a_bad_value_crash_loops_and_the_way_back_leaves_the_old_pods_alone() {
         })
     });
     assert_eq!(cluster.pods().len(), 4);
+    let told = cluster.objects.list(Kind::Event, Some(SPACE)).0;
+    let back_off = told.iter().find(|event| event["reason"] == "BackOff").unwrap();
+    assert_eq!(
+        (&back_off["type"], &back_off["involvedObject"]["kind"]),
+        (&json!("Warning"), &json!("Pod"))
+    );
     cluster.set_secret("api", "one");
     cluster.change(Kind::Deployment, "api", |api| {
         api["spec"]["template"]["metadata"].as_object_mut().unwrap().remove("annotations");
@@ -477,7 +483,7 @@ fn what_is_missing_keeps_a_container_waiting_and_says_why() {
 
 #[test]
 fn a_pod_that_starts_before_the_node_knows_of_a_write_holds_the_former_value() {
-    let lagging = Settings { cache_lag: Duration::from_secs(20), ..settings(by_value()) };
+    let lagging = Settings { cache_lag: Duration::from_secs(60), ..settings(by_value()) };
     let cluster = Cluster::start(lagging);
     cluster.set_secret("api", "one");
     cluster.create(Kind::Deployment, workload("api", 1));
@@ -488,7 +494,7 @@ fn a_pod_that_starts_before_the_node_knows_of_a_write_holds_the_former_value() {
         cluster.is_rolled_out("api") && cluster.pods().len() == 1
     });
     assert_eq!(cluster.tokens(), ["one"]);
-    std::thread::sleep(Duration::from_secs(1));
+    std::thread::sleep(Duration::from_secs(3));
     cluster.stamp(Kind::Deployment, "api", "3");
     cluster.until("it is rolled out", |cluster| {
         cluster.is_rolled_out("api") && cluster.pods().len() == 1
@@ -626,7 +632,7 @@ fn has(program: &str) -> bool {
 
 fn processes(folder: &std::path::Path) -> Settings {
     let runtime = Runtime::Processes { folder: folder.to_owned() };
-    Settings { pace: Pace::times(10.0), endpoint_lag: Duration::from_secs(3), ..settings(runtime) }
+    Settings { pace: Pace::times(10.0), endpoint_lag: Duration::from_secs(2), ..settings(runtime) }
 }
 
 /// Rolls three web servers under load; returns how many requests were made, and how many were lost.
@@ -687,7 +693,7 @@ fn a_roll_with_readiness_and_a_hook_before_the_end_loses_no_request() {
         return;
     }
     let one_by_one = json!({ "rollingUpdate": { "maxSurge": 1, "maxUnavailable": 0 } });
-    let waits = json!({ "preStop": { "sleep": { "seconds": 6 } } });
+    let waits = json!({ "preStop": { "sleep": { "seconds": 12 } } });
     let (asked, lost) = rolled_under_load(one_by_one.clone(), waits.clone());
     assert!(asked > 100, "{asked}");
     assert_eq!(lost, 0, "of {asked}");

@@ -7,6 +7,7 @@ mod container;
 mod daemon_set;
 mod deployment;
 mod disruption;
+mod events;
 mod jobs;
 mod json;
 mod kubelet;
