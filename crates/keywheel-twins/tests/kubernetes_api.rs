@@ -224,6 +224,8 @@ async fn a_custom_resource_is_patched_by_merge_only_and_counts_its_generations()
     assert_eq!(refusal(external.patch("x", &params, &Patch::Strategic(&sync)).await).0, 415);
     let synced = external.patch("x", &params, &Patch::Merge(&sync)).await.unwrap();
     assert_eq!(synced.metadata.generation, Some(1));
+    let blind = external.replace("x", &PostParams::default(), &wanted).await;
+    assert!(refusal(blind).2.contains("metadata.resourceVersion: Invalid value"));
     let wrong = json!({ "spec": { "refreshPolicy": "Sometimes" } });
     assert_eq!(refusal(external.patch("x", &params, &Patch::Merge(&wrong)).await).0, 422);
 }
@@ -356,7 +358,9 @@ async fn a_delete_names_the_object_that_it_means() {
     assert!(message.contains("Precondition failed: UID in precondition"), "{message}");
     assert_ne!(secrets.get("x").await.unwrap().metadata.uid, made.metadata.uid);
     let dry = DeleteParams { dry_run: true, ..DeleteParams::default() };
+    cluster.faults().forget();
     secrets.delete("x", &dry).await.unwrap();
+    assert_eq!(cluster.faults().writes(), 0);
     secrets.delete("x", &DeleteParams::default()).await.unwrap();
     assert_eq!(secrets.get_opt("x").await.unwrap(), None);
 }
