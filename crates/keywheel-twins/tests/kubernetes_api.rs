@@ -15,12 +15,12 @@ use futures_util::TryStreamExt;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::authorization::v1::SelfSubjectAccessReview;
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, Secret};
 use keywheel_twins::kubernetes::faults::{Fault, Rule as FaultRule};
 use keywheel_twins::kubernetes::{ADMIN, Class, Cluster, Key, Kind, Options, Rule};
 use kube::api::{
-    Api, DeleteParams, EvictParams, ListParams, LogParams, Patch, PatchParams, PostParams,
-    Preconditions, WatchEvent, WatchParams,
+    Api, ApiResource, DeleteParams, DynamicObject, EvictParams, GroupVersionKind, ListParams,
+    LogParams, Patch, PatchParams, PostParams, Preconditions, WatchEvent, WatchParams,
 };
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
@@ -131,6 +131,103 @@ async fn an_immutable_secret_changes_in_its_metadata_only() {
     );
     assert_eq!(refusal(patch(json!({ "immutable": false })).await).0, 422);
     patch(json!({ "metadata": { "annotations": { "keywheel.dev/claim": "1" } } })).await.unwrap();
+}
+
+#[tokio::test]
+async fn of_writers_at_the_same_time_each_success_counts_once() {
+    let cluster = Cluster::start().unwrap();
+    let client = client(&cluster, ADMIN).await;
+    let secrets: Api<Secret> = Api::default_namespaced(client);
+    secrets.create(&PostParams::default(), &secret("x", &[("n", b"0")])).await.unwrap();
+    let write = async |writer: usize| {
+        let mut written = 0;
+        for _ in 0..20 {
+            let mut present = secrets.get("x").await.unwrap();
+            let mine = format!("writer-{writer}");
+            let data = present.data.get_or_insert_default();
+            let number = |value: Option<&ByteString>| -> usize {
+                value.map_or(0, |it| String::from_utf8_lossy(&it.0).parse().unwrap())
+            };
+            let next = (number(data.get("n")) + 1).to_string();
+            data.insert("n".into(), ByteString(next.into_bytes()));
+            data.insert(mine, ByteString(vec![0]));
+            match secrets.replace("x", &PostParams::default(), &present).await {
+                Ok(_) => written += 1,
+                other => assert_eq!(refusal(other).0, 409),
+            }
+        }
+        written
+    };
+    let written: usize = futures_util::future::join_all((0..4).map(write)).await.into_iter().sum();
+    let data = secrets.get("x").await.unwrap().data.unwrap();
+    assert_eq!(data["n"].0, written.to_string().as_bytes());
+    assert!(written < 80, "nobody was ever in the way of anybody");
+    let seen = cluster.faults().seen();
+    assert_eq!(seen.iter().filter(|seen| seen.code == Some(409)).count(), 80 - written);
+    assert!(seen.iter().all(|seen| seen.user == ADMIN));
+}
+
+#[tokio::test]
+async fn another_uid_is_a_conflict_for_a_replacement_and_invalid_for_a_patch() {
+    let cluster = Cluster::start().unwrap();
+    let secrets: Api<Secret> = Api::default_namespaced(client(&cluster, ADMIN).await);
+    let made = secrets.create(&PostParams::default(), &secret("x", &[("a", b"1")])).await.unwrap();
+    cluster.objects().recreate(&Key::new(Kind::Secret, "default", "x"));
+    let mut wanted = made.clone();
+    wanted.metadata.resource_version = None;
+    assert_eq!(refusal(secrets.replace("x", &PostParams::default(), &wanted).await).0, 409);
+    let patch = json!({ "metadata": { "uid": made.metadata.uid }, "data": { "a": "Mg==" } });
+    let (code, _, message) =
+        refusal(secrets.patch("x", &PatchParams::default(), &Patch::Merge(&patch)).await);
+    assert_eq!(code, 422);
+    assert!(message.contains("metadata.uid: Invalid value"), "{message}");
+}
+
+#[tokio::test]
+async fn a_namespace_has_to_be_there_and_takes_everything_with_it() {
+    let cluster = Cluster::start().unwrap();
+    let client = client(&cluster, ADMIN).await;
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), "shop");
+    let mut wanted = secret("x", &[("a", b"1")]);
+    let (code, _, message) = refusal(secrets.create(&PostParams::default(), &wanted).await);
+    assert_eq!((code, message.as_str()), (404, "namespaces \"shop\" not found"));
+    cluster.objects().make_namespace("shop");
+    wanted.metadata.name = None;
+    wanted.metadata.generate_name = Some("key-".into());
+    for _ in 0..2 {
+        let made = secrets.create(&PostParams::default(), &wanted).await.unwrap();
+        assert!(made.metadata.name.unwrap().starts_with("key-"));
+    }
+    let everywhere: Api<Secret> = Api::all(client.clone());
+    assert_eq!(everywhere.list(&ListParams::default()).await.unwrap().items.len(), 2);
+    let namespaces: Api<Namespace> = Api::all(client);
+    namespaces.delete("shop", &DeleteParams::default()).await.unwrap();
+    assert_eq!(everywhere.list(&ListParams::default()).await.unwrap().items.len(), 0);
+}
+
+#[tokio::test]
+async fn a_custom_resource_is_patched_by_merge_only_and_counts_its_generations() {
+    let cluster = Cluster::start().unwrap();
+    let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(
+        "external-secrets.io",
+        "v1",
+        "ExternalSecret",
+    ));
+    let external: Api<DynamicObject> =
+        Api::default_namespaced_with(client(&cluster, ADMIN).await, &resource);
+    let wanted =
+        DynamicObject::new("x", &resource).data(json!({ "spec": { "refreshPolicy": "Periodic" } }));
+    let made = external.create(&PostParams::default(), &wanted).await.unwrap();
+    assert_eq!(made.data["spec"]["refreshInterval"], "1h0m0s");
+    let params = PatchParams::default();
+    let sync = json!({ "metadata": { "annotations": { "force-sync": "1" } } });
+    assert_eq!(refusal(external.patch("x", &params, &Patch::Strategic(&sync)).await).0, 415);
+    let synced = external.patch("x", &params, &Patch::Merge(&sync)).await.unwrap();
+    assert_eq!(synced.metadata.generation, Some(1));
+    let blind = external.replace("x", &PostParams::default(), &wanted).await;
+    assert!(refusal(blind).2.contains("metadata.resourceVersion: Invalid value"));
+    let wrong = json!({ "spec": { "refreshPolicy": "Sometimes" } });
+    assert_eq!(refusal(external.patch("x", &params, &Patch::Merge(&wrong)).await).0, 422);
 }
 
 #[tokio::test]
@@ -261,7 +358,9 @@ async fn a_delete_names_the_object_that_it_means() {
     assert!(message.contains("Precondition failed: UID in precondition"), "{message}");
     assert_ne!(secrets.get("x").await.unwrap().metadata.uid, made.metadata.uid);
     let dry = DeleteParams { dry_run: true, ..DeleteParams::default() };
+    cluster.faults().forget();
     secrets.delete("x", &dry).await.unwrap();
+    assert_eq!(cluster.faults().writes(), 0);
     secrets.delete("x", &DeleteParams::default()).await.unwrap();
     assert_eq!(secrets.get_opt("x").await.unwrap(), None);
 }
@@ -353,6 +452,7 @@ async fn a_fault_strikes_the_requests_that_it_is_about() {
         seen.iter().filter(|seen| seen.verb == "patch").map(|seen| seen.code).collect();
     let codes = [409, 409, 429, 403, 200, 200, 200].map(Some);
     assert_eq!(patches, codes);
+    assert!(seen.iter().all(|seen| seen.user == ADMIN));
     assert_eq!(cluster.faults().writes(), 8);
 }
 
@@ -467,6 +567,80 @@ async fn a_generation_counts_what_is_wanted_and_a_status_is_written_apart() {
         message.starts_with("Deployment.apps \"app\" is invalid: [spec.template.metadata.labels: "),
         "{message}"
     );
+}
+
+#[tokio::test]
+async fn a_stamp_that_is_applied_and_given_up_leaves_the_template_as_it_was() {
+    let cluster = Cluster::start().unwrap();
+    cluster.objects().create(Kind::Deployment, deployment(), "test").unwrap();
+    let deployments: Api<Deployment> = Api::default_namespaced(client(&cluster, ADMIN).await);
+    let before = deployments.get("app").await.unwrap();
+    let apply = async |manager: &str, template: Value| {
+        let config = json!({ "apiVersion": "apps/v1", "kind": "Deployment", "metadata": { "name": "app" },
+            "spec": { "template": template } });
+        deployments
+            .patch("app", &PatchParams::apply(manager), &Patch::Apply(&config))
+            .await
+            .unwrap()
+    };
+    let variable = json!([{ "name": "app", "env": [{ "name": "STAMP", "value": "1" }] }]);
+    let stamp = json!({ "metadata": { "annotations": { "keywheel.dev/stamp": "1" } }, "spec": { "containers": variable } });
+    let stamped = apply("keywheel", stamp.clone()).await;
+    let names = |deployment: &Deployment| -> Vec<String> {
+        let spec = deployment.spec.clone().unwrap().template.spec.unwrap();
+        spec.containers[0].env.clone().unwrap().into_iter().map(|it| it.name).collect()
+    };
+    assert_eq!(names(&stamped), ["TOKEN", "STAMP"]);
+    let forced = PatchParams::apply("argocd-controller").force();
+    deployments.patch("app", &forced, &Patch::Apply(&deployment())).await.unwrap();
+    let again = apply("keywheel", stamp).await;
+    assert_eq!((names(&again).len(), again.metadata.generation), (2, Some(2)));
+    let after = apply("keywheel", json!({})).await;
+    assert_eq!(after.spec, before.spec);
+    assert_eq!(after.metadata.generation, Some(3));
+}
+
+#[tokio::test]
+async fn a_lost_answer_is_lost_after_it_was_done_and_a_proxys_page_is_no_status() {
+    use keywheel_twins::fault::{Echo, Fault as Http};
+    let cluster = Cluster::start().unwrap();
+    let secrets: Api<Secret> = Api::default_namespaced(client(&cluster, ADMIN).await);
+    secrets.create(&PostParams::default(), &secret("x", &[("a", b"1")])).await.unwrap();
+    let on = || Class::new("patch", "secrets");
+    let page = Http::Status { code: 502, retry_after: None, body: Echo::Html, applied: false };
+    let faults = [Http::Cut, Http::TimeoutBefore, Http::TimeoutAfter, page];
+    let rule = |(skip, fault)| FaultRule::first(on(), Fault::Http(fault)).after(skip);
+    cluster.faults().set(faults.into_iter().enumerate().map(rule).collect());
+    let patch = async |value: &str| {
+        let wanted = json!({ "stringData": { "a": value } });
+        let params = PatchParams::default();
+        let asked = secrets.patch("x", &params, &Patch::Merge(&wanted)).await;
+        asked.map(drop)
+    };
+    let value = async || secrets.get("x").await.unwrap().data.unwrap().remove("a").unwrap().0;
+    patch("cut").await.unwrap_err();
+    assert_eq!(value().await, b"cut");
+    let soon = Duration::from_millis(300);
+    tokio::time::timeout(soon, patch("before")).await.unwrap_err();
+    assert_eq!(value().await, b"cut");
+    tokio::time::timeout(soon, patch("after")).await.unwrap_err();
+    assert_eq!(value().await, b"after");
+    let (code, reason, _) = refusal(patch("page").await);
+    assert_eq!((code, reason.as_str()), (502, "Failed to parse error data"));
+    assert_eq!(cluster.faults().unfired(), []);
+}
+
+#[tokio::test]
+async fn a_list_may_be_behind() {
+    let cluster = Cluster::start().unwrap();
+    let secrets: Api<Secret> = Api::default_namespaced(client(&cluster, ADMIN).await);
+    secrets.create(&PostParams::default(), &secret("old", &[])).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    secrets.create(&PostParams::default(), &secret("new", &[])).await.unwrap();
+    let stale = keywheel_twins::fault::Fault::DelayedList { for_ms: 300 };
+    cluster.faults().set(vec![FaultRule::first(Class::new("list", "secrets"), Fault::Http(stale))]);
+    let count = async || secrets.list(&ListParams::default()).await.unwrap().items.len();
+    assert_eq!([count().await, count().await], [1, 2]);
 }
 
 #[tokio::test]

@@ -217,6 +217,12 @@ impl Owners {
         self.others(manager, path).next().is_some()
     }
 
+    /// Returns whether anybody but one owns an item of a list or anything in it.
+    pub fn has_other_below(&self, manager: &Manager, item: &[String]) -> bool {
+        let others = self.0.iter().filter(|(other, _)| *other != manager);
+        others.flat_map(|(_, (fields, _))| fields).any(|path| path.starts_with(item))
+    }
+
     /// Returns who else owns a field.
     pub fn others<'a>(
         &'a self,

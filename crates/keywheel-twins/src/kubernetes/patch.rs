@@ -230,7 +230,7 @@ pub(super) fn apply(object: &mut Value, config: &Value, custom: bool) {
     for (name, wanted) in config {
         let present = map.entry(name.clone()).or_insert(Value::Null);
         match wanted {
-            Value::Object(fields) if !fields.is_empty() => {
+            Value::Object(_) => {
                 if !present.is_object() {
                     *present = json!({});
                 }

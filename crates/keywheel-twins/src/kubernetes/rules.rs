@@ -27,7 +27,8 @@ pub(super) fn settle(
         read_secret(new)?;
     }
     if resource.kind != Kind::ControllerRevision {
-        prune(new);
+        prune(new, resource.is_custom());
+        prune(&mut new["metadata"], false);
     }
     metadata(resource, &new["metadata"], &mut causes);
     match resource.kind {
@@ -76,14 +77,35 @@ pub(super) fn fill(object: &mut Value, defaults: &[(&str, Value)]) {
     }
 }
 
-/// Drops what is null, as a server does that knows its types.
-fn prune(value: &mut Value) {
+/// The maps that are the same empty as not there.
+const OMITTED: &[&str] = &[
+    "annotations",
+    "labels",
+    "matchLabels",
+    "nodeSelector",
+    "data",
+    "binaryData",
+    "limits",
+    "requests",
+];
+
+/// Drops what is null, and what is the same empty as not there, as a server does that knows its types.
+///
+/// A template that got an annotation and lost it again is thereby the one that it was.
+fn prune(value: &mut Value, custom: bool) {
     match value {
         Value::Object(map) => {
-            map.retain(|_, value| !value.is_null());
-            map.values_mut().for_each(prune);
+            map.values_mut().for_each(|value| prune(value, custom));
+            map.retain(|name, value| match value {
+                Value::Null => false,
+                Value::Array(items) => custom || !items.is_empty(),
+                Value::Object(map) => {
+                    custom || !map.is_empty() || !OMITTED.contains(&name.as_str())
+                }
+                _ => true,
+            });
         }
-        Value::Array(items) => items.iter_mut().for_each(prune),
+        Value::Array(items) => items.iter_mut().for_each(|item| prune(item, custom)),
         _ => {}
     }
 }
