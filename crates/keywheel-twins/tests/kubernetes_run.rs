@@ -763,11 +763,15 @@ fn kubectl_waits_for_a_rollout_and_undoes_one() {
     set["spec"]["selector"]["matchLabels"]["app"] = "db".into();
     set["spec"]["template"]["metadata"]["labels"]["app"] = "db".into();
     cluster.create(Kind::StatefulSet, set);
-    for name in ["deployment/api", "statefulset/db"] {
-        kubectl(&format!("rollout status {name} --timeout=20s"));
-        kubectl(&format!("rollout restart {name}"));
-        kubectl(&format!("rollout status {name} --timeout=20s"));
-    }
+    let names = ["deployment/api", "statefulset/db"];
+    let status = || {
+        for name in names {
+            kubectl(&format!("rollout status {name} --timeout=20s"));
+        }
+    };
+    status();
+    kubectl(&format!("rollout restart {}", names.join(" ")));
+    status();
     let hash = |cluster: &Cluster| {
         let pods = cluster.pods();
         let api = pods.iter().find(|pod| pod["metadata"]["labels"]["app"] == "api").unwrap();
@@ -775,10 +779,8 @@ fn kubectl_waits_for_a_rollout_and_undoes_one() {
     };
     cluster.until("the old pods are gone", |cluster| cluster.pods().len() == 5);
     let restarted = hash(&cluster);
-    for name in ["deployment/api", "statefulset/db"] {
-        assert!(kubectl(&format!("rollout undo {name}")).contains("rolled back"));
-        kubectl(&format!("rollout status {name} --timeout=20s"));
-    }
+    assert!(kubectl(&format!("rollout undo {}", names.join(" "))).contains("rolled back"));
+    status();
     cluster.until("the old pods are gone", |cluster| cluster.pods().len() == 5);
     assert_ne!(hash(&cluster), restarted);
     assert_eq!(cluster.objects.list(Kind::ReplicaSet, None).0.len(), 2);
@@ -842,11 +844,11 @@ fn an_init_container_has_to_succeed_before_the_others_start() {
 #[test]
 fn every_second_pod_may_be_slow_and_the_update_waits_for_it() {
     let cluster = rolled_out(by_value());
-    cluster.run.switch(|switches| switches.slow = Some((2, Duration::from_secs(20))));
+    cluster.run.switch(|switches| switches.slow = Some((2, Duration::from_secs(10))));
     let began = Instant::now();
     cluster.stamp(Kind::Deployment, "api", "2");
     cluster.until("it is rolled out", |cluster| cluster.is_rolled_out("api"));
-    assert!(began.elapsed() > Duration::from_secs(1), "twenty seconds, twenty times as fast");
+    assert!(began.elapsed() > Duration::from_millis(500), "ten seconds, twenty times as fast");
 }
 
 #[test]
@@ -872,4 +874,71 @@ fn an_environment_takes_every_key_of_a_secret_under_a_prefix() {
     let held = cluster.run.held();
     assert_eq!(held[0].given.env["API_token"], "one");
     assert_eq!(held[0].given.env["URL"], "https://x/?one&$(OTHER)");
+}
+
+#[test]
+fn a_pod_counts_only_after_it_was_ready_for_as_long_as_is_asked() {
+    let cluster = rolled_out(by_value());
+    cluster.change(Kind::Deployment, "api", |api| {
+        api["spec"]["replicas"] = 1.into();
+        api["spec"]["minReadySeconds"] = 10.into();
+    });
+    cluster
+        .until("one is left", |cluster| cluster.pods().len() == 1 && cluster.is_rolled_out("api"));
+    cluster.stamp(Kind::Deployment, "api", "2");
+    cluster.until("the new pod is ready", |cluster| {
+        cluster
+            .pods()
+            .iter()
+            .any(|pod| pod["metadata"]["annotations"]["stamp"] == "2" && is_ready(pod))
+    });
+    let ready = Instant::now();
+    cluster.until("the old pod is asked to end", |cluster| {
+        cluster.pods().iter().any(|pod| !pod["metadata"]["deletionTimestamp"].is_null())
+    });
+    assert!(ready.elapsed() > Duration::from_millis(400), "ten seconds, twenty times as fast");
+}
+
+#[test]
+fn sets_that_update_on_delete_wait_until_somebody_deletes_a_pod() {
+    let cluster = Cluster::start(settings(by_value()));
+    stateful(&cluster);
+    cluster.change(Kind::StatefulSet, "db", |set| {
+        set["spec"]["updateStrategy"] = json!({ "type": "OnDelete" });
+    });
+    cluster.stamp(Kind::StatefulSet, "db", "2");
+    cluster.until("it is observed", |cluster| {
+        let set = cluster.get(Kind::StatefulSet, "db");
+        set["metadata"]["generation"] == set["status"]["observedGeneration"]
+    });
+    std::thread::sleep(Duration::from_millis(100));
+    let stamped = |cluster: &Cluster| {
+        let pods = cluster.pods();
+        let names = pods.iter().filter(|pod| pod["metadata"]["annotations"]["stamp"] == "2");
+        names.map(|pod| pod["metadata"]["name"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert!(stamped(&cluster).is_empty());
+    let key = Key::new(Kind::Pod, SPACE, "db-1");
+    cluster.objects.delete(&key, &Deletion::default()).unwrap();
+    cluster.until("only that one is new", |cluster| stamped(cluster) == ["db-1"]);
+    let set = cluster.get(Kind::StatefulSet, "db");
+    assert_ne!(set["status"]["currentRevision"], set["status"]["updateRevision"]);
+}
+
+#[test]
+fn a_daemon_set_that_crash_loops_comes_back_by_itself_once_its_template_is_right() {
+    let cluster = Cluster::start(settings(by_value()));
+    cluster.set_secret("api", "bad");
+    let mut set = workload("agent", 1);
+    set["spec"].as_object_mut().unwrap().remove("replicas");
+    cluster.create(Kind::DaemonSet, set);
+    cluster.until("it crashes", |cluster| {
+        cluster.pods().iter().any(|pod| pod["status"]["containerStatuses"][0]["restartCount"] == 1)
+    });
+    assert_eq!(cluster.get(Kind::DaemonSet, "agent")["status"]["numberUnavailable"], 1);
+    cluster.set_secret("api", "one");
+    cluster.stamp(Kind::DaemonSet, "agent", "2");
+    cluster.until("it is back", |cluster| {
+        cluster.get(Kind::DaemonSet, "agent")["status"]["numberAvailable"] == 1
+    });
 }
