@@ -157,11 +157,6 @@ impl Run {
         let lag = self.settings.pace.of(self.settings.endpoint_lag);
         Balancer::start(&self.objects, service, lag)
     }
-
-    /// Returns how it runs.
-    pub fn settings(&self) -> &Settings {
-        &self.settings
-    }
 }
 
 impl Drop for Run {
