@@ -115,6 +115,8 @@ impl Process {
             Self::Simulated { .. } => None,
             Self::Real(child) => {
                 let status = child.try_wait().ok().flatten()?;
+                // What it started ends with it, as in a container; it fails where nothing is left.
+                kill_process_group(pid(child)?, Signal::KILL).ok();
                 status.code().or_else(|| status.signal().map(|signal| 128 + signal))
             }
         }
