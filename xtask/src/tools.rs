@@ -25,7 +25,11 @@ const TOOLS: [Tool; 11] = [
     Tool { name: "dockerd", package: "docker.io", without: "Docker Compose" },
     Tool { name: "docker-compose", package: "docker-compose", without: "Docker Compose 1" },
     Tool { name: "podman", package: "podman", without: "Podman" },
-    Tool { name: "busybox", package: "busybox-static", without: "Docker Compose" },
+    Tool {
+        name: "busybox",
+        package: "busybox-static",
+        without: "Docker Compose and pods of real processes",
+    },
     Tool { name: "redis-server", package: "redis-server", without: "Redis" },
     // The server's own programs are in no path; Debian brings this one with them.
     Tool { name: "pg_createcluster", package: "postgresql", without: "PostgreSQL" },

@@ -204,6 +204,12 @@ fn a_bad_value_crash_loops_and_the_way_back_leaves_the_old_pods_alone() {
         })
     });
     assert_eq!(cluster.pods().len(), 4);
+    let told = cluster.objects.list(Kind::Event, Some(SPACE)).0;
+    let back_off = told.iter().find(|event| event["reason"] == "BackOff").unwrap();
+    assert_eq!(
+        (&back_off["type"], &back_off["involvedObject"]["kind"]),
+        (&json!("Warning"), &json!("Pod"))
+    );
     cluster.set_secret("api", "one");
     cluster.change(Kind::Deployment, "api", |api| {
         api["spec"]["template"]["metadata"].as_object_mut().unwrap().remove("annotations");
@@ -477,7 +483,7 @@ fn what_is_missing_keeps_a_container_waiting_and_says_why() {
 
 #[test]
 fn a_pod_that_starts_before_the_node_knows_of_a_write_holds_the_former_value() {
-    let lagging = Settings { cache_lag: Duration::from_secs(20), ..settings(by_value()) };
+    let lagging = Settings { cache_lag: Duration::from_secs(60), ..settings(by_value()) };
     let cluster = Cluster::start(lagging);
     cluster.set_secret("api", "one");
     cluster.create(Kind::Deployment, workload("api", 1));
@@ -488,7 +494,7 @@ fn a_pod_that_starts_before_the_node_knows_of_a_write_holds_the_former_value() {
         cluster.is_rolled_out("api") && cluster.pods().len() == 1
     });
     assert_eq!(cluster.tokens(), ["one"]);
-    std::thread::sleep(Duration::from_secs(1));
+    std::thread::sleep(Duration::from_secs(3));
     cluster.stamp(Kind::Deployment, "api", "3");
     cluster.until("it is rolled out", |cluster| {
         cluster.is_rolled_out("api") && cluster.pods().len() == 1
@@ -626,7 +632,7 @@ fn has(program: &str) -> bool {
 
 fn processes(folder: &std::path::Path) -> Settings {
     let runtime = Runtime::Processes { folder: folder.to_owned() };
-    Settings { pace: Pace::times(10.0), endpoint_lag: Duration::from_secs(3), ..settings(runtime) }
+    Settings { pace: Pace::times(10.0), endpoint_lag: Duration::from_secs(2), ..settings(runtime) }
 }
 
 /// Rolls three web servers under load; returns how many requests were made, and how many were lost.
@@ -687,7 +693,7 @@ fn a_roll_with_readiness_and_a_hook_before_the_end_loses_no_request() {
         return;
     }
     let one_by_one = json!({ "rollingUpdate": { "maxSurge": 1, "maxUnavailable": 0 } });
-    let waits = json!({ "preStop": { "sleep": { "seconds": 6 } } });
+    let waits = json!({ "preStop": { "sleep": { "seconds": 12 } } });
     let (asked, lost) = rolled_under_load(one_by_one.clone(), waits.clone());
     assert!(asked > 100, "{asked}");
     assert_eq!(lost, 0, "of {asked}");
@@ -757,11 +763,15 @@ fn kubectl_waits_for_a_rollout_and_undoes_one() {
     set["spec"]["selector"]["matchLabels"]["app"] = "db".into();
     set["spec"]["template"]["metadata"]["labels"]["app"] = "db".into();
     cluster.create(Kind::StatefulSet, set);
-    for name in ["deployment/api", "statefulset/db"] {
-        kubectl(&format!("rollout status {name} --timeout=20s"));
-        kubectl(&format!("rollout restart {name}"));
-        kubectl(&format!("rollout status {name} --timeout=20s"));
-    }
+    let names = ["deployment/api", "statefulset/db"];
+    let status = || {
+        for name in names {
+            kubectl(&format!("rollout status {name} --timeout=20s"));
+        }
+    };
+    status();
+    kubectl(&format!("rollout restart {}", names.join(" ")));
+    status();
     let hash = |cluster: &Cluster| {
         let pods = cluster.pods();
         let api = pods.iter().find(|pod| pod["metadata"]["labels"]["app"] == "api").unwrap();
@@ -769,10 +779,8 @@ fn kubectl_waits_for_a_rollout_and_undoes_one() {
     };
     cluster.until("the old pods are gone", |cluster| cluster.pods().len() == 5);
     let restarted = hash(&cluster);
-    for name in ["deployment/api", "statefulset/db"] {
-        assert!(kubectl(&format!("rollout undo {name}")).contains("rolled back"));
-        kubectl(&format!("rollout status {name} --timeout=20s"));
-    }
+    assert!(kubectl(&format!("rollout undo {}", names.join(" "))).contains("rolled back"));
+    status();
     cluster.until("the old pods are gone", |cluster| cluster.pods().len() == 5);
     assert_ne!(hash(&cluster), restarted);
     assert_eq!(cluster.objects.list(Kind::ReplicaSet, None).0.len(), 2);
@@ -780,4 +788,157 @@ fn kubectl_waits_for_a_rollout_and_undoes_one() {
     let stamp = "kubectl.kubernetes.io/restartedAt";
     assert!(cluster.pods().iter().all(|pod| pod["metadata"]["annotations"][stamp].is_null()));
     assert!(kubectl("rollout history deployment/api").contains("3"));
+}
+
+#[test]
+fn a_process_that_fails_its_liveness_probe_is_ended_and_started_again() {
+    if !has("busybox") || !has("setpriv") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let cluster = Cluster::start(processes(folder.path()));
+    cluster.create(Kind::Pod, pod("deaf", json!({ "containers": [{
+        "name": "app",
+        "image": "x",
+        "command": ["busybox", "sleep", "100"],
+        "livenessProbe": { "tcpSocket": { "port": PORT }, "periodSeconds": 1, "failureThreshold": 2 },
+    }] })));
+    cluster.until("it is started again", |cluster| {
+        let container = &cluster.get(Kind::Pod, "deaf")["status"]["containerStatuses"][0];
+        container["restartCount"] == 1 && container["lastState"]["terminated"]["exitCode"] == 143
+    });
+}
+
+#[test]
+fn an_init_container_has_to_succeed_before_the_others_start() {
+    let runtime = Runtime::judged(|given: &Given| match given.container.as_str() {
+        "first" => Fate::Crashes(Duration::from_secs(1), i32::from(given.restarts == 0)),
+        _ => Fate::ComesUp(Duration::ZERO),
+    });
+    let cluster = Cluster::start(settings(runtime));
+    cluster.create(
+        Kind::Pod,
+        pod(
+            "ordered",
+            json!({
+                "initContainers": [{ "name": "first", "image": "x" }],
+                "containers": [{ "name": "app", "image": "x" }],
+            }),
+        ),
+    );
+    cluster.until("it comes up", |cluster| {
+        let status = &cluster.get(Kind::Pod, "ordered")["status"];
+        let (first, app) = (&status["initContainerStatuses"][0], &status["containerStatuses"][0]);
+        if app.is_null() {
+            return false;
+        }
+        let has_succeeded = first["state"]["terminated"]["exitCode"] == 0;
+        assert!(has_succeeded || app["state"]["running"].is_null());
+        has_succeeded
+            && first["restartCount"] == 1
+            && app["ready"] == true
+            && status["phase"] == "Running"
+    });
+}
+
+#[test]
+fn every_second_pod_may_be_slow_and_the_update_waits_for_it() {
+    let cluster = rolled_out(by_value());
+    cluster.run.switch(|switches| switches.slow = Some((2, Duration::from_secs(10))));
+    let began = Instant::now();
+    cluster.stamp(Kind::Deployment, "api", "2");
+    cluster.until("it is rolled out", |cluster| cluster.is_rolled_out("api"));
+    assert!(began.elapsed() > Duration::from_millis(500), "ten seconds, twenty times as fast");
+}
+
+#[test]
+fn an_environment_takes_every_key_of_a_secret_under_a_prefix() {
+    let cluster = Cluster::start(settings(by_value()));
+    cluster.set_secret("api", "one");
+    cluster.create(
+        Kind::Pod,
+        pod(
+            "reader",
+            json!({ "containers": [{
+        "name": "app",
+        "image": "x",
+        "envFrom": [
+            { "prefix": "API_", "secretRef": { "name": "api" } },
+            { "secretRef": { "name": "absent", "optional": true } },
+        ],
+        "env": [{ "name": "URL", "value": "https://x/?$(API_token)&$(OTHER)" }],
+    }] }),
+        ),
+    );
+    cluster.until("it runs", |cluster| is_ready(&cluster.get(Kind::Pod, "reader")));
+    let held = cluster.run.held();
+    assert_eq!(held[0].given.env["API_token"], "one");
+    assert_eq!(held[0].given.env["URL"], "https://x/?one&$(OTHER)");
+}
+
+#[test]
+fn a_pod_counts_only_after_it_was_ready_for_as_long_as_is_asked() {
+    let cluster = rolled_out(by_value());
+    cluster.change(Kind::Deployment, "api", |api| {
+        api["spec"]["replicas"] = 1.into();
+        api["spec"]["minReadySeconds"] = 10.into();
+    });
+    cluster
+        .until("one is left", |cluster| cluster.pods().len() == 1 && cluster.is_rolled_out("api"));
+    cluster.stamp(Kind::Deployment, "api", "2");
+    cluster.until("the new pod is ready", |cluster| {
+        cluster
+            .pods()
+            .iter()
+            .any(|pod| pod["metadata"]["annotations"]["stamp"] == "2" && is_ready(pod))
+    });
+    let ready = Instant::now();
+    cluster.until("the old pod is asked to end", |cluster| {
+        cluster.pods().iter().any(|pod| !pod["metadata"]["deletionTimestamp"].is_null())
+    });
+    assert!(ready.elapsed() > Duration::from_millis(400), "ten seconds, twenty times as fast");
+}
+
+#[test]
+fn sets_that_update_on_delete_wait_until_somebody_deletes_a_pod() {
+    let cluster = Cluster::start(settings(by_value()));
+    stateful(&cluster);
+    cluster.change(Kind::StatefulSet, "db", |set| {
+        set["spec"]["updateStrategy"] = json!({ "type": "OnDelete" });
+    });
+    cluster.stamp(Kind::StatefulSet, "db", "2");
+    cluster.until("it is observed", |cluster| {
+        let set = cluster.get(Kind::StatefulSet, "db");
+        set["metadata"]["generation"] == set["status"]["observedGeneration"]
+    });
+    std::thread::sleep(Duration::from_millis(100));
+    let stamped = |cluster: &Cluster| {
+        let pods = cluster.pods();
+        let names = pods.iter().filter(|pod| pod["metadata"]["annotations"]["stamp"] == "2");
+        names.map(|pod| pod["metadata"]["name"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert!(stamped(&cluster).is_empty());
+    let key = Key::new(Kind::Pod, SPACE, "db-1");
+    cluster.objects.delete(&key, &Deletion::default()).unwrap();
+    cluster.until("only that one is new", |cluster| stamped(cluster) == ["db-1"]);
+    let set = cluster.get(Kind::StatefulSet, "db");
+    assert_ne!(set["status"]["currentRevision"], set["status"]["updateRevision"]);
+}
+
+#[test]
+fn a_daemon_set_that_crash_loops_comes_back_by_itself_once_its_template_is_right() {
+    let cluster = Cluster::start(settings(by_value()));
+    cluster.set_secret("api", "bad");
+    let mut set = workload("agent", 1);
+    set["spec"].as_object_mut().unwrap().remove("replicas");
+    cluster.create(Kind::DaemonSet, set);
+    cluster.until("it crashes", |cluster| {
+        cluster.pods().iter().any(|pod| pod["status"]["containerStatuses"][0]["restartCount"] == 1)
+    });
+    assert_eq!(cluster.get(Kind::DaemonSet, "agent")["status"]["numberUnavailable"], 1);
+    cluster.set_secret("api", "one");
+    cluster.stamp(Kind::DaemonSet, "agent", "2");
+    cluster.until("it is back", |cluster| {
+        cluster.get(Kind::DaemonSet, "agent")["status"]["numberAvailable"] == 1
+    });
 }

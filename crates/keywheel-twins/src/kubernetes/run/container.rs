@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use super::events::{Tone, tell};
 use super::json::{each, name, namespace, number, second, text, uid};
 use super::mounts::{self, Cache, Files, Volumes};
 use super::pass::Pass;
@@ -118,7 +119,7 @@ impl Container {
                     namespace(scene.pod),
                     uid(scene.pod),
                 );
-                return self.wait(pass, "CrashLoopBackOff", message, until);
+                return self.wait(scene, "CrashLoopBackOff", message, until);
             }
         }
         if let Some(volumes) = scene.volumes {
@@ -126,7 +127,14 @@ impl Container {
         }
     }
 
-    fn wait(&mut self, pass: &Pass<'_>, reason: &'static str, message: String, until: Instant) {
+    /// Lets it wait for a reason, which is told.
+    fn wait(&mut self, scene: &Scene<'_>, reason: &'static str, message: String, until: Instant) {
+        let pass = scene.pass;
+        let event = match reason {
+            "CrashLoopBackOff" | "ImagePullBackOff" => "BackOff",
+            _ => "Failed",
+        };
+        tell(pass, scene.pod, Tone::Warning, event, &message);
         self.state = State::Waiting { reason, message, until };
         pass.wake_at(until);
     }
@@ -134,14 +142,14 @@ impl Container {
     fn start(&mut self, scene: &Scene<'_>, spec: &Value, volumes: &Volumes) {
         let (pass, image) = (scene.pass, text(spec, "/image"));
         if is_missing(image) {
-            return self.pull_in_vain(pass, image);
+            return self.pull_in_vain(scene, image);
         }
         let address = scene.address.to_string();
         let env = match mounts::environment(scene.cache, scene.pod, spec, &address) {
             Ok(env) => env,
             Err(missing) => {
                 let until = pass.now + pass.pace.seconds(10);
-                return self.wait(pass, "CreateContainerConfigError", missing, until);
+                return self.wait(scene, "CreateContainerConfigError", missing, until);
             }
         };
         self.frozen = mounts::frozen(spec, volumes);
@@ -167,26 +175,29 @@ impl Container {
             Ok(process) => self.process = Some(process),
             Err(error) => {
                 let until = pass.now + pass.pace.seconds(10);
-                return self.wait(pass, "RunContainerError", error.to_string(), until);
+                return self.wait(scene, "RunContainerError", error.to_string(), until);
             }
         }
         self.runs += 1;
+        let said = format!("Started container {}", self.name);
+        tell(pass, scene.pod, Tone::Normal, "Started", &said);
         self.state = State::Running { since: pass.now, started_at: second() };
         (self.startup, self.liveness, self.readiness) = Default::default();
         (self.started, self.ready) = (false, false);
         self.watch(scene, spec);
     }
 
-    fn pull_in_vain(&mut self, pass: &Pass<'_>, image: &str) {
+    fn pull_in_vain(&mut self, scene: &Scene<'_>, image: &str) {
+        let pass = scene.pass;
         self.pulls += 1;
         let failed = matches!(&self.state, State::Waiting { reason: "ErrImagePull", .. });
         if failed {
             let until = pass.now + pass.pace.of(back_off(self.pulls));
             let message = format!("Back-off pulling image \"{image}\"");
-            return self.wait(pass, "ImagePullBackOff", message, until);
+            return self.wait(scene, "ImagePullBackOff", message, until);
         }
         let message = format!("failed to resolve reference \"{image}\": not found");
-        self.wait(pass, "ErrImagePull", message, pass.now + pass.pace.seconds(1));
+        self.wait(scene, "ErrImagePull", message, pass.now + pass.pace.seconds(1));
     }
 
     /// Writes the files of the volumes where a real process finds them.
@@ -330,6 +341,8 @@ impl Container {
         let grace = number(scene.pod, "/metadata/deletionGracePeriodSeconds").unwrap_or(own);
         let before = self.before(scene, &spec["lifecycle"]["preStop"]);
         let kill_at = pass.now + pass.pace.seconds(grace);
+        let said = format!("Stopping container {}", self.name);
+        tell(pass, scene.pod, Tone::Normal, "Killing", &said);
         self.stopping = Some(Stopping { kill_at, before, asked: false });
         self.go_on_stopping(scene);
     }

@@ -84,7 +84,7 @@ impl<'a> Look<'a> {
     }
 
     fn roll(&self) {
-        let new = self.new();
+        let new = self.ensure_new();
         let old: Vec<Tally> = self.old.iter().map(tally).collect();
         let wanted = grown(self.replicas, self.bounds, tally(&new), &old);
         if wanted != count(&new, "/spec/replicas") {
@@ -112,7 +112,7 @@ impl<'a> Look<'a> {
         if !gone {
             return;
         }
-        let new = self.new();
+        let new = self.ensure_new();
         if count(&new, "/spec/replicas") != self.replicas {
             return self.resize(&new, self.replicas);
         }
@@ -145,7 +145,7 @@ impl<'a> Look<'a> {
     }
 
     /// Returns the ReplicaSet of the present template with its revision, made where there is none.
-    fn new(&self) -> Arc<Value> {
+    fn ensure_new(&self) -> Arc<Value> {
         self.name_revision();
         if let Some(new) = &self.new {
             return self.pass.fresh(Kind::ReplicaSet, new).unwrap_or_else(|| Arc::clone(new));
@@ -174,7 +174,7 @@ impl<'a> Look<'a> {
             },
             "spec": {
                 "replicas": grown(self.replicas, self.bounds, nothing, &old),
-                "minReadySeconds": number(&self.deployment, "/spec/minReadySeconds").unwrap_or(0),
+                "minReadySeconds": self.min_ready_seconds(),
                 "selector": selector,
                 "template": template,
             },
@@ -190,6 +190,10 @@ impl<'a> Look<'a> {
         all.map(|(name, value)| (name.clone(), value.clone())).collect()
     }
 
+    fn min_ready_seconds(&self) -> i64 {
+        number(&self.deployment, "/spec/minReadySeconds").unwrap_or_default()
+    }
+
     fn next_revision(&self) -> i64 {
         self.old.iter().map(|set| revision(set)).max().unwrap_or_default() + 1
     }
@@ -201,7 +205,9 @@ impl<'a> Look<'a> {
         if let Some(new) = &self.new {
             named = next.max(revision(new));
             let annotations = self.annotations();
+            let least = self.min_ready_seconds();
             self.pass.change(Kind::ReplicaSet, new, |set| {
+                put(set, &["spec", "minReadySeconds"], least);
                 for (name, value) in &annotations {
                     put(set, &["metadata", "annotations", name], value.clone());
                 }

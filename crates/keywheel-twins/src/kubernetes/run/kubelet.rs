@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::container::{Container, Scene};
+use super::events::{Tone, tell};
 use super::json::{each, is_ending, second, text, uid};
 use super::mounts::{self, Cache, Volumes};
 use super::pass::Pass;
@@ -189,7 +190,11 @@ fn place(pass: &Pass<'_>, switches: &Switches) {
         status["phase"] = "Pending".into();
         let former = each(pod, "/status/conditions");
         let mut unplaced = condition(former, "PodScheduled", false, "Unschedulable");
-        unplaced["message"] = "0/1 nodes are available: 1 Too many pods.".into();
+        let said = "0/1 nodes are available: 1 Too many pods.";
+        unplaced["message"] = said.into();
+        if former.is_empty() {
+            tell(pass, pod, Tone::Warning, "FailedScheduling", said);
+        }
         status["conditions"] = json!([unplaced]);
         pass.set_status(Kind::Pod, pod, status);
     }
@@ -213,7 +218,11 @@ impl Running {
             }
             Ok(_) => {}
             Err(_) if self.volumes.is_some() => {}
-            Err(_) => wait = Duration::from_secs(1),
+            Err(missing) => {
+                let said = format!("MountVolume.SetUp failed: {missing}");
+                tell(pass, pod, Tone::Warning, "FailedMount", &said);
+                wait = Duration::from_secs(1);
+            }
         }
         self.next_sync = pass.now + pass.pace.of(wait);
         pass.wake_at(self.next_sync);

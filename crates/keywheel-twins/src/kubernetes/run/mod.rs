@@ -7,6 +7,7 @@ mod container;
 mod daemon_set;
 mod deployment;
 mod disruption;
+mod events;
 mod jobs;
 mod json;
 mod kubelet;
@@ -33,7 +34,8 @@ use tokio::sync::watch;
 use self::kubelet::Kubelet;
 use self::pass::Pass;
 use self::pods::Readiness;
-use super::{Key, Kind, LogOf, Objects};
+use super::api::{LogOf, Logs};
+use super::{Key, Kind, Objects};
 
 pub use self::kubelet::{Held, NODE};
 pub use self::pace::Pace;
@@ -132,9 +134,9 @@ impl Run {
     }
 
     /// Returns what hands over the log of a container.
-    pub(super) fn logs(&self) -> Arc<dyn Fn(&LogOf) -> Option<String> + Send + Sync> {
+    pub(super) fn logs(&self) -> Logs {
         let (objects, shared) = (self.objects.clone(), Arc::clone(&self.shared));
-        Arc::new(move |of| {
+        Arc::new(move |of: &LogOf| {
             let pod = objects.get(&of.pod)?;
             lock(&shared).kubelet.log(&pod, of.container.as_deref(), of.previous)
         })

@@ -25,8 +25,11 @@ pub(super) type Volumes = BTreeMap<String, Files>;
 /// Secrets and ConfigMaps as the node knows them, which is as they were a while ago. One that it never heard of is read afresh.
 pub(super) struct Cache {
     lag: Duration,
-    known: BTreeMap<(Kind, String, String), Vec<(Instant, Option<Arc<Value>>)>>,
+    known: BTreeMap<(Kind, String, String), States>,
 }
+
+/// What became of an object, and when; the first is the one that is known.
+type States = Vec<(Instant, Option<Arc<Value>>)>;
 
 impl Cache {
     pub(super) fn new(lag: Duration) -> Self {
@@ -158,11 +161,18 @@ fn lossy(value: &[u8]) -> String {
     String::from_utf8_lossy(value).into_owned()
 }
 
-/// Puts variables in the place of `$(NAME)`; what is not known stays as it is.
+/// Puts variables in the place of `$(NAME)`; what is not known stays as it is, and no value is looked into.
 pub(super) fn expanded(written: &str, all: &BTreeMap<String, String>) -> String {
-    all.iter().fold(written.to_owned(), |written, (name, value)| {
-        written.replace(&format!("$({name})"), value)
-    })
+    let mut parts = written.split("$(");
+    let mut text = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let known = part.split_once(')').and_then(|(name, rest)| Some((all.get(name)?, rest)));
+        match known {
+            Some((value, rest)) => text.extend([value.as_str(), rest]),
+            None => text.extend(["$(", part]),
+        }
+    }
+    text
 }
 
 /// Returns the files of the volumes of a pod by the names of the volumes.
@@ -321,10 +331,14 @@ fn fill(folder: &Path, files: &Files, mode: u32) -> io::Result<()> {
         // It fails only where the link is there already.
         symlink(Path::new("..data").join(first), folder.join(first)).ok();
     }
-    match before {
-        Some(before) => fs::remove_dir_all(folder.join(before)),
-        None => Ok(()),
+    let Some(before) = before else { return Ok(()) };
+    for entry in fs::read_dir(folder.join(&before))? {
+        let gone = folder.join(entry?.file_name());
+        if !gone.exists() {
+            fs::remove_file(gone)?;
+        }
     }
+    fs::remove_dir_all(folder.join(before))
 }
 
 fn write(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
@@ -333,4 +347,39 @@ fn write(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     }
     fs::write(path, content)?;
     fs::set_permissions(path, fs::Permissions::from_mode(mode))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_variable_is_put_in_and_what_is_unknown_stays() {
+        let all = BTreeMap::from([("A".into(), "$(B)".into()), ("B".into(), "b".into())]);
+        assert_eq!(expanded("x $(B) $(A) $(C) $( $(B", &all), "x b $(B) $(C) $( $(B");
+    }
+
+    #[test]
+    fn a_volume_on_disk_shows_all_of_the_new_files_and_none_of_the_old_ones() {
+        let folder =
+            std::env::temp_dir().join(format!("volume-{}", crate::random(b"0123456789", 12)));
+        let files = |all: &[(&str, &str)]| -> Files {
+            all.iter().map(|(path, text)| ((*path).to_owned(), text.as_bytes().to_vec())).collect()
+        };
+        let shown = || {
+            let entries = fs::read_dir(&folder).unwrap().map(|it| it.unwrap().file_name());
+            let mut names: Vec<_> = entries.map(|it| it.into_string().unwrap()).collect();
+            names.retain(|name| !name.starts_with(".."));
+            names.sort();
+            names
+        };
+        fs::create_dir_all(&folder).unwrap();
+        fill(&folder, &files(&[("a", "1"), ("b", "1")]), 0o400).unwrap();
+        fill(&folder, &files(&[("a", "2"), ("c/d", "2")]), 0o400).unwrap();
+        assert_eq!(shown(), ["a", "c"]);
+        assert_eq!(fs::read_to_string(folder.join("a")).unwrap(), "2");
+        assert_eq!(fs::read_to_string(folder.join("c/d")).unwrap(), "2");
+        assert_eq!(fs::metadata(folder.join("a")).unwrap().permissions().mode() & 0o777, 0o400);
+        fs::remove_dir_all(folder).unwrap();
+    }
 }
