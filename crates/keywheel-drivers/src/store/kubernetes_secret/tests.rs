@@ -476,6 +476,43 @@ async fn h61_a_secret_that_is_written_between_look_and_write_is_judged_anew() {
 }
 
 #[tokio::test]
+async fn a_look_that_is_behind_writes_nothing_over() {
+    for approach in BOTH {
+        let bench = Bench::start();
+        let store = bench.store(approach);
+        swap(&*store, b"theirs", b"one").await.unwrap();
+        let stale = Fault::Http(fault::Fault::DelayedList { for_ms: 3_600_000 });
+        let resource = if approach == Approach::InPlace { "secrets" } else { "configmaps" };
+        bench.twin.faults().set(vec![FaultRule::times(Class::new("get", resource), 2, stale)]);
+        let (one, two) = (secret(b"one"), secret(b"two"));
+        let theirs = secret(b"theirs");
+        let accept = Accept::OneOf(vec![Some(&one), Some(&theirs), None]);
+        let edit = Edit { address: "OTHER", accept, value: Some(&two) };
+        let written = store.write(&[edit]).await;
+        assert!(bench.twin.faults().unfired().is_empty());
+        match written {
+            Ok(_) => {
+                let values = store.read(&["OTHER".into()]).await.unwrap();
+                assert!(values[0].as_ref().is_some_and(|value| value.expose() == b"two"));
+            }
+            // A state from before the Secret was made has none.
+            Err(error) => assert_eq!(refusal::<()>(Err(error)).kind, RefusalKind::NotFound),
+        }
+    }
+}
+
+#[tokio::test]
+async fn h61_a_claim_that_is_not_kept_is_none() {
+    let bench = Bench::start();
+    let config = bench.config(twin::ADMIN, Approach::InPlace);
+    let store = bench.build(&config, Some(claim_of("dana")));
+    bench.arm("patch", "secrets", Fault::DropsAnnotation(CLAIM.into()));
+    let refused = refusal(store.claims().unwrap().take().await);
+    assert!(refused.message.contains("did not keep the claim"), "{refused}");
+    assert_eq!(store.claims().unwrap().owner().await, Ok(Owner::Nobody));
+}
+
+#[tokio::test]
 async fn a_secret_that_was_made_anew_is_written_for_what_it_holds_now() {
     let bench = Bench::start();
     let store = bench.store(Approach::InPlace);
