@@ -726,6 +726,15 @@ async fn a_cluster_that_cannot_be_reached_is_refused_and_not_unknown() {
     let config = bench.config("elsewhere", Approach::InPlace);
     let refused = refusal(set(&*bench.build(&config, None), "OTHER", b"one").await);
     assert_eq!(refused.kind, RefusalKind::Unavailable);
+    let file = bench.folder.path().join("kube");
+    let secure = std::fs::read_to_string(&file)
+        .unwrap()
+        .replace(&bench.twin.url(), "https://127.0.0.1:PORT");
+    let port = bench.twin.url().rsplit_once(':').unwrap().1.to_owned();
+    std::fs::write(&file, secure.replace("PORT", &port)).unwrap();
+    let refused = refusal(set(&*bench.store(Approach::InPlace), "OTHER", b"one").await);
+    assert_eq!(refused.kind, RefusalKind::Unavailable);
+    assert!(refused.message.contains("the certificate or protocol was not accepted"), "{refused}");
     let config = bench.config("mistyped", Approach::InPlace);
     let refused = refusal(set(&*bench.build(&config, None), "OTHER", b"one").await);
     assert_eq!(refused.kind, RefusalKind::Local);
