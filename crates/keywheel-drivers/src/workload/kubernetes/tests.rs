@@ -10,7 +10,7 @@ use keywheel_core::evidence::{Proof, Shows};
 use keywheel_core::fingerprint::{FingerprintKeyId, Fingerprinter};
 use keywheel_core::secret::SecretName;
 use keywheel_core::time::Timestamp;
-use keywheel_driver::workload::{Notes, Stamp};
+use keywheel_driver::workload::Stamp;
 use keywheel_driver::{Severity, slot};
 use keywheel_twins::kubernetes::faults::Rule as FaultRule;
 use keywheel_twins::kubernetes::run::{Fate, Given, Pace, Run, Runtime, Settings};
@@ -535,7 +535,7 @@ async fn h51_what_drops_requests_is_said_before_anything_changes() {
 }
 
 #[tokio::test]
-async fn what_an_account_may_not_do_is_said_before_anything_changes() {
+async fn h19_what_an_account_may_not_do_is_said_before_anything_changes() {
     let (ground, _) = Ground::deployment().await;
     let read = keywheel_twins::kubernetes::Rule::everything();
     ground.twin.add_user(
