@@ -194,8 +194,9 @@ fn in_words(error: &reqwest::Error) -> &'static str {
     }
 }
 
-fn is_tls(error: &reqwest::Error) -> bool {
-    let mut cause = error.source();
+/// Whether TLS did not come about.
+pub(crate) fn is_tls(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut cause = Some(error);
     while let Some(here) = cause {
         if here.is::<rustls::Error>() {
             return true;

@@ -145,7 +145,11 @@ pub(super) fn no_answer(target: &str, error: &kube::Error) -> CallError {
         return unavailable(target, NO_LOGIN).into();
     }
     if is_connect(error) && !planted!("lost_answer_is_a_refusal") {
-        return unavailable(target, "no connection").into();
+        let why = match http::is_tls(error) {
+            true => "no secure connection: the certificate or protocol was not accepted",
+            false => "no connection",
+        };
+        return unavailable(target, why).into();
     }
     if planted!("lost_answer_is_a_refusal") {
         return unavailable(target, "no answer").into();

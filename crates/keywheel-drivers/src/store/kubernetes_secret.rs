@@ -511,11 +511,18 @@ impl Secret {
         if self.create && self.approach == Approach::InPlace {
             wanted.push(access("create", secrets));
         }
-        let denied = self.cluster.denied(&wanted).await?;
         let message = |access: &&Access<'_>| {
             format!("{} does not allow {}", self.cluster.target(), access.in_words())
         };
-        Ok(denied.iter().map(message).map(Finding::blocks).collect())
+        let denied = self.cluster.denied(&wanted).await?;
+        let mut findings: Vec<_> = denied.iter().map(message).map(Finding::blocks).collect();
+        if self.approach == Approach::Versioned {
+            let wanted = self.to_clean_up();
+            let denied = self.cluster.denied(&wanted).await?;
+            let stays = |message| format!("{message}, so that old versions stay");
+            findings.extend(denied.iter().map(message).map(stays).map(Finding::note));
+        }
+        Ok(findings)
     }
 
     /// Lets the cluster do everything but keep a write, so that admission has its say before anything changes.

@@ -312,10 +312,8 @@ impl Pods {
             }
             Kind::StatefulSet => {
                 let current = target.update_revision().filter(|_| target.is_observed());
-                Revisions {
-                    owners: own,
-                    current: current.map(|hash| Current::Hash(hash.to_owned())),
-                }
+                let current = current.map(|hash| Current::Hash(vec![hash.to_owned()]));
+                Revisions { owners: own, current }
             }
             Kind::DaemonSet => {
                 let all = self
@@ -324,8 +322,12 @@ impl Pods {
                     .await?;
                 let all = all.iter().filter(|one| owns(target, &one.metadata));
                 let last = all.max_by_key(|one| one.revision).filter(|_| target.is_observed());
-                let hash = last.and_then(|one| label(&one.metadata, HASH));
-                Revisions { owners: own, current: hash.map(|hash| Current::Hash(hash.to_owned())) }
+                // Pods are labelled with the hash of their revision, or with its whole name.
+                let current = last.map(|one| {
+                    let hash = label(&one.metadata, HASH).map(str::to_owned);
+                    Current::Hash(hash.into_iter().chain(one.metadata.name.clone()).collect())
+                });
+                Revisions { owners: own, current }
             }
         })
     }
@@ -346,8 +348,8 @@ struct Revisions {
 enum Current {
     /// Those of this set.
     Owner(String),
-    /// Those with this hash.
-    Hash(String),
+    /// Those with one of these hashes.
+    Hash(Vec<String>),
 }
 
 impl Revisions {
@@ -359,7 +361,9 @@ impl Revisions {
         match &self.current {
             None => false,
             Some(Current::Owner(uid)) => owner(&pod.metadata) == Some(uid),
-            Some(Current::Hash(hash)) => label(&pod.metadata, HASH) == Some(hash),
+            Some(Current::Hash(hashes)) => {
+                label(&pod.metadata, HASH).is_some_and(|own| hashes.iter().any(|it| it == own))
+            }
         }
     }
 }

@@ -86,10 +86,10 @@ impl Bench {
         self.build(&self.config(twin::ADMIN, approach), None)
     }
 
-    fn store_of(&self, user: &str, rules: Vec<Rule>) -> Arc<dyn Store> {
+    fn store_of(&self, user: &str, approach: Approach, rules: Vec<Rule>) -> Arc<dyn Store> {
         self.twin.add_user(user, rules);
         self.write_kubeconfig();
-        self.build(&self.config(user, Approach::InPlace), None)
+        self.build(&self.config(user, approach), None)
     }
 
     fn secret(&self, name: &str) -> Option<Arc<Value>> {
@@ -121,6 +121,16 @@ impl Bench {
     /// Lets the next change of a kind of object go wrong.
     fn arm(&self, verb: &str, resource: &str, fault: Fault) {
         self.twin.faults().set(vec![FaultRule::first(Class::new(verb, resource), fault)]);
+    }
+
+    /// Waits until the fault that was armed has happened.
+    async fn struck(&self) {
+        for _ in 0..500 {
+            if self.twin.faults().unfired().is_empty() {
+                return tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 
     fn subject(self, approach: Approach) -> Subject {
@@ -345,7 +355,7 @@ async fn h63_what_somebody_else_writes_to_another_key_stays() {
 async fn h64_a_write_that_lands_late_loses_against_the_one_after_it() {
     let bench = Bench::start();
     let store = bench.store(Approach::InPlace);
-    let late = fault::Fault::LateLanding { after_ms: 150 };
+    let late = fault::Fault::LateLanding { after_ms: 400 };
     bench.arm("patch", "secrets", Fault::Http(late));
     assert!(matches!(swap(&*store, b"theirs", b"late").await, Err(CallError::Unknown(_))));
     assert_eq!(swap(&*store, b"theirs", b"next").await, Ok(Written { changed: true }));
@@ -378,12 +388,11 @@ async fn h40_a_write_whose_answer_is_lost_is_unknown_and_is_found_done() {
                 let bench = Bench::start();
                 let store = bench.store(approach);
                 bench.arm(verb, resource, Fault::Http(fault.clone()));
-                let write = swap(&*store, b"theirs", b"new");
-                let lost = tokio::time::timeout(Duration::from_millis(300), write).await;
-                let is_unknown = match &lost {
-                    Ok(answer) => matches!(answer, Err(CallError::Unknown(_))),
-                    Err(_) => fault == fault::Fault::TimeoutAfter,
+                let lost = tokio::select! {
+                    answer = swap(&*store, b"theirs", b"new") => Some(answer),
+                    () = bench.struck(), if fault == fault::Fault::TimeoutAfter => None,
                 };
+                let is_unknown = matches!(lost, None | Some(Err(CallError::Unknown(_))));
                 assert!(is_unknown, "{verb} {resource} {fault:?}: {lost:?}");
                 assert!(bench.twin.faults().unfired().is_empty(), "{verb} {resource} {fault:?}");
                 assert!(swap(&*store, b"theirs", b"new").await.is_ok());
@@ -462,17 +471,54 @@ async fn h61_a_secret_that_is_written_between_look_and_write_is_judged_anew() {
     // Between the look and the patch somebody else sets the key.
     let objects = bench.twin.objects().clone();
     let class = Class::new("patch", "secrets");
-    let slow = fault::Fault::LateLanding { after_ms: 100 };
+    let slow = fault::Fault::LateLanding { after_ms: 300 };
     bench.twin.faults().set(vec![FaultRule::first(class, Fault::Http(slow))]);
     assert!(matches!(swap(&*store, b"theirs", b"ours").await, Err(CallError::Unknown(_))));
     let key = Key::new(Kind::Secret, NAMESPACE, NAME);
     let by_hand = |secret: &mut Value| secret["data"]["OTHER"] = json!(STANDARD.encode("by hand"));
     objects.change(&key, "dana", by_hand).unwrap();
-    tokio::time::sleep(Duration::from_millis(250)).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
     assert_eq!(bench.raw(NAME, "OTHER").unwrap(), b"by hand");
     let refused = refusal(swap(&*store, b"theirs", b"ours").await);
     assert_eq!(refused.kind, RefusalKind::Conflict);
     assert!(refused.message.contains("written by `dana`"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_look_that_is_behind_writes_nothing_over() {
+    for approach in BOTH {
+        let bench = Bench::start();
+        let store = bench.store(approach);
+        swap(&*store, b"theirs", b"one").await.unwrap();
+        let stale = Fault::Http(fault::Fault::DelayedList { for_ms: 3_600_000 });
+        let resource = if approach == Approach::InPlace { "secrets" } else { "configmaps" };
+        bench.twin.faults().set(vec![FaultRule::times(Class::new("get", resource), 2, stale)]);
+        let (one, two) = (secret(b"one"), secret(b"two"));
+        let theirs = secret(b"theirs");
+        let accept = Accept::OneOf(vec![Some(&one), Some(&theirs), None]);
+        let edit = Edit { address: "OTHER", accept, value: Some(&two) };
+        let written = store.write(&[edit]).await;
+        assert!(bench.twin.faults().unfired().is_empty());
+        match written {
+            Ok(_) => {
+                let values = store.read(&["OTHER".into()]).await.unwrap();
+                assert!(values[0].as_ref().is_some_and(|value| value.expose() == b"two"));
+            }
+            // A state from before the Secret was made has none.
+            Err(error) => assert_eq!(refusal::<()>(Err(error)).kind, RefusalKind::NotFound),
+        }
+    }
+}
+
+#[tokio::test]
+async fn h61_a_claim_that_is_not_kept_is_none() {
+    let bench = Bench::start();
+    let config = bench.config(twin::ADMIN, Approach::InPlace);
+    let store = bench.build(&config, Some(claim_of("dana")));
+    bench.arm("patch", "secrets", Fault::DropsAnnotation(CLAIM.into()));
+    let refused = refusal(store.claims().unwrap().take().await);
+    assert!(refused.message.contains("did not keep the claim"), "{refused}");
+    assert_eq!(store.claims().unwrap().owner().await, Ok(Owner::Nobody));
 }
 
 #[tokio::test]
@@ -499,7 +545,7 @@ async fn a_secret_that_was_made_anew_is_written_for_what_it_holds_now() {
 async fn h19_what_the_account_may_not_do_is_named_before_anything_changes() {
     let bench = Bench::start();
     let reads = Rule::new(&["get"], "", &["secrets"]).named(&[NAME]);
-    let store = bench.store_of("reader", vec![reads.clone()]);
+    let store = bench.store_of("reader", Approach::InPlace, vec![reads.clone()]);
     let (blocks, _) = told(&*store, &["OTHER"]).await;
     let said = "cluster `reader` does not allow `patch` of `secrets/api-keys` in namespace `shop`";
     assert_eq!(blocks, [said]);
@@ -515,6 +561,31 @@ async fn h19_what_the_account_may_not_do_is_named_before_anything_changes() {
     assert!(
         seen.iter().all(|one| one.resource != "secrets" || !["list", "watch"].contains(&one.verb))
     );
+}
+
+#[tokio::test]
+async fn the_guides_rules_are_enough_for_versions_and_without_a_list_old_ones_stay() {
+    let bench = Bench::start();
+    let secrets = Rule::new(&["get", "create", "delete"], "", &["secrets"]);
+    let makes = Rule::new(&["create"], "", &["configmaps"]);
+    let head = Rule::new(&["get", "patch"], "", &["configmaps"]).named(&["api-keys.keywheel"]);
+    let rules = vec![secrets, makes, head];
+    let store = bench.store_of("narrow", Approach::Versioned, rules.clone());
+    let (blocks, notes) = told(&*store, &["OTHER"]).await;
+    assert_eq!(blocks, [""; 0]);
+    assert_eq!(notes.len(), 9, "{notes:?}");
+    assert!(notes.iter().all(|note| note.ends_with("so that old versions stay")), "{notes:?}");
+    swap(&*store, b"theirs", b"one").await.unwrap();
+    swap(&*store, b"one", b"two").await.unwrap();
+    assert_eq!(refusal(store.clean_up().await).kind, RefusalKind::Permission);
+    let lists = [("", &["pods", "serviceaccounts"][..]), ("batch", &["jobs", "cronjobs"])];
+    let apps = ["deployments", "statefulsets", "daemonsets", "replicasets", "controllerrevisions"];
+    let lists = lists.into_iter().chain([("apps", &apps[..])]);
+    let lists = lists.map(|(group, resources)| Rule::new(&["list"], group, resources));
+    bench.twin.set_rules("narrow", rules.into_iter().chain(lists).collect());
+    assert_eq!(told(&*store, &["OTHER"]).await, (vec![], vec![]));
+    assert_eq!(store.clean_up().await.unwrap(), [""; 0]);
+    assert_eq!(bench.secrets(), [NAME, "api-keys-v2"]);
 }
 
 #[tokio::test]
@@ -678,7 +749,7 @@ async fn a_cluster_is_known_by_itself_and_not_by_its_name() {
     let pin = other.store(Approach::InPlace).identity().await.unwrap().unwrap();
     assert_ne!(pin, first, "another cluster by the same name of a context");
     let rules = vec![Rule::new(&["get", "patch"], "", &["secrets"])];
-    let refused = refusal(bench.store_of("narrow", rules).identity().await);
+    let refused = refusal(bench.store_of("narrow", Approach::InPlace, rules).identity().await);
     assert_eq!(refused.kind, RefusalKind::Permission);
     assert!(refused.message.contains("`get` of that one namespace"), "{refused}");
 }
@@ -689,6 +760,15 @@ async fn a_cluster_that_cannot_be_reached_is_refused_and_not_unknown() {
     let config = bench.config("elsewhere", Approach::InPlace);
     let refused = refusal(set(&*bench.build(&config, None), "OTHER", b"one").await);
     assert_eq!(refused.kind, RefusalKind::Unavailable);
+    let file = bench.folder.path().join("kube");
+    let secure = std::fs::read_to_string(&file)
+        .unwrap()
+        .replace(&bench.twin.url(), "https://127.0.0.1:PORT");
+    let port = bench.twin.url().rsplit_once(':').unwrap().1.to_owned();
+    std::fs::write(&file, secure.replace("PORT", &port)).unwrap();
+    let refused = refusal(set(&*bench.store(Approach::InPlace), "OTHER", b"one").await);
+    assert_eq!(refused.kind, RefusalKind::Unavailable);
+    assert!(refused.message.contains("the certificate or protocol was not accepted"), "{refused}");
     let config = bench.config("mistyped", Approach::InPlace);
     let refused = refusal(set(&*bench.build(&config, None), "OTHER", b"one").await);
     assert_eq!(refused.kind, RefusalKind::Local);

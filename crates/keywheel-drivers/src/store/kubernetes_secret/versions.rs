@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use super::object::{Data, New, NewMetadata, Object, same};
 use super::{RACES, Secret, claim, marks};
 use crate::http::Effect;
-use crate::kubernetes::{Change, Head, Place};
+use crate::kubernetes::{Access, Change, Head, Place};
 use crate::secret_json;
 
 /// The annotation that says which Secret a version is one of.
@@ -169,6 +169,15 @@ impl Secret {
         let annotations = BTreeMap::from([(VERSION_OF, self.name.as_str())]);
         let metadata = NewMetadata { name, labels: BTreeMap::new(), annotations };
         secret_json::write(&New::of(metadata, "Opaque", true, data))
+    }
+
+    /// What an account needs to clean up.
+    pub(super) fn to_clean_up(&self) -> Vec<Access<'_>> {
+        let lists = REFERRERS.map(|(group, resource)| Access {
+            verb: "list",
+            place: Place::of(group, "v1", resource).within(&self.namespace),
+        });
+        lists.into_iter().chain([Access { verb: "delete", place: self.secrets() }]).collect()
     }
 
     /// Deletes versions that nothing names any more, and says of the others who does.

@@ -44,7 +44,8 @@ impl Pods {
             )),
             Progress::Failed(why) => blocks(format!("is not settled: {why}")),
         }
-        if let Some(why) = target.outage().filter(|_| !self.config.gap) {
+        let is_foreseen = !self.config.gap && !planted!("outage_unforeseen");
+        if let Some(why) = target.outage().filter(|_| is_foreseen) {
             blocks(format!(
                 "would serve nobody for a while: {why}; change that, or configure `gap: true`, which takes `accept: [outage]`"
             ));

@@ -1,5 +1,6 @@
 //! A roll: one patch of the template where pods do not prove the values, and the wait until every one does.
 
+use std::collections::BTreeMap;
 use std::time::Duration as StdDuration;
 
 use k8s_openapi::api::core::v1::Pod;
@@ -18,13 +19,16 @@ use super::stamp::{self, Annotations};
 use super::target::{Kind, Progress, Target};
 use super::{OnePod, Pods, Seen};
 use crate::http::Effect;
-use crate::kubernetes::Change;
+use crate::kubernetes::Change as Asked;
 use crate::workload::clock;
 
-/// How often the cluster is asked while something is waited for: three questions each time.
-const POLL: StdDuration = StdDuration::from_millis(500);
+/// How soon the cluster is asked again after something moved: three questions each time.
+const SOON: StdDuration = StdDuration::from_millis(100);
 
-/// How long after a write a pod may be made at the earliest: more than the granularity of starts on both sides, so that a pod
+/// How long it is left alone at the most while something is waited for.
+const LATER: StdDuration = StdDuration::from_secs(1);
+
+/// How long after a write a pod is made at the earliest: more than the granularity of starts on both sides, so that a pod
 /// that starts at once proves the values.
 const AFTER_THE_WRITE: Span = Span::millis(1_500);
 
@@ -47,11 +51,22 @@ enum Next {
     /// Every pod proves the values.
     Done,
     /// The template changes.
-    Patch(Annotations, Option<Value>),
+    Patch(Change),
     /// A pod that stands in the way of its successor is removed.
     Remove(Box<Pod>),
     /// Something is awaited, which the words say.
     Wait(String),
+}
+
+/// A change of the template.
+struct Change {
+    /// Our annotations as they shall be.
+    wanted: Annotations,
+    /// The specification, where references change.
+    spec: Option<Value>,
+    /// Whether it brings back pods that are there. It comes at once: a broken pod that starts again with the former value would let
+    /// the rollout go on.
+    is_back: bool,
 }
 
 /// Notices that nothing moves any more.
@@ -59,23 +74,32 @@ struct Pace {
     within: Span,
     last: Option<(usize, usize, usize)>,
     since: Instant,
+    wait: StdDuration,
 }
 
 impl Pace {
     /// Returns whether nothing came nearer to the end for too long.
     fn is_over(&mut self, now: (usize, usize, usize)) -> bool {
         if self.last != Some(now) {
-            (self.last, self.since) = (Some(now), Instant::now());
+            *self = Self { last: Some(now), ..Self::new(self.within) };
         }
         self.since.elapsed() > StdDuration::from(self.within)
+    }
+
+    fn new(within: Span) -> Self {
+        Self { within, last: None, since: Instant::now(), wait: SOON }
+    }
+
+    async fn rest(&mut self) {
+        tokio::time::sleep(self.wait).await;
+        self.wait = (self.wait * 3 / 2).min(LATER);
     }
 }
 
 impl Pods {
     pub(super) async fn ensure(&self, ensure: &Ensure<'_>) -> Result<(), CallError> {
-        clock::pass(ensure.held_since, AFTER_THE_WRITE).await?;
         let within = self.config.ready_within.span();
-        let mut pace = Pace { within, last: None, since: Instant::now() };
+        let mut pace = Pace::new(within);
         let mut done = Done::default();
         let mut seen_at = Instant::now();
         let slots: Vec<_> = ensure.slots.iter().map(|(slot, _)| slot.clone()).collect();
@@ -85,7 +109,7 @@ impl Pods {
                 Ok(seen) => seen,
                 // A question without an answer changes nothing, and is asked again for a while.
                 Err(error) if passes(&error) && seen_at.elapsed() < StdDuration::from(within) => {
-                    tokio::time::sleep(POLL).await;
+                    pace.rest().await;
                     continue;
                 }
                 Err(error) => return Err(error),
@@ -94,8 +118,11 @@ impl Pods {
             let judged = self.judge(&seen, &known, ensure);
             match self.next(&seen, &judged, &known, ensure, &done)? {
                 Next::Done => return Ok(()),
-                Next::Patch(wanted, spec) => {
-                    self.patch(&seen.target, wanted, spec, &mut done).await?;
+                Next::Patch(change) => {
+                    if !change.is_back {
+                        clock::pass(ensure.held_since, AFTER_THE_WRITE).await?;
+                    }
+                    self.patch(&seen.target, change, &mut done).await?;
                 }
                 Next::Remove(pod) => self.remove(&pod).await?,
                 Next::Wait(why) if pace.is_over(moves(&seen, &judged)) => {
@@ -103,7 +130,7 @@ impl Pods {
                 }
                 Next::Wait(_) => {}
             }
-            tokio::time::sleep(POLL).await;
+            pace.rest().await;
         }
     }
 
@@ -160,7 +187,7 @@ impl Pods {
         if all_hold && progress == Progress::Done {
             let writes_again = planted!("stamped_on_every_ensure") && done.stamped.is_none();
             return Ok(match writes_again {
-                true => Next::Patch(stamp::again(&target.ours()), None),
+                true => once_more(target),
                 false => Next::Done,
             });
         }
@@ -169,9 +196,11 @@ impl Pods {
         if !done.stamped.as_ref().is_none_or(is_as_left) && !planted!("lost_stamp_is_put_back") {
             return Err(self.taken_away(target));
         }
-        let wanted = self.wanted(target, judged, ensure);
+        let former = former(judged);
+        let is_back = former.is_some();
+        let wanted = former.unwrap_or_else(|| stamp::stamped(&target.ours(), &ensure.stamps));
         if wanted != target.ours() || spec.is_some() {
-            return Ok(Next::Patch(wanted, spec));
+            return Ok(Next::Patch(Change { wanted, spec, is_back }));
         }
         if let Some(why) = self.why_not_up(judged, seen, ensure) {
             return Err(self.failed(&why));
@@ -181,21 +210,6 @@ impl Pods {
             Progress::Waits(why) => Ok(self.in_the_way(judged).unwrap_or(Next::Wait(why))),
             Progress::Done => self.not_proven(target, judged, done),
         }
-    }
-
-    /// Returns our annotations as they shall be. On the way back they become what they are on pods that were there before, so
-    /// that the cluster finds the template of those again, and their pods are left alone.
-    fn wanted(&self, target: &Target, judged: &[Judged<'_>], ensure: &Ensure<'_>) -> Annotations {
-        let untouched = judged.iter().filter(|judged| judged.is_untouched);
-        let former = untouched.map(|it| stamp::ours(it.one.pod.metadata.annotations.as_ref()));
-        let mut former: Vec<Annotations> = former.collect();
-        if planted!("untouched_pods_are_replaced") {
-            former.clear();
-        }
-        former.sort();
-        let count = |one: &Annotations| former.iter().filter(|it| *it == one).count();
-        let most = former.iter().max_by_key(|one| count(one)).cloned();
-        most.unwrap_or_else(|| stamp::stamped(&target.ours(), &ensure.stamps))
     }
 
     /// The rollout is over, and some pods do not prove the values: those that leave are waited for, those that started too
@@ -228,7 +242,7 @@ impl Pods {
                 "has pods that started too early to hold the new values, and replacing them did not help: compare the clocks of its nodes",
             ));
         }
-        Ok(Next::Patch(stamp::again(&target.ours()), None))
+        Ok(once_more(target))
     }
 
     /// A StatefulSet replaces no pod before the one that is not ready, also where only its replacement would help.
@@ -266,14 +280,14 @@ impl Pods {
     async fn patch(
         &self,
         target: &Target,
-        wanted: Annotations,
-        spec: Option<Value>,
+        change: Change,
         done: &mut Done,
     ) -> Result<(), CallError> {
+        let Change { wanted, spec, .. } = change;
         let patch = stamp::patch(target, &wanted, spec.as_ref());
         let patch = SecretValue::new(patch.to_string().into_bytes());
         let cluster = &self.namespace.cluster;
-        let answer = match cluster.change(&self.place(), &Change::Merge(&patch), false).await {
+        let answer = match cluster.change(&self.place(), &Asked::Merge(&patch), false).await {
             Ok(answer) => answer,
             // It names the state that it changes, so that it lands once at most, and the next look tells.
             Err(CallError::Unknown(_)) => return Ok(()),
@@ -310,7 +324,7 @@ impl Pods {
         let options = SecretValue::new(options.to_string().into_bytes());
         let name = meta.name.as_deref().unwrap_or_default();
         let place = self.namespace.place("", "pods").named(name);
-        let answer = self.namespace.cluster.change(&place, &Change::Delete(&options), false).await;
+        let answer = self.namespace.cluster.change(&place, &Asked::Delete(&options), false).await;
         match answer {
             Ok(answer) if answer.status.is_success() => Ok(()),
             Ok(answer) if matches!(answer.status.as_u16(), 404 | 409) => Ok(()),
@@ -335,10 +349,10 @@ impl Pods {
     }
 
     fn taken_away(&self, target: &Target) -> CallError {
-        let rival = stamp::last_rival(target.meta());
+        let rival = stamp::rival(target.meta());
         let rival = rival.map_or("somebody".into(), |rival| format!("`{rival}`"));
         self.failed(&format!(
-            "lost its stamp to {rival}, who wrote the template back: nothing is stamped again before it lets annotations pass that begin with `keywheel.dev/`"
+            "lost its stamp, and {rival} writes it too: it is not stamped again before annotations that begin with `keywheel.dev/` are left alone there"
         ))
     }
 
@@ -367,6 +381,25 @@ impl Judged<'_> {
     fn runs(&self) -> bool {
         is_ready(&self.one.pod)
     }
+}
+
+/// Returns our annotations as they are on pods that were there before: with those the cluster finds the template of these pods
+/// again, and leaves them alone.
+fn former(judged: &[Judged<'_>]) -> Option<Annotations> {
+    if planted!("untouched_pods_are_replaced") {
+        return None;
+    }
+    let untouched = judged.iter().filter(|judged| judged.is_untouched);
+    let all = untouched.map(|it| stamp::ours(it.one.pod.metadata.annotations.as_ref()));
+    let mut counts = BTreeMap::<Annotations, usize>::new();
+    all.for_each(|one| *counts.entry(one).or_default() += 1);
+    counts.into_iter().max_by_key(|(_, count)| *count).map(|(most, _)| most)
+}
+
+/// Replaces every pod although the stamps are right.
+fn once_more(target: &Target) -> Next {
+    let wanted = stamp::again(&target.ours());
+    Next::Patch(Change { wanted, spec: None, is_back: false })
 }
 
 /// Whether a question may get another answer a little later.

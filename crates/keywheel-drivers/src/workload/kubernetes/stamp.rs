@@ -146,15 +146,22 @@ fn at(value: &mut Value, path: &[&str], lead: &mut impl FnMut(&mut Value)) {
     }
 }
 
-/// Names who else wrote to an object last: who took an annotation away stands nowhere, but did it with the last write.
-pub(super) fn last_rival(meta: &ObjectMeta) -> Option<String> {
+/// Who writes to every object, and never takes a stamp away.
+const CONTROLLERS: &str = "kube-controller-manager";
+
+/// Who brings objects as they stand somewhere else, and takes away what does not stand there.
+const DEPLOYERS: &[&str] = &["argocd-controller", "kustomize-controller", "helm-controller"];
+
+/// Names who else writes an object. Who took an annotation away stands nowhere: it is a deployer, if there is one, or whoever
+/// wrote last.
+pub(super) fn rival(meta: &ObjectMeta) -> Option<String> {
     let entries = meta.managed_fields.iter().flatten();
-    let rivals = entries.filter(|entry| {
-        entry.manager.as_deref().is_some_and(|manager| manager != MANAGER)
-            && entry.subresource.as_deref().is_none_or(str::is_empty)
+    let others = entries.filter_map(|entry| {
+        let name = entry.manager.as_deref().filter(|it| ![MANAGER, CONTROLLERS].contains(it))?;
+        let is_whole = entry.subresource.as_deref().is_none_or(str::is_empty);
+        is_whole.then_some((DEPLOYERS.contains(&name), entry.time.as_ref().map(|at| at.0), name))
     });
-    let last = rivals.max_by_key(|entry| entry.time.as_ref().map(|time| time.0))?;
-    last.manager.clone()
+    others.max().map(|(_, _, name)| name.to_owned())
 }
 
 #[cfg(test)]
