@@ -307,6 +307,8 @@ async fn a_value_that_the_pods_refuse_is_undone_and_no_pod_that_serves_is_touche
     let shop = Shop::open().await;
     let (before, pepper) = (shop.pods(), shop.held("pepper"));
     let load = shop.load();
+    // Starts are told by the second: pods that are this old have certainly read nothing of the rotation.
+    tokio::time::sleep(Duration::from_secs(6)).await;
     shop.configure(80);
     let crashed = tokio::spawn(Shop::crashed(shop.cluster.objects().clone(), 7));
     let said = shop.run(&["rotate", "pepper", "--yes"], 2).await;
