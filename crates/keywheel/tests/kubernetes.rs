@@ -1,34 +1,25 @@
-//! The program on the stand-in of a Kubernetes cluster whose pods are real processes, under the load of people who use them.
+//! The program on the stand-in of a Kubernetes cluster.
 
 #![expect(clippy::unwrap_used, reason = "a test may end where it stands")]
 #![expect(clippy::print_stdout, reason = "a test says what it measured")]
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
-use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use keywheel_core::secret::SecretValue;
-use keywheel_example::backend;
-use keywheel_example::load::{Counts, Load, Target};
-use keywheel_example::replicas::Replicas;
-use keywheel_twins::kubernetes::run::{Balancer, Run, Runtime, Settings};
-use keywheel_twins::kubernetes::{Cluster, Key, Kind, Objects};
+use keywheel_twins::kubernetes::run::{Fate, Given, Pace, Run, Runtime, Settings};
+use keywheel_twins::kubernetes::{Cluster, Key, Kind};
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+
+#[path = "kubernetes/load.rs"]
+mod load;
 
 const NAMESPACE: &str = "shop";
-const PORT: u16 = 8080;
-const FIRST: &str = "kwcanary-0123456789abcdefghijklmnop";
-/// Tokens live so long; the configuration says so too.
-const TOKEN_LIFE: u32 = 8;
-const EACH_SECOND: u32 = 200;
+const OLD: &str = "kwcanary-0123456789abcdef";
 
 const CONFIG: &str = r#"
 project: shop
@@ -36,125 +27,79 @@ cluster: { context: admin, kubeconfig: kubeconfig }
 policies:
   fast: { soak: 1s, rollback: 1s, watch: 1s }
 stores:
-  app: { kubernetes_secret: { namespace: shop, name: app } }
+  app: { kubernetes_secret: { namespace: shop, name: app, approach: APPROACH } }
 workloads:
   backend:
-    kubernetes: { namespace: shop, deployment: backend, token: { port: 8080, path: /me }, settle_for: 1s }
+    kubernetes: { namespace: shop, deployment: backend, settle_for: 1s }
 secrets:
-  jwt:
+  key:
     policy: fast
-    issuer: { jwt_secret: { bytes: 32 } }
-    strategy: { keyring: { longest_token: 8s, skew: 1s } }
-    stores: { app: { jwt: current, jwt-also: also_accepted } }
-    read_by: [backend]
-  pepper:
-    policy: fast
-    issuer: { random: { length: PEPPER } }
-    stores: { app: pepper }
+    issuer: { random: { length: LENGTH } }
+    stores: { app: key }
     read_by: [backend]
 "#;
 
-/// What a pod runs: this very program, told by its environment to be one.
-#[test]
-fn pod() {
-    if std::env::var_os("KEYWHEEL_TEST_POD").is_none() {
-        return;
-    }
-    let serve = async {
-        let mut asked_to_end = signal(SignalKind::terminate()).unwrap();
-        let variable = |name: &str| Some(SecretValue::new(std::env::var_os(name)?.into_vec()));
-        let settings = match backend::Settings::read(variable, None) {
-            Ok(settings) => settings,
-            Err(error) => {
-                println!("{error}");
-                std::process::exit(7)
-            }
-        };
-        let address = format!("{}:{PORT}", std::env::var("POD_IP").unwrap());
-        let listener = TcpListener::bind(address).await.unwrap();
-        let asked = async move {
-            let _: Option<()> = asked_to_end.recv().await;
-        };
-        backend::serve(settings, listener, asked).await.unwrap();
-    };
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(serve);
-    std::process::exit(0)
-}
-
 struct Shop {
     cluster: Cluster,
-    _run: Run,
-    edge: Balancer,
+    run: Run,
     folder: tempfile::TempDir,
+    approach: &'static str,
 }
 
 impl Shop {
-    /// Starts three backends behind a Service, and waits until each is ready.
-    async fn open() -> Self {
+    /// Starts three simulated pods, which end at once with a key that is longer than they know.
+    fn open(approach: &'static str) -> Self {
         let folder = tempfile::Builder::new().prefix("keywheel-shop-").tempdir().unwrap();
-        for name in ["project", "state", "keys", "pods"] {
+        for name in ["project", "state", "keys", "state-2", "keys-2"] {
             std::fs::DirBuilder::new().mode(0o700).create(folder.path().join(name)).unwrap();
         }
-        let cluster = Cluster::start().unwrap();
-        let runtime = Runtime::Processes { folder: folder.path().join("pods") };
-        let run = cluster.run(Settings { runtime, ..Settings::default() }).unwrap();
-        let objects = cluster.objects();
-        objects.make_namespace(NAMESPACE);
-        objects.create(Kind::Secret, secret(), "test").unwrap();
-        objects.create(Kind::Service, service(), "test").unwrap();
-        objects.create(Kind::Deployment, deployment(), "test").unwrap();
-        let edge = run.serve(NAMESPACE, "backend").unwrap();
-        let shop = Self { cluster, _run: run, edge, folder };
-        shop.cluster.write_kubeconfig(&shop.project().join("kubeconfig")).unwrap();
+        let (cluster, run) = started();
+        let shop = Self { cluster, run, folder, approach };
+        shop.reach();
         shop.configure(32);
-        for _ in 0..600 {
-            if ready(shop.cluster.objects()).len() == 3 && shop.answers().await {
-                return shop;
-            }
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-        panic!("the backends do not come up: {:?}", shop.pods())
+        shop
     }
 
-    /// Returns whether the Service leads to a pod.
-    async fn answers(&self) -> bool {
-        let url = format!("http://{}/health", self.edge.address());
-        let client = keywheel_example::client(0).unwrap();
-        client.get(url).send().await.is_ok_and(|answer| answer.status().is_success())
-    }
-
-    /// Waits until a container ends with this exit code.
-    async fn crashed(objects: Objects, code: i32) -> Instant {
-        loop {
-            let (pods, _) = objects.list(Kind::Pod, Some(NAMESPACE));
-            let ended = |pod: &std::sync::Arc<Value>| {
-                let state = &pod["status"]["containerStatuses"][0];
-                [&state["state"], &state["lastState"]]
-                    .iter()
-                    .any(|state| state["terminated"]["exitCode"] == code)
-            };
-            if pods.iter().any(ended) {
-                return Instant::now();
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+    /// Writes how the cluster is reached.
+    fn reach(&self) {
+        self.cluster.write_kubeconfig(&self.project().join("kubeconfig")).unwrap();
     }
 
     fn project(&self) -> PathBuf {
         self.folder.path().join("project")
     }
 
-    /// Configures how long a new pepper is.
-    fn configure(&self, pepper: usize) {
-        let config = CONFIG.replace("PEPPER", &pepper.to_string());
+    /// Configures how long a new key is.
+    fn configure(&self, length: usize) {
+        let config =
+            CONFIG.replace("APPROACH", self.approach).replace("LENGTH", &length.to_string());
         std::fs::write(self.project().join("keywheel.yaml"), config).unwrap();
     }
 
-    fn load(&self) -> Load {
-        let objects = self.cluster.objects().clone();
-        let replicas = Replicas::told_by(move || ready(&objects));
-        let target = Target { edge: self.edge.address().to_string(), replicas, asks: false };
-        Load::start(target, EACH_SECOND).unwrap()
+    fn command(&self, journal: &str, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_keywheel"));
+        command.args(arguments).stdin(Stdio::null());
+        command.arg("--config").arg(self.project().join("keywheel.yaml"));
+        let place = |folder: &str, file: &str| {
+            self.folder.path().join(format!("{folder}{journal}")).join(file)
+        };
+        command.arg("--journal").arg(place("state", "journal.sqlite"));
+        command.arg("--kek").arg(place("keys", "kek"));
+        command
+    }
+
+    #[track_caller]
+    fn run(&self, arguments: &[&str], ends: i32) -> String {
+        self.run_as("", arguments, ends)
+    }
+
+    #[track_caller]
+    fn run_as(&self, journal: &str, arguments: &[&str], ends: i32) -> String {
+        let Output { status, stdout, stderr } = self.command(journal, arguments).output().unwrap();
+        let said = String::from_utf8([stdout, stderr].concat()).unwrap();
+        assert!(!said.contains("kwcanary"), "{said}");
+        assert_eq!(status.code(), Some(ends), "{said}");
+        said
     }
 
     fn pods(&self) -> BTreeSet<String> {
@@ -162,64 +107,58 @@ impl Shop {
         pods.iter().map(|pod| pod["metadata"]["name"].as_str().unwrap().to_owned()).collect()
     }
 
-    fn held(&self, key: &str) -> String {
-        let secret = self.cluster.objects().get(&Key::new(Kind::Secret, NAMESPACE, "app")).unwrap();
-        let held = STANDARD.decode(secret["data"][key].as_str().unwrap()).unwrap();
-        String::from_utf8(held).unwrap()
+    /// Returns the key that each pod which runs was given.
+    fn held(&self) -> Vec<String> {
+        let held = self.run.held().into_iter();
+        held.filter_map(|held| held.given.env.get("KEY").cloned()).collect()
     }
 
-    async fn run(&self, arguments: &[&str], ends: i32) -> String {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_keywheel"));
-        command.args(arguments).stdin(Stdio::null());
-        command.arg("--config").arg(self.project().join("keywheel.yaml"));
-        command.arg("--journal").arg(self.folder.path().join("state/journal.sqlite"));
-        command.arg("--kek").arg(self.folder.path().join("keys/kek"));
-        let ran = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
-        let Output { status, stdout, stderr } = ran;
-        let said = String::from_utf8([stdout, stderr].concat()).unwrap();
-        assert!(!said.contains("kwcanary") && !said.contains(&self.held("jwt")), "{said}");
-        assert_eq!(status.code(), Some(ends), "{said}");
-        said
+    fn secrets(&self) -> Vec<Value> {
+        let (secrets, _) = self.cluster.objects().list(Kind::Secret, Some(NAMESPACE));
+        secrets.iter().map(|secret| (**secret).clone()).collect()
+    }
+
+    fn stored(&self, name: &str) -> String {
+        let secret = self.cluster.objects().get(&Key::new(Kind::Secret, NAMESPACE, name)).unwrap();
+        let held = STANDARD.decode(secret["data"]["key"].as_str().unwrap()).unwrap();
+        String::from_utf8(held).unwrap()
     }
 }
 
-/// The addresses of the pods that are ready.
-fn ready(objects: &Objects) -> Vec<SocketAddr> {
-    let is_ready = |pod: &&std::sync::Arc<Value>| {
-        let mut conditions = pod["status"]["conditions"].as_array().into_iter().flatten();
-        pod["metadata"]["deletionTimestamp"].is_null()
-            && conditions.any(|one| one["type"] == "Ready" && one["status"] == "True")
-    };
-    let (pods, _) = objects.list(Kind::Pod, Some(NAMESPACE));
-    let address = |pod: &std::sync::Arc<Value>| {
-        Some(SocketAddr::new(pod["status"]["podIP"].as_str()?.parse().ok()?, PORT))
-    };
-    pods.iter().filter(is_ready).filter_map(address).collect()
+/// Starts a cluster, and waits until the pods of its Deployment are ready.
+fn started() -> (Cluster, Run) {
+    let cluster = Cluster::start().unwrap();
+    let runtime = Runtime::judged(|given: &Given| match given.env.get("KEY") {
+        Some(key) if key.len() > 40 => Fate::Crashes(Duration::from_millis(500), 7),
+        _ => Fate::ComesUp(Duration::from_secs(1)),
+    });
+    let settings = Settings { pace: Pace::times(10.0), runtime, ..Settings::default() };
+    let run = cluster.run(settings).unwrap();
+    let objects = cluster.objects();
+    objects.make_namespace(NAMESPACE);
+    objects.create(Kind::Secret, secret(), "test").unwrap();
+    objects.create(Kind::Deployment, deployment(), "test").unwrap();
+    let key = Key::new(Kind::Deployment, NAMESPACE, "backend");
+    for _ in 0..600 {
+        if objects.get(&key).is_some_and(|backend| backend["status"]["availableReplicas"] == 3) {
+            // Starts are told by the second: pods that are this old have certainly read nothing of what follows.
+            std::thread::sleep(Duration::from_millis(2_500));
+            return (cluster, run);
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    panic!("the pods do not come up")
 }
 
 fn secret() -> Value {
     let encoded = |text: &str| STANDARD.encode(text);
     json!({
-        "metadata": { "name": "app", "namespace": NAMESPACE, "labels": { "team": "shop" } },
-        "data": {
-            "jwt": encoded(FIRST),
-            "jwt-also": "",
-            "pepper": encoded("kwcanary-pepper-0123456789"),
-            "other": encoded("kwcanary-other"),
-        },
-    })
-}
-
-fn service() -> Value {
-    json!({
-        "metadata": { "name": "backend", "namespace": NAMESPACE },
-        "spec": { "selector": { "app": "backend" }, "ports": [{ "port": PORT }] },
+        "metadata": { "name": "app", "namespace": NAMESPACE },
+        "data": { "key": encoded(OLD), "other": encoded("kwcanary-other") },
     })
 }
 
 fn deployment() -> Value {
-    let from = |name: &str, key: &str| json!({ "name": name, "valueFrom": { "secretKeyRef": { "name": "app", "key": key } } });
-    let program = std::env::current_exe().unwrap();
     json!({
         "metadata": { "name": "backend", "namespace": NAMESPACE },
         "spec": {
@@ -228,102 +167,81 @@ fn deployment() -> Value {
             "strategy": { "type": "RollingUpdate", "rollingUpdate": { "maxSurge": 1, "maxUnavailable": 0 } },
             "template": {
                 "metadata": { "labels": { "app": "backend" } },
-                "spec": { "terminationGracePeriodSeconds": 15, "containers": [{
+                "spec": { "containers": [{
                     "name": "backend",
                     "image": "shop/backend",
-                    "command": [program, "--exact", "pod", "--nocapture"],
-                    "env": [
-                        { "name": "KEYWHEEL_TEST_POD", "value": "1" },
-                        { "name": "JWT_LIFE_SECONDS", "value": TOKEN_LIFE.to_string() },
-                        from("JWT_SECRET", "jwt"),
-                        from("JWT_SECRET_ALSO_ACCEPTED", "jwt-also"),
-                        from("SESSION_PEPPER", "pepper"),
-                    ],
-                    "ports": [{ "containerPort": PORT }],
-                    "readinessProbe": { "httpGet": { "path": "/health", "port": PORT }, "periodSeconds": 1 },
-                    "lifecycle": { "preStop": { "exec": { "command": ["sleep", "1"] } } },
+                    "env": [{ "name": "KEY", "valueFrom": { "secretKeyRef": { "name": "app", "key": "key" } } }],
+                    "readinessProbe": { "httpGet": { "path": "/health", "port": 8080 }, "periodSeconds": 1 },
                 }] },
             },
         },
     })
 }
 
-fn told(what: &str, counts: &Counts) {
-    println!("{what}: {counts}; {:?}", counts.failures);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn h51_no_request_fails_and_no_token_is_refused_while_the_signing_secret_of_three_pods_rotates()
- {
-    let shop = Shop::open().await;
-    let before = shop.pods();
-    let load = shop.load();
-    let said = shop.run(&["check"], 0).await;
+#[test]
+fn a_secret_that_is_kept_in_place_is_rotated_and_undone() {
+    let shop = Shop::open("in_place");
+    let said = shop.run(&["check"], 0);
     assert!(said.contains("ready"), "{said}");
-    let said = shop.run(&["rotate", "jwt", "--yes", "--soak"], 0).await;
-    assert!(said.contains("completed; v2 is current"), "{said}");
-    shop.run(&["doctor"], 0).await;
-    let counts = load.stop().await;
-    told("keyring", &counts);
-    assert_eq!((counts.failed, counts.tokens_refused), (0, 0), "{:?}", counts.failures);
-    assert!(counts.requests > 2_000 && counts.tokens_shown > 500, "{counts}");
-    assert_ne!(shop.held("jwt"), FIRST);
-    assert_eq!((shop.held("jwt-also"), shop.held("other")), ("".into(), "kwcanary-other".into()));
-    assert!(before.is_disjoint(&shop.pods()));
-}
-
-/// What people do by hand: the value is replaced in place, and the Deployment is restarted.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_restart_after_a_patch_in_place_refuses_tokens() {
-    let shop = Shop::open().await;
-    let load = shop.load();
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    let objects = shop.cluster.objects();
-    let other = STANDARD.encode("kwcanary-abcdefghijklmnop0123456789");
-    objects
-        .change(&Key::new(Kind::Secret, NAMESPACE, "app"), "kubectl", |secret| {
-            secret["data"]["jwt"] = other.clone().into();
-        })
-        .unwrap();
+    shop.run(&["rotate", "key", "--yes", "--soak"], 0);
+    let new = shop.stored("app");
+    assert_ne!(new, OLD);
+    assert_eq!(shop.held(), [new.as_str(); 3]);
+    shop.run(&["doctor"], 0);
     let before = shop.pods();
-    objects
-        .change(&Key::new(Kind::Deployment, NAMESPACE, "backend"), "kubectl", |backend| {
-            backend["spec"]["template"]["metadata"]["annotations"]["restartedAt"] = "now".into();
-        })
-        .unwrap();
-    for _ in 0..600 {
-        if before.is_disjoint(&shop.pods()) {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    let counts = load.stop().await;
-    told("patch and restart", &counts);
-    assert!(counts.tokens_refused > 0, "the load would notice");
+    shop.configure(64);
+    let said = shop.run(&["rotate", "key", "--yes"], 2);
+    assert!(said.contains("exit code 7"), "{said}");
+    assert_eq!((shop.stored("app"), shop.held()), (new.clone(), vec![new; 3]));
+    assert!(before.is_subset(&shop.pods()), "no pod that served was touched");
+    shop.run(&["audit", "verify"], 0);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_value_that_the_pods_refuse_is_undone_and_no_pod_that_serves_is_touched() {
-    let shop = Shop::open().await;
-    let (before, pepper) = (shop.pods(), shop.held("pepper"));
-    let load = shop.load();
-    // Starts are told by the second: pods that are this old have certainly read nothing of the rotation.
-    tokio::time::sleep(Duration::from_secs(6)).await;
-    shop.configure(80);
-    let crashed = tokio::spawn(Shop::crashed(shop.cluster.objects().clone(), 7));
-    let said = shop.run(&["rotate", "pepper", "--yes"], 2).await;
-    println!("undone {:?} after the first crash", crashed.await.unwrap().elapsed());
-    assert!(said.contains("exit code 7"), "{said}");
-    let counts = load.stop().await;
-    told("undone", &counts);
-    assert_eq!(counts.failed, 0, "{:?}", counts.failures);
-    assert_eq!(shop.held("pepper"), pepper);
-    for _ in 0..100 {
-        if shop.pods() == before {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    assert_eq!(shop.pods(), before, "the pods that served serve on");
-    shop.run(&["doctor"], 0).await;
+#[test]
+fn a_secret_that_is_kept_in_versions_is_rotated_and_the_former_one_stays_while_something_names_it()
+{
+    let shop = Shop::open("versioned");
+    shop.run(&["check"], 0);
+    shop.run(&["rotate", "key", "--yes", "--soak"], 0);
+    assert_eq!(shop.stored("app"), OLD, "the Secret that was there is as it was");
+    let (held, secrets) = (shop.held(), shop.secrets());
+    assert!(held.len() == 3 && held.iter().all(|key| key != OLD && *key == held[0]));
+    let made = secrets.iter().filter(|secret| secret["immutable"] == true);
+    assert_eq!((secrets.len(), made.count()), (2, 1));
+    shop.run(&["doctor"], 0);
+    shop.configure(64);
+    shop.run(&["rotate", "key", "--yes"], 2);
+    assert_eq!(shop.held(), held);
+    shop.run(&["doctor"], 0);
+}
+
+#[test]
+fn h61_two_installations_never_both_win_one_secret() {
+    let shop = Shop::open("in_place");
+    let mut first = shop.command("", &["rotate", "key", "--yes"]);
+    let mut second = shop.command("-2", &["rotate", "key", "--yes"]);
+    let quiet = |command: &mut Command| {
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let (first, second) = (quiet(&mut first), quiet(&mut second));
+    let ended = [first, second].map(|child| child.wait_with_output().unwrap());
+    let mut codes = ended.each_ref().map(|output| output.status.code().unwrap());
+    codes.sort_unstable();
+    let said = ended.each_ref().map(|output| String::from_utf8_lossy(&output.stderr).into_owned());
+    assert_eq!(codes, [0, 4], "{said:?}");
+    assert!(said.iter().any(|said| said.contains("another installation")), "{said:?}");
+    assert_eq!(shop.held(), vec![shop.stored("app"); 3]);
+}
+
+#[test]
+fn another_cluster_behind_the_same_context_is_not_touched() {
+    let mut shop = Shop::open("in_place");
+    shop.run(&["adopt", "key", "--yes"], 0);
+    let (cluster, run) = started();
+    (shop.cluster, shop.run) = (cluster, run);
+    shop.reach();
+    let before = shop.cluster.faults().writes();
+    let said = shop.run(&["rotate", "key", "--yes"], 4);
+    assert!(said.contains("it is pinned to"), "{said}");
+    assert_eq!((shop.cluster.faults().writes(), shop.stored("app").as_str()), (before, OLD));
 }
