@@ -156,6 +156,8 @@ pub struct Faults {
 struct Inner {
     rules: Vec<Armed>,
     seen: Vec<Seen>,
+    /// How many requests were forgotten.
+    forgotten: usize,
     disclosed: Vec<Disclosure>,
 }
 
@@ -206,7 +208,9 @@ impl Faults {
 
     /// Forgets what was asked.
     pub fn forget(&self) {
-        self.lock().seen.clear();
+        let mut inner = self.lock();
+        inner.forgotten += inner.seen.len();
+        inner.seen.clear();
     }
 
     /// Returns what clients wrote of Secrets to where anybody reads it.
@@ -218,8 +222,8 @@ impl Faults {
         self.lock().disclosed.extend(found);
     }
 
-    /// Counts a request for every rule that is about it, keeps it, and returns the first fault whose turn it is.
-    pub(super) fn strike(&self, call: &Call, user: &str) -> (usize, Option<Fault>) {
+    /// Counts a request for every rule that is about it, keeps it, and returns its number and the first fault whose turn it is.
+    pub(super) fn strike(&self, call: &Call, user: &str, dry_run: bool) -> (usize, Option<Fault>) {
         let mut inner = self.lock();
         let mut struck = None;
         for armed in inner.rules.iter_mut().filter(|armed| armed.rule.on.is(call)) {
@@ -237,15 +241,18 @@ impl Faults {
             path: call.path.clone(),
             manager: call.manager().into(),
             user: user.into(),
-            dry_run: call.is_dry(),
+            dry_run,
             code: None,
             fault: struck.clone(),
         });
-        (inner.seen.len() - 1, struck)
+        (inner.forgotten + inner.seen.len() - 1, struck)
     }
 
-    pub(super) fn answered(&self, index: usize, code: u16) {
-        if let Some(seen) = self.lock().seen.get_mut(index) {
+    /// Keeps what was answered to the request of a number.
+    pub(super) fn answered(&self, number: usize, code: u16) {
+        let mut inner = self.lock();
+        let index = number.checked_sub(inner.forgotten);
+        if let Some(seen) = index.and_then(|index| inner.seen.get_mut(index)) {
             seen.code = Some(code);
         }
     }

@@ -14,13 +14,17 @@ mod patch;
 mod port_forward;
 mod protobuf;
 pub mod rbac;
+mod reads;
 mod request;
 mod rival;
 mod rules;
 mod selector;
+mod shapes;
 pub mod status;
+mod store;
 mod watching;
 mod workloads;
+mod writes;
 
 use std::io;
 use std::path::Path;

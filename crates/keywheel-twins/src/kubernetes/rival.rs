@@ -30,12 +30,14 @@ impl Rival {
         let (stopped, counted) = (Arc::clone(&stop), Arc::clone(&writes));
         let thread = std::thread::Builder::new().name("rival".into()).spawn(move || {
             while !stopped.load(Ordering::SeqCst) {
-                let version = |object: &Value| object["metadata"]["resourceVersion"].clone();
-                let before = objects.get(&key).map(|object| version(&object));
+                let mut before = Value::Null;
+                let written = objects.change(&key, &manager, |object| {
+                    before = object["metadata"]["resourceVersion"].clone();
+                    edit(object);
+                });
                 // Where the object is gone there is nothing to write.
-                if let Ok(object) = objects.change(&key, &manager, &mut edit) {
-                    counted
-                        .fetch_add(usize::from(before != Some(version(&object))), Ordering::SeqCst);
+                if written.is_ok_and(|object| object["metadata"]["resourceVersion"] != before) {
+                    counted.fetch_add(1, Ordering::SeqCst);
                 }
                 std::thread::park_timeout(every);
             }
