@@ -356,9 +356,9 @@ impl Secret {
         annotations: BTreeMap<&str, Option<String>>,
     ) -> SecretValue {
         let version = Some(object.metadata.resource_version.as_str());
-        let resource_version = version.filter(|_| {
-            !planted!("writes_unconditionally") && !planted!("siblings_are_written_along")
-        });
+        let resource_version = version
+            .filter(|_| !planted!("writes_unconditionally"))
+            .filter(|_| !planted!("siblings_are_written_along"));
         let metadata = PatchMetadata { resource_version, annotations };
         secret_json::write(&Patch { metadata, data })
     }

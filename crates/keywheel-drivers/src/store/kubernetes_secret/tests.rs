@@ -290,7 +290,8 @@ fn h60_any_key_holds_any_bytes_exactly() {
         bytes[0] = first;
         bytes
     });
-    let cases = Cases { cases: 40, failure_persistence: None, ..Cases::default() };
+    let cases =
+        Cases { cases: 40, max_shrink_iters: 20, failure_persistence: None, ..Cases::default() };
     let strategy = ("[-_a-zA-Z0-9][-._a-zA-Z0-9]{0,80}", values, any::<bool>());
     let ran = TestRunner::new(cases).run(&strategy, |(key, bytes, versioned)| {
         let approach = if versioned { Approach::Versioned } else { Approach::InPlace };
