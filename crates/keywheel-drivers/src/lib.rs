@@ -16,6 +16,7 @@ mod redis;
 mod reference;
 mod secret_json;
 mod secured;
+pub mod vault;
 
 pub mod issuer;
 pub mod notifier;

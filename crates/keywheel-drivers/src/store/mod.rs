@@ -19,5 +19,6 @@ drivers! {
         command => Command,
         pgbouncer => Pgbouncer,
         pgpass => Pgpass,
+        vault_kv => VaultKv,
     }
 }
