@@ -134,9 +134,10 @@ pub fn lease(
     let dies_at = created_at + longest_life;
     let by_share = created_at + longest_life.part(2, 3);
     let by_moves = dies_at - (longest_move + longest_move + longest_move + visit);
-    let replace_at = by_share.min(by_moves);
+    // A life too short for that many moves is used up to its half: it would be replaced at each visit otherwise.
+    let replace_at = by_share.min(by_moves.max(created_at + longest_life.part(1, 2)));
     let extend_at = created_at + expires_at.since(created_at).part(1, 2);
-    if now >= replace_at {
+    if now >= replace_at || now >= expires_at {
         LeaseNeed::Replace
     } else if now >= extend_at && expires_at < dies_at {
         LeaseNeed::Extend

@@ -8,18 +8,23 @@ use std::time::{Duration, Instant};
 
 use keywheel_core::planted;
 use keywheel_core::secret::SecretValue;
-use keywheel_core::time::Span;
 use keywheel_driver::{CallError, Finding, Refusal, RefusalKind, SecretReference};
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Method, StatusCode, Url};
 use schemars::JsonSchema;
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
+use serde::de::{DeserializeOwned, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use tokio::sync::Mutex;
 
 use crate::api::{Shown, unsupported};
 use crate::http::{self, Effect};
 use crate::{Context, reference, secret_json};
+
+#[cfg(test)]
+pub(crate) mod ground;
+mod login;
+
+pub(crate) use login::Door;
 
 /// Where Kubernetes puts the token of a pod's service account.
 const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
@@ -559,6 +564,7 @@ impl Answer {
             }
             // What is sealed takes no request at all.
             503 if self.says("sealed") => later("the server is sealed"),
+            400 if self.says("Upgrading from non-versioned") => later("the engine is being set up"),
             412 => later("this node has not caught up with the last write"),
             472 | 473 => later("this node is a standby that answers no requests"),
             _ => match http::answer_error(target, effect, self.status, &self.headers) {
@@ -576,14 +582,62 @@ impl Answer {
     }
 }
 
-/// A lease, as it is looked up.
-#[derive(Debug, Deserialize)]
-pub(crate) struct Lease {
-    /// When it was issued, in RFC 3339.
-    pub(crate) issue_time: String,
-    /// When it ends, in RFC 3339.
-    #[serde(default)]
-    pub(crate) expire_time: Option<String>,
+/// What a key of an answer holds.
+pub(crate) enum Held {
+    /// A text.
+    Text(SecretValue),
+    /// A number, a list, an object: nothing that is read here.
+    Other,
+}
+
+impl<'de> Deserialize<'de> for Held {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(HeldVisitor)
+    }
+}
+
+struct HeldVisitor;
+
+impl<'de> Visitor<'de> for HeldVisitor {
+    type Value = Held;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Held, E> {
+        Ok(Held::Text(SecretValue::new(text.into())))
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Held, E> {
+        Ok(Held::Other)
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Held, E> {
+        Ok(Held::Other)
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<Held, E> {
+        Ok(Held::Other)
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Held, E> {
+        Ok(Held::Other)
+    }
+
+    fn visit_unit<E>(self) -> Result<Held, E> {
+        Ok(Held::Other)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Held, A::Error> {
+        while seq.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(Held::Other)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Held, A::Error> {
+        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+        Ok(Held::Other)
+    }
 }
 
 /// Checks that a text is a path at a server: names between single slashes.
@@ -600,7 +654,3 @@ pub(crate) fn check_path(key: &str, path: &str) -> Result<(), Refusal> {
     Err(unsupported(&format!("`{key}` is not a path: names between single slashes")))
 }
 
-/// Makes a span of a number of seconds.
-pub(crate) fn seconds(seconds: u64) -> Span {
-    Span::seconds(seconds)
-}

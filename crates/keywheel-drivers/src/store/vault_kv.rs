@@ -20,13 +20,12 @@ use keywheel_driver::{
 };
 use reqwest::Method;
 use schemars::JsonSchema;
-use serde::de::{IgnoredAny, MapAccess, SeqAccess, Visitor};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 
 use crate::api::unsupported;
 use crate::http::Effect;
-use crate::secret_json::{self, Text};
-use crate::vault::{self, Auth, Body, Data, Place, Vault};
+use crate::secret_json;
+use crate::vault::{self, Auth, Body, Data, Held, Place, Vault};
 use crate::{Build, Context};
 
 const TARGET: &str = "store `vault_kv`";
@@ -116,13 +115,6 @@ struct Newest {
     /// Whether it was deleted or destroyed.
     is_deleted: bool,
     keys: BTreeMap<String, Held>,
-}
-
-/// What a key holds.
-enum Held {
-    Text(SecretValue),
-    /// A number, a list, an object: nothing that readers of a slot read.
-    Other,
 }
 
 #[async_trait]
@@ -361,12 +353,11 @@ impl VaultKv {
                 "{TARGET}: the token lacks a capability: its policy needs `path \"{path}\" {{ capabilities = [{needed}] }}`"
             )));
         };
-        let writes: &[&str] =
-            if newest.version == 0 { &["create", "update"] } else { &["patch", "update"] };
+        let writes: &[&str] = if newest.version == 0 { &["create"] } else { &["patch", "update"] };
         if !has(0, writes) {
             lacks(&data, "\"read\", \"create\", \"patch\"");
         }
-        if self.ours.is_some() && !(has(1, &["read"]) && has(1, &["patch", "update"])) {
+        if self.ours.is_some() && !(has(1, &["read"]) && has(1, writes)) {
             lacks(&metadata, "\"read\", \"create\", \"update\", \"patch\"");
         }
         Ok(findings)
@@ -600,53 +591,270 @@ struct Mount {
     options: Option<BTreeMap<String, String>>,
 }
 
-impl<'de> Deserialize<'de> for Held {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(HeldVisitor)
-    }
-}
+#[cfg(test)]
+mod tests {
+    use keywheel_driver::Severity;
+    use keywheel_driver::conformance::canary;
+    use keywheel_driver::conformance::store::{self as conformance, Subject};
+    use keywheel_driver::store::Accept;
+    use keywheel_ground::lossy::{Fault, Lossy};
+    use keywheel_ground::openbao::OpenBao;
+    use serde_json::json;
+    use std::io::Write;
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use tempfile::TempDir;
 
-struct HeldVisitor;
+    use super::*;
 
-impl<'de> Visitor<'de> for HeldVisitor {
-    type Value = Held;
-
-    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("JSON")
-    }
-
-    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Held, E> {
-        let Text(value) = Text::deserialize(serde::de::value::StrDeserializer::new(text))?;
-        Ok(Held::Text(value))
-    }
-
-    fn visit_bool<E>(self, _: bool) -> Result<Held, E> {
-        Ok(Held::Other)
+    /// A server with a KV engine, and a folder for tokens.
+    struct Ground {
+        bao: OpenBao,
+        folder: TempDir,
     }
 
-    fn visit_i64<E>(self, _: i64) -> Result<Held, E> {
-        Ok(Held::Other)
+    impl Ground {
+        fn start() -> Option<Self> {
+            let bao = match OpenBao::start() {
+                Ok(bao) => bao,
+                Err(why) => {
+                    writeln!(std::io::stdout(), "skipped: OpenBao ({why})").unwrap();
+                    return None;
+                }
+            };
+            bao.run(&["secrets", "enable", "-path=secret", "-version=2", "kv"], &json!(null)).unwrap();
+            let ground = Self { bao, folder: tempfile::tempdir().unwrap() };
+            let root = ground.bao.token().to_owned();
+            // An engine takes nothing while it is set up.
+            let is_up = || ground.bao.write("secret/data/up", &json!({ "data": {} })).is_ok();
+            assert!((0..50).any(|_| is_up()), "the engine does not come up");
+            ground.keep("root", &root);
+            Some(ground)
+        }
+
+        fn keep(&self, name: &str, token: &str) {
+            std::fs::write(self.folder.path().join(name), token).unwrap();
+        }
+
+        fn store(&self, path: &str, changes: &serde_json::Value) -> Arc<dyn Store> {
+            self.store_of(path, changes, None)
+        }
+
+        fn store_of(
+            &self,
+            path: &str,
+            changes: &serde_json::Value,
+            claim: Option<&str>,
+        ) -> Arc<dyn Store> {
+            let mut driver = json!({
+                "address": self.bao.address(), "auth": { "token": { "file": "root" } },
+                "path": path, "create": true,
+            });
+            for (key, value) in changes.as_object().into_iter().flatten() {
+                driver[key] = value.clone();
+            }
+            let config: Config = serde_json::from_value(driver).unwrap();
+            let claim = claim.map(|who| Claim {
+                installation: who.into(),
+                folder: format!("/home/{who}/{}", "shop".repeat(200)),
+                environment: "production".into(),
+                host: "web-1".into(),
+                account: who.into(),
+                since: "2026-01-31T09:14:00Z".into(),
+            });
+            let context = Context { claim, ..Context::at(self.folder.path()) };
+            config.build(&context).unwrap()
+        }
+
+        fn versions(&self, path: &str) -> u64 {
+            let metadata = self.bao.read(&format!("secret/metadata/{path}")).unwrap();
+            metadata["data"]["current_version"].as_u64().unwrap()
+        }
+
+        fn raw(&self, path: &str) -> serde_json::Value {
+            self.bao.read(&format!("secret/data/{path}")).unwrap()["data"]["data"].clone()
+        }
     }
 
-    fn visit_u64<E>(self, _: u64) -> Result<Held, E> {
-        Ok(Held::Other)
+    async fn set(store: &dyn Store, key: &str, value: &str) -> Result<Written, CallError> {
+        set_from(store, key, Accept::Anything, value).await
     }
 
-    fn visit_f64<E>(self, _: f64) -> Result<Held, E> {
-        Ok(Held::Other)
+    async fn set_from(
+        store: &dyn Store,
+        address: &str,
+        accept: Accept<'_>,
+        value: &str,
+    ) -> Result<Written, CallError> {
+        let value = SecretValue::new(value.into());
+        store.write(&[Edit { address, accept, value: Some(&value) }]).await
     }
 
-    fn visit_unit<E>(self) -> Result<Held, E> {
-        Ok(Held::Other)
+    async fn blocking(store: &dyn Store, key: &str) -> Vec<String> {
+        let findings = store.preflight(&[key.to_owned()]).await.unwrap();
+        let blocks = findings.into_iter().filter(|found| found.severity == Severity::Blocks);
+        blocks.map(|found| found.message).collect()
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Held, A::Error> {
-        while seq.next_element::<IgnoredAny>()?.is_some() {}
-        Ok(Held::Other)
+    const CHANGED: Result<Written, CallError> = Ok(Written { changed: true });
+
+    #[tokio::test]
+    async fn h63_keys_of_one_secret_are_written_beside_those_of_others() {
+        let Some(ground) = Ground::start() else { return };
+        let number = AtomicU32::new(0);
+        conformance::every_case(async || {
+            let path = format!("conformance/{}", number.fetch_add(1, Ordering::Relaxed));
+            Subject {
+                store: ground.store(&path, &json!({})),
+                other: ground.store(&path, &json!({})),
+                addresses: vec!["api-key".into(), "B".into(), "c.d".into()],
+                uncarriable: vec![vec![0xff, 0xfe], b"a\xc3".to_vec()],
+                guard: Box::new(()),
+            }
+        })
+        .await;
+        siblings_stay_as_they_are(&ground).await;
+        a_policy_without_patch_serves(&ground).await;
+        what_cannot_be_written_is_said_before(&ground).await;
+        h61_another_installation_is_refused(&ground).await;
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Held, A::Error> {
-        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-        Ok(Held::Other)
+    /// A number and an object are no slots, and stay as they are.
+    async fn siblings_stay_as_they_are(ground: &Ground) {
+        let others = json!({ "a": canary("old"), "n": 9_007_199_254_740_991_i64, "o": { "x": [1, null] } });
+        ground.bao.write("secret/data/siblings", &json!({ "data": others })).unwrap();
+        let store = ground.store("siblings", &json!({}));
+        assert_eq!(set(&*store, "a", &canary("new")).await, CHANGED);
+        let after = ground.raw("siblings");
+        assert_eq!((&after["n"], &after["o"]), (&others["n"], &others["o"]));
+        assert_ne!(after["a"], others["a"]);
+        let number = store.read(&["n".into()]).await.err().unwrap().to_string();
+        assert!(number.contains("the key `n` holds no text"), "{number}");
+        assert_eq!(blocking(&*store, "o").await.len(), 1);
+    }
+
+    async fn a_policy_without_patch_serves(ground: &Ground) {
+        let policy = json!({
+            "secret/data/narrow": ["read", "create", "update"], "secret/metadata/narrow": ["read", "create", "update"],
+        });
+        ground.keep("narrow", &ground.bao.token_for("narrow", &policy).unwrap());
+        let auth = json!({ "auth": { "token": { "file": "narrow" } } });
+        let store = ground.store_of("narrow", &auth, Some("dana"));
+        assert_eq!(blocking(&*store, "a").await, [""; 0]);
+        assert_eq!(store.claims().unwrap().take().await, Ok(true));
+        assert_eq!(set(&*store, "a", "one").await, CHANGED);
+        assert_eq!(set(&*store, "b", "two").await, CHANGED);
+        assert_eq!(ground.raw("narrow"), json!({ "a": "one", "b": "two" }));
+        assert_eq!(store.claims().unwrap().owner().await, Ok(Owner::Us));
+        ground.bao.write("secret/data/narrow", &json!({ "data": { "a": "1", "n": 7 } })).unwrap();
+        let refused = set(&*store, "a", "three").await.unwrap_err().to_string();
+        assert!(refused.contains("only a token with `patch`"), "{refused}");
+        assert_eq!(ground.raw("narrow")["n"], 7);
+        // The same token may not touch another secret, and says what it lacks.
+        let other = ground.store("siblings", &auth);
+        let lacks = blocking(&*other, "a").await.join("\n");
+        assert!(lacks.contains("the token may not `GET secret/data/siblings`"), "{lacks}");
+    }
+
+    async fn what_cannot_be_written_is_said_before(ground: &Ground) {
+        let absent = ground.store("absent", &json!({ "create": false }));
+        assert!(blocking(&*absent, "a").await.join("").contains("it is not there"));
+        assert!(set(&*absent, "a", "one").await.is_err());
+        ground.bao.write("secret/data/gone", &json!({ "data": { "a": "1" } })).unwrap();
+        ground.bao.run(&["kv", "delete", "-mount=secret", "gone"], &json!(null)).unwrap();
+        let gone = ground.store("gone", &json!({}));
+        let why = blocking(&*gone, "a").await.join("");
+        assert!(why.contains("`vault kv undelete -mount=secret -versions=1 gone`"), "{why}");
+        assert!(set(&*gone, "a", "2").await.unwrap_err().to_string().contains("is deleted"));
+        assert_eq!(ground.versions("gone"), 1);
+        ground.bao.run(&["kv", "undelete", "-mount=secret", "-versions=1", "gone"], &json!(null)).unwrap();
+        assert_eq!(set(&*gone, "a", "2").await, CHANGED);
+        h93_an_engine_that_forgets_too_soon_blocks(ground).await;
+        ground.bao.run(&["secrets", "enable", "-path=one", "-version=1", "kv"], &json!(null)).unwrap();
+        let one = ground.store("gone", &json!({ "mount": "one" }));
+        assert!(blocking(&*one, "a").await.join("").contains("no KV engine of version 2"));
+        ground.keep("dead", "s.kwcanaryNoSuchToken");
+        let dead = ground.store("gone", &json!({ "auth": { "token": { "file": "dead" } } }));
+        let why = dead.read(&["a".into()]).await.err().unwrap().to_string();
+        assert!(why.contains("the token has ended, or was revoked") && !why.contains("kwcanary"), "{why}");
+    }
+
+    async fn h93_an_engine_that_forgets_too_soon_blocks(ground: &Ground) {
+        let put = ["kv", "metadata", "put", "-mount=secret", "-max-versions=3", "gone"];
+        ground.bao.run(&put, &json!(null)).unwrap();
+        let gone = ground.store("gone", &json!({}));
+        let why = blocking(&*gone, "a").await.join("");
+        assert!(why.contains("`vault kv metadata put -mount=secret -max-versions=8 gone`"), "{why}");
+        let wants_more = ground.store("siblings", &json!({ "max_versions": 20 }));
+        let why = blocking(&*wants_more, "a").await.join("");
+        assert!(why.contains("keeps 10 versions, and a rotation may want 20"), "{why}");
+    }
+
+    async fn h61_another_installation_is_refused(ground: &Ground) {
+        let (dana, alex) = (
+            ground.store_of("claimed", &json!({}), Some("dana")),
+            ground.store_of("claimed", &json!({}), Some("alex")),
+        );
+        let (of_dana, of_alex) = (dana.claims().unwrap(), alex.claims().unwrap());
+        assert_eq!(of_dana.owner().await, Ok(Owner::Nobody));
+        assert_eq!((of_dana.take().await, of_dana.take().await), (Ok(true), Ok(false)));
+        let with = json!({ "custom_metadata": { "team": "shop" } });
+        ground.bao.run(&["kv", "metadata", "patch", "-mount=secret", "-custom-metadata=team=shop", "claimed"], &with).unwrap();
+        assert_eq!(set(&*dana, "a", "one").await, CHANGED);
+        let refused = set(&*alex, "a", "two").await.unwrap_err().to_string();
+        assert!(refused.contains("claimed by dana on web-1"), "{refused}");
+        assert!(of_alex.take().await.is_err());
+        assert_eq!(blocking(&*alex, "a").await.len(), 1);
+        assert_eq!((of_alex.take_over().await, of_alex.owner().await), (Ok(()), Ok(Owner::Us)));
+        assert!(of_dana.release().await.is_ok() && of_alex.owner().await == Ok(Owner::Us));
+        assert_eq!((of_alex.release().await, of_dana.owner().await), (Ok(()), Ok(Owner::Nobody)));
+        let kept = ground.bao.read("secret/metadata/claimed").unwrap();
+        assert_eq!(kept["data"]["custom_metadata"], with["custom_metadata"]);
+    }
+
+    #[tokio::test]
+    async fn a_write_without_an_answer_is_told_by_the_version_after_it() {
+        let Some(ground) = Ground::start() else { return };
+        ground.bao.write("secret/data/lost", &json!({ "data": { "a": "old", "b": "x" } })).unwrap();
+        let lossy = Lossy::to(ground.bao.port());
+        let store = ground.store("lost", &json!({ "address": lossy.address() }));
+        for (number, fault) in [Fault::AnswerLost, Fault::DoneAnd500].into_iter().enumerate() {
+            lossy.next("PATCH /v1/secret/data/lost", fault);
+            assert_eq!(set(&*store, "a", &format!("new {number}")).await, CHANGED, "{fault:?}");
+        }
+        assert_eq!(ground.versions("lost"), 3);
+        for fault in [Fault::RequestLost, Fault::Status(500), Fault::Status(503)] {
+            lossy.next("PATCH /v1/secret/data/lost", fault);
+            let lost = set(&*store, "a", "never").await;
+            assert!(matches!(lost, Err(CallError::Unknown(_))), "{fault:?}: {lost:?}");
+        }
+        lossy.next("PATCH /v1/secret/data/lost", Fault::Status(429));
+        assert!(matches!(set(&*store, "a", "never").await, Err(CallError::Refused(_))));
+        assert_eq!((lossy.fired(), ground.versions("lost")), (6, 3));
+        assert_eq!(ground.raw("lost"), json!({ "a": "new 1", "b": "x" }));
+        // A login ends in the middle of the work: it is made anew.
+        an_approle_logs_in_again(&ground).await;
+    }
+
+    async fn an_approle_logs_in_again(ground: &Ground) {
+        let bao = &ground.bao;
+        bao.run(&["auth", "enable", "approle"], &json!(null)).unwrap();
+        bao.token_for("lost", &json!({ "secret/data/lost": ["read", "patch"], "sys/capabilities-self": ["update"] })).unwrap();
+        let role = json!({ "token_policies": ["lost"], "token_ttl": "1h" });
+        bao.write("auth/approle/role/kw", &role).unwrap();
+        let role_id = bao.read("auth/approle/role/kw/role-id").unwrap()["data"]["role_id"].clone();
+        let made = bao.write("auth/approle/role/kw/secret-id", &json!({})).unwrap();
+        ground.keep("secret-id", made["data"]["secret_id"].as_str().unwrap());
+        let auth = json!({ "auth": { "app_role": { "role_id": role_id, "secret_id": { "file": "secret-id" } } } });
+        let store = ground.store("lost", &auth);
+        assert_eq!(set(&*store, "a", "by role").await, CHANGED);
+        let accessors = bao.write("auth/approle/login", &json!({})).is_err();
+        assert!(accessors, "a login without a secret id is refused");
+        // Every token of the role ends; the next call gets another one.
+        bao.run(&["lease", "revoke", "-sync", "-prefix", "auth/approle/login"], &json!(null)).unwrap();
+        assert_eq!(set(&*store, "a", "by role again").await, CHANGED);
+        ground.keep("secret-id", "kwcanary-wrong");
+        let wrong = ground.store("lost", &auth).read(&["a".into()]).await.err().unwrap();
+        let wrong = wrong.to_string();
+        assert!(wrong.contains("the login at `auth/approle` is refused"), "{wrong}");
     }
 }
