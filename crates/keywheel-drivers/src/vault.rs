@@ -23,6 +23,7 @@ use crate::{Context, reference, secret_json};
 #[cfg(test)]
 pub(crate) mod ground;
 mod login;
+pub mod setup;
 
 pub(crate) use login::Door;
 
