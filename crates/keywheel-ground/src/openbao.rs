@@ -103,6 +103,12 @@ impl OpenBao {
         serde_json::from_slice(&said).map_err(|_| "OpenBao answers something else".into())
     }
 
+    /// Lists the names below a path; none where there is nothing.
+    pub fn list(&self, path: &str) -> Option<Vec<String>> {
+        let said = self.said(&["list", "-format=json", path], &serde_json::Value::Null).ok()?;
+        serde_json::from_slice(&said).ok()
+    }
+
     /// Makes a token of a policy of its own, as `{"path": ["capability"]}`, that lives an hour.
     ///
     /// # Errors
