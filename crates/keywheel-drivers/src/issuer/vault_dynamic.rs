@@ -138,7 +138,7 @@ impl Issuer for VaultDynamic {
     }
 
     async fn mint(&self, request: &Mint<'_>) -> Result<Minted, CallError> {
-        if let Some(previous) = request.previous.filter(|_| self.config.exclusive) {
+        if let Some(previous) = request.previous.filter(|_| self.config.exclusive && !planted!("lost_lease_is_left")) {
             let known: Vec<&IssuedId> =
                 request.suspects.iter().filter_map(|suspect| suspect.issued.as_ref()).collect();
             self.end_orphans(previous, &known).await?;
