@@ -128,6 +128,7 @@ impl Store for VaultKv {
             history: true,
             pickup: Pickup::Roll,
             settle_for: self.config.settle_for.span(),
+            leaves_behind: false,
             answers_logins: false,
         }
     }
