@@ -340,6 +340,22 @@ impl Vault {
         Ok(wanted.iter().zip(&allowed).filter_map(lacks).collect())
     }
 
+    /// Returns the cluster's own name for itself, which another cluster has not; none where it does not tell.
+    pub(crate) async fn cluster(&self) -> Result<Option<String>, CallError> {
+        #[derive(Deserialize)]
+        struct Health {
+            #[serde(default)]
+            cluster_id: String,
+        }
+        let answer = self.send(&Method::GET, "sys/health", None, &Body::Empty).await?;
+        let health: Option<Health> = answer.decode();
+        match health.map(|health| health.cluster_id).filter(|id| !id.is_empty()) {
+            Some(id) => Ok(Some(id)),
+            None if matches!(answer.status.as_u16(), 501 | 503) => Err(answer.error(Effect::Reads)),
+            None => Ok(None),
+        }
+    }
+
     /// Returns what the server says of the token in use; none where the token may not ask.
     pub(crate) async fn own_token(&self) -> Result<Option<OwnToken>, CallError> {
         let token = self.token().await?;

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use keywheel_core::facts::{Pickup, ReadBack, Revert, StoreFacts};
+use keywheel_core::plan::Pin;
 use keywheel_core::planted;
 use keywheel_core::secret::SecretValue;
 use keywheel_core::time::Span;
@@ -135,6 +136,11 @@ impl Store for VaultKv {
 
     fn container(&self) -> String {
         format!("vault:{}{}/{}", self.vault.name(), self.config.mount, self.config.path)
+    }
+
+    async fn identity(&self) -> Result<Option<Pin>, CallError> {
+        let id = self.vault.cluster().await?;
+        Ok(id.map(|id| Pin { id, machine: String::new(), folder: String::new() }))
     }
 
     async fn preflight(&self, addresses: &[String]) -> Result<Vec<Finding>, CallError> {
@@ -830,6 +836,10 @@ mod tests {
         }
         lossy.next("PATCH /v1/secret/data/lost", Fault::Status(429));
         assert!(matches!(set(&*store, "a", "never").await, Err(CallError::Refused(_))));
+        let (direct, through) = (ground.store("lost", &json!({})), &store);
+        let pin = direct.identity().await.unwrap();
+        assert!(pin.is_some_and(|pin| pin.id.len() == 36), "the cluster has a name");
+        assert_eq!(through.identity().await, direct.identity().await, "whatever leads to it");
         assert_eq!((lossy.fired(), ground.versions("lost")), (6, 3));
         assert_eq!(ground.raw("lost"), json!({ "a": "new 1", "b": "x" }));
         // A login ends in the middle of the work: it is made anew.
