@@ -196,8 +196,7 @@ impl Vault {
         place: &Place<'_>,
         context: &Context,
     ) -> Result<Self, Refusal> {
-        let base =
-            Url::parse(place.address).map_err(|_| unsupported("`address` is not a URL"))?;
+        let base = Url::parse(place.address).map_err(|_| unsupported("`address` is not a URL"))?;
         let is_plain = base.username().is_empty()
             && base.password().is_none()
             && base.query().is_none()
@@ -210,8 +209,8 @@ impl Vault {
             return Err(unsupported("`address` must have no user, query or fragment"));
         }
         let namespace = place.namespace.map(HeaderValue::from_str).transpose();
-        let namespace =
-            namespace.map_err(|_| unsupported("`namespace` holds a character that no header can"))?;
+        let namespace = namespace
+            .map_err(|_| unsupported("`namespace` holds a character that no header can"))?;
         let http = match place.ca {
             Some(ca) => http::trusting(&context.root.join(ca))?,
             None => http::client(),
@@ -436,14 +435,15 @@ impl Vault {
             lease_duration: u64,
         }
         let proof = match auth {
-            Auth::Token(from) | Auth::AppRole { secret_id: from, .. } | Auth::Jwt { jwt: from, .. } => {
-                reference::read(from).await?
-            }
+            Auth::Token(from)
+            | Auth::AppRole { secret_id: from, .. }
+            | Auth::Jwt { jwt: from, .. } => reference::read(from).await?,
             Auth::Kubernetes { jwt, .. } => {
                 reference::read(&SecretReference::File(jwt.clone())).await?
             }
         };
-        let proof = secret_json::text(&proof).ok_or_else(|| unsupported("the proof of who keywheel is is not text"))?;
+        let proof = secret_json::text(&proof)
+            .ok_or_else(|| unsupported("the proof of who keywheel is is not text"))?;
         let login = match auth {
             Auth::AppRole { role_id, .. } => {
                 Login { role_id: Some(role_id), secret_id: Some(proof), role: None, jwt: None }
@@ -491,7 +491,8 @@ impl Vault {
             .extend(path.split('/'));
         let mut headers = HeaderMap::new();
         // An agent that passes calls on wants to see it, so that no browser can be made to call.
-        headers.insert(HeaderName::from_static("x-vault-request"), HeaderValue::from_static("true"));
+        headers
+            .insert(HeaderName::from_static("x-vault-request"), HeaderValue::from_static("true"));
         if let Some(namespace) = &self.namespace {
             headers.insert(HeaderName::from_static("x-vault-namespace"), namespace.clone());
         }
@@ -670,4 +671,3 @@ pub(crate) fn check_path(key: &str, path: &str) -> Result<(), Refusal> {
     }
     Err(unsupported(&format!("`{key}` is not a path: names between single slashes")))
 }
-

@@ -77,7 +77,10 @@ impl World {
         world.write("token", world.bao.token());
         let config = CONFIG.replace("ADDRESS", world.bao.address());
         world.write("keywheel.yaml", &config.replace("PORT", &world.postgres.port().to_string()));
-        world.bao.run(&["secrets", "enable", "-path=secret", "-version=2", "kv"], &Value::Null).unwrap();
+        world
+            .bao
+            .run(&["secrets", "enable", "-path=secret", "-version=2", "kv"], &Value::Null)
+            .unwrap();
         let first = json!({ "data": { "SESSION": "kwcanary-vault-first", "OTHER": OTHER } });
         let since = Instant::now();
         while world.bao.write("secret/data/shop/backend", &first).is_err() {
@@ -91,7 +94,13 @@ impl World {
     }
 
     /// Asks as a login, and returns the first cell of the answer.
-    fn ask(&self, user: &str, password: &str, database: &str, what: &str) -> Result<String, String> {
+    fn ask(
+        &self,
+        user: &str,
+        password: &str,
+        database: &str,
+        what: &str,
+    ) -> Result<String, String> {
         let mut psql = Command::new("psql");
         psql.args(["-X", "-q", "-A", "-t", "-h", "127.0.0.1", "-U", user, "-d", database, "-p"]);
         psql.arg(self.postgres.port().to_string()).env("PGPASSWORD", password);
@@ -138,7 +147,8 @@ impl World {
         let listed = self.bao.list("sys/leases/lookup/database/creds/shop/").unwrap_or_default();
         let one = |name: String| {
             let lease_id = format!("database/creds/shop/{name}");
-            let lease = self.bao.write("sys/leases/lookup", &json!({ "lease_id": lease_id })).ok()?;
+            let lease =
+                self.bao.write("sys/leases/lookup", &json!({ "lease_id": lease_id })).ok()?;
             Some((lease_id, lease["data"]["expire_time"].as_str()?.to_owned()))
         };
         listed.into_iter().filter_map(one).collect()
@@ -233,9 +243,23 @@ fn the_engine_is_set_up_and_proven(world: &World) {
     let server = format!("127.0.0.1:{}", world.postgres.port());
     let setup = |changes: &[&'static str]| {
         let mut arguments: Vec<String> = [
-            "vault", "setup-database", "database", "--server", &server, "--database", "shop",
-            "--sslmode", "disable", "--admin", "warden", "--admin-password-file", "admin-password",
-            "--owner", "shop_owner", "--default-ttl", TTL,
+            "vault",
+            "setup-database",
+            "database",
+            "--server",
+            &server,
+            "--database",
+            "shop",
+            "--sslmode",
+            "disable",
+            "--admin",
+            "warden",
+            "--admin-password-file",
+            "admin-password",
+            "--owner",
+            "shop_owner",
+            "--default-ttl",
+            TTL,
         ]
         .map(str::to_owned)
         .into();
@@ -252,7 +276,10 @@ fn the_engine_is_set_up_and_proven(world: &World) {
     assert!(world.bao.read("database/config/shop").is_err(), "a plan writes nothing");
     world.write("wrong-password", "kwcanary-vault-wrong");
     let mut wrong = setup(&["--yes"]);
-    wrong.iter_mut().filter(|one| *one == "admin-password").for_each(|one| *one = "wrong-password".into());
+    wrong
+        .iter_mut()
+        .filter(|one| *one == "admin-password")
+        .for_each(|one| *one = "wrong-password".into());
     let refused = run(wrong, 4);
     assert!(refused.contains("the engine cannot log in at the database"), "{refused}");
     let written = run(setup(&["--yes", "--rotate-root"]), 0);
@@ -281,7 +308,9 @@ fn a_lease_is_delivered_extended_and_replaced(world: &World) {
         world.run(&["resume", "--all", "--quiet"], 0);
         let now = world.leases();
         was_extended |= now.iter().any(|(id, at)| id == lease && at > ends);
-        assert!(world.ask(&first.0, &first.1, "shop", "SELECT 1").is_ok() || world.login() != first);
+        assert!(
+            world.ask(&first.0, &first.1, "shop", "SELECT 1").is_ok() || world.login() != first
+        );
     }
     assert!(was_extended, "it is replaced without an extension");
     let next = world.login();

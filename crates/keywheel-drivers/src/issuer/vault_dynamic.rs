@@ -138,7 +138,9 @@ impl Issuer for VaultDynamic {
     }
 
     async fn mint(&self, request: &Mint<'_>) -> Result<Minted, CallError> {
-        if let Some(previous) = request.previous.filter(|_| self.config.exclusive && !planted!("lost_lease_is_left")) {
+        if let Some(previous) =
+            request.previous.filter(|_| self.config.exclusive && !planted!("lost_lease_is_left"))
+        {
             let known: Vec<&IssuedId> =
                 request.suspects.iter().filter_map(|suspect| suspect.issued.as_ref()).collect();
             self.end_orphans(previous, &known).await?;
@@ -245,8 +247,7 @@ impl VaultDynamic {
 
     async fn lease(&self, lease_id: &str) -> Result<Option<Lease>, CallError> {
         let asked = secret_json::write(&OneLease { lease_id, sync: None });
-        let answer =
-            self.vault.call(Method::POST, "sys/leases/lookup", Body::Json(&asked)).await?;
+        let answer = self.vault.call(Method::POST, "sys/leases/lookup", Body::Json(&asked)).await?;
         match answer.status.as_u16() {
             404 => Ok(None),
             400 if answer.says("invalid lease") => Ok(None),
@@ -370,7 +371,9 @@ mod tests {
 
     async fn ground() -> Option<Ground> {
         let ground = Ground::start().await?;
-        ground.sql("CREATE ROLE app_owner NOLOGIN; GRANT CREATE ON SCHEMA public TO app_owner").await;
+        ground
+            .sql("CREATE ROLE app_owner NOLOGIN; GRANT CREATE ON SCHEMA public TO app_owner")
+            .await;
         let role = json!({
             "db_name": "postgres", "default_ttl": "10m", "max_ttl": "1h",
             "creation_statements": [
@@ -484,9 +487,13 @@ mod tests {
         });
         ground.keep("short", &ground.bao.token_for("leases", &policy).unwrap());
         let settings = |file: &str, life: &str| json!({ "path": "database/creds/app", "longest_life": life, "auth": { "token": { "file": file } } });
-        let why = blocking(&*ground.issuer("vault_dynamic", &settings("short", "2h"))).await.join("");
+        let why =
+            blocking(&*ground.issuer("vault_dynamic", &settings("short", "2h"))).await.join("");
         assert!(why.contains("the token that asks for a lease ends in"), "{why}");
-        assert_eq!(blocking(&*ground.issuer("vault_dynamic", &settings("short", "30m"))).await, [""; 0]);
+        assert_eq!(
+            blocking(&*ground.issuer("vault_dynamic", &settings("short", "30m"))).await,
+            [""; 0]
+        );
         let asked = json!({ "policies": ["leases"], "period": "1h" });
         let made = ground.bao.write("auth/token/create", &asked).unwrap();
         ground.keep("periodic", made["auth"]["client_token"].as_str().unwrap());
@@ -514,7 +521,8 @@ mod tests {
         let shared = ground.issuer("vault_dynamic", &json!({ "path": "database/creds/app" }));
         let (foreign, foreigners, _) = mint(&*shared, None).await.unwrap();
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-        let settings = json!({ "path": "database/creds/app", "exclusive": true, "address": lossy.address() });
+        let settings =
+            json!({ "path": "database/creds/app", "exclusive": true, "address": lossy.address() });
         let issuer = ground.issuer("vault_dynamic", &settings);
         let (in_use, held, _) = mint(&*issuer, None).await.unwrap();
         lossy.next("GET /v1/database/creds/app", Fault::AnswerLost);

@@ -267,7 +267,8 @@ impl Shown {
 
     /// A password goes by the login, and the time at which it was set.
     fn issued(&self) -> IssuedId {
-        let set_at = moment(&self.last_vault_rotation).and_then(|at| u64::try_from(at.millis()).ok());
+        let set_at =
+            moment(&self.last_vault_rotation).and_then(|at| u64::try_from(at.millis()).ok());
         IssuedId { id: self.username.clone(), generation: set_at }
     }
 
@@ -334,12 +335,14 @@ mod tests {
     async fn h05_a_rotation_without_an_answer_is_read_and_never_guessed() {
         let Some(ground) = Ground::start().await else { return };
         ground.sql("CREATE ROLE app_static LOGIN").await;
-        let role = json!({ "db_name": "postgres", "username": "app_static", "rotation_period": "24h" });
+        let role =
+            json!({ "db_name": "postgres", "username": "app_static", "rotation_period": "24h" });
         ground.bao.write("database/static-roles/app", &role).unwrap();
         let lossy = Lossy::to(ground.bao.port());
         let broken = Lossy::to(ground.bao.port());
         let issuer = ground.issuer("vault_static", &json!({ "role": "app" }));
-        let through = ground.issuer("vault_static", &json!({ "role": "app", "address": lossy.address() }));
+        let through =
+            ground.issuer("vault_static", &json!({ "role": "app", "address": lossy.address() }));
         let token = canary("vault-token");
         ground.keep("canary", &token);
         let echoing = json!({ "role": "app", "address": broken.address(), "auth": { "token": { "file": "canary" } } });
@@ -401,14 +404,20 @@ mod tests {
     async fn h19_a_role_that_rotates_by_itself_is_said(ground: &Ground) {
         let issuer = ground.issuer("vault_static", &json!({ "role": "app" }));
         let said = issuer.preflight().await.unwrap().remove(0);
-        assert!(said.severity == Severity::Note && said.message.contains("by itself in"), "{said:?}");
+        assert!(
+            said.severity == Severity::Note && said.message.contains("by itself in"),
+            "{said:?}"
+        );
         ground.sql("CREATE ROLE app_often LOGIN").await;
-        let role = json!({ "db_name": "postgres", "username": "app_often", "rotation_period": "5m" });
+        let role =
+            json!({ "db_name": "postgres", "username": "app_often", "rotation_period": "5m" });
         ground.bao.write("database/static-roles/often", &role).unwrap();
         let often = ground.issuer("vault_static", &json!({ "role": "often" }));
         assert!(blocking(&*often).await.join("").contains("leaves no time"));
         let absent = ground.issuer("vault_static", &json!({ "role": "absent" }));
-        assert!(blocking(&*absent).await.join("").contains("the static role `absent` is not there"));
+        assert!(
+            blocking(&*absent).await.join("").contains("the static role `absent` is not there")
+        );
         let policy = json!({ "database/static-creds/app": ["read"] });
         ground.keep("narrow", &ground.bao.token_for("narrow", &policy).unwrap());
         let auth = json!({ "role": "app", "auth": { "token": { "file": "narrow" } } });

@@ -247,11 +247,7 @@ impl VaultKv {
     }
 
     /// Returns the keys that are to be changed; none where there is nothing to do.
-    fn due<'e>(
-        &self,
-        newest: &Newest,
-        edits: &'e [Edit<'e>],
-    ) -> Result<Option<Due<'e>>, Refusal> {
+    fn due<'e>(&self, newest: &Newest, edits: &'e [Edit<'e>]) -> Result<Option<Due<'e>>, Refusal> {
         let mut due = Due::new();
         for edit in edits {
             let present = self.slot(newest, edit.address)?;
@@ -261,7 +257,8 @@ impl VaultKv {
             }
             let value = edit.value.map(secret_json::text);
             if value == Some(None) {
-                let why = format!("a value for `{}` is not UTF-8, which JSON cannot carry", edit.address);
+                let why =
+                    format!("a value for `{}` is not UTF-8, which JSON cannot carry", edit.address);
                 return Err(self.no(RefusalKind::Unsupported, &why));
             }
             if !same(edit.value, present.as_ref()) {
@@ -399,7 +396,9 @@ impl VaultKv {
         let of_engine = async || {
             let path = format!("{}/config", self.config.mount);
             match self.vault.find::<Data<Limits>>(&path).await {
-                Ok(limits) => limits.map(|limits| limits.data.max_versions).filter(|most| *most > 0),
+                Ok(limits) => {
+                    limits.map(|limits| limits.data.max_versions).filter(|most| *most > 0)
+                }
                 Err(_) => None,
             }
         };
@@ -628,7 +627,8 @@ mod tests {
                     return None;
                 }
             };
-            bao.run(&["secrets", "enable", "-path=secret", "-version=2", "kv"], &json!(null)).unwrap();
+            bao.run(&["secrets", "enable", "-path=secret", "-version=2", "kv"], &json!(null))
+                .unwrap();
             let ground = Self { bao, folder: tempfile::tempdir().unwrap() };
             let root = ground.bao.token().to_owned();
             // An engine takes nothing while it is set up.
@@ -727,7 +727,8 @@ mod tests {
 
     /// A number and an object are no slots, and stay as they are.
     async fn siblings_stay_as_they_are(ground: &Ground) {
-        let others = json!({ "a": canary("old"), "n": 9_007_199_254_740_991_i64, "o": { "x": [1, null] } });
+        let others =
+            json!({ "a": canary("old"), "n": 9_007_199_254_740_991_i64, "o": { "x": [1, null] } });
         ground.bao.write("secret/data/siblings", &json!({ "data": others })).unwrap();
         let store = ground.store("siblings", &json!({}));
         assert_eq!(set(&*store, "a", &canary("new")).await, CHANGED);
@@ -773,16 +774,25 @@ mod tests {
         assert!(why.contains("`vault kv undelete -mount=secret -versions=1 gone`"), "{why}");
         assert!(set(&*gone, "a", "2").await.unwrap_err().to_string().contains("is deleted"));
         assert_eq!(ground.versions("gone"), 1);
-        ground.bao.run(&["kv", "undelete", "-mount=secret", "-versions=1", "gone"], &json!(null)).unwrap();
+        ground
+            .bao
+            .run(&["kv", "undelete", "-mount=secret", "-versions=1", "gone"], &json!(null))
+            .unwrap();
         assert_eq!(set(&*gone, "a", "2").await, CHANGED);
         h93_an_engine_that_forgets_too_soon_blocks(ground).await;
-        ground.bao.run(&["secrets", "enable", "-path=one", "-version=1", "kv"], &json!(null)).unwrap();
+        ground
+            .bao
+            .run(&["secrets", "enable", "-path=one", "-version=1", "kv"], &json!(null))
+            .unwrap();
         let one = ground.store("gone", &json!({ "mount": "one" }));
         assert!(blocking(&*one, "a").await.join("").contains("no KV engine of version 2"));
         ground.keep("dead", "s.kwcanaryNoSuchToken");
         let dead = ground.store("gone", &json!({ "auth": { "token": { "file": "dead" } } }));
         let why = dead.read(&["a".into()]).await.err().unwrap().to_string();
-        assert!(why.contains("the token has ended, or was revoked") && !why.contains("kwcanary"), "{why}");
+        assert!(
+            why.contains("the token has ended, or was revoked") && !why.contains("kwcanary"),
+            "{why}"
+        );
     }
 
     async fn h93_an_engine_that_forgets_too_soon_blocks(ground: &Ground) {
@@ -790,7 +800,10 @@ mod tests {
         ground.bao.run(&put, &json!(null)).unwrap();
         let gone = ground.store("gone", &json!({}));
         let why = blocking(&*gone, "a").await.join("");
-        assert!(why.contains("`vault kv metadata put -mount=secret -max-versions=8 gone`"), "{why}");
+        assert!(
+            why.contains("`vault kv metadata put -mount=secret -max-versions=8 gone`"),
+            "{why}"
+        );
         let wants_more = ground.store("siblings", &json!({ "max_versions": 20 }));
         let why = blocking(&*wants_more, "a").await.join("");
         assert!(why.contains("keeps 10 versions, and a rotation may want 20"), "{why}");
@@ -805,7 +818,20 @@ mod tests {
         assert_eq!(of_dana.owner().await, Ok(Owner::Nobody));
         assert_eq!((of_dana.take().await, of_dana.take().await), (Ok(true), Ok(false)));
         let with = json!({ "custom_metadata": { "team": "shop" } });
-        ground.bao.run(&["kv", "metadata", "patch", "-mount=secret", "-custom-metadata=team=shop", "claimed"], &with).unwrap();
+        ground
+            .bao
+            .run(
+                &[
+                    "kv",
+                    "metadata",
+                    "patch",
+                    "-mount=secret",
+                    "-custom-metadata=team=shop",
+                    "claimed",
+                ],
+                &with,
+            )
+            .unwrap();
         assert_eq!(set(&*dana, "a", "one").await, CHANGED);
         let refused = set(&*alex, "a", "two").await.unwrap_err().to_string();
         assert!(refused.contains("claimed by dana on web-1"), "{refused}");
@@ -849,7 +875,11 @@ mod tests {
     async fn an_approle_logs_in_again(ground: &Ground) {
         let bao = &ground.bao;
         bao.run(&["auth", "enable", "approle"], &json!(null)).unwrap();
-        bao.token_for("lost", &json!({ "secret/data/lost": ["read", "patch"], "sys/capabilities-self": ["update"] })).unwrap();
+        bao.token_for(
+            "lost",
+            &json!({ "secret/data/lost": ["read", "patch"], "sys/capabilities-self": ["update"] }),
+        )
+        .unwrap();
         let role = json!({ "token_policies": ["lost"], "token_ttl": "1h" });
         bao.write("auth/approle/role/kw", &role).unwrap();
         let role_id = bao.read("auth/approle/role/kw/role-id").unwrap()["data"]["role_id"].clone();
@@ -861,7 +891,8 @@ mod tests {
         let accessors = bao.write("auth/approle/login", &json!({})).is_err();
         assert!(accessors, "a login without a secret id is refused");
         // Every token of the role ends; the next call gets another one.
-        bao.run(&["lease", "revoke", "-sync", "-prefix", "auth/approle/login"], &json!(null)).unwrap();
+        bao.run(&["lease", "revoke", "-sync", "-prefix", "auth/approle/login"], &json!(null))
+            .unwrap();
         assert_eq!(set(&*store, "a", "by role again").await, CHANGED);
         ground.keep("secret-id", "kwcanary-wrong");
         let wrong = ground.store("lost", &auth).read(&["a".into()]).await.err().unwrap();

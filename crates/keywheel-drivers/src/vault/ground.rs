@@ -27,12 +27,13 @@ impl Ground {
         let skipped = |why: String| writeln!(std::io::stdout(), "skipped: {why}").unwrap();
         let password = canary("superuser");
         let bao = OpenBao::start().map_err(skipped).ok()?;
-        let postgres =
-            Postgres::start_with(&password, None, &["fsync=off", "log_statement=all"]);
+        let postgres = Postgres::start_with(&password, None, &["fsync=off", "log_statement=all"]);
         let postgres = postgres.map_err(skipped).ok()?;
-        let place = format!("host=127.0.0.1 port={} dbname=postgres user=postgres", postgres.port());
+        let place =
+            format!("host=127.0.0.1 port={} dbname=postgres user=postgres", postgres.port());
         let mut place: tokio_postgres::Config = place.parse().unwrap();
-        let (admin, connection) = place.password(&password).connect(tokio_postgres::NoTls).await.unwrap();
+        let (admin, connection) =
+            place.password(&password).connect(tokio_postgres::NoTls).await.unwrap();
         drop(tokio::spawn(connection));
         bao.enable_database(postgres.port(), "postgres", &password).unwrap();
         let ground = Self { bao, postgres, admin, folder: tempfile::tempdir().unwrap() };

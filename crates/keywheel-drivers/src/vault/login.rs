@@ -27,7 +27,9 @@ impl Door {
         let place = tokio_postgres::Config::from_str(url);
         let mut place = place.map_err(|_| unsupported("`login_at` is no connection string"))?;
         if place.get_password().is_some() || place.get_user().is_some() {
-            return Err(unsupported("`login_at` names a login; the one that is tried is put there"));
+            return Err(unsupported(
+                "`login_at` names a login; the one that is tried is put there",
+            ));
         }
         place.connect_timeout(CONNECT).application_name("keywheel");
         let is_here = postgres::are_here(&place);
@@ -67,10 +69,9 @@ impl Door {
         Ok(match code.as_str() {
             // The same to a wrong password and to a login that is not there.
             "28P01" => Verdict::Refused,
-            code => Verdict::CannotTell(format!(
-                "the server answered with {}",
-                postgres::coded(code)
-            )),
+            code => {
+                Verdict::CannotTell(format!("the server answered with {}", postgres::coded(code)))
+            }
         })
     }
 }

@@ -79,10 +79,9 @@ impl Setup {
     /// A refusal that names what is wrong with it.
     pub fn of(config: &Config, database: Database, context: &Context) -> Result<Self, Refusal> {
         check_path("path", &config.path)?;
-        let (mount, role) = config
-            .path
-            .split_once("/creds/")
-            .ok_or_else(|| unsupported("`path` is not that of a database role: `MOUNT/creds/ROLE`"))?;
+        let (mount, role) = config.path.split_once("/creds/").ok_or_else(|| {
+            unsupported("`path` is not that of a database role: `MOUNT/creds/ROLE`")
+        })?;
         let Database { connection, database: name, admin, owner, server, sslmode, .. } = &database;
         for (what, text) in
             [("connection", connection), ("database", name), ("admin", admin), ("owner", owner)]
@@ -142,10 +141,7 @@ impl Setup {
         let role = format!("{mount}/roles/{role}");
         let has_role = self.vault.find::<serde::de::IgnoredAny>(&role).await?.is_some();
         let has_connection = self.allowed().await?.is_some();
-        Ok(vec![
-            Step::Connection { replaces: has_connection },
-            Step::Role { replaces: has_role },
-        ])
+        Ok(vec![Step::Connection { replaces: has_connection }, Step::Role { replaces: has_role }])
     }
 
     /// Says what a step writes, for people who may want to do it themselves.
@@ -164,7 +160,8 @@ impl Setup {
             ),
             Step::Role { replaces } => {
                 let statements = |name: &str, statements: &[String]| {
-                    let lines = statements.iter().map(|one| format!("    {}", one.replace('\n', "\n    ")));
+                    let lines =
+                        statements.iter().map(|one| format!("    {}", one.replace('\n', "\n    ")));
                     format!("\n  {name}:\n{}", lines.collect::<Vec<_>>().join("\n"))
                 };
                 format!(
@@ -211,8 +208,7 @@ impl Setup {
                 };
                 let path = format!("{mount}/config/{}", database.connection);
                 let connection = secret_json::write(&connection);
-                let answer =
-                    self.vault.call(Method::POST, &path, Body::Json(&connection)).await?;
+                let answer = self.vault.call(Method::POST, &path, Body::Json(&connection)).await?;
                 if answer.status.as_u16() == 400 {
                     let message = "the engine cannot log in at the database as the admin, or the server does not take the connection string";
                     return Err(Refusal::operator(RefusalKind::Invalid, message).into());
@@ -261,14 +257,20 @@ impl Setup {
 
     fn url(&self) -> String {
         let Database { server, database, sslmode, .. } = &self.database;
-        format!("postgresql://{{{{username}}}}:{{{{password}}}}@{server}/{database}?sslmode={sslmode}")
+        format!(
+            "postgresql://{{{{username}}}}:{{{{password}}}}@{server}/{database}?sslmode={sslmode}"
+        )
     }
 
     fn creation(&self) -> Vec<String> {
         let Database { owner, database, .. } = &self.database;
         vec![
-            format!("CREATE ROLE \"{{{{name}}}}\" LOGIN PASSWORD '{{{{password}}}}' VALID UNTIL '{{{{expiration}}}}' IN ROLE \"{owner}\""),
-            format!("ALTER ROLE \"{{{{name}}}}\" IN DATABASE \"{database}\" SET role TO \"{owner}\""),
+            format!(
+                "CREATE ROLE \"{{{{name}}}}\" LOGIN PASSWORD '{{{{password}}}}' VALID UNTIL '{{{{expiration}}}}' IN ROLE \"{owner}\""
+            ),
+            format!(
+                "ALTER ROLE \"{{{{name}}}}\" IN DATABASE \"{database}\" SET role TO \"{owner}\""
+            ),
         ]
     }
 

@@ -58,7 +58,9 @@ impl SecretScope<'_> {
                 None if facts.as_ref().is_some_and(|facts| facts.takes_turns) => {
                     Strategy::Alternate
                 }
-                None if facts.as_ref().is_some_and(|facts| facts.lease.is_some()) => Strategy::Lease,
+                None if facts.as_ref().is_some_and(|facts| facts.lease.is_some()) => {
+                    Strategy::Lease
+                }
                 None => Strategy::Overlap,
             },
             deliveries: deliveries(entry),
