@@ -1,6 +1,6 @@
 //! Leases: what their issuer ends by itself, and `keywheel resume --all` extends and replaces in time, without being asked.
 
-use keywheel_core::due::{self, LeaseNeed};
+use keywheel_core::due::{Lease, LeaseNeed};
 use keywheel_core::facts::LeaseFacts;
 use keywheel_core::inventory::Inventory;
 use keywheel_core::strategy::Strategy;
@@ -26,10 +26,11 @@ pub(crate) async fn begin(
     let mut taken = Taken::default();
     for secret in &environment.secrets {
         let Some(row) = session.inventory(&secret.name).await? else { continue };
-        let extend = match need(config, secret, &row, session.now()) {
-            None | Some(LeaseNeed::Nothing(_)) => continue,
-            Some(LeaseNeed::Extend) => true,
-            Some(LeaseNeed::Replace) => false,
+        let Some(lease) = lease(config, secret, &row) else { continue };
+        let extend = match lease.need(secret.longest_move(), VISIT, session.now()) {
+            LeaseNeed::Nothing(_) => continue,
+            LeaseNeed::Extend => true,
+            LeaseNeed::Replace => false,
         };
         let begun = async {
             let request = Request::of_a_lease(extend);
@@ -44,13 +45,35 @@ pub(crate) async fn begin(
     Ok(taken)
 }
 
-/// Returns what the lease of a secret needs; none where it has none, or a rotation of it is open.
-pub(crate) fn need(
+/// How a lease stands, for people.
+pub(crate) enum Stands {
+    /// It is served in time.
+    InTime,
+    /// Nobody gave it what it needs.
+    Late,
+    /// It has ended.
+    Ended,
+}
+
+/// Returns how the lease of a secret stands, and until when it runs; none where it has none, or a rotation of it is open.
+pub(crate) fn stands(
     config: &Config,
     secret: &Secret,
     row: &Inventory,
     now: Timestamp,
-) -> Option<LeaseNeed> {
+) -> Option<(Stands, Timestamp)> {
+    let lease = lease(config, secret, row)?;
+    let stands = if now >= lease.expires_at {
+        Stands::Ended
+    } else if now >= lease.late_at(secret.longest_move(), VISIT) {
+        Stands::Late
+    } else {
+        Stands::InTime
+    };
+    Some((stands, lease.expires_at))
+}
+
+fn lease(config: &Config, secret: &Secret, row: &Inventory) -> Option<Lease> {
     if secret.strategy != Strategy::Lease || row.open.is_some() || row.queued.is_some() {
         return None;
     }
@@ -58,9 +81,12 @@ pub(crate) fn need(
     let (created_at, expires_at) = (current.created_at?, current.expires_at?);
     let issuer = secret.issuer.build(&Context::at(&config.folder)).ok()?;
     let LeaseFacts { longest_life } = issuer.facts().lease?;
-    let known = expires_at.since(created_at);
     // What is not known by its id cannot be extended.
-    let longest = longest_life.filter(|_| current.issued.is_some()).unwrap_or(known);
-    let move_ = secret.longest_move();
-    Some(due::lease(created_at, expires_at, longest, move_, VISIT, now))
+    let longest_life = longest_life.filter(|_| current.issued.is_some());
+    Some(Lease {
+        created_at,
+        extended_at: current.extended_at.unwrap_or(created_at),
+        expires_at,
+        longest_life: longest_life.unwrap_or(expires_at.since(created_at)),
+    })
 }

@@ -318,6 +318,8 @@ fn a_lease_is_delivered_extended_and_replaced(world: &World) {
     let dropped = world.ask(&next.0, &next.1, "shop", "DROP TABLE made; SELECT current_user");
     assert_eq!(dropped.as_deref(), Ok("shop_owner"), "what the former login made is the owner's");
     assert!(world.ask(&first.0, &first.1, "shop", "SELECT 1").is_err(), "the former one is dead");
+    let status = world.run(&["status", "--all"], 0);
+    assert!(status.contains("leased until"), "{status}");
     let left = world.leases();
     assert!(left.len() == 1 && left[0].0 != *lease, "{left:?}");
 }
