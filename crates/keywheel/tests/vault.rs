@@ -40,15 +40,15 @@ secrets:
         address: "ADDRESS"
         auth: { token: { file: token } }
         path: database/creds/shop
-        longest_life: 40s
+        longest_life: 30s
         login_at: "postgresql://127.0.0.1:PORT/shop"
         settle_for: 500ms
     stores: { kv: { PGUSER: username, PGPASSWORD: password } }
     read_by: [web]
 "#;
 
-/// How long a login lives that is not extended: an extension is due after half of it, another login after 20 s.
-const TTL: &str = "14s";
+/// How long a login lives that is not extended: an extension is due after half of it, another login after 15 s.
+const TTL: &str = "10s";
 
 struct World {
     bao: Arc<OpenBao>,

@@ -484,9 +484,8 @@ fn leased(
     }
     let (stands, until) = leases::stands(config, secret, row, now)?;
     let (version, until) = (versions(row), words::when(until));
-    let late = |detail| {
-        Some((Standing::Late, "late".into(), detail, "keywheel resume --all".into()))
-    };
+    let late =
+        |detail| Some((Standing::Late, "late".into(), detail, "keywheel resume --all".into()));
     match stands {
         Stands::InTime => {
             let detail = format!("{version}; leased until {until}");
@@ -495,7 +494,9 @@ fn leased(
         Stands::Late => late(format!(
             "{version}; leased until {until}, and nobody extends or replaces it: does cron run `keywheel resume --all`?"
         )),
-        Stands::Ended => late(format!("{version}; its lease ended {until}, and its readers are refused")),
+        Stands::Ended => {
+            late(format!("{version}; its lease ended {until}, and its readers are refused"))
+        }
     }
 }
 

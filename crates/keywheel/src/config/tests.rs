@@ -407,7 +407,8 @@ fn what_ends_by_itself_is_leased_and_nothing_else_is() {
     let overlap = leased.replace("    issuer:", "    strategy: overlap\n    issuer:");
     let said = problems(&overlap);
     assert!(said.contains("end by themselves, which leaves no soak"), "{said}");
-    let cutover = leased.replace("    issuer:", "    strategy: cutover\n    accept: [outage]\n    issuer:");
+    let cutover =
+        leased.replace("    issuer:", "    strategy: cutover\n    accept: [outage]\n    issuer:");
     assert!(problems(&cutover).contains("end by themselves"));
     let random = ONE.replace("{ keyring: { longest_token: 15m } }", "lease").replace(
         "SESSION_SECRET: current, SESSION_SECRET_ALSO_ACCEPTED: also_accepted",
