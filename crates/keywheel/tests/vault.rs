@@ -59,8 +59,9 @@ struct World {
 
 impl World {
     fn start() -> Option<Self> {
-        let skipped = |why: String| writeln!(std::io::stdout(), "skipped: {why}").unwrap();
-        let bao = Arc::new(OpenBao::start().map_err(skipped).ok()?);
+        let mut out = std::io::stdout();
+        let mut skipped = |why: String| writeln!(out, "skipped: {why}").unwrap();
+        let bao = Arc::new(OpenBao::start().map_err(&mut skipped).ok()?);
         let postgres = Postgres::start_with(ROOT, None, &["fsync=off", "log_statement=all"]);
         let postgres = postgres.map_err(skipped).ok()?;
         let folder = tempfile::TempDir::new().unwrap();
