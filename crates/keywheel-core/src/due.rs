@@ -121,31 +121,50 @@ pub enum LeaseNeed {
     Replace,
 }
 
-/// Returns what a lease needs at `now`: a replacement early enough for three moves and a visit, else an extension at half of
-/// what is left of it, as long as its longest life allows one.
-pub fn lease(
-    created_at: Timestamp,
-    expires_at: Timestamp,
-    longest_life: Span,
-    longest_move: Span,
-    visit: Span,
-    now: Timestamp,
-) -> LeaseNeed {
-    let dies_at = created_at + longest_life;
-    let by_share = created_at + longest_life.part(2, 3);
-    let by_moves = dies_at - (longest_move + longest_move + longest_move + visit);
-    let replace_at = by_share.min(by_moves);
-    let extend_at = created_at + expires_at.since(created_at).part(1, 2);
-    if now >= replace_at {
-        LeaseNeed::Replace
-    } else if now >= extend_at && expires_at < dies_at {
-        LeaseNeed::Extend
-    } else {
-        LeaseNeed::Nothing(if expires_at < dies_at {
-            replace_at.min(extend_at)
+/// How long a lease runs.
+#[derive(Clone, Copy, Debug)]
+pub struct Lease {
+    /// When its value was made.
+    pub created_at: Timestamp,
+    /// When it was extended last, else made.
+    pub extended_at: Timestamp,
+    /// When it ends, if it is not extended.
+    pub expires_at: Timestamp,
+    /// How long it lives at most, however often it is extended.
+    pub longest_life: Span,
+}
+
+impl Lease {
+    /// Returns what it needs at `now`: a replacement early enough for three moves and a visit, else an extension at half of what
+    /// was left of it, as long as its longest life allows one.
+    pub fn need(&self, longest_move: Span, visit: Span, now: Timestamp) -> LeaseNeed {
+        let (created_at, expires_at) = (self.created_at, self.expires_at);
+        let dies_at = created_at + self.longest_life;
+        let by_share = created_at + self.longest_life.part(2, 3);
+        let by_moves = dies_at - (longest_move + longest_move + longest_move + visit);
+        // A life too short for that many moves is used up to its half: it would be replaced at each visit otherwise.
+        let replace_at = by_share.min(by_moves.max(created_at + self.longest_life.part(1, 2)));
+        let extend_at = self.extended_at + expires_at.since(self.extended_at).part(1, 2);
+        if now >= replace_at || now >= expires_at {
+            LeaseNeed::Replace
+        } else if now >= extend_at && expires_at < dies_at {
+            LeaseNeed::Extend
         } else {
-            replace_at
-        })
+            LeaseNeed::Nothing(if expires_at < dies_at {
+                replace_at.min(extend_at)
+            } else {
+                replace_at
+            })
+        }
+    }
+
+    /// Returns from when on somebody must hear that nobody gave it what it needs: half of what was left then is over.
+    pub fn late_at(&self, longest_move: Span, visit: Span) -> Timestamp {
+        let due_at = match self.need(longest_move, visit, self.extended_at) {
+            LeaseNeed::Nothing(at) => at,
+            LeaseNeed::Extend | LeaseNeed::Replace => self.extended_at,
+        };
+        due_at + self.expires_at.since(due_at).part(1, 2)
     }
 }
 
@@ -265,21 +284,45 @@ mod tests {
         assert_eq!(next(&row, &Policy::default()).unwrap().since, after(Span::days(90)));
     }
 
+    fn lease(extended: Span, expires: Span) -> Lease {
+        Lease {
+            created_at: after(Span::ZERO),
+            extended_at: after(extended),
+            expires_at: after(expires),
+            longest_life: Span::hours(24),
+        }
+    }
+
     #[test]
     fn a_lease_is_extended_at_half_and_replaced_in_time_for_three_moves() {
-        let (created, hour) = (after(Span::ZERO), Span::hours(1));
-        let need = |now| {
-            lease(
-                created,
-                after(hour),
-                Span::hours(24),
-                Span::minutes(10),
-                Span::minutes(1),
-                after(now),
-            )
-        };
-        assert_eq!(need(Span::minutes(29)), LeaseNeed::Nothing(after(Span::minutes(30))));
-        assert_eq!(need(Span::minutes(30)), LeaseNeed::Extend);
-        assert_eq!(need(Span::hours(16)), LeaseNeed::Replace);
+        let new = lease(Span::ZERO, Span::hours(1));
+        let need = |lease: &Lease, now| lease.need(Span::minutes(10), Span::minutes(1), after(now));
+        assert_eq!(need(&new, Span::minutes(29)), LeaseNeed::Nothing(after(Span::minutes(30))));
+        assert_eq!(need(&new, Span::minutes(30)), LeaseNeed::Extend);
+        assert_eq!(need(&new, Span::hours(1)), LeaseNeed::Replace, "it has ended");
+        let old = lease(Span::hours(10), Span::hours(11));
+        assert_eq!(
+            need(&old, Span::minutes(10 * 60 + 29)),
+            LeaseNeed::Nothing(after(Span::minutes(10 * 60 + 30))),
+            "half of what was left when it was extended"
+        );
+        assert_eq!(need(&old, Span::hours(16)), LeaseNeed::Replace);
+        let whole = lease(Span::hours(2), Span::hours(24));
+        assert_eq!(need(&whole, Span::hours(15)), LeaseNeed::Nothing(after(Span::hours(16))));
+    }
+
+    #[test]
+    fn a_life_too_short_for_three_moves_is_used_up_to_its_half() {
+        let need =
+            |now| lease(Span::ZERO, Span::hours(24)).need(Span::hours(9), Span::ZERO, after(now));
+        assert_eq!(need(Span::hours(11)), LeaseNeed::Nothing(after(Span::hours(12))));
+        assert_eq!(need(Span::hours(12)), LeaseNeed::Replace);
+    }
+
+    #[test]
+    fn a_lease_that_nobody_serves_is_late_at_half_of_what_is_left() {
+        let late = |lease: Lease| lease.late_at(Span::minutes(10), Span::minutes(1));
+        assert_eq!(late(lease(Span::ZERO, Span::hours(1))), after(Span::minutes(45)));
+        assert_eq!(late(lease(Span::hours(2), Span::hours(24))), after(Span::hours(20)));
     }
 }

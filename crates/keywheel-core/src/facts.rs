@@ -49,6 +49,16 @@ pub struct IssuerFacts {
     /// Whether what it issues is an identifier that anybody may see: no secret, and rotated against abuse only.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub publishable: bool,
+    /// How long what it issues lives, where it ends by itself: such a secret is rotated by `lease`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease: Option<LeaseFacts>,
+}
+
+/// What is known of the leases of an issuer before one is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseFacts {
+    /// How long one lives at most, however often it is extended; none where it is not extended.
+    pub longest_life: Option<Span>,
 }
 
 impl IssuerFacts {
@@ -74,6 +84,7 @@ impl IssuerFacts {
             told_in_use: false,
             takes_turns: false,
             publishable: false,
+            lease: None,
         }
     }
 

@@ -175,6 +175,9 @@ pub struct Version {
     pub created_at: Option<Timestamp>,
     /// When the issuer ends it by itself.
     pub expires_at: Option<Timestamp>,
+    /// When that was moved last, where it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub extended_at: Option<Timestamp>,
     /// The fingerprint of its credential, where it was ever seen.
     pub fingerprint: Option<Fingerprint>,
 }
@@ -333,7 +336,10 @@ impl Inventory {
                 }),
             (Step::Extend, Report::Extended { expires_at }) => {
                 if let Some(current) = rotation.version(Side::Previous) {
-                    self.set(current, |known| known.expires_at = Some(*expires_at));
+                    self.set(current, |known| {
+                        known.expires_at = Some(*expires_at);
+                        known.extended_at = Some(at);
+                    });
                 }
             }
             (Step::Suspend(version), _) => {
@@ -379,6 +385,7 @@ impl Version {
             label: None,
             created_at: None,
             expires_at: None,
+            extended_at: None,
             fingerprint: None,
         }
     }

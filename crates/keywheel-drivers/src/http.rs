@@ -33,6 +33,25 @@ pub(crate) fn over_socket(socket: &Path) -> reqwest::Client {
     built(settings)
 }
 
+/// Returns a client that trusts whom a file of certificates names, and nobody else.
+///
+/// # Errors
+/// A refusal where the file holds no certificates.
+pub(crate) fn trusting(ca: &Path) -> Result<reqwest::Client, Refusal> {
+    let no = || {
+        let message = format!("`ca`: file `{}` holds no certificates", ca.display());
+        Refusal::operator(RefusalKind::Local, message)
+    };
+    let pem = std::fs::read(ca).map_err(|_| no())?;
+    let certificates = reqwest::Certificate::from_pem_bundle(&pem).map_err(|_| no())?;
+    if certificates.is_empty() {
+        return Err(no());
+    }
+    drop(rustls::crypto::ring::default_provider().install_default());
+    let client = settings().read_timeout(Duration::from_secs(30)).tls_certs_only(certificates);
+    client.build().map_err(|_| no())
+}
+
 /// Writes a time as APIs over HTTP take it: in seconds since 1970, with three decimals.
 pub(crate) fn unix_seconds(at: Timestamp) -> String {
     format!("{}.{:03}", at.millis() / 1_000, at.millis() % 1_000)

@@ -17,6 +17,7 @@ mod redis;
 mod reference;
 mod secret_json;
 mod secured;
+pub mod vault;
 
 pub mod issuer;
 pub mod notifier;

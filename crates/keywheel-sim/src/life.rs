@@ -240,6 +240,7 @@ impl Life {
                     label: None,
                     created_at: None,
                     expires_at: None,
+                    extended_at: None,
                     fingerprint: None,
                 });
                 row.next = plan.pending;

@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
     adopt, audit, check, completions, config, doctor, drill, explain, incident, init, man, plan,
-    reconcile, resume, rotate, rotation, schema, status, token, where_,
+    reconcile, resume, rotate, rotation, schema, status, token, vault, where_,
 };
 use crate::config::Config;
 use crate::exit::Exit;
@@ -110,6 +110,7 @@ enum Command {
     Rotation(rotation::RotationArgs),
     Incident(incident::IncidentArgs),
     Token(token::TokenArgs),
+    Vault(vault::VaultArgs),
     Audit(audit::AuditArgs),
     Config(config::ConfigArgs),
     Explain(explain::ExplainArgs),
@@ -143,6 +144,7 @@ impl Command {
             Self::Rotation(args) => rotation::run(&args, globals).await,
             Self::Incident(args) => incident::run(&args, globals).await,
             Self::Token(args) => token::run(&args, globals).await,
+            Self::Vault(args) => vault::run(&args, globals).await,
             Self::Audit(args) => audit::run(&args, globals).await,
             Self::Config(args) => config::run(&args, globals),
             Self::Explain(args) => explain::run(&args, globals),

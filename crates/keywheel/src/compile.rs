@@ -52,6 +52,8 @@ pub(crate) struct Inputs {
     pub(crate) incident: Option<Incident>,
     /// The other secrets that share its rolls.
     pub(crate) batch: Vec<SecretName>,
+    /// Whether a lease is only extended.
+    pub(crate) extend: bool,
 }
 
 /// The drivers of one rotation, in the order of its plan.
@@ -99,7 +101,7 @@ pub(crate) fn compile(config: &Config, name: &SecretName, inputs: Inputs) -> Res
         takes_over: inputs.takes_over,
         inherits_until: inputs.inherits_until,
         incident: inputs.incident,
-        extend: false,
+        extend: inputs.extend,
         batch: inputs.batch,
         folder: config.folder.to_str().map(str::to_owned).ok_or_else(not_utf8)?,
         issuer,
@@ -322,6 +324,7 @@ secrets:
             inherits_until: None,
             incident: None,
             batch: Vec::new(),
+            extend: false,
         }
     }
 

@@ -17,6 +17,7 @@ mod exposed;
 mod guide;
 mod incident;
 mod init;
+mod leases;
 mod notify;
 mod outlook;
 mod output;

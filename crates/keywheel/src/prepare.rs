@@ -44,12 +44,22 @@ pub(crate) struct Request {
     pub(crate) mode: Mode,
     /// The store from which an emergency's suspects leaked, where that is known.
     pub(crate) in_store: Option<String>,
+    /// Whether a lease is only extended.
+    pub(crate) extend: bool,
 }
 
 impl Request {
     /// What an operator asks for when nothing is wrong.
     pub(crate) fn at_a_steady_pace(because: Option<String>) -> Self {
-        Self { reason: Reason::Requested, because, mode: Mode::Normal, in_store: None }
+        let mode = Mode::Normal;
+        Self { reason: Reason::Requested, because, mode, in_store: None, extend: false }
+    }
+
+    /// What a lease needs before it ends.
+    pub(crate) fn of_a_lease(extend: bool) -> Self {
+        let because = if extend { "half of its life is over" } else { "its lease ends soon" };
+        let request = Self::at_a_steady_pace(Some(because.into()));
+        Self { reason: Reason::Expiring, extend, ..request }
     }
 }
 
@@ -172,6 +182,7 @@ async fn member(
         inherits_until: None,
         incident: None,
         batch,
+        extend: request.extend,
     };
     if emergency {
         take_over(session, &secret.name, &row, &mut inputs).await?;
@@ -418,6 +429,7 @@ pub(crate) fn draft_for(
         inherits_until: None,
         incident: None,
         batch: Vec::new(),
+        extend: false,
     };
     compile(config, &secret.name, inputs)
 }

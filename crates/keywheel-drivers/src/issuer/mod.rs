@@ -22,6 +22,8 @@ drivers! {
         random => Random,
         redis_acl => RedisAcl,
         sentry => Sentry,
+        vault_dynamic => VaultDynamic,
+        vault_static => VaultStatic,
     }
 }
 
@@ -52,6 +54,12 @@ mod tests {
                     "nodes": ["127.0.0.1:6379"], "user": "app", "admin": { "password": { "env": "REDIS_ADMIN" } },
                 }),
                 "command" => serde_json::json!({ "mint": ["tools/keys"] }),
+                "vault_dynamic" => serde_json::json!({
+                    "address": "https://vault", "auth": { "token": { "env": "TOKEN" } }, "path": "database/creds/app",
+                }),
+                "vault_static" => serde_json::json!({
+                    "address": "https://vault", "auth": { "token": { "env": "TOKEN" } }, "role": "app",
+                }),
                 _ => serde_json::json!({}),
             };
             let read: IssuerConfig =

@@ -20,5 +20,6 @@ drivers! {
         kubernetes_secret => KubernetesSecret,
         pgbouncer => Pgbouncer,
         pgpass => Pgpass,
+        vault_kv => VaultKv,
     }
 }

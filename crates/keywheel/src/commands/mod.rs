@@ -19,4 +19,5 @@ pub(crate) mod rotation;
 pub(crate) mod schema;
 pub(crate) mod status;
 pub(crate) mod token;
+pub(crate) mod vault;
 pub(crate) mod where_;

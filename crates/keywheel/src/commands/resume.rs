@@ -18,7 +18,7 @@ use crate::exit::Exit;
 use crate::output::{Failure, Format, Output};
 use crate::progress::Progress;
 use crate::session::{Session, engine_failure};
-use crate::{code, confirm, drive, notify, prepare, queue, session};
+use crate::{code, confirm, drive, leases, notify, prepare, queue, session};
 
 /// Which open rotations.
 #[derive(Debug, Args)]
@@ -116,6 +116,9 @@ pub(crate) async fn resume(args: &ResumeArgs, globals: &Globals) -> Result<Exit,
     let mut taken = args.open.take_up(&session, environment, go_on).await?;
     let chosen = |secret: &SecretName| args.open.takes(secret);
     taken.extend(queue::begin(globals, &session, &config, environment, chosen).await?);
+    if args.open.all {
+        taken.extend(leases::begin(&session, &config, environment).await?);
+    }
     if taken.is_empty() {
         notify::deliver(&session, output).await;
         return nothing(output);

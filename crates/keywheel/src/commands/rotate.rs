@@ -218,6 +218,7 @@ fn request(args: &RotateArgs) -> Request {
         because: args.because.clone(),
         mode: Mode::Emergency { revoke_first: args.revoke_first, stage_for },
         in_store: args.selection.in_store.clone(),
+        extend: false,
     }
 }
 

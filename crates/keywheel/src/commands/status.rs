@@ -7,7 +7,7 @@ use keywheel_core::due;
 use keywheel_core::event::{Event, Report};
 use keywheel_core::gate::{Gate, Gates, Light};
 use keywheel_core::inventory::Inventory;
-use keywheel_core::plan::RotationId;
+use keywheel_core::plan::{Reason, RotationId};
 use keywheel_core::planted;
 use keywheel_core::rotation::Rotation;
 use keywheel_core::secret::SecretName;
@@ -22,6 +22,7 @@ use serde_json::Value;
 use crate::cli::Globals;
 use crate::config::{Config, Environment, Secret};
 use crate::exit::Exit;
+use crate::leases::{self, Stands};
 use crate::outlook::Outlook;
 use crate::output::{Failure, Format};
 use crate::queue::Staging;
@@ -324,6 +325,7 @@ fn row(config: &Config, secret: &Secret, known: &Known, now: Timestamp) -> Row {
     let is_scheduled = known.row.open.is_none() && known.stage.is_none();
     let (standing, state, mut detail, next) = open(known, now)
         .or_else(|| staged(known))
+        .or_else(|| leased(config, secret, &known.row, upcoming.as_ref(), now))
         .unwrap_or_else(|| scheduled(secret, &known.row, upcoming.as_ref(), now));
     if is_scheduled && standing != Standing::Fine && takes_a_person(config, secret) {
         detail.push_str("; guided: needs you at a terminal");
@@ -465,6 +467,35 @@ fn scheduled(
                 false => "age unknown",
             };
             (Standing::Fine, "ok".into(), format!("{}; {why}", versions(row)), String::new())
+        }
+    }
+}
+
+/// What its issuer ends by itself is served by each visit, so that nothing is due of it until nobody comes.
+fn leased(
+    config: &Config,
+    secret: &Secret,
+    row: &Inventory,
+    upcoming: Option<&due::Due>,
+    now: Timestamp,
+) -> Option<Words> {
+    if upcoming.is_some_and(|due| due.reason != Reason::Expiring) || row.held_because.is_some() {
+        return None;
+    }
+    let (stands, until) = leases::stands(config, secret, row, now)?;
+    let (version, until) = (versions(row), words::when(until));
+    let late =
+        |detail| Some((Standing::Late, "late".into(), detail, "keywheel resume --all".into()));
+    match stands {
+        Stands::InTime => {
+            let detail = format!("{version}; leased until {until}");
+            Some((Standing::Fine, "ok".into(), detail, String::new()))
+        }
+        Stands::Late => late(format!(
+            "{version}; leased until {until}, and nobody extends or replaces it: does cron run `keywheel resume --all`?"
+        )),
+        Stands::Ended => {
+            late(format!("{version}; its lease ended {until}, and its readers are refused"))
         }
     }
 }

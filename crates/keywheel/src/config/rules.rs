@@ -58,6 +58,9 @@ impl SecretScope<'_> {
                 None if facts.as_ref().is_some_and(|facts| facts.takes_turns) => {
                     Strategy::Alternate
                 }
+                None if facts.as_ref().is_some_and(|facts| facts.lease.is_some()) => {
+                    Strategy::Lease
+                }
                 None => Strategy::Overlap,
             },
             deliveries: deliveries(entry),
@@ -215,7 +218,21 @@ impl SecretScope<'_> {
                 Err(problem(code::NO_OVERLAP, "is cut over, and requests may fail meanwhile")
                     .hint("add `accept: [outage]` if that loss is right"))
             }
-            Strategy::Keyring { .. } | Strategy::Append | Strategy::Cutover => Ok(()),
+            Strategy::Keyring { .. } | Strategy::Append | Strategy::Cutover
+                if facts.lease.is_none() =>
+            {
+                Ok(())
+            }
+            strategy if facts.lease.is_some() && strategy != Strategy::Lease => Err(problem(
+                code::UNSUITABLE,
+                "has an issuer whose versions end by themselves, which leaves no soak",
+            )
+            .hint("leave `strategy` out: such a secret is leased")),
+            Strategy::Lease if facts.lease.is_none() => Err(problem(
+                code::UNSUITABLE,
+                "is leased, and what its issuer makes does not end by itself",
+            )
+            .hint("leave `strategy` out")),
             Strategy::Alternate if !facts.takes_turns => Err(problem(
                 code::UNSUITABLE,
                 "alternates, and its issuer has no two logins that take turns",

@@ -390,6 +390,35 @@ fn logins_that_take_turns_alternate_and_their_names_are_delivered() {
 }
 
 #[test]
+fn what_ends_by_itself_is_leased_and_nothing_else_is() {
+    let leased = ONE
+        .replace(
+            "{ random: { length: 64 } }",
+            "{ vault_dynamic: { address: \"https://vault\", auth: { token: { env: X } }, path: database/creds/shop } }",
+        )
+        .replace("    strategy: { keyring: { longest_token: 15m } }\n", "")
+        .replace(
+            "SESSION_SECRET: current, SESSION_SECRET_ALSO_ACCEPTED: also_accepted",
+            "PGPASSWORD: password, PGUSER: username",
+        );
+    let parsed = parse(&leased).unwrap_or_else(|_| panic!("{}", problems(&leased)));
+    let (_, session) = parsed.secret(&"session@default".parse().unwrap()).unwrap();
+    assert_eq!(session.strategy, Strategy::Lease);
+    let overlap = leased.replace("    issuer:", "    strategy: overlap\n    issuer:");
+    let said = problems(&overlap);
+    assert!(said.contains("end by themselves, which leaves no soak"), "{said}");
+    let cutover =
+        leased.replace("    issuer:", "    strategy: cutover\n    accept: [outage]\n    issuer:");
+    assert!(problems(&cutover).contains("end by themselves"));
+    let random = ONE.replace("{ keyring: { longest_token: 15m } }", "lease").replace(
+        "SESSION_SECRET: current, SESSION_SECRET_ALSO_ACCEPTED: also_accepted",
+        "SESSION_SECRET: current",
+    );
+    let said = problems(&random);
+    assert!(said.contains("what its issuer makes does not end by itself"), "{said}");
+}
+
+#[test]
 fn a_list_of_logins_has_a_slot_for_each_of_two_that_take_turns() {
     let pooler = "  pooler: { pgbouncer: { auth_file: u.txt, through: [\"postgresql://127.0.0.1/app\"], reload: [\"true\"] } }";
     let with = |slots: &str| {
