@@ -12,6 +12,8 @@ drivers! {
     /// The configuration of an issuer: `{ openai: {…} }`.
     IssuerConfig for dyn Issuer {
         anthropic => Anthropic,
+        #[cfg(feature = "cloud")]
+        aws_access_key => AwsAccessKey,
         command => Command,
         jwt_secret => JwtSecret,
         manual => Manual,
@@ -52,6 +54,7 @@ mod tests {
                     "nodes": ["127.0.0.1:6379"], "user": "app", "admin": { "password": { "env": "REDIS_ADMIN" } },
                 }),
                 "command" => serde_json::json!({ "mint": ["tools/keys"] }),
+                "aws_access_key" => serde_json::json!({ "user": "backend" }),
                 _ => serde_json::json!({}),
             };
             let read: IssuerConfig =
