@@ -2,7 +2,8 @@
 //!
 //! So the SDK too follows no redirect, asks no proxy and repeats nothing (H04, H117), and what it says of a failure keeps status
 //! and code and loses the rest (H115). Addresses come from the configuration only: no variable of the environment sends a
-//! credential elsewhere.
+//! credential elsewhere. The SDK believes any success of a call that answers nothing, so that the page of a proxy would end a key;
+//! here it is none.
 
 use std::error::Error;
 use std::time::SystemTime;
@@ -18,6 +19,7 @@ use aws_config::{BehaviorVersion, Region};
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::error::CredentialsError;
 use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider, future};
+use aws_smithy_runtime_api::box_error::BoxError;
 use aws_smithy_runtime_api::client::http::{
     HttpConnector, HttpConnectorFuture, SharedHttpClient, SharedHttpConnector, http_client_fn,
 };
@@ -25,6 +27,7 @@ use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse};
 use aws_smithy_runtime_api::client::result::{ConnectorError, SdkError};
 use aws_smithy_types::body::SdkBody;
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
+use keywheel_core::planted;
 use keywheel_core::secret::SecretValue;
 use keywheel_driver::{CallError, Refusal, RefusalKind, SecretReference};
 use reqwest::StatusCode;
@@ -138,11 +141,12 @@ impl Aws {
         let message = metadata.and_then(|metadata| metadata.message()).unwrap_or_default();
         let is_late = message.contains("Signature expired")
             || message.contains("Signature not yet current");
+        let is_answered = error.raw_response().is_some() || cause::<Foreign>(error).is_some();
         let error = match error.raw_response() {
             Some(answer) => self.answered(effect, code.as_deref(), answer),
             None => no_answer(self.target, effect, error),
         };
-        Failed { code, is_late, error }
+        Failed { code, is_late, is_answered, error }
     }
 
     fn answered(&self, effect: Effect, code: Option<&str>, answer: &HttpResponse) -> CallError {
@@ -207,6 +211,8 @@ pub(crate) struct Failed {
     pub(crate) code: Option<String>,
     /// Whether the request was refused for its time: the clocks differ, and that says nothing of the key.
     pub(crate) is_late: bool,
+    /// Whether there was an answer, of AWS or of somebody before it.
+    pub(crate) is_answered: bool,
     /// What it comes to.
     pub(crate) error: CallError,
 }
@@ -259,18 +265,14 @@ fn meaning(code: &str) -> Option<Meaning> {
 
 /// Says what came of a call that no answer came to: what the HTTP client or a reference says, wherever the SDK has wrapped it.
 fn no_answer(target: &str, effect: Effect, error: &(dyn Error + 'static)) -> CallError {
-    let mut cause = Some(error);
-    while let Some(here) = cause {
-        if let Some(error) = here.downcast_ref::<CallError>() {
-            return error.clone();
-        }
-        if let Some(refusal) = here.downcast_ref::<Refusal>() {
-            return refusal.clone().into();
-        }
-        if let Some(error) = here.downcast_ref::<CredentialsError>() {
-            return no_credentials(target, error);
-        }
-        cause = here.source();
+    if let Some(error) = cause::<CallError>(error) {
+        return error.clone();
+    }
+    if let Some(foreign) = cause::<Foreign>(error) {
+        return CallError::Unknown(format!("{target}: {foreign}"));
+    }
+    if cause::<Refusal>(error).is_some() || cause::<CredentialsError>(error).is_some() {
+        return no_credentials(target, error);
     }
     let message = format!("{target}: the call could not be made");
     match effect {
@@ -279,16 +281,24 @@ fn no_answer(target: &str, effect: Effect, error: &(dyn Error + 'static)) -> Cal
     }
 }
 
-fn no_credentials(target: &str, error: &CredentialsError) -> CallError {
-    let mut cause = error.source();
-    while let Some(here) = cause {
-        if let Some(refusal) = here.downcast_ref::<Refusal>() {
-            return refusal.clone().into();
-        }
-        cause = here.source();
+fn no_credentials(target: &str, error: &(dyn Error + 'static)) -> CallError {
+    if let Some(refusal) = cause::<Refusal>(error) {
+        return refusal.clone().into();
     }
     let message = format!("{target}: no credentials of AWS could be had here");
     Refusal::operator(RefusalKind::Permission, message).into()
+}
+
+/// Returns the error of a kind among an error and what caused it.
+fn cause<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a T> {
+    let mut here = Some(error);
+    while let Some(error) = here {
+        if let Some(found) = error.downcast_ref() {
+            return Some(found);
+        }
+        here = error.source();
+    }
+    None
 }
 
 /// Where keywheel's own credentials come from.
@@ -410,12 +420,17 @@ impl HttpConnector for Connector {
         let target = self.target;
         HttpConnectorFuture::new(async move {
             let sent = send(target, request).await;
-            sent.map_err(|error| ConnectorError::other(Box::new(error), None))
+            sent.map_err(|error| ConnectorError::other(error, None))
         })
     }
 }
 
-async fn send(target: &str, request: HttpRequest) -> Result<HttpResponse, CallError> {
+/// A success that does not come from AWS: the page of a proxy.
+#[derive(Debug, thiserror::Error)]
+#[error("somebody else than AWS answered")]
+struct Foreign;
+
+async fn send(target: &str, request: HttpRequest) -> Result<HttpResponse, BoxError> {
     let odd = || unsupported(&format!("{target}: the request could not be built"));
     let (mut parts, body) = request.try_into_http1x().map_err(|_| odd())?.into_parts();
     for name in ["authorization", "x-amz-security-token"] {
@@ -423,14 +438,19 @@ async fn send(target: &str, request: HttpRequest) -> Result<HttpResponse, CallEr
             value.set_sensitive(true);
         }
     }
+    let is_signed = parts.headers.contains_key("authorization");
     let body = body.bytes().ok_or_else(odd)?.to_vec();
     let request = reqwest::Request::try_from(::http::Request::from_parts(parts, body));
     let answer = http::client().execute(request.map_err(|_| odd())?).await;
     let answer = answer.map_err(|error| http::call_error(target, &error))?;
     let (status, headers) = (answer.status(), answer.headers().clone());
+    let is_of_aws = headers.contains_key("x-amzn-requestid") || planted!("any_success_is_of_aws");
+    if is_signed && status.is_success() && !is_of_aws {
+        return Err(Foreign.into());
+    }
     let mut whole = ::http::Response::new(SdkBody::from(http::body(target, answer).await?));
     *whole.status_mut() = status;
     *whole.headers_mut() = headers;
     let odd = |_| CallError::Unknown(format!("{target}: the answer could not be read"));
-    HttpResponse::try_from(whole).map_err(odd)
+    Ok(HttpResponse::try_from(whole).map_err(odd)?)
 }

@@ -4,6 +4,7 @@
 //! with that reason.
 
 pub mod docker;
+pub mod ministack;
 pub mod openbao;
 pub mod pgbouncer;
 pub mod podman;

@@ -257,12 +257,12 @@ impl Issuer for AccessKeys {
         if is_no || planted!("any_no_of_aws_is_death") {
             return Ok(Verdict::Refused);
         }
-        match error.raw_response() {
-            Some(_) if failed.is_late => {
+        match failed.is_answered {
+            true if failed.is_late => {
                 Ok(Verdict::CannotTell("the clock of this machine and that of AWS differ".into()))
             }
-            Some(_) => Ok(Verdict::CannotTell(failed.error.to_string())),
-            None => Err(failed.error),
+            true => Ok(Verdict::CannotTell(failed.error.to_string())),
+            false => Err(failed.error),
         }
     }
 
@@ -414,11 +414,13 @@ fn moment(at: &DateTime) -> Option<Timestamp> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
     use std::time::Duration as Time;
 
     use keywheel_core::plan::Label;
-    use keywheel_driver::Severity;
+    use keywheel_driver::{SecretReference, Severity};
     use keywheel_driver::conformance::{canary, issuer as conformance};
+    use keywheel_ground::ministack::{ADMIN_ID, Ministack};
     use keywheel_twins::aws::{Key as Made, Twin, TwinOptions};
     use keywheel_twins::fault::{Echo, Fault, Rule};
     use serde_json::{Value, json};
@@ -499,6 +501,54 @@ mod tests {
 
     fn id_of(key: &Made) -> IssuedId {
         IssuedId::new(&key.id)
+    }
+
+    #[tokio::test]
+    async fn it_keeps_the_contract_before_an_emulator_that_checks_who_calls() {
+        let secret = canary("root");
+        let ministack = match Ministack::start(&secret) {
+            Ok(ministack) => ministack,
+            Err(why) => return writeln!(std::io::stdout(), "skipped: ministack ({why})").unwrap(),
+        };
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("id.key"), ADMIN_ID).unwrap();
+        std::fs::write(folder.path().join("secret.key"), &secret).unwrap();
+        let issuer = issuer(&ministack.endpoint(), &folder, json!({}));
+        let admin = Access {
+            access_key_id: Some(SecretReference::File("id.key".into())),
+            secret_access_key: Some(SecretReference::File("secret.key".into())),
+            ..Access::default()
+        };
+        let (endpoint, context) = (ministack.endpoint(), Context::at(folder.path()));
+        let aws = Aws::new(TARGET, "us-east-1", Some(&endpoint), &admin, &context).ok().unwrap();
+        let iam = aws_sdk_iam::Client::new(aws.own());
+        iam.create_user().user_name(USER).send().await.unwrap();
+        let garbage = Made { id: "AKIAUNKNOWNUNKNOWN".into(), secret: canary("garbage") };
+        conformance::run(&conformance::Subject {
+            issuer: &*issuer,
+            prefix: "kw-row-",
+            garbage: &credential(&garbage),
+            lose_next_answer: None,
+            broken: &[],
+            canaries: &[],
+        })
+        .await;
+        let minted = mint(&*issuer, "kw-1-1", None, None).await.unwrap_or_else(|e| panic!("{e}"));
+        let (issued, value) = minted.issued.zip(minted.credential).unwrap();
+        let suspend = issuer.suspend().unwrap();
+        for (switch, verdict) in [(false, Verdict::Refused), (true, Verdict::Accepted)] {
+            match switch {
+                true => suspend.resume(&issued).await.unwrap(),
+                false => suspend.suspend(&issued).await.unwrap(),
+            }
+            assert_eq!(issuer.verify(&value).await.unwrap(), verdict);
+        }
+        let wrong = Made { id: issued.id.clone(), secret: canary("wrong") };
+        assert_eq!(issuer.verify(&credential(&wrong)).await.unwrap(), Verdict::Refused);
+        let unknown = refusal(issuer.usage().unwrap().last_used(&issued).await);
+        assert!(unknown.message.contains("shows no use of the key at all"), "{unknown}");
+        issuer.revoke(&issued).await.unwrap();
+        assert_eq!(issuer.verify(&value).await.unwrap(), Verdict::Refused);
     }
 
     #[tokio::test]
@@ -593,7 +643,7 @@ mod tests {
         bench.issuer.suspend().unwrap().suspend(&id_of(&two)).await.unwrap();
         let blocks = bench.messages(Severity::Blocks).await;
         let [block] = &blocks[..] else { panic!("{blocks:?}") };
-        for part in [&one.id, &two.id, "(active, made ", "last used 3h ago", "(inactive, made "] {
+        for part in [&one.id, &two.id, "(active, made ", "last used 3 h ago", "(inactive, made "] {
             assert!(block.contains(part), "{part}: {block}");
         }
         let refused = refusal(mint(&*bench.issuer, "kw-1-1", Some(&id_of(&one)), None).await);

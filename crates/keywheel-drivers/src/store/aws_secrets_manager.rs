@@ -620,11 +620,15 @@ fn token(base: Option<&str>, held: Option<&SecretValue>, new: &SecretValue) -> S
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
     use std::path::Path;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
+    use keywheel_driver::conformance::canary;
     use keywheel_driver::conformance::store::{self as conformance, Subject};
     use keywheel_driver::store::Accept;
-    use keywheel_driver::{Remedy, Severity};
+    use keywheel_driver::{Remedy, SecretReference, Severity};
+    use keywheel_ground::ministack::{ADMIN_ID, Ministack};
     use keywheel_twins::aws::{Peculiar, Twin, TwinOptions};
     use keywheel_twins::fault::{Echo, Fault, Faults, Nth, Rule};
     use serde_json::json;
@@ -767,6 +771,63 @@ mod tests {
     async fn it_conforms_over_a_json_object() {
         let addresses = ["API_KEY", "a \"quoted\" name", "API_KEY_2", ""];
         conformance::every_case(async || subject(Some("{}"), "json", &addresses)).await;
+    }
+
+    #[tokio::test]
+    async fn it_conforms_before_an_emulator_that_checks_who_calls() {
+        let secret = canary("root");
+        let ministack = match Ministack::start(&secret) {
+            Ok(ministack) => ministack,
+            Err(why) => return writeln!(std::io::stdout(), "skipped: ministack ({why})").unwrap(),
+        };
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("id.key"), ADMIN_ID).unwrap();
+        std::fs::write(folder.path().join("secret.key"), &secret).unwrap();
+        let admin = Access {
+            access_key_id: Some(SecretReference::File("id.key".into())),
+            secret_access_key: Some(SecretReference::File("secret.key".into())),
+            ..Access::default()
+        };
+        let (endpoint, context) = (ministack.endpoint(), Context::at(folder.path()));
+        let aws = Aws::new(TARGET, "eu-west-1", Some(&endpoint), &admin, &context).ok().unwrap();
+        let client = Client::new(aws.own());
+        let made = AtomicUsize::new(0);
+        let fresh = async || {
+            let name = format!("shop/app-{}", made.fetch_add(1, Ordering::Relaxed));
+            client.create_secret().name(&name).secret_string("{}").send().await.unwrap();
+            let at = |changes| store(&endpoint, folder.path(), changes, None);
+            let changes = json!({ "secret_id": name });
+            Subject {
+                store: at(changes.clone()),
+                other: at(changes),
+                addresses: ["API_KEY", "a \"quoted\" name", ""].map(Into::into).into(),
+                uncarriable: vec![b"latin\xe91".to_vec(), vec![b'x'; LARGEST + 1]],
+                guard: Box::new(()),
+            }
+        };
+        conformance::bytes_come_back_as_they_were_written(fresh().await).await;
+        conformance::a_repeated_write_changes_nothing(fresh().await).await;
+        conformance::the_new_value_itself_is_always_accepted(fresh().await).await;
+        conformance::an_absent_slot_is_none_and_can_be_absent_again(fresh().await).await;
+        conformance::a_refused_edit_holds_up_all_edits(fresh().await).await;
+        conformance::h106_readers_see_only_whole_values(fresh().await).await;
+        conformance::errors_hold_no_value(fresh().await).await;
+        conformance::preflight_changes_nothing(fresh().await).await;
+        // What another client is given, and which labels are left.
+        let Subject { store, addresses, .. } = fresh().await;
+        for value in ["new", "newer", "new"] {
+            let value = SecretValue::new(value.into());
+            let edit =
+                Edit { address: &addresses[0], accept: Accept::Anything, value: Some(&value) };
+            store.write(&[edit]).await.unwrap_or_else(|e| panic!("{e}"));
+        }
+        let name = format!("shop/app-{}", made.load(Ordering::Relaxed) - 1);
+        let given = client.get_secret_value().secret_id(&name).send().await.unwrap();
+        assert_eq!(given.secret_string(), Some(r#"{"API_KEY":"new"}"#));
+        let described = client.describe_secret().secret_id(&name).send().await.unwrap();
+        assert_eq!(holder(&described, CURRENT), given.version_id());
+        assert_eq!(holder(&described, PENDING), None);
+        assert!(holder(&described, PREVIOUS).is_some());
     }
 
     #[tokio::test]

@@ -27,6 +27,11 @@ use crate::server::Server;
 /// The twin's name, as its header says it.
 pub const NAME: &str = "aws";
 
+const REQUEST_ID: &str = "x-amzn-requestid";
+
+/// The id that every request is given.
+const REQUEST: &str = "00000000-0000-4000-8000-000000000000";
+
 /// The longest request that is taken.
 const LARGEST: usize = 1024 * 1024;
 
@@ -277,12 +282,12 @@ fn in_json(done: Result<Value, Failure>) -> Response {
             (failure.status, body)
         }
     };
-    let kind = [("content-type", "application/x-amz-json-1.1")];
-    (status, kind, body.to_string()).into_response()
+    let headers = [("content-type", "application/x-amz-json-1.1"), (REQUEST_ID, REQUEST)];
+    (status, headers, body.to_string()).into_response()
 }
 
 fn in_xml(operation: &str, done: Result<String, Failure>) -> Response {
-    let id = "<RequestId>00000000-0000-4000-8000-000000000000</RequestId>";
+    let id = format!("<RequestId>{REQUEST}</RequestId>");
     let (status, body) = match done {
         Ok(result) => (
             StatusCode::OK,
@@ -297,7 +302,7 @@ fn in_xml(operation: &str, done: Result<String, Failure>) -> Response {
             ),
         ),
     };
-    (status, [("content-type", "text/xml")], body).into_response()
+    (status, [("content-type", "text/xml"), (REQUEST_ID, REQUEST)], body).into_response()
 }
 
 /// Returns a parameter of a form.
