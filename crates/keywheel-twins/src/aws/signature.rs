@@ -64,16 +64,16 @@ impl<'a> Signed<'a> {
             let value = headers.get(name)?.to_str().ok()?;
             canonical += &format!("{name}:{}\n", value.trim());
         }
-        canonical += &format!("\n{}\n{}", self.headers, hex(&Sha256::digest(body)));
+        canonical += &format!("\n{}\n{}", self.headers, hex::encode(Sha256::digest(body)));
         let scope = format!("{}/{}/{}/aws4_request", self.day, self.region, self.service);
         let at = headers.get("x-amz-date")?.to_str().ok()?;
-        let digest = hex(&Sha256::digest(canonical.as_bytes()));
+        let digest = hex::encode(Sha256::digest(canonical.as_bytes()));
         let text = format!("AWS4-HMAC-SHA256\n{at}\n{scope}\n{digest}");
         let mut key = format!("AWS4{secret}").into_bytes();
         for part in [self.day, self.region, self.service, "aws4_request"] {
             key = signed(&key, part.as_bytes());
         }
-        Some(hex(&signed(&key, text.as_bytes())))
+        Some(hex::encode(signed(&key, text.as_bytes())))
     }
 }
 
@@ -81,8 +81,4 @@ fn signed(key: &[u8], text: &[u8]) -> Vec<u8> {
     let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("a key of any length is taken");
     mac.update(text);
     mac.finalize().into_bytes().to_vec()
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

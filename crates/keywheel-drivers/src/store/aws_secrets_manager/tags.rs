@@ -4,6 +4,7 @@
 //! written as `=` and two hex digits for each byte.
 
 use aws_sdk_secretsmanager::types::Tag;
+use keywheel_core::planted;
 use keywheel_driver::{Claim, Owner};
 
 /// What our tags begin with.
@@ -66,6 +67,9 @@ pub(super) fn keys() -> Vec<String> {
 /// Returns what tags say of programs that manage the secret, for people.
 pub(super) fn managers(tags: &[Tag]) -> Vec<String> {
     let mut managers = Vec::new();
+    if planted!("manager_unseen") {
+        return managers;
+    }
     for (key, value) in tags.iter().filter_map(|tag| tag.key().zip(tag.value())) {
         if key == "aws:cloudformation:stack-name" {
             managers.push("CloudFormation".to_owned());
