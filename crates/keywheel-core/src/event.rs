@@ -182,6 +182,11 @@ pub enum Step {
     Sweep,
     /// Extends a lease.
     Extend,
+    /// Removes what one store kept for the way back, where nobody can need it any more.
+    CleanUp {
+        /// Which store, by index.
+        store: u8,
+    },
 }
 
 impl Step {
@@ -381,6 +386,7 @@ impl fmt::Display for Step {
             Self::VerifyDead(version) => write!(f, "prove that {version} is dead"),
             Self::Sweep => f.write_str("sweep for strays"),
             Self::Extend => f.write_str("extend the lease"),
+            Self::CleanUp { store } => write!(f, "clean up store {store}"),
         }
     }
 }

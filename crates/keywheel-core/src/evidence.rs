@@ -42,6 +42,9 @@ pub struct Expected<'a> {
     pub slots: &'a [(String, Option<Fingerprint>)],
     /// Since when every store it reads certainly holds the arrangement, with no write to another one intended since (H45).
     pub held_since: Option<Timestamp>,
+    /// On the way back to what was there when the rotation began: when a write was intended first. A replica that started before
+    /// has read nothing of the rotation, and is as it was.
+    pub untouched_before: Option<Timestamp>,
     /// How exact start times are.
     pub granularity: Span,
 }
@@ -145,14 +148,22 @@ fn judge_start(started_at: Option<Timestamp>, expected: &Expected<'_>) -> Proof 
         {
             Proof::Holds
         }
+        (Some(started), Some(_)) if is_untouched(started, expected) => Proof::Holds,
         _ => Proof::Unknown,
     }
+}
+
+fn is_untouched(started: Timestamp, expected: &Expected<'_>) -> bool {
+    expected.untouched_before.is_some_and(|before| started + expected.granularity < before)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::fingerprint::{FingerprintKeyId, Fingerprinter};
+
+    const NOTHING: Expected<'_> =
+        Expected { slots: &[], held_since: None, untouched_before: None, granularity: Span::ZERO };
 
     fn at(millis: i64) -> Timestamp {
         Timestamp::from_millis(millis)
@@ -165,7 +176,7 @@ mod tests {
     #[test]
     fn h45_a_replica_that_started_before_the_write_was_certain_proves_nothing() {
         let expected =
-            Expected { slots: &[], held_since: Some(at(1_000)), granularity: Span::millis(10) };
+            Expected { held_since: Some(at(1_000)), granularity: Span::millis(10), ..NOTHING };
         assert_eq!(judge(&fixed(900), &expected), Proof::Unknown);
         assert_eq!(judge(&fixed(1_010), &expected), Proof::Unknown);
         assert_eq!(judge(&fixed(1_011), &expected), Proof::Holds);
@@ -173,6 +184,22 @@ mod tests {
             judge(&fixed(1_011), &Expected { held_since: None, ..expected }),
             Proof::Unknown
         );
+    }
+
+    #[test]
+    fn on_the_way_back_a_replica_that_read_nothing_of_the_rotation_is_as_it_was() {
+        let expected = Expected {
+            held_since: Some(at(2_000)),
+            untouched_before: Some(at(1_000)),
+            granularity: Span::millis(10),
+            ..NOTHING
+        };
+        assert_eq!(judge(&fixed(989), &expected), Proof::Holds);
+        assert_eq!(judge(&fixed(990), &expected), Proof::Unknown);
+        assert_eq!(judge(&fixed(1_500), &expected), Proof::Unknown);
+        assert_eq!(judge(&fixed(2_011), &expected), Proof::Holds);
+        let uncertain = Expected { held_since: None, ..expected };
+        assert_eq!(judge(&fixed(989), &uncertain), Proof::Unknown);
     }
 
     #[test]
@@ -186,8 +213,7 @@ mod tests {
     fn a_replica_that_shows_some_slots_must_prove_the_others_by_its_start() {
         let f = Fingerprinter::new(FingerprintKeyId(1), zeroize::Zeroizing::new([1; 32]));
         let wanted = [("A".to_owned(), Some(f.of(b"a"))), ("mounted".to_owned(), Some(f.of(b"b")))];
-        let expected =
-            Expected { slots: &wanted, held_since: Some(at(1_000)), granularity: Span::ZERO };
+        let expected = Expected { slots: &wanted, held_since: Some(at(1_000)), ..NOTHING };
         let replica = |value: &[u8], started| {
             let shows = Shows::Partly {
                 shown: vec![("A".into(), f.of(value))],
@@ -207,7 +233,7 @@ mod tests {
         let replica =
             |slots| Replica { id: "1".into(), started_at: None, shows: Shows::Slots(slots) };
         let wanted = [("A".to_owned(), Some(f.of(b"a"))), ("B".to_owned(), None)];
-        let expected = Expected { slots: &wanted, held_since: None, granularity: Span::ZERO };
+        let expected = Expected { slots: &wanted, ..NOTHING };
         assert_eq!(judge(&replica(vec![("A".into(), f.of(b"a"))]), &expected), Proof::Holds);
         assert_eq!(judge(&replica(vec![("A".into(), f.of(b"x"))]), &expected), Proof::Other);
         assert_eq!(judge(&replica(vec![]), &expected), Proof::Other);

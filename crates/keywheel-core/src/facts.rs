@@ -147,6 +147,10 @@ pub struct StoreFacts {
     pub pickup: Pickup,
     /// How long a write without an answer can still take effect.
     pub settle_for: Span,
+    /// Whether it keeps things beside its slots for the way back, and is asked at the end of a rotation to remove those that nobody
+    /// can need.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub leaves_behind: bool,
     /// Whether readers log in at the store itself: it is asked whether it lets a version in, and no reader holds its slots (H72).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub answers_logins: bool,

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::event::{Event, Outcome, ParkReason, Report, Step};
 use crate::fingerprint::Fingerprint;
 use crate::incident::IncidentId;
-use crate::plan::{Bound, Label, Pin, PlanHash, RotationId, StorePlan, VersionRef, WorkloadPlan};
+use crate::plan::{Bound, Label, Pin, Pinned, PlanHash, RotationId, StorePlan, VersionRef};
 use crate::rotation::{Next, Rotation};
 use crate::secret::SecretName;
 use crate::strategy::Side;
@@ -37,7 +37,7 @@ pub struct Inventory {
     /// The stores that were claimed for it, the ones that it no longer has included.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub claimed: Vec<Bound>,
-    /// Where its workloads run, by their names.
+    /// Where its stores and workloads are, by their [keys](Pinned::key).
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub pins: BTreeMap<String, Pin>,
     /// When it was taken over; it stands for the age of a version where nobody knows that.
@@ -225,16 +225,16 @@ impl Inventory {
         }
     }
 
-    /// Returns where a workload is to be reached: where an operator or a rotation pinned it last, else as its plan says.
-    pub fn pin_of<'p>(&'p self, workload: &'p WorkloadPlan) -> Option<&'p Pin> {
-        self.pins.get(&workload.bound.name).or(workload.pin.as_ref())
+    /// Returns where a store or a workload is to be reached: where an operator or a rotation pinned it last, else as its plan says.
+    pub fn pin_of<'p, P: Pinned>(&'p self, planned: &'p P) -> Option<&'p Pin> {
+        self.pins.get(&planned.key()).or(planned.pin())
     }
 
-    /// Notes where its workloads run.
-    pub fn pin<'a>(&mut self, workloads: impl IntoIterator<Item = &'a WorkloadPlan>) {
-        for workload in workloads {
-            if let Some(pin) = &workload.pin {
-                self.pins.insert(workload.bound.name.clone(), pin.clone());
+    /// Notes where its stores or its workloads are.
+    pub fn pin<'a, P: Pinned + 'a>(&mut self, planned: impl IntoIterator<Item = &'a P>) {
+        for planned in planned {
+            if let Some(pin) = planned.pin() {
+                self.pins.insert(planned.key(), pin.clone());
             }
         }
     }

@@ -109,7 +109,7 @@ impl Phase {
             Step::Suspend(_) | Step::Resume(_) => Self::Suspending,
             Step::Revoke(_) => Self::Revoking,
             Step::VerifyDead(_) => Self::VerifyingDead,
-            Step::Sweep => Self::Purging,
+            Step::Sweep | Step::CleanUp { .. } => Self::Purging,
         }
     }
 }

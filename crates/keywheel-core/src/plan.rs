@@ -242,6 +242,9 @@ pub struct StorePlan {
     pub facts: StoreFacts,
     /// The slots, in order of their addresses.
     pub slots: Vec<Slot>,
+    /// Where it is; at another place it is not written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pin: Option<Pin>,
 }
 
 /// One owned field of one store.
@@ -346,20 +349,52 @@ pub struct WorkloadPlan {
     pub pin: Option<Pin>,
 }
 
-/// The place where a workload runs, as that place names itself.
+/// The place where a store or a workload is, as that place names itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pin {
     /// Its id.
     pub id: String,
-    /// The name of its machine: one that was copied keeps the id.
+    /// The name of its machine, where it is an engine: one that was copied keeps the id. Empty for what is no machine.
     pub machine: String,
-    /// Its folder: two on one machine may have one id.
+    /// Its folder: two on one machine may have one id. Empty where there is none.
     pub folder: String,
+}
+
+/// What is touched at one place only.
+pub trait Pinned {
+    /// Returns the key of its pin among those of its secret: the name of a workload, or `store NAME`, which is the name of nothing.
+    fn key(&self) -> String;
+
+    /// Returns where it was found when it was planned.
+    fn pin(&self) -> Option<&Pin>;
+}
+
+impl Pinned for WorkloadPlan {
+    fn key(&self) -> String {
+        self.bound.name.clone()
+    }
+
+    fn pin(&self) -> Option<&Pin> {
+        self.pin.as_ref()
+    }
+}
+
+impl Pinned for StorePlan {
+    fn key(&self) -> String {
+        format!("store {}", self.bound.name)
+    }
+
+    fn pin(&self) -> Option<&Pin> {
+        self.pin.as_ref()
+    }
 }
 
 impl fmt::Display for Pin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} in `{}` on `{}`", self.id, self.folder, self.machine)
+        match (self.folder.as_str(), self.machine.as_str()) {
+            ("", "") => f.write_str(&self.id),
+            (folder, machine) => write!(f, "{} in `{folder}` on `{machine}`", self.id),
+        }
     }
 }
 

@@ -97,6 +97,8 @@ pub struct Rotation {
     pub(crate) ending: Ending,
     pub(crate) stage_closed: bool,
     pub(crate) swept: bool,
+    /// How many stores were asked to clean up, or leave nothing behind.
+    cleaned: u8,
     pub(crate) purged: bool,
     /// One step, or those that an emergency takes at once.
     open: SmallVec<[Open; 1]>,
@@ -200,6 +202,7 @@ impl Rotation {
             ending: Ending::default(),
             stage_closed: false,
             swept: false,
+            cleaned: 0,
             purged: false,
             open: SmallVec::new(),
             tries: SmallVec::new(),
@@ -375,6 +378,10 @@ impl Rotation {
             if self.plan.issuer.facts.label && !self.swept && !crate::planted!("no_last_sweep") {
                 return Some(Next::Do(Step::Sweep));
             }
+        }
+        let mut stores = (0..).zip(&self.plan.stores).skip(usize::from(self.cleaned));
+        if let Some((store, _)) = stores.find(|(_, store)| store.facts.leaves_behind) {
+            return Some(Next::Do(Step::CleanUp { store }));
         }
         (!self.purged).then_some(Next::Record(Event::Purged))
     }
@@ -561,6 +568,9 @@ impl Rotation {
                 phase: self.phase().to_string(),
             });
         }
+        if at < self.latest {
+            self.walk.clock_was_set_back();
+        }
         self.latest = self.latest.max(at);
         match event {
             Event::Planned(_) => {}
@@ -624,7 +634,7 @@ impl Rotation {
         self.open.push(Open { step, since: at, until });
         match step {
             Step::Mint { attempt } => self.minting.attempts = attempt,
-            Step::Write { store, to } => self.walk.writing(store, to, self.line()),
+            Step::Write { store, to } => self.walk.writing(store, to, self.line(), at),
             Step::Revoke(version) => self.ending.revoking(version),
             Step::Resume(_) => self.ending.break_off_brown_out(at),
             _ => {}
@@ -674,6 +684,7 @@ impl Rotation {
                 }
             }
             (Step::Sweep, Report::Swept { strays }) => self.swept(strays),
+            (Step::CleanUp { store }, _) => self.cleaned = store + 1,
             _ => {}
         }
         let emergency = self.plan.is_emergency();
@@ -694,6 +705,7 @@ impl Rotation {
             Step::Revoke(version) => self.ending.not_revoked(version),
             // A reader that hangs looks like that: the version is resumed.
             Step::Visit => self.ending.break_off_brown_out(at),
+            Step::CleanUp { store } => return self.cleaned = store + 1,
             _ => {}
         }
         self.tried(step, Some(refusal), at);
@@ -716,6 +728,8 @@ impl Rotation {
             Step::Resume(_) => self.ending.resume_unanswered(settles_at),
             // A reader that hangs looks like that: the version is resumed.
             Step::Visit => self.ending.break_off_brown_out(at),
+            // What stays harms nobody, and is looked for again at the end of the next rotation.
+            Step::CleanUp { store } => return self.cleaned = store + 1,
             _ => {}
         }
         self.tried(step, None, at);

@@ -16,8 +16,11 @@ use crate::time::{Span, Timestamp};
 pub struct Walk {
     position: Position,
     arrived_at: Timestamp,
-    /// Whether any write was ever intended.
-    touched: bool,
+    /// When a write was intended first.
+    touched_at: Option<Timestamp>,
+    /// Whether starts can be compared with that: not once the wall clock was set back, when a replica that started after it may
+    /// seem to have started before.
+    starts_tell: bool,
     /// Whether readers may ever have used a side: it was current in an arrangement that a write was intended for.
     used: [bool; 2],
     stores: SmallVec<[Store; 2]>,
@@ -61,7 +64,8 @@ impl Walk {
         Self {
             position: 0,
             arrived_at: at,
-            touched: false,
+            touched_at: None,
+            starts_tell: true,
             used: [true, false],
             stores: plan.stores.iter().map(|_| store.clone()).collect(),
             moving: None,
@@ -99,7 +103,14 @@ impl Walk {
 
     /// Returns whether any write was ever intended.
     pub fn is_touched(&self) -> bool {
-        self.touched
+        self.touched_at.is_some()
+    }
+
+    /// Returns before which start a replica has certainly read nothing of the rotation: that is enough where it leads back to what
+    /// was there when it began. An emergency leads back to nothing, and the one that it took over may have written before.
+    pub fn untouched_before(&self, plan: &Plan, to: Position) -> Option<Timestamp> {
+        let leads_back = to == 0 || crate::planted!("untouched_proves_any_move");
+        self.touched_at.filter(|_| leads_back && self.starts_tell && !plan.is_emergency())
     }
 
     /// Returns whether readers may ever have used a side.
@@ -206,8 +217,12 @@ impl Walk {
         self.stores.iter_mut().for_each(|store| store.since = at);
     }
 
-    pub(crate) fn writing(&mut self, store: u8, to: Position, line: Line) {
-        self.touched = true;
+    pub(crate) fn clock_was_set_back(&mut self) {
+        self.starts_tell = crate::planted!("evidence_on_a_clock_set_back");
+    }
+
+    pub(crate) fn writing(&mut self, store: u8, to: Position, line: Line, at: Timestamp) {
+        self.touched_at.get_or_insert(at);
         self.used[line.at(to).current.index()] = true;
         let store = &mut self.stores[usize::from(store)];
         store.before = store.at.take().or(store.before);

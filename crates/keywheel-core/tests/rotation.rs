@@ -88,12 +88,14 @@ fn plan(strategy: Strategy) -> Plan {
                 pickup: Pickup::Roll,
                 settle_for: Span::seconds(5),
                 answers_logins: false,
+                leaves_behind: false,
             },
             slots: vec![Slot {
                 address: "KEY".into(),
                 role: Role::Current,
                 part: Part::Plain(Field::value()),
             }],
+            pin: None,
         }],
         workloads: vec![WorkloadPlan {
             bound: bound("backend"),

@@ -16,6 +16,7 @@ pub mod fail_point;
 pub mod guide;
 pub mod issuer;
 pub mod notifier;
+pub mod pin;
 pub mod probe;
 pub mod reference;
 pub mod slot;

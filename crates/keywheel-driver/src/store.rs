@@ -3,6 +3,7 @@
 use async_trait::async_trait;
 use keywheel_core::call::CallError;
 use keywheel_core::facts::StoreFacts;
+use keywheel_core::plan::Pin;
 use keywheel_core::planted;
 use keywheel_core::secret::{Credential, SecretValue};
 
@@ -17,6 +18,12 @@ pub trait Store: Send + Sync {
 
     /// Returns the one name under which everyone who writes to this container knows it; wave leases are taken on it.
     fn container(&self) -> String;
+
+    /// Returns the place where it is reached, as that place names itself now; none where it has no name of its own. A store whose
+    /// plan was pinned to another place is not written.
+    async fn identity(&self) -> Result<Option<Pin>, CallError> {
+        Ok(None)
+    }
 
     /// Checks permissions, owners and the shape of the container without changing anything. `addresses` are the slots that
     /// will be written; `sample` is a value of the kind that will be written, to check that it can be quoted.
@@ -39,6 +46,12 @@ pub trait Store: Send + Sync {
     /// Logs in with a credential at every place where readers do, for a store that [answers logins](StoreFacts::answers_logins).
     async fn lets_in(&self, _credential: &Credential) -> Result<Verdict, CallError> {
         Ok(Verdict::CannotTell("the store answers no logins".into()))
+    }
+
+    /// Removes what it kept for the way back and nobody can need any more, at the end of a rotation. Returns what stays, and why, for
+    /// people. What fails here is tried again at the end of the next one.
+    async fn clean_up(&self) -> Result<Vec<String>, CallError> {
+        Ok(Vec::new())
     }
 
     /// Returns how the container says which installation owns it, where it can carry that.

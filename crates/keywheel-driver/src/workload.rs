@@ -3,14 +3,13 @@
 use std::sync::{Mutex, PoisonError};
 
 use async_trait::async_trait;
-use keywheel_core::call::{CallError, Refusal, RefusalKind};
+use keywheel_core::call::CallError;
 use keywheel_core::evidence::{self, Expected, Proof, Replica};
 use keywheel_core::facts::WorkloadFacts;
 use keywheel_core::fingerprint::{Fingerprint, Fingerprinter};
 use keywheel_core::incident::LogReference;
 use keywheel_core::plan::Pin;
-use keywheel_core::planted;
-use keywheel_core::secret::SecretValue;
+use keywheel_core::secret::{SecretName, SecretValue};
 use keywheel_core::time::{Span, Timestamp};
 
 use crate::Finding;
@@ -96,46 +95,6 @@ pub struct ReadLog {
     pub not_read: Option<String>,
 }
 
-/// Says why a workload may not be touched where it is reached now; none where that is the place that it is pinned to.
-///
-/// # Errors
-/// [`CallError`] where the place gives no answer.
-pub async fn elsewhere(
-    workload: &dyn Workload,
-    pinned: Option<&Pin>,
-) -> Result<Option<String>, CallError> {
-    let Some(pinned) = pinned.filter(|_| !planted!("pin_ignored")) else { return Ok(None) };
-    let found = workload.identity().await?;
-    if found.as_ref() == Some(pinned) {
-        return Ok(None);
-    }
-    let found = found.map_or("one without a name".into(), |found| found.to_string());
-    Ok(Some(format!("it is pinned to the engine {pinned}, and another one answers: {found}")))
-}
-
-/// Refuses to touch a workload at another place than the one it is pinned to.
-///
-/// # Errors
-/// A refusal that names both, or one that may pass where the place gives no answer.
-pub async fn check_pin(
-    workload: &dyn Workload,
-    name: &str,
-    pinned: Option<&Pin>,
-) -> Result<(), Refusal> {
-    match elsewhere(workload, pinned).await {
-        Ok(None) => Ok(()),
-        Ok(Some(objection)) => {
-            let message = format!("workload `{name}`: {objection}");
-            Err(Refusal::operator(RefusalKind::Permission, message))
-        }
-        Err(CallError::Refused(refusal)) => Err(refusal),
-        // Nothing was done yet, whatever becomes of the question.
-        Err(CallError::Unknown(why)) => {
-            Err(Refusal::retry(RefusalKind::Unavailable, None, format!("workload `{name}`: {why}")))
-        }
-    }
-}
-
 /// Who takes up slots.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reader {
@@ -155,12 +114,36 @@ pub struct Ensure<'a> {
     pub slots: &'a [(String, Option<Fingerprint>)],
     /// Since when the stores certainly hold them.
     pub held_since: Timestamp,
-    /// A digest of the whole arrangement: the stamp, for workloads that keep one.
-    pub digest: Fingerprint,
+    /// On the way back to what was there when the rotation began: a replica that started before this has read nothing of the
+    /// rotation, is as it was, and is left alone.
+    pub untouched_before: Option<Timestamp>,
+    /// One for each secret that is rolled: what a workload that keeps stamps is stamped with.
+    pub stamps: Vec<Stamp>,
     /// Fingerprints what a replica shows.
     pub fingerprinter: &'a Fingerprinter,
     /// In an emergency, what the roll gives up to be quick is noted here; at a steady pace it fails instead.
     pub emergency: Option<&'a Notes>,
+}
+
+/// What a workload shows for one secret once it was rolled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stamp {
+    /// The secret.
+    pub secret: SecretName,
+    /// A digest of the arrangement of its slots: other values, or other places, make another one.
+    pub digest: Fingerprint,
+}
+
+impl Stamp {
+    /// Makes the stamp of a secret whose slots should hold these.
+    pub fn new(
+        secret: &SecretName,
+        slots: &[(String, Option<Fingerprint>)],
+        fingerprinter: &Fingerprinter,
+    ) -> Self {
+        let pairs = slots.iter().map(|(slot, held)| (slot.as_str(), held.as_ref()));
+        Self { secret: secret.clone(), digest: fingerprinter.digest(pairs) }
+    }
 }
 
 /// Sentences for people, about what was done all the same.
@@ -179,12 +162,29 @@ impl Notes {
     }
 }
 
-impl Ensure<'_> {
+impl<'a> Ensure<'a> {
+    /// Makes an ensure of slots that stores hold since an instant, at a steady pace and without stamps.
+    pub fn new(
+        slots: &'a [(String, Option<Fingerprint>)],
+        held_since: Timestamp,
+        fingerprinter: &'a Fingerprinter,
+    ) -> Self {
+        Self {
+            slots,
+            held_since,
+            untouched_before: None,
+            stamps: Vec::new(),
+            fingerprinter,
+            emergency: None,
+        }
+    }
+
     /// Judges one replica as the core will.
     pub fn judge(&self, replica: &Replica, facts: WorkloadFacts) -> Proof {
         let expected = Expected {
             slots: self.slots,
             held_since: Some(self.held_since),
+            untouched_before: self.untouched_before,
             granularity: facts.start_granularity,
         };
         evidence::judge(replica, &expected)

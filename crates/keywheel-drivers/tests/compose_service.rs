@@ -168,9 +168,8 @@ impl Project {
         held_since: Timestamp,
         emergency: Option<&Notes>,
     ) -> Result<(), CallError> {
-        let digest = self.fingerprinter.of(b"the arrangement");
-        let fingerprinter = &self.fingerprinter;
-        workload.roll(&Ensure { slots, held_since, digest, fingerprinter, emergency }).await
+        let ensure = Ensure::new(slots, held_since, &self.fingerprinter);
+        workload.roll(&Ensure { emergency, ..ensure }).await
     }
 
     async fn proofs(
@@ -182,7 +181,8 @@ impl Project {
         let names: Vec<_> = slots.iter().map(|(name, _)| name.clone()).collect();
         let replicas = workload.observe(&names, &self.fingerprinter).await.unwrap();
         let granularity = workload.facts().start_granularity;
-        let expected = Expected { slots, held_since: Some(held_since), granularity };
+        let held_since = Some(held_since);
+        let expected = Expected { slots, held_since, untouched_before: None, granularity };
         replicas.iter().map(|replica| judge(replica, &expected)).collect()
     }
 

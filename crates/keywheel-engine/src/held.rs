@@ -148,6 +148,7 @@ mod tests {
         pickup: Pickup::Roll,
         settle_for: Span::ZERO,
         answers_logins: false,
+        leaves_behind: false,
     };
 
     fn credential(fields: &[(&str, &str)]) -> Credential {
@@ -180,6 +181,7 @@ mod tests {
                 bound: Bound { name: name.into(), driver: serde_json::json!({}) },
                 facts: STORE,
                 slots: fields.iter().map(slot).collect(),
+                pin: None,
             }
         };
         let mut stores = vec![store("app", &["id", "key"]), store("files", &["key"])];

@@ -6,19 +6,20 @@ use keywheel_core::call::{CallError, Refusal, RefusalKind};
 use keywheel_core::event::{Death, Report, Step};
 use keywheel_core::evidence::{self, Count, Expected, Proof, Replica};
 use keywheel_core::facts::{Authority, Observe, ReadBack, ValueOrigin};
-use keywheel_core::fingerprint::{Compared, Fingerprint, Fingerprinter};
+use keywheel_core::fingerprint::{Compared, Fingerprint};
 use keywheel_core::gate::{UsageSample, Visit};
 use keywheel_core::incident::{Behind, WorkloadLogs};
 use keywheel_core::plan::{Part, Plan, Role, Slot, StorePlan};
 use keywheel_core::planted;
 use keywheel_core::secret::{Credential, Field, SecretValue};
 use keywheel_core::strategy::{Arrangement, Position, Side};
-use keywheel_core::time::{Span, Timestamp};
+use keywheel_core::time::Span;
 use keywheel_core::version::{IssuedId, VersionId};
 use keywheel_driver::issuer::{Mint, Suspect, Verdict};
+use keywheel_driver::pin;
 use keywheel_driver::probe::{Asked, Health};
 use keywheel_driver::store::{Accept, Edit};
-use keywheel_driver::workload::{Ensure, Notes, check_pin};
+use keywheel_driver::workload::{Ensure, Notes, Stamp};
 use keywheel_driver::{Finding, Severity, slot};
 use keywheel_journal::{Sealed, ValueKey};
 use smallvec::SmallVec;
@@ -69,6 +70,9 @@ pub(crate) async fn perform(engine: &Engine, member: &Member, step: Step) -> Out
         Step::VerifyDead(version) => Ok(Report::Dead(work.verify_dead(version).await?).into()),
         Step::Sweep => work.sweep().await,
         Step::Extend => work.extend().await,
+        Step::CleanUp { store } => {
+            Ok(noted(member.drivers.stores[usize::from(store)].clean_up().await?).into())
+        }
     }
 }
 
@@ -76,7 +80,9 @@ pub(crate) async fn perform(engine: &Engine, member: &Member, step: Step) -> Out
 pub(crate) fn called(member: &Member, step: Step) -> String {
     let plan = member.rotation.plan();
     match step {
-        Step::Write { store, .. } => member.drivers.stores[usize::from(store)].container(),
+        Step::Write { store, .. } | Step::CleanUp { store } => {
+            member.drivers.stores[usize::from(store)].container()
+        }
         Step::Roll { workload, .. } | Step::Evidence { workload, .. } => {
             member.drivers.workloads[usize::from(workload)].resource()
         }
@@ -108,18 +114,21 @@ fn slot_key(plan: &Plan, version: VersionId, store: &str, address: &str) -> Valu
 
 /// Rolls one workload for every member at once: each brings the slots that it owns.
 pub(crate) async fn roll(engine: &Engine, members: &[(&Member, Step)]) -> Outcome {
-    let mut slots = Vec::new();
-    let mut held_since = None;
+    let fingerprinter = &engine.journal.installation().fingerprinter;
+    let (mut slots, mut stamps) = (Vec::new(), Vec::new());
+    let (mut held_since, mut untouched) = (None, Vec::new());
     for (member, step) in members {
         let Step::Roll { workload, to } = *step else { continue };
         let work = Work { engine, member, plan: member.rotation.plan() };
-        slots.extend(work.expected(usize::from(workload), to).await?);
+        let expected = work.expected(usize::from(workload), to).await?;
+        stamps.push(Stamp::new(&work.plan.secret, &expected, fingerprinter));
+        slots.extend(expected);
         let planned = &work.plan.workloads[usize::from(workload)];
-        let driver = member.drivers.workloads[usize::from(workload)].as_ref();
-        check_pin(driver, &planned.bound.name, member.inventory.pin_of(planned)).await?;
-        held_since = held_since.max(member.rotation.walk().held_since(planned, to));
+        work.check_workload(usize::from(workload)).await?;
+        let walk = member.rotation.walk();
+        held_since = held_since.max(walk.held_since(planned, to));
+        untouched.push(walk.untouched_before(work.plan, to));
     }
-    let fingerprinter = &engine.journal.installation().fingerprinter;
     if planted!("stamp_ignores_also_accepted") && stamp_is_the_same(engine, members).await? {
         return Ok(Report::Plain.into());
     }
@@ -127,7 +136,10 @@ pub(crate) async fn roll(engine: &Engine, members: &[(&Member, Step)]) -> Outcom
     let notes = first.rotation.plan().is_emergency().then(Notes::default);
     let ensure = Ensure {
         emergency: notes.as_ref(),
-        ..ensure(&slots, held_since.unwrap_or_default(), fingerprinter)
+        stamps,
+        // None of them may have read anything, or it is not as it was.
+        untouched_before: untouched.into_iter().min().flatten(),
+        ..Ensure::new(&slots, held_since.unwrap_or_default(), fingerprinter)
     };
     let rolled = first.drivers.workloads[usize::from(workload)].roll(&ensure).await;
     let notes = notes.map(Notes::into_inner).unwrap_or_default();
@@ -184,25 +196,17 @@ pub(crate) async fn put_right(engine: &Engine, member: &Member) -> Outcome<PutRi
             continue;
         }
         let workload = member.drivers.workloads[index].as_ref();
-        check_pin(workload, &planned.bound.name, member.inventory.pin_of(planned)).await?;
+        work.check_workload(index).await?;
         let slots = work.expected(index, at).await?;
-        let ensure = ensure(&slots, held_since, fingerprinter);
+        let ensure = Ensure {
+            stamps: vec![Stamp::new(&work.plan.secret, &slots, fingerprinter)],
+            ..Ensure::new(&slots, held_since, fingerprinter)
+        };
         workload.roll(&ensure).await?;
         rolled.push(planned.bound.name.clone());
     }
     let stores = written.into_iter().map(|index| work.plan.stores[index].bound.name.clone());
     Ok(PutRight { stores: stores.collect(), workloads: rolled })
-}
-
-/// What a roll is asked for.
-fn ensure<'a>(
-    slots: &'a [(String, Option<Fingerprint>)],
-    held_since: Timestamp,
-    fingerprinter: &'a Fingerprinter,
-) -> Ensure<'a> {
-    let digest =
-        fingerprinter.digest(slots.iter().map(|(address, held)| (address.as_str(), held.as_ref())));
-    Ensure { slots, held_since, digest, fingerprinter, emergency: None }
 }
 
 /// A planted bug: a stamp over the current slots alone is the same before and after a move that changes what is also accepted.
@@ -238,7 +242,8 @@ impl Work<'_> {
             true => drivers.issuer.preflight_emergency().await?,
             false => drivers.issuer.preflight().await?,
         };
-        for (store, planned) in drivers.stores.iter().zip(&self.plan.stores) {
+        for (index, (store, planned)) in drivers.stores.iter().zip(&self.plan.stores).enumerate() {
+            self.check_store(index).await?;
             findings.extend(store.preflight(&addresses(&planned.slots)).await?);
         }
         let mut passed_over = Vec::new();
@@ -261,10 +266,23 @@ impl Work<'_> {
     /// Looks whether a workload is where it was, can be rolled, and is read by those who are listed.
     async fn examine(&self, index: usize) -> Outcome<Vec<Finding>> {
         let Drivers { stores, workloads, .. } = self.member.drivers.as_ref();
-        let planned = &self.plan.workloads[index];
-        let pin = self.member.inventory.pin_of(planned);
-        check_pin(workloads[index].as_ref(), &planned.bound.name, pin).await?;
+        self.check_workload(index).await?;
         readers::preflight(self.plan, stores, workloads, index).await
+    }
+
+    /// Refuses to touch a workload at another place than the one that it is pinned to.
+    async fn check_workload(&self, index: usize) -> Result<(), Refusal> {
+        let (workload, planned) =
+            (&self.member.drivers.workloads[index], &self.plan.workloads[index]);
+        let what = format!("workload `{}`", planned.bound.name);
+        pin::check(workload.identity(), &what, self.member.inventory.pin_of(planned)).await
+    }
+
+    /// Refuses to touch a store at another place than the one that it is pinned to.
+    async fn check_store(&self, index: usize) -> Result<(), Refusal> {
+        let (store, planned) = (&self.member.drivers.stores[index], &self.plan.stores[index]);
+        let what = format!("store `{}`", planned.bound.name);
+        pin::check(store.identity(), &what, self.member.inventory.pin_of(planned)).await
     }
 
     /// Says which other rotation is moving a store or a workload of this one.
@@ -835,6 +853,7 @@ impl Work<'_> {
     /// Makes a store hold an arrangement. Each slot may hold what any arrangement of this rotation puts there; anything else
     /// is somebody's change, and is refused (H104, H126).
     async fn write(&self, index: usize, to: Position) -> Outcome {
+        self.check_store(index).await?;
         let (store, planned) = (&self.member.drivers.stores[index], &self.plan.stores[index]);
         let line = self.member.rotation.line();
         let mut contents = Vec::new();
@@ -935,6 +954,7 @@ impl Work<'_> {
         if self.store_holds(index, at).await? {
             return Ok(false);
         }
+        self.check_store(index).await?;
         let (store, planned) = (&self.member.drivers.stores[index], &self.plan.stores[index]);
         let present = store.read(&addresses(&planned.slots)).await?;
         let line = self.member.rotation.line();
@@ -1096,9 +1116,11 @@ impl Work<'_> {
         let replicas =
             self.member.drivers.workloads[workload].observe(&names, fingerprinter).await?;
         let planned = &self.plan.workloads[workload];
+        let walk = self.member.rotation.walk();
         let expected = Expected {
             slots: &slots,
-            held_since: self.member.rotation.walk().held_since(planned, to),
+            held_since: walk.held_since(planned, to),
+            untouched_before: walk.untouched_before(self.plan, to),
             granularity: planned.facts.start_granularity,
         };
         let proof = |replica: Replica| {

@@ -571,5 +571,6 @@ pub fn name(step: Step) -> &'static str {
         Step::VerifyDead(_) => "verify_dead",
         Step::Sweep => "sweep",
         Step::Extend => "extend",
+        Step::CleanUp { .. } => "clean_up",
     }
 }

@@ -296,6 +296,10 @@ impl Store for SimStore {
         }
     }
 
+    async fn clean_up(&self) -> Result<Vec<String>, CallError> {
+        self.line.call(Request::CleanUp).await.map(|_| Vec::new())
+    }
+
     async fn write(&self, edits: &[Edit<'_>]) -> Result<Written, CallError> {
         let held = |value: Option<&SecretValue>| {
             value.map_or(Held::Absent, |value| held_of(value.expose()))
@@ -372,7 +376,11 @@ impl Workload for SimWorkload {
             .iter()
             .map(|(slot, fingerprint)| (index_of_slot(slot), *fingerprint))
             .collect();
-        let expected = Expected { slots, held_since: ensure.held_since.millis() as Millis };
+        let expected = Expected {
+            slots,
+            held_since: ensure.held_since.millis() as Millis,
+            untouched_before: ensure.untouched_before.map(|before| before.millis() as Millis),
+        };
         self.line
             .call(Request::Roll { workload: self.workload, expected, skips: false })
             .await

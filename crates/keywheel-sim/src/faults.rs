@@ -26,11 +26,12 @@ pub enum StepKind {
     VerifyDead,
     Sweep,
     Extend,
+    CleanUp,
 }
 
 impl StepKind {
     /// Every kind of step.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::Preflight,
         Self::Capture,
         Self::Mint,
@@ -48,6 +49,7 @@ impl StepKind {
         Self::VerifyDead,
         Self::Sweep,
         Self::Extend,
+        Self::CleanUp,
     ];
 
     /// Returns the kind of a step.
@@ -70,6 +72,7 @@ impl StepKind {
             Step::VerifyDead(_) => Self::VerifyDead,
             Step::Sweep => Self::Sweep,
             Step::Extend => Self::Extend,
+            Step::CleanUp { .. } => Self::CleanUp,
         }
     }
 
@@ -77,7 +80,7 @@ impl StepKind {
     pub fn mutates(self) -> bool {
         match self {
             Self::Mint | Self::RevokeStray | Self::Write | Self::Roll => true,
-            Self::Suspend | Self::Resume | Self::Revoke | Self::Extend => true,
+            Self::Suspend | Self::Resume | Self::Revoke | Self::Extend | Self::CleanUp => true,
             Self::Preflight | Self::Capture | Self::FindMint | Self::Verify | Self::Evidence => {
                 false
             }

@@ -379,8 +379,14 @@ fn add_secret(
             pickup: Pickup::Roll,
             settle_for: Span::millis(STORE_SETTLES as u64),
             answers_logins: false,
+            leaves_behind: store > 0,
         };
-        store_plans.push(StorePlan { bound: bound(format!("store{store}")), facts, slots });
+        store_plans.push(StorePlan {
+            bound: bound(format!("store{store}")),
+            facts,
+            slots,
+            pin: None,
+        });
     }
     let mut workload_plans = Vec::new();
     for workload in 0..world.workloads.len() {

@@ -265,6 +265,7 @@ pub(crate) enum How {
 /// What a driver asks of the world.
 pub(crate) enum Request {
     Check,
+    CleanUp,
     Mint {
         secret: usize,
         label: String,
@@ -336,6 +337,7 @@ pub(crate) struct Edit {
 pub(crate) struct Expected {
     pub(crate) slots: SmallVec<[(usize, Option<Fingerprint>); 4]>,
     pub(crate) held_since: Millis,
+    pub(crate) untouched_before: Option<Millis>,
 }
 
 pub(crate) enum Answer {
@@ -912,7 +914,8 @@ pub(crate) fn fits(fault: Fault, step: StepKind, kind: RequestKind) -> bool {
 impl World {
     fn perform(&mut self, request: Request) -> Result<Answer, CallError> {
         match request {
-            Request::Check => Ok(Answer::Plain),
+            // What a store keeps beside its slots is read by nobody here.
+            Request::Check | Request::CleanUp => Ok(Answer::Plain),
             Request::Mint { secret, label, value, previous } => {
                 self.mint(secret, label, value, previous)
             }
@@ -1257,8 +1260,11 @@ impl World {
         let known = &self.workloads[workload];
         if !known.shows_slots {
             let started = known.replicas[replica].started_wall;
+            let untouched = expected
+                .untouched_before
+                .is_some_and(|before| started + known.granularity < before);
             return known.replicas[replica].up == Up::Serving
-                && started > expected.held_since + known.granularity;
+                && (untouched || started > expected.held_since + known.granularity);
         }
         let held: SmallVec<[(Held, Option<Fingerprint>); 4]> = expected
             .slots
@@ -1391,7 +1397,7 @@ impl Request {
             Self::Read { .. } => RequestKind::Read,
             Self::Observe { .. } => RequestKind::Observe,
             Self::Ask { .. } => RequestKind::Ask,
-            Self::End { .. } | Self::Extend { .. } => RequestKind::OtherWrite,
+            Self::End { .. } | Self::Extend { .. } | Self::CleanUp => RequestKind::OtherWrite,
             Self::Check
             | Self::Verify { .. }
             | Self::List { .. }

@@ -180,6 +180,7 @@ impl Planner<'_> {
                 bound: bound(&store.name, &store.config),
                 facts: driver.facts(),
                 slots: delivery.slots.clone(),
+                pin: None,
             });
         }
         plans.sort_by_key(|plan| write_order(&plan.facts));

@@ -13,8 +13,8 @@ use keywheel_core::secret::{Credential, SecretName};
 use keywheel_core::strategy::Strategy;
 use keywheel_core::version::{Stage, State, VersionId};
 use keywheel_driver::issuer::Identity;
+use keywheel_driver::pin::elsewhere;
 use keywheel_driver::slot;
-use keywheel_driver::workload::elsewhere;
 use keywheel_engine::run::Group;
 use keywheel_engine::{held, readers};
 
@@ -195,7 +195,7 @@ pub(crate) async fn compare_readers(prepared: &mut [Prepared]) -> Result<(), Fai
     Ok(())
 }
 
-/// Pins the workloads of a plan to the places that the row knows, and others to where they are reached now. One that gives no
+/// Pins the stores and workloads of a plan to the places that the row knows, and others to where they are reached now. One that gives no
 /// answer is not pinned yet; preflight will say more of it.
 async fn pin(plan: &mut Plan, row: &Inventory) -> Result<(), Failure> {
     let built = drivers_of(plan)?;
@@ -203,6 +203,12 @@ async fn pin(plan: &mut Plan, row: &Inventory) -> Result<(), Failure> {
         planned.pin = match row.pin_of(planned) {
             Some(pin) => Some(pin.clone()),
             None => in_time(workload.identity()).await.flatten(),
+        };
+    }
+    for (store, planned) in built.stores.iter().zip(&mut plan.stores) {
+        planned.pin = match row.pin_of(planned) {
+            Some(pin) => Some(pin.clone()),
+            None => in_time(store.identity()).await.flatten(),
         };
     }
     Ok(())
@@ -213,7 +219,7 @@ async fn in_time<T>(look: impl Future<Output = Result<T, CallError>>) -> Option<
     tokio::time::timeout(LOOK, look).await.ok()?.ok()
 }
 
-/// Refuses to touch the workloads of a plan where they are reached at another place than the one they are pinned to: by the
+/// Refuses to touch the stores and workloads of a plan where they are reached at another place than the one they are pinned to: by the
 /// row, which an operator may have changed since, else by the plan. An emergency ends its suspects wherever they run, and
 /// refuses only to roll there.
 pub(crate) async fn check_pins(plan: &Plan, row: Option<&Inventory>) -> Result<(), Failure> {
@@ -222,18 +228,28 @@ pub(crate) async fn check_pins(plan: &Plan, row: Option<&Inventory>) -> Result<(
     }
     let built = drivers_of(plan)?;
     let mut refused = Vec::new();
+    let moved = |what: String, objection: String| {
+        let failure = Failure::new(format!(
+            "{what} of `{}` is reached at another place than before",
+            plan.secret
+        ));
+        let hint = format!(
+            "run it with the `DOCKER_HOST` or the cluster's context of before; if it moved for good, `keywheel adopt {} --pin-anew --because …`",
+            plan.secret
+        );
+        let failure = failure.code(code::ELSEWHERE).exit(Exit::Refused);
+        failure.caused_by(objection).now("nothing changed").hint(hint)
+    };
     for (workload, planned) in built.workloads.iter().zip(&plan.workloads) {
         let pin = row.map_or(planned.pin.as_ref(), |row| row.pin_of(planned));
-        if let Some(objection) = in_time(elsewhere(workload.as_ref(), pin)).await.flatten() {
-            let name = &planned.bound.name;
-            let failure = Failure::new(format!(
-                "workload `{name}` of `{}` is reached at another place than before",
-                plan.secret
-            ));
-            refused.push(failure.code(code::ELSEWHERE).exit(Exit::Refused).caused_by(objection).now("nothing changed").hint(format!(
-                "run it with the `DOCKER_HOST` of before; if the workload moved for good, `keywheel adopt {} --pin-anew --because …`",
-                plan.secret
-            )));
+        if let Some(objection) = in_time(elsewhere(workload.identity(), pin)).await.flatten() {
+            refused.push(moved(format!("workload `{}`", planned.bound.name), objection));
+        }
+    }
+    for (store, planned) in built.stores.iter().zip(&plan.stores) {
+        let pin = row.map_or(planned.pin.as_ref(), |row| row.pin_of(planned));
+        if let Some(objection) = in_time(elsewhere(store.identity(), pin)).await.flatten() {
+            refused.push(moved(format!("store `{}`", planned.bound.name), objection));
         }
     }
     Failure::of_all(refused).map_or(Ok(()), Err)
@@ -346,6 +362,7 @@ pub(crate) async fn adoption(
     let built = drivers_of(&plan)?;
     row.claim(&plan.stores);
     row.pin(&plan.workloads);
+    row.pin(&plan.stores);
     row.adopted_at = Some(session.now());
     let Some(held) = agreed(&plan, &built).await? else { return Ok(row) };
     let identity =
@@ -370,6 +387,9 @@ pub(crate) async fn pinned_draft(
     let mut plan = draft(session, config, secret)?;
     let row = session.inventory(&secret.name).await?;
     for planned in &mut plan.workloads {
+        planned.pin = row.as_ref().and_then(|row| row.pin_of(planned).cloned());
+    }
+    for planned in &mut plan.stores {
         planned.pin = row.as_ref().and_then(|row| row.pin_of(planned).cloned());
     }
     Ok(plan)

@@ -88,6 +88,7 @@ impl Store for Command {
             pickup: Pickup::Roll,
             settle_for: self.config.settle_for.span(),
             answers_logins: false,
+            leaves_behind: false,
         }
     }
 

@@ -43,6 +43,7 @@ pub(super) fn facts() -> StoreFacts {
         // An abandoned writer does not rename; this covers the rename that had just begun.
         settle_for: Span::seconds(1),
         answers_logins: false,
+        leaves_behind: false,
     }
 }
 

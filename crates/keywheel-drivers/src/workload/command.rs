@@ -379,14 +379,7 @@ mod tests {
             let print = |text: &str| Some(self.fingerprinter.of(text.as_bytes()));
             let slots: [(String, Option<Fingerprint>); 2] =
                 [("KEY".into(), print(value)), ("OTHER".into(), None)];
-            let ensure = Ensure {
-                slots: &slots,
-                held_since: now(),
-                digest: self.fingerprinter.of(b"the arrangement"),
-                fingerprinter: &self.fingerprinter,
-                emergency: None,
-            };
-            workload.roll(&ensure).await
+            workload.roll(&Ensure::new(&slots, now(), &self.fingerprinter)).await
         }
 
         async fn observe(&self, workload: &dyn Workload) -> Result<Vec<Replica>, CallError> {

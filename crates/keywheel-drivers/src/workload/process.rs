@@ -912,11 +912,7 @@ mod tests {
             held_since: Timestamp,
         ) -> Result<(), CallError> {
             let slots = self.slots(value);
-            let digest = self.fingerprinter.of(b"the arrangement");
-            let fingerprinter = &self.fingerprinter;
-            let ensure =
-                Ensure { slots: &slots, held_since, digest, fingerprinter, emergency: None };
-            workload.roll(&ensure).await
+            workload.roll(&Ensure::new(&slots, held_since, &self.fingerprinter)).await
         }
 
         fn slots(&self, value: &str) -> [(String, Option<Fingerprint>); 1] {
@@ -932,7 +928,12 @@ mod tests {
             let replicas = workload.observe(&[value_slot()], &self.fingerprinter).await.unwrap();
             let granularity = workload.facts().start_granularity;
             let slots = self.slots(value);
-            let expected = Expected { slots: &slots, held_since: Some(held_since), granularity };
+            let expected = Expected {
+                slots: &slots,
+                held_since: Some(held_since),
+                untouched_before: None,
+                granularity,
+            };
             replicas.iter().map(|replica| judge(replica, &expected)).collect()
         }
     }

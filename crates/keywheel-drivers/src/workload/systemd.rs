@@ -578,14 +578,7 @@ esac
             self.write("unit.env", &format!("KEY={value}"));
             let slots: [(String, Option<Fingerprint>); 1] =
                 [(key_slot(), Some(self.fingerprinter.of(value.as_bytes())))];
-            let ensure = Ensure {
-                slots: &slots,
-                held_since: now(),
-                digest: self.fingerprinter.of(b"the arrangement"),
-                fingerprinter: &self.fingerprinter,
-                emergency: None,
-            };
-            workload.roll(&ensure).await
+            workload.roll(&Ensure::new(&slots, now(), &self.fingerprinter)).await
         }
 
         async fn shown(&self, workload: &dyn Workload) -> Shows {

@@ -231,7 +231,7 @@ impl Past {
         let bound = env_file(name);
         let part = Part::Plain(Field::value());
         let slots = vec![Slot { address: SLOT.into(), role: Role::Current, part }];
-        StorePlan { facts: self.world.store(&bound).unwrap().facts(), bound, slots }
+        StorePlan { facts: self.world.store(&bound).unwrap().facts(), bound, slots, pin: None }
     }
 }
 

@@ -30,6 +30,7 @@ pub(crate) const STORE: StoreFacts = StoreFacts {
     pickup: Pickup::Roll,
     settle_for: Span::ZERO,
     answers_logins: false,
+    leaves_behind: false,
 };
 
 pub(crate) const WORKLOAD: WorkloadFacts = WorkloadFacts {
@@ -71,6 +72,7 @@ pub(crate) fn plain_plan(secret: &SecretName, previous: VersionRef, pending: Ver
                 role: Role::Current,
                 part: Part::Plain(Field::value()),
             }],
+            pin: None,
         }],
         workloads: vec![WorkloadPlan {
             bound: bound("workload"),

@@ -7,7 +7,7 @@ use clap::Args;
 use keywheel_core::call::CallError;
 use keywheel_core::due;
 use keywheel_core::inventory::{Decision, Inventory};
-use keywheel_core::plan::{Pin, Plan};
+use keywheel_core::plan::{Pin, Pinned, Plan};
 use keywheel_core::time::Timestamp;
 use keywheel_core::version::Stage;
 use keywheel_driver::issuer::Change;
@@ -100,22 +100,28 @@ pub(crate) async fn run(args: &AdoptArgs, globals: &Globals) -> Result<Exit, Fai
     Failure::of_all(failures).map_or(Ok(Exit::Done), Err)
 }
 
-/// Returns where the workloads of a plan are reached now.
+/// Returns where the stores and workloads of a plan are reached now.
 async fn pins(plan: &Plan, built: &Built) -> Result<BTreeMap<String, Pin>, Failure> {
     let mut pins = BTreeMap::new();
     for (workload, planned) in built.workloads.iter().zip(&plan.workloads) {
         let name = &planned.bound.name;
-        let pin = workload.identity().await.map_err(|error| {
-            let failure = Failure::new(format!("workload `{name}` cannot be asked where it runs"));
-            failure
-                .code(code::ELSEWHERE)
-                .exit(Exit::Refused)
-                .caused_by(error.to_string())
-                .now("nothing changed")
-        })?;
-        pins.extend(pin.map(|pin| (name.clone(), pin)));
+        let pin = workload.identity().await;
+        let pin = pin.map_err(|error| unplaced(&format!("workload `{name}`"), &error))?;
+        pins.extend(pin.map(|pin| (planned.key(), pin)));
+    }
+    for (store, planned) in built.stores.iter().zip(&plan.stores) {
+        let name = &planned.bound.name;
+        let pin = store.identity().await;
+        let pin = pin.map_err(|error| unplaced(&format!("store `{name}`"), &error))?;
+        pins.extend(pin.map(|pin| (planned.key(), pin)));
     }
     Ok(pins)
+}
+
+fn unplaced(what: &str, error: &CallError) -> Failure {
+    let failure = Failure::new(format!("{what} cannot be asked where it is"));
+    let failure = failure.code(code::ELSEWHERE).exit(Exit::Refused);
+    failure.caused_by(error.to_string()).now("nothing changed")
 }
 
 /// One secret that is to be taken over, or whose stores or pins are.
@@ -170,11 +176,14 @@ impl Work<'_> {
         if self.args.pin_anew && !is_new {
             let pins = pins(&plan, &built).await?;
             if row.pins != pins {
-                decided.push("pinned its workloads anew");
+                decided.push("pinned its stores and workloads anew");
                 row.pins = pins;
             }
         }
-        notes.extend(row.pins.iter().map(|(name, pin)| format!("workload `{name}` runs at {pin}")));
+        notes.extend(row.pins.iter().map(|(key, pin)| match key.split_once(' ') {
+            Some((kind, name)) => format!("{kind} `{name}` is at {pin}"),
+            None => format!("workload `{key}` runs at {pin}"),
+        }));
         if decided.is_empty() && !is_new {
             return Ok(None);
         }

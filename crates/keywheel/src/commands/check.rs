@@ -4,7 +4,7 @@ use clap::Args;
 use keywheel_core::call::CallError;
 use keywheel_core::plan::Plan;
 use keywheel_driver::issuer::Change;
-use keywheel_driver::workload::elsewhere;
+use keywheel_driver::pin::elsewhere;
 use keywheel_driver::{Finding, Severity};
 use keywheel_drivers::Context;
 use keywheel_drivers::deny_list::DenyListConfig;
@@ -158,12 +158,16 @@ async fn one(session: &Session, secret: &Secret, plan: &Plan, built: &Built) -> 
     for (store, planned) in built.stores.iter().zip(&plan.stores) {
         let addresses: Vec<String> =
             planned.slots.iter().map(|slot| slot.address.clone()).collect();
-        add(format!("store {}", planned.bound.name), store.preflight(&addresses).await);
+        let place = format!("store {}", planned.bound.name);
+        match elsewhere(store.identity(), planned.pin.as_ref()).await {
+            Ok(Some(objection)) => add(place, Ok(vec![Finding::blocks(objection)])),
+            _ => add(place, store.preflight(&addresses).await),
+        }
     }
     for (index, planned) in plan.workloads.iter().enumerate() {
         let place = format!("workload {}", planned.bound.name);
         // What another engine tells is of no use.
-        match elsewhere(built.workloads[index].as_ref(), planned.pin.as_ref()).await {
+        match elsewhere(built.workloads[index].identity(), planned.pin.as_ref()).await {
             Ok(Some(objection)) => add(place, Ok(vec![Finding::blocks(objection)])),
             _ => {
                 let found = readers::preflight(plan, &built.stores, &built.workloads, index).await;

@@ -15,7 +15,7 @@ use keywheel_core::secret::SecretName;
 use keywheel_core::strategy::Side;
 use keywheel_core::version::{Stage, VersionId};
 use keywheel_driver::Issuer;
-use keywheel_driver::workload::elsewhere;
+use keywheel_driver::pin::elsewhere;
 use keywheel_engine::orphans::{Fate, Labelled, PREFIX, Sorted};
 use keywheel_engine::request::can_be_put_right;
 use keywheel_engine::{NoWatch, held};
@@ -379,7 +379,8 @@ impl<'a> Check<'_, 'a> {
         let fingerprinter = &self.session.journal.installation().fingerprinter;
         for (workload, planned) in built.workloads.iter().zip(&plan.workloads) {
             let name = &planned.bound.name;
-            if let Ok(Some(objection)) = elsewhere(workload.as_ref(), planned.pin.as_ref()).await {
+            if let Ok(Some(objection)) = elsewhere(workload.identity(), planned.pin.as_ref()).await
+            {
                 found.push(self.finding(format!("workload `{name}`: {objection}"), "check"));
                 continue;
             }
@@ -388,7 +389,12 @@ impl<'a> Check<'_, 'a> {
             };
             let names: Vec<String> = slots.iter().map(|(name, _)| name.clone()).collect();
             let granularity = planned.facts.start_granularity;
-            let expected = Expected { slots: &slots, held_since: self.row.rotated_at, granularity };
+            let expected = Expected {
+                slots: &slots,
+                held_since: self.row.rotated_at,
+                untouched_before: None,
+                granularity,
+            };
             let name = &planned.bound.name;
             match workload.observe(&names, fingerprinter).await {
                 Err(error) => found.push(

@@ -287,7 +287,12 @@ fn line(prepared: &[Prepared], coming: &Coming) -> Option<words::Line> {
     let plan = &prepared[coming.members[0]].plan;
     match &coming.event {
         Event::Intended {
-            step: Step::Preflight | Step::Capture | Step::Evidence { .. } | Step::Sweep,
+            step:
+                Step::Preflight
+                | Step::Capture
+                | Step::Evidence { .. }
+                | Step::Sweep
+                | Step::CleanUp { .. },
             ..
         } => None,
         Event::Intended { step, .. } => Some(with_help(plan, *step)),

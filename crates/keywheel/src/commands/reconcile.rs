@@ -12,7 +12,7 @@ use keywheel_core::version::Stage;
 use keywheel_driver::issuer::Identity;
 use keywheel_driver::slot;
 use keywheel_driver::store::{Accept, Edit, Store};
-use keywheel_driver::workload::Ensure;
+use keywheel_driver::workload::{Ensure, Stamp};
 use keywheel_engine::perform::PutRight;
 use keywheel_engine::{NoWatch, held};
 use serde_json::json;
@@ -263,11 +263,11 @@ impl<'a> Work<'a> {
                     .now("stores agree; it can be run again")
             };
             let slots = prepare::slots_now(&self.plan, &self.built, planned, fingerprinter).await?;
-            let digest = fingerprinter
-                .digest(slots.iter().map(|(address, held)| (address.as_str(), held.as_ref())));
             let held_since = self.row.rotated_at.unwrap_or(self.session.now());
-            let ensure =
-                Ensure { slots: &slots, held_since, digest, fingerprinter, emergency: None };
+            let ensure = Ensure {
+                stamps: vec![Stamp::new(&self.plan.secret, &slots, fingerprinter)],
+                ..Ensure::new(&slots, held_since, fingerprinter)
+            };
             workload.roll(&ensure).await.map_err(|error| failed(error.to_string()))?;
             done.push(format!("{}: every replica of `{name}` holds it", self.plan.secret));
         }

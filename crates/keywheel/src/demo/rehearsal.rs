@@ -100,11 +100,9 @@ async fn roll(world: &World) -> anyhow::Result<Result<(), CallError>> {
     let root = world.env_file().parent().context("the .env file is in a folder")?.to_owned();
     let workload = config.build(&Context::at(root)).map_err(CallError::from)?;
     let fingerprinter = Fingerprinter::new(FingerprintKeyId(1), [0; 32].into());
-    let digest = fingerprinter.digest([]);
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_millis();
     let held_since = Timestamp::from_millis(i64::try_from(now)?);
-    let ensure =
-        Ensure { slots: &[], held_since, digest, fingerprinter: &fingerprinter, emergency: None };
+    let ensure = Ensure::new(&[], held_since, &fingerprinter);
     Ok(workload.roll(&ensure).await)
 }
 

@@ -16,7 +16,8 @@ use keywheel_core::incident::LogReference;
 use keywheel_core::plan::Pin;
 use keywheel_core::time::{Span, Timestamp};
 use keywheel_driver::Workload;
-use keywheel_driver::workload::{ReadLog, Reading, elsewhere};
+use keywheel_driver::pin::elsewhere;
+use keywheel_driver::workload::{ReadLog, Reading};
 use rustix::fs::OFlags;
 use serde_json::{Value, json};
 
@@ -181,7 +182,7 @@ async fn read(
     reading: &mut Reading<'_>,
 ) -> Result<Option<Vec<ReadLog>>, String> {
     let in_words = |error: keywheel_core::call::CallError| error.to_string();
-    match elsewhere(driver, pin).await.map_err(in_words)? {
+    match elsewhere(driver.identity(), pin).await.map_err(in_words)? {
         Some(objection) => Err(objection),
         None => driver.read_logs(reading).await.map_err(in_words),
     }
