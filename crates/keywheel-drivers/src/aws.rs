@@ -29,6 +29,7 @@ use aws_smithy_types::body::SdkBody;
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 use keywheel_core::planted;
 use keywheel_core::secret::SecretValue;
+use keywheel_core::time::{Span, Timestamp};
 use keywheel_driver::{CallError, Refusal, RefusalKind, SecretReference};
 use reqwest::StatusCode;
 use reqwest::header::HeaderMap;
@@ -36,7 +37,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::OnceCell;
 
-use crate::api::unsupported;
+use crate::api::{now, unsupported};
 use crate::http::{self, Effect};
 use crate::{Context, reference};
 
@@ -203,6 +204,15 @@ fn settings(
         settings.set_identity_cache(Some(aws_config::identity::IdentityCache::no_cache()));
     }
     settings.build()
+}
+
+/// Says how long ago something was, in its largest unit alone.
+pub(crate) fn ago(at: Timestamp) -> String {
+    let millis = now().since(at).as_millis();
+    let units = [Span::days(1), Span::hours(1), Span::minutes(1), Span::seconds(1)];
+    let unit = units.into_iter().find(|unit| millis >= unit.as_millis());
+    let unit = unit.unwrap_or(Span::seconds(1)).as_millis();
+    format!("{} ago", Span::millis(millis / unit * unit))
 }
 
 /// A call of AWS that did not succeed.

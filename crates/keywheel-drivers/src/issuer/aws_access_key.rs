@@ -27,8 +27,8 @@ use keywheel_driver::{CallError, Duration, Finding, Refusal, RefusalKind, Remedy
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::api::{MOST_PAGES, now, plain, unsupported};
-use crate::aws::{Access, Aws, Failed};
+use crate::api::{MOST_PAGES, plain, unsupported};
+use crate::aws::{Access, Aws, Failed, ago};
 use crate::http::Effect;
 use crate::{Build, Context};
 
@@ -396,7 +396,6 @@ impl AccessKeys {
     }
 
     async fn in_words(&self, key: &Key) -> String {
-        let ago = |at: Timestamp| format!("{} ago", now().since(at));
         let state = if key.active { "active" } else { "inactive" };
         let made = key.created.map_or("at an unknown time".into(), ago);
         let used = match self.use_of(&key.id).await {
@@ -427,6 +426,7 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
+    use crate::api::now;
     use crate::issuer::bench::{
         changes_are_known_later, is_unknown, mint, refusal, revoke_means, status,
         suspend_is_made_again, taken_over, unclear_answers_prove_nothing,

@@ -22,9 +22,10 @@ use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 use hmac::{Hmac, KeyInit, Mac};
 use keywheel_core::facts::{Pickup, ReadBack, Revert, StoreFacts};
+use keywheel_core::plan::Pin;
 use keywheel_core::planted;
 use keywheel_core::secret::SecretValue;
-use keywheel_core::time::Span;
+use keywheel_core::time::{Span, Timestamp};
 use keywheel_driver::store::{Edit, Written};
 use keywheel_driver::{
     CallError, Claim, Claims, Duration, Finding, Owner, Refusal, RefusalKind, Store,
@@ -35,7 +36,7 @@ use sha2::Sha256;
 
 use super::json_object::{self, Unfit};
 use crate::api::{now, unsupported};
-use crate::aws::{Access, Aws, Failed};
+use crate::aws::{Access, Aws, Failed, ago};
 use crate::http::Effect;
 use crate::{Build, Context, secret_json};
 
@@ -159,12 +160,20 @@ impl Store for SecretsManager {
             history: true,
             pickup: Pickup::Roll,
             settle_for: self.config.settle_for.span(),
+            leaves_behind: true,
             answers_logins: false,
         }
     }
 
     fn container(&self) -> String {
         self.container.clone()
+    }
+
+    /// The whole ARN names account and region, and ends otherwise where the secret was deleted and made anew.
+    async fn identity(&self) -> Result<Option<Pin>, CallError> {
+        let described = self.describe().await?;
+        let pin = |id: &str| Pin { id: id.to_owned(), machine: String::new(), folder: String::new() };
+        Ok(described.arn().map(pin))
     }
 
     async fn preflight(&self, addresses: &[String]) -> Result<Vec<Finding>, CallError> {
@@ -221,15 +230,22 @@ impl Store for SecretsManager {
             None => None,
         };
         let Some(new) = self.edited(held.as_ref(), edits)? else {
-            self.clean_up(holder(&described, PENDING)).await?;
+            self.take_off(holder(&described, PENDING)).await?;
             return Ok(Written { changed: false });
         };
         let made = self.made(&described, base, held.as_ref(), &new).await?;
         self.move_current(base, &made.version).await?;
         // From here on readers have it: whatever fails now, it was not refused.
-        let cleaned = self.clean_up(made.pending.as_deref()).await;
+        let cleaned = self.take_off(made.pending.as_deref()).await;
         cleaned.map_err(|error| CallError::Unknown(error.to_string()))?;
         Ok(Written { changed: true })
+    }
+
+    /// Takes the pending label off that a write left whose way back put nothing.
+    async fn clean_up(&self) -> Result<Vec<String>, CallError> {
+        let described = self.describe().await?;
+        self.take_off(holder(&described, PENDING)).await?;
+        Ok(Vec::new())
     }
 
     fn claims(&self) -> Option<&dyn Claims> {
@@ -441,7 +457,7 @@ impl SecretsManager {
     }
 
     /// Takes the pending label off a version of ours.
-    async fn clean_up(&self, pending: Option<&str>) -> Result<(), CallError> {
+    async fn take_off(&self, pending: Option<&str>) -> Result<(), CallError> {
         let Some(pending) = pending.filter(|pending| pending.starts_with(OURS)) else {
             return Ok(());
         };
@@ -543,10 +559,11 @@ impl SecretsManager {
             )));
         }
         let changed = described.last_changed_date().and_then(|at| at.to_millis().ok());
-        let ago = changed.and_then(|at| u64::try_from(now().millis() - at).ok()).map(Span::millis);
-        if let Some(ago) = ago.filter(|ago| *ago < BETWEEN_PUTS) {
+        let changed = changed.map(Timestamp::from_millis);
+        if let Some(changed) = changed.filter(|at| now().since(*at) < BETWEEN_PUTS) {
+            let ago = ago(changed);
             findings.push(Finding::note(format!(
-                "{name}: it was changed {ago} ago; AWS advises against a new version more often than every {BETWEEN_PUTS} for long"
+                "{name}: it was changed {ago}; AWS advises against a new version more often than every {BETWEEN_PUTS} for long"
             )));
         }
         findings
@@ -938,6 +955,30 @@ mod tests {
         bench.no_faults();
         assert_eq!(bench.set("two").await, Ok(Written { changed: false }));
         assert_eq!(bench.state(), (Some(r#"{"key":"two"}"#.into()), vec![CURRENT.into()], 0));
+    }
+
+    #[tokio::test]
+    async fn h09_the_end_of_a_rotation_takes_off_what_a_write_left() {
+        let bench = Bench::new(Some(r#"{"key":"old"}"#));
+        bench.script("update_secret_version_stage", Fault::status(400));
+        assert!(bench.set("new").await.is_err());
+        bench.no_faults();
+        assert_eq!(bench.state().2, 1);
+        assert!(bench.store.facts().leaves_behind);
+        for _ in 0..2 {
+            assert_eq!(bench.store.clean_up().await, Ok(Vec::new()));
+            assert_eq!(bench.state(), (Some(r#"{"key":"old"}"#.into()), vec![CURRENT.into()], 0));
+        }
+        bench.twin.put(NAME, r#"{"key":"theirs"}"#, PENDING);
+        assert_eq!(bench.store.clean_up().await, Ok(Vec::new()));
+        assert_eq!(bench.state().2, 1, "another program's label stays");
+    }
+
+    #[tokio::test]
+    async fn it_is_pinned_to_its_whole_arn() {
+        let bench = Bench::new(Some("{}"));
+        let pin = bench.store.identity().await.unwrap().unwrap();
+        assert_eq!(pin.id, "arn:aws:secretsmanager:eu-west-1:123456789012:secret:shop/app");
     }
 
     #[tokio::test]

@@ -29,6 +29,13 @@ pub(super) struct Held {
     used: Option<i64>,
 }
 
+impl Held {
+    fn end(&mut self) {
+        self.life.end();
+        self.lives.set(false);
+    }
+}
+
 impl Keys {
     pub(super) fn new(options: TwinOptions) -> Self {
         Self { options, order: 0, users: Vec::new(), keys: Vec::new() }
@@ -73,6 +80,10 @@ impl Keys {
             active: key.switch.is_on(),
         })
         .collect()
+    }
+
+    pub(super) fn end(&mut self, id: &str) {
+        self.keys.iter_mut().filter(|key| key.id == id).for_each(Held::end);
     }
 
     pub(super) fn used(&mut self, id: &str, ago: Duration) {
@@ -120,9 +131,7 @@ impl Keys {
                 Ok(String::new())
             }
             _ => {
-                let key = self.live(&user, given("AccessKeyId"))?;
-                key.life.end();
-                key.lives.set(false);
+                self.live(&user, given("AccessKeyId"))?.end();
                 Ok(String::new())
             }
         }

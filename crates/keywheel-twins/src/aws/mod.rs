@@ -145,6 +145,11 @@ impl Twin {
         self.shared.state().keys.of(user)
     }
 
+    /// Deletes a key, as a person would.
+    pub fn end_key(&self, id: &str) {
+        self.shared.state().keys.end(id);
+    }
+
     /// Sets when a key was used last; it shows at once.
     pub fn use_key(&self, id: &str, ago: Duration) {
         self.shared.state().keys.used(id, ago);
