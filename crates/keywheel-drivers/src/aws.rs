@@ -30,7 +30,7 @@ use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 use keywheel_core::planted;
 use keywheel_core::secret::SecretValue;
 use keywheel_core::time::{Span, Timestamp};
-use keywheel_driver::{CallError, Refusal, RefusalKind, SecretReference};
+use keywheel_driver::{CallError, Refusal, RefusalKind, Remedy, SecretReference};
 use reqwest::StatusCode;
 use reqwest::header::HeaderMap;
 use schemars::JsonSchema;
@@ -140,8 +140,8 @@ impl Aws {
         let metadata = error.as_service_error().map(ProvideErrorMetadata::meta);
         let code = metadata.and_then(|metadata| metadata.code()).map(str::to_owned);
         let message = metadata.and_then(|metadata| metadata.message()).unwrap_or_default();
-        let is_late = message.contains("Signature expired")
-            || message.contains("Signature not yet current");
+        let is_late =
+            message.contains("Signature expired") || message.contains("Signature not yet current");
         let is_answered = error.raw_response().is_some() || cause::<Foreign>(error).is_some();
         let error = match error.raw_response() {
             Some(answer) => self.answered(effect, code.as_deref(), answer),
@@ -164,22 +164,17 @@ impl Aws {
         let id = http::request_id(&headers);
         let code = code.unwrap_or_default();
         let message = format!("{} answered {} {code}{id}", self.target, status.as_u16());
-        match (meaning, by_status) {
-            (Meaning::No(kind), _) => Refusal::operator(kind, message).into(),
-            (Meaning::Later(kind), CallError::Refused(Refusal { remedy, .. })) => {
-                let after = match remedy {
-                    keywheel_driver::Remedy::Retry { after } => after,
-                    keywheel_driver::Remedy::Operator => None,
-                };
-                Refusal::retry(kind, after, message).into()
+        let after = match by_status {
+            CallError::Refused(Refusal { remedy: Remedy::Retry { after }, .. }) => after,
+            _ => None,
+        };
+        match meaning {
+            Meaning::No(kind) => Refusal::operator(kind, message).into(),
+            Meaning::Later(kind) => Refusal::retry(kind, after, message).into(),
+            Meaning::Broken if effect == Effect::Reads => {
+                Refusal::retry(RefusalKind::Unavailable, after, message).into()
             }
-            (Meaning::Later(kind), CallError::Unknown(_)) => {
-                Refusal::retry(kind, None, message).into()
-            }
-            (Meaning::Broken, _) if effect == Effect::Reads => {
-                Refusal::retry(RefusalKind::Unavailable, None, message).into()
-            }
-            (Meaning::Broken, _) => CallError::Unknown(message),
+            Meaning::Broken => CallError::Unknown(message),
         }
     }
 }
@@ -257,14 +252,18 @@ fn meaning(code: &str) -> Option<Meaning> {
         | "UnrecognizedClientException" => No(RefusalKind::Permission),
         "LimitExceeded" | "LimitExceededException" => No(RefusalKind::Quota),
         "NoSuchEntity" | "ResourceNotFoundException" => No(RefusalKind::NotFound),
-        "InvalidInput" | "InvalidParameterException" | "InvalidRequestException"
-        | "ResourceExistsException" | "ValidationError" | "ValidationException" => {
-            No(RefusalKind::Unsupported)
-        }
+        "InvalidInput"
+        | "InvalidParameterException"
+        | "InvalidRequestException"
+        | "ResourceExistsException"
+        | "ValidationError"
+        | "ValidationException" => No(RefusalKind::Unsupported),
         "ConcurrentModification" | "EntityTemporarilyUnmodifiable" => {
             Later(RefusalKind::Unavailable)
         }
-        "RequestLimitExceeded" | "Throttling" | "ThrottlingException"
+        "RequestLimitExceeded"
+        | "Throttling"
+        | "ThrottlingException"
         | "TooManyRequestsException" => Later(RefusalKind::RateLimited),
         "InternalFailure" | "InternalServiceError" | "ServiceFailure" | "ServiceUnavailable" => {
             Broken
@@ -362,7 +361,9 @@ impl Own {
     async fn provide(&self) -> Result<Credentials, CredentialsError> {
         let provider = match &self.source {
             Source::Key { id, secret, token } => {
-                return read(id, secret, token.as_ref()).await.map_err(CredentialsError::provider_error);
+                return read(id, secret, token.as_ref())
+                    .await
+                    .map_err(CredentialsError::provider_error);
             }
             Source::Profile(name) => {
                 let profile = async || {
@@ -406,11 +407,7 @@ async fn read(
 }
 
 /// Makes an access key of its parts; none where one is not UTF-8.
-fn key(
-    id: &SecretValue,
-    secret: &SecretValue,
-    token: Option<&SecretValue>,
-) -> Option<Credentials> {
+fn key(id: &SecretValue, secret: &SecretValue, token: Option<&SecretValue>) -> Option<Credentials> {
     let text = |value: &SecretValue| std::str::from_utf8(value.expose()).ok().map(str::to_owned);
     let token = match token {
         Some(token) => Some(text(token)?),

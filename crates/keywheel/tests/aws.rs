@@ -73,7 +73,9 @@ impl Shop {
         let output = command.output().unwrap();
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let said = format!("{}{}", text(&output.stderr), text(&output.stdout));
-        for value in [&self.twin.administrator().secret, &self.old.secret, &self.value("KEY_SECRET")] {
+        for value in
+            [&self.twin.administrator().secret, &self.old.secret, &self.value("KEY_SECRET")]
+        {
             assert!(!said.contains(value), "a value was printed: {said}");
         }
         (output.status.code(), said)

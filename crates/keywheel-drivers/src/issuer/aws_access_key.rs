@@ -219,7 +219,8 @@ impl Issuer for AccessKeys {
             failed if failed.is(&["LimitExceeded"]) => self.is_full(&before).into(),
             failed => failed.error,
         })?;
-        let another = || CallError::Unknown(format!("{TARGET} made another key than was asked for"));
+        let another =
+            || CallError::Unknown(format!("{TARGET} made another key than was asked for"));
         let made = made.access_key.ok_or_else(another)?;
         let was_there = before.iter().any(|key| key.id == made.access_key_id);
         let is_another = was_there || made.user_name != self.config.user;
@@ -417,8 +418,8 @@ mod tests {
     use std::time::Duration as Time;
 
     use keywheel_core::plan::Label;
-    use keywheel_driver::{SecretReference, Severity};
     use keywheel_driver::conformance::{canary, issuer as conformance};
+    use keywheel_driver::{SecretReference, Severity};
     use keywheel_ground::ministack::{ADMIN_ID, Ministack};
     use keywheel_twins::aws::{Key as Made, Twin, TwinOptions};
     use keywheel_twins::fault::{Echo, Fault, Rule};
@@ -476,7 +477,11 @@ mod tests {
 
         async fn messages(&self, severity: Severity) -> Vec<String> {
             let found = self.issuer.preflight().await.unwrap();
-            found.into_iter().filter(|one| one.severity == severity).map(|one| one.message).collect()
+            found
+                .into_iter()
+                .filter(|one| one.severity == severity)
+                .map(|one| one.message)
+                .collect()
         }
     }
 
@@ -571,7 +576,8 @@ mod tests {
             issuer("http://127.0.0.1:1", &folder, json!({})),
         ];
         let broken: Vec<&dyn Issuer> = broken.iter().map(|issuer| &**issuer).collect();
-        let secret_of = |key: &Made| Credential::of_value(SecretValue::new(key.secret.clone().into()));
+        let secret_of =
+            |key: &Made| Credential::of_value(SecretValue::new(key.secret.clone().into()));
         let admin = secret_of(&admin);
         conformance::run(&conformance::Subject {
             issuer: &*bench.issuer,
@@ -623,7 +629,9 @@ mod tests {
                 Err(CallError::Refused(refusal)) if fault == Fault::Twice => {
                     assert_eq!(refusal.kind, RefusalKind::Quota, "{refusal}");
                 }
-                Err(CallError::Refused(refusal)) => assert_eq!(new, [""; 0], "{fault:?}: {refusal}"),
+                Err(CallError::Refused(refusal)) => {
+                    assert_eq!(new, [""; 0], "{fault:?}: {refusal}")
+                }
                 Err(CallError::Unknown(_)) => {}
             }
             for id in new {

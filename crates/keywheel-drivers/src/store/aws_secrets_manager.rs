@@ -136,7 +136,8 @@ impl<'a> Named<'a> {
             return Err(wrong());
         };
         // AWS adds a hyphen and six random characters to the name.
-        let (name, _) = name.rsplit_once('-').filter(|(_, end)| end.len() == 6).ok_or_else(wrong)?;
+        let (name, _) =
+            name.rsplit_once('-').filter(|(_, end)| end.len() == 6).ok_or_else(wrong)?;
         Ok(Self { region: Some(region), name })
     }
 }
@@ -172,7 +173,8 @@ impl Store for SecretsManager {
     /// The whole ARN names account and region, and ends otherwise where the secret was deleted and made anew.
     async fn identity(&self) -> Result<Option<Pin>, CallError> {
         let described = self.describe().await?;
-        let pin = |id: &str| Pin { id: id.to_owned(), machine: String::new(), folder: String::new() };
+        let pin =
+            |id: &str| Pin { id: id.to_owned(), machine: String::new(), folder: String::new() };
         Ok(described.arn().map(pin))
     }
 
@@ -224,9 +226,7 @@ impl Store for SecretsManager {
         }
         let base = holder(&described, CURRENT);
         let held = match base {
-            Some(base) => {
-                Some(self.content(base).await?.ok_or_else(|| self.changed_meanwhile())?)
-            }
+            Some(base) => Some(self.content(base).await?.ok_or_else(|| self.changed_meanwhile())?),
             None => None,
         };
         let Some(new) = self.edited(held.as_ref(), edits)? else {
@@ -324,7 +324,11 @@ impl SecretsManager {
         content.ok_or_else(|| self.refused(RefusalKind::Unsupported, why).into())
     }
 
-    fn slot(&self, held: Option<&SecretValue>, address: &str) -> Result<Option<SecretValue>, Refusal> {
+    fn slot(
+        &self,
+        held: Option<&SecretValue>,
+        address: &str,
+    ) -> Result<Option<SecretValue>, Refusal> {
         match (self.config.format, held) {
             (Format::Text, _) if address != CONTENT => {
                 let why = format!("it is one text, and its one slot is `{CONTENT}`");
@@ -385,7 +389,8 @@ impl SecretsManager {
             }
             (Format::Text, Some(_)) => Err(Unfit::NotUtf8(edit.address.into())),
             (Format::Text, None) => {
-                let why = "a secret always holds something, so that its one slot cannot be empty again";
+                let why =
+                    "a secret always holds something, so that its one slot cannot be empty again";
                 return Err(self.refused(RefusalKind::Unsupported, why));
             }
         };
@@ -450,7 +455,9 @@ impl SecretsManager {
         }
         let described = self.describe().await;
         let described = described.map_err(|error| CallError::Unknown(error.to_string()))?;
-        if holder(&described, CURRENT) == Some(version) && !planted!("second_no_to_a_move_is_believed") {
+        if holder(&described, CURRENT) == Some(version)
+            && !planted!("second_no_to_a_move_is_believed")
+        {
             return Ok(());
         }
         Err(self.changed_meanwhile().into())
@@ -470,7 +477,9 @@ impl SecretsManager {
             Ok(_) => Ok(()),
             Err(error) => match self.failed(Effect::Changes, &error) {
                 // It is on that version no more.
-                failed if failed.is(&["InvalidParameterException", "ResourceNotFoundException"]) => {
+                failed
+                    if failed.is(&["InvalidParameterException", "ResourceNotFoundException"]) =>
+                {
                     Ok(())
                 }
                 failed => Err(failed.error),
@@ -721,7 +730,11 @@ mod tests {
 
         async fn messages(&self, severity: Severity) -> Vec<String> {
             let found = self.store.preflight(&["key".into()]).await.unwrap();
-            found.into_iter().filter(|one| one.severity == severity).map(|one| one.message).collect()
+            found
+                .into_iter()
+                .filter(|one| one.severity == severity)
+                .map(|one| one.message)
+                .collect()
         }
     }
 
@@ -907,10 +920,7 @@ mod tests {
             for (operation, nth) in calls {
                 let case = format!("{operation} {nth} {fault:?}");
                 let bench = Bench::new(Some(r#"{"key":"old"}"#));
-                let rule = Rule {
-                    nth: Nth::Number(nth),
-                    ..Rule::first(operation, fault.clone())
-                };
+                let rule = Rule { nth: Nth::Number(nth), ..Rule::first(operation, fault.clone()) };
                 bench.twin.faults().set(vec![rule]).unwrap();
                 let old = SecretValue::new(b"old".to_vec());
                 let accept = || Accept::OneOf(vec![Some(&old)]);
@@ -933,7 +943,9 @@ mod tests {
                 }
                 bench.until(Faults::has_landed).await;
                 bench.no_faults();
-                write(&*bench.store, accept(), "new").await.unwrap_or_else(|e| panic!("{case}: {e}"));
+                write(&*bench.store, accept(), "new")
+                    .await
+                    .unwrap_or_else(|e| panic!("{case}: {e}"));
                 let left = (Some(r#"{"key":"new"}"#.to_owned()), vec![CURRENT.to_owned()], 0);
                 assert_eq!(bench.state(), left, "{case}");
                 assert!(bench.twin.versions(NAME).len() <= 2, "{case}: a version was put twice");
@@ -1069,7 +1081,10 @@ mod tests {
         let bench = Bench::new(Some(r#"{"key":"old"}"#));
         bench.twin.put(NAME, r#"{"key":"theirs"}"#, PENDING);
         let blocks = bench.messages(Severity::Blocks).await;
-        assert!(blocks.len() == 1 && blocks[0].contains("another program has staged"), "{blocks:?}");
+        assert!(
+            blocks.len() == 1 && blocks[0].contains("another program has staged"),
+            "{blocks:?}"
+        );
         assert_eq!(refusal(bench.set("new").await).kind, RefusalKind::Conflict);
         assert_eq!(bench.twin.content(NAME, PENDING).as_deref(), Some(r#"{"key":"theirs"}"#));
     }

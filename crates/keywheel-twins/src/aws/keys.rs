@@ -59,7 +59,8 @@ impl Keys {
     fn add(&mut self, user: &str) -> Key {
         let id = format!("AKIA{}", random(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", 16));
         // Most of a real one's characters; two of them need an encoding in a URL.
-        let secret = random(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/", 40);
+        let secret =
+            random(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/", 40);
         self.keys.push(Held {
             id: id.clone(),
             secret: secret.clone(),

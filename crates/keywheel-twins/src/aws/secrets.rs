@@ -60,7 +60,9 @@ impl Secrets {
     pub(super) fn versions(&self, name: &str) -> Vec<VersionState> {
         let versions = self.0[name].versions.iter();
         let stages = |version: &Version| version.stages.iter().cloned().collect();
-        versions.map(|version| VersionState { id: version.id.clone(), stages: stages(version) }).collect()
+        versions
+            .map(|version| VersionState { id: version.id.clone(), stages: stages(version) })
+            .collect()
     }
 
     pub(super) fn content(&self, name: &str, stage: &str) -> Option<String> {
@@ -95,7 +97,11 @@ impl Secrets {
         let wanted = body["SecretId"].as_str().unwrap_or_default();
         let name = wanted.rsplit_once(":secret:").map_or(wanted, |(_, name)| name).to_owned();
         let secret = self.0.get_mut(&name).ok_or_else(|| {
-            failure(400, "ResourceNotFoundException", "Secrets Manager can't find the specified secret.")
+            failure(
+                400,
+                "ResourceNotFoundException",
+                "Secrets Manager can't find the specified secret.",
+            )
         })?;
         let arn = format!("arn:aws:secretsmanager:eu-west-1:123456789012:secret:{name}");
         if operation == "DescribeSecret" {
@@ -234,7 +240,9 @@ impl Secret {
         let (from, to) = (body["RemoveFromVersionId"].as_str(), body["MoveToVersionId"].as_str());
         let holder = self.with_stage(stage).map(|version| version.id.clone());
         if from.is_some() && from != holder.as_deref() {
-            return Err(wrong("The staging label is not attached to the version to remove it from."));
+            return Err(wrong(
+                "The staging label is not attached to the version to remove it from.",
+            ));
         }
         match to {
             Some(to) => {
@@ -243,7 +251,8 @@ impl Secret {
                     return Err(failure(400, "ResourceNotFoundException", message));
                 }
                 if from.is_none() && holder.is_some_and(|holder| holder != to) {
-                    let message = "RemoveFromVersionId is required: the label is attached elsewhere.";
+                    let message =
+                        "RemoveFromVersionId is required: the label is attached elsewhere.";
                     return Err(wrong(message));
                 }
                 self.attach(stage, to);

@@ -15,14 +15,13 @@ pub(super) struct Caller {
 
 /// Returns whose request it is, or why it is nobody's, in the words of the service that it was for.
 pub(super) fn caller(keys: &Keys, headers: &HeaderMap, body: &[u8]) -> Result<Caller, Failure> {
-    let signed = Signed::of(headers).ok_or_else(|| {
-        failure(403, "MissingAuthenticationToken", "the request is not signed")
-    })?;
+    let signed = Signed::of(headers)
+        .ok_or_else(|| failure(403, "MissingAuthenticationToken", "the request is not signed"))?;
     let is_json = headers.contains_key("x-amz-target");
     let unknown = if is_json { "UnrecognizedClientException" } else { "InvalidClientTokenId" };
-    let key = keys
-        .accepted(signed.key)
-        .ok_or_else(|| failure(403, unknown, "The security token included in the request is invalid."))?;
+    let key = keys.accepted(signed.key).ok_or_else(|| {
+        failure(403, unknown, "The security token included in the request is invalid.")
+    })?;
     if signed.expected(&key.secret, headers, body).as_deref() != Some(signed.signature) {
         let wrong = if is_json { "InvalidSignatureException" } else { "SignatureDoesNotMatch" };
         return Err(failure(403, wrong, "The request signature we calculated does not match."));

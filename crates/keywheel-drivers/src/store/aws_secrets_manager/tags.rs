@@ -75,7 +75,8 @@ pub(super) fn managers(tags: &[Tag]) -> Vec<String> {
             managers.push("CloudFormation".to_owned());
         }
         let key = key.to_ascii_lowercase();
-        let is_mark = ["managedby", "managed-by", "managed_by", "terraform"].contains(&key.as_str());
+        let is_mark =
+            ["managedby", "managed-by", "managed_by", "terraform"].contains(&key.as_str());
         let known = ["terraform", "pulumi", "cloudformation", "argocd", "flux"];
         if is_mark {
             let value = value.to_ascii_lowercase();
