@@ -12,7 +12,7 @@ use keywheel_twins::fault::{Fault, Rule};
 const CONFIG: &str = "
 project: shop
 policies:
-  fast: { cryptoperiod: 90d, soak: 1s, rollback: 1s, watch: 1s, call: 4s }
+  fast: { cryptoperiod: 90d, soak: SOAK, rollback: 1s, watch: 1s, call: 4s }
 stores:
   app: { aws_secrets_manager: { region: eu-west-1, secret_id: shop/backend, settle_for: 500ms, ACCESS } }
 secrets:
@@ -33,6 +33,11 @@ struct Shop {
 
 impl Shop {
     fn new() -> Self {
+        Self::soaking("1s")
+    }
+
+    /// Says how long a version soaks.
+    fn soaking(soak: &str) -> Self {
         let twin = Twin::start(TwinOptions::default()).unwrap();
         let old = twin.make_key("backend");
         let (id, secret) = (&old.id, &old.secret);
@@ -49,7 +54,7 @@ impl Shop {
             "endpoint: \"{}\", credentials: {{ access_key_id: {{ file: id }}, secret_access_key: {{ file: admin }} }}",
             shop.twin.endpoint()
         );
-        shop.write("keywheel.yaml", &CONFIG.replace("ACCESS", &access));
+        shop.write("keywheel.yaml", &CONFIG.replace("ACCESS", &access).replace("SOAK", soak));
         shop.write("id", &shop.twin.administrator().id);
         shop.write("admin", &shop.twin.administrator().secret);
         shop
@@ -142,16 +147,18 @@ fn an_access_key_is_rotated_from_adoption_to_the_proof_of_death() {
 }
 
 #[test]
-fn an_undo_moves_the_label_back_and_deletes_the_new_key() {
-    let shop = Shop::new();
+fn an_undo_moves_the_label_back_to_the_version_that_readers_had() {
+    let shop = Shop::soaking("1h");
     let (before, versions) = (shop.content(), shop.twin.versions("shop/backend"));
     shop.ends(&["adopt", "uploads", "--yes"], 0);
     shop.ends(&["rotate", "uploads", "--yes"], 0);
     assert_ne!(shop.value("KEY_ID"), shop.old.id);
-    shop.ends(&["undo", "uploads", "--yes", "--soak"], 0);
+    let said = shop.ends(&["undo", "uploads", "--yes", "--because", "a test"], 0);
+    assert!(said.contains("v1 is current again"), "{said}");
     assert_eq!(shop.content(), before);
     assert_eq!(shop.twin.versions("shop/backend")[0], versions[0], "nothing was put");
-    shop.has_one_key(&shop.old.id);
+    assert_eq!(shop.labels(), [["AWSCURRENT"], ["AWSPREVIOUS"]]);
+    assert!(shop.live().contains(&shop.old.id));
 }
 
 #[test]
