@@ -637,7 +637,7 @@ mod tests {
             for id in new {
                 bench.issuer.revoke(&IssuedId::new(id)).await.unwrap_or_else(|e| panic!("{e}"));
             }
-            assert_eq!(bench.live(), [other.id.clone()], "{fault:?}");
+            assert_eq!(bench.live(), std::slice::from_ref(&other.id), "{fault:?}");
             assert_eq!(bench.verdict(&credential(&other)).await, Verdict::Accepted, "{fault:?}");
         }
     }
