@@ -28,13 +28,13 @@ pub(crate) fn cargo(arguments: &[&str]) -> Command {
     cargo
 }
 
-/// Returns the features that tests are built with: every crate's switches and fail points, so that one build serves all tests.
+/// Returns the features that tests are built with: every crate's switches, fail points and drivers, so that one build serves all tests.
 pub(crate) fn test_features() -> anyhow::Result<String> {
     let mut features = Vec::new();
     for manifest in tracked("toml")?.iter().filter(|manifest| manifest.ends_with("Cargo.toml")) {
         let Some(package) = manifest.split('/').rev().nth(1) else { continue };
         let text = std::fs::read_to_string(root().join(manifest))?;
-        let named = ["planted-bugs", "fail-points"].into_iter().filter(|feature| {
+        let named = ["planted-bugs", "fail-points", "cloud"].into_iter().filter(|feature| {
             text.lines().any(|line| line.starts_with(feature) && line.contains('='))
         });
         features.extend(named.map(|feature| format!("{package}/{feature}")));

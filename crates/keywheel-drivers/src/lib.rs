@@ -4,6 +4,8 @@
 //! [`NotifierConfig`] only: externally tagged configuration that builds the driver.
 
 mod api;
+#[cfg(feature = "cloud")]
+mod aws;
 pub mod deny_list;
 pub mod git;
 mod guided;

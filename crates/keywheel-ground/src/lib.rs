@@ -5,6 +5,7 @@
 
 pub mod docker;
 pub mod lossy;
+pub mod ministack;
 pub mod openbao;
 pub mod pgbouncer;
 pub mod podman;

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{ConnectInfo, MatchedPath, Request, State};
-use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue};
+use axum::http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue};
 use axum::http::{HeaderMap, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -112,7 +112,7 @@ pub enum Fault {
     Twice,
     /// It is done, and its answer names another object.
     AnotherId {
-        /// Where in the answer an id stands, as a JSON pointer: `/data/id`.
+        /// Where in the answer an id stands, as a JSON pointer (`/data/id`), or as the element of XML that holds it (`<Id>`).
         at: String,
         /// What stands there instead.
         id: String,
@@ -427,15 +427,14 @@ pub(crate) async fn misbehave(
             next.run(second).await
         }
         Fault::AnotherId { ref at, ref id } => {
-            let (parts, body) = next.run(request).await.into_parts();
+            let (mut parts, body) = next.run(request).await.into_parts();
             let body = axum::body::to_bytes(body, usize::MAX).await.unwrap_or_default();
             let Some(renamed) = renamed(&body, at, id) else {
                 faults.missed(&fault);
                 return Response::from_parts(parts, Body::from(body));
             };
-            let mut response = axum::Json(renamed).into_response();
-            *response.status_mut() = parts.status;
-            response
+            parts.headers.remove(CONTENT_LENGTH);
+            Response::from_parts(parts, Body::from(renamed))
         }
         Fault::DelayedList { for_ms } => {
             request.extensions_mut().insert(Lag(Duration::from_millis(for_ms)));
@@ -453,11 +452,16 @@ async fn doubled(request: Request) -> (Request, Request) {
 }
 
 /// Puts another id into an answer; none where no id stands there.
-fn renamed(body: &[u8], at: &str, id: &str) -> Option<serde_json::Value> {
+fn renamed(body: &[u8], at: &str, id: &str) -> Option<Vec<u8>> {
+    if at.starts_with('<') {
+        let (before, rest) = std::str::from_utf8(body).ok()?.split_once(at)?;
+        let (_, after) = rest.split_once('<')?;
+        return Some(format!("{before}{at}{id}<{after}").into_bytes());
+    }
     let mut answer: serde_json::Value = serde_json::from_slice(body).ok()?;
     let named = answer.pointer_mut(at).filter(|named| named.is_string())?;
     *named = id.into();
-    Some(answer)
+    serde_json::to_vec(&answer).ok()
 }
 
 /// Takes in the body before anything else happens, so that a late landing has it after the connection is gone.

@@ -6,6 +6,7 @@
 //! specification: see [`record`].
 
 pub mod anthropic;
+pub mod aws;
 pub mod fault;
 pub mod kubernetes;
 mod life;

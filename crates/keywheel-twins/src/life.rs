@@ -42,6 +42,11 @@ impl Switch {
         Self(vec![(now(), true)])
     }
 
+    /// Makes one that everybody knows to be on.
+    pub(crate) fn on_since_long() -> Self {
+        Self(vec![(0, true)])
+    }
+
     pub(crate) fn set(&mut self, on: bool) {
         if self.is_on() != on {
             self.0.push((now(), on));

@@ -113,6 +113,9 @@ pub async fn a_mint_is_found_by_its_label(subject: &Subject<'_>) {
         assert_eq!(list(subject, &label.0).await, [wanted]);
         revoke(subject, &issued).await;
         assert_eq!(list(subject, &label.0).await, []);
+    } else if let (true, Some(issued)) = (subject.issuer.facts().destroy, minted.issued) {
+        // It may hold no more than a few at once.
+        revoke(subject, &issued).await;
     }
 }
 

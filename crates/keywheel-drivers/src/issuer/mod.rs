@@ -12,6 +12,8 @@ drivers! {
     /// The configuration of an issuer: `{ openai: {…} }`.
     IssuerConfig for dyn Issuer {
         anthropic => Anthropic,
+        #[cfg(feature = "cloud")]
+        aws_access_key => AwsAccessKey,
         command => Command,
         jwt_secret => JwtSecret,
         manual => Manual,
@@ -60,6 +62,7 @@ mod tests {
                 "vault_static" => serde_json::json!({
                     "address": "https://vault", "auth": { "token": { "env": "TOKEN" } }, "role": "app",
                 }),
+                "aws_access_key" => serde_json::json!({ "user": "backend" }),
                 _ => serde_json::json!({}),
             };
             let read: IssuerConfig =

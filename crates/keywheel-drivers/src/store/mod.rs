@@ -7,6 +7,8 @@ use crate::list::drivers;
 
 mod claim;
 mod dotenv;
+#[cfg(feature = "cloud")]
+mod json_object;
 mod local;
 mod replace;
 mod userlist;
@@ -14,6 +16,8 @@ mod userlist;
 drivers! {
     /// The configuration of a store: `{ env_file: {…} }`.
     StoreConfig for dyn Store {
+        #[cfg(feature = "cloud")]
+        aws_secrets_manager => AwsSecretsManager,
         env_file => EnvFile,
         file => File,
         command => Command,
