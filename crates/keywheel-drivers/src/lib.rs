@@ -4,6 +4,7 @@
 //! [`NotifierConfig`] only: externally tagged configuration that builds the driver.
 
 mod api;
+mod bearer;
 pub mod deny_list;
 pub mod git;
 mod guided;

@@ -7,6 +7,7 @@
 
 pub mod anthropic;
 pub mod fault;
+pub mod gcp;
 mod life;
 pub mod openai;
 pub mod openrouter;

@@ -7,6 +7,7 @@ use crate::list::drivers;
 
 mod claim;
 mod dotenv;
+mod json_object;
 mod local;
 mod replace;
 mod userlist;
@@ -19,5 +20,6 @@ drivers! {
         command => Command,
         pgbouncer => Pgbouncer,
         pgpass => Pgpass,
+        gcp_secret_manager => GcpSecretManager,
     }
 }
