@@ -20,6 +20,9 @@ use crate::http::{self, Effect};
 /// The longest list that is read, in pages.
 pub(crate) const MOST_PAGES: usize = 1_000;
 
+/// What a body of JSON is called.
+pub(crate) const JSON: &str = "application/json";
+
 /// How often a new key is looked for before it counts as one that does not show.
 const LOOKS: u64 = 10;
 
@@ -103,17 +106,24 @@ impl Api {
         self.answer(request).await
     }
 
-    /// Asks once with a body of JSON that holds a value.
+    /// Asks once with a body of this type that holds a value.
     pub(crate) async fn send_secret(
         &self,
         method: Method,
         url: Url,
         headers: &HeaderMap,
-        body: &SecretValue,
+        (kind, body): (&'static str, &SecretValue),
     ) -> Result<Answer, CallError> {
         let request = self.http.request(method, url).headers(headers.clone());
-        let request = request.header(CONTENT_TYPE, "application/json");
+        let request = request.header(CONTENT_TYPE, kind);
         self.answer(request.body(body.expose().to_vec())).await
+    }
+
+    /// Returns the address of a further page, if it is one of this API: nothing else is sent the credential (H117).
+    pub(crate) fn page(&self, address: &str) -> Option<Url> {
+        let url = Url::parse(address).ok()?;
+        let is_ours = url.origin() == self.base.origin() || planted!("page_of_another_host");
+        is_ours.then_some(url)
     }
 
     async fn answer(&self, request: reqwest::RequestBuilder) -> Result<Answer, CallError> {

@@ -6,6 +6,7 @@
 //! specification: see [`record`].
 
 pub mod anthropic;
+pub mod azure;
 pub mod fault;
 pub mod gcp;
 mod life;

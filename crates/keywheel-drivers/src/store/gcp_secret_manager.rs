@@ -33,7 +33,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::json_object::{self, Unfit};
-use crate::api::{Answer, Api, moment, unsupported};
+use crate::api::{Answer, Api, JSON, moment, unsupported};
 use crate::bearer::{Google, Tokens};
 use crate::http::Effect;
 use crate::secret_json::{self, Text};
@@ -137,7 +137,7 @@ impl Build for Config {
         Ok(Arc::new(SecretManager {
             config: self.clone(),
             api,
-            tokens: self.credentials.tokens(TARGET, context)?,
+            tokens: self.credentials.tokens(context),
             claim: context.claim.clone(),
         }))
     }
@@ -552,7 +552,7 @@ impl SecretManager {
         let data_crc32c = crc32c(new.expose()).to_string();
         let body = secret_json::write(&Addition { payload: Added { data: text, data_crc32c } });
         let url = self.at_secret(":addVersion");
-        let answer = self.api.send_secret(Method::POST, url, headers, &body).await?;
+        let answer = self.api.send_secret(Method::POST, url, headers, (JSON, &body)).await?;
         let made: Version = self.decoded(&answer, Effect::Changes)?;
         Ok(made.number().to_owned())
     }
@@ -1230,6 +1230,18 @@ mod tests {
         assert!(left.len() == 1 && left[0].starts_with("version 6 of secret"), "{left:?}");
         assert!(left[0].contains("403 PERMISSION_DENIED"), "{left:?}");
         assert_eq!(bench.live(), "new");
+    }
+
+    #[tokio::test]
+    async fn h92_a_version_that_only_an_answer_names_is_given_to_nobody() {
+        let bench = Bench::staged("old");
+        bench.twin.add_version(NAME, b"of somebody else");
+        let id = "projects/481516234200/secrets/api-key/versions/2".to_owned();
+        bench.script("add_version", Fault::AnotherId { at: "/name".into(), id });
+        assert!(refusal(bench.set("new").await).message.contains("cannot be read back yet"));
+        assert_eq!(bench.live(), "old");
+        assert_eq!(bench.set("new").await, Ok(Written { changed: true }));
+        assert_eq!((bench.live().as_str(), bench.twin.versions(NAME).len()), ("new", 3));
     }
 
     #[tokio::test]

@@ -21,5 +21,6 @@ drivers! {
         pgbouncer => Pgbouncer,
         pgpass => Pgpass,
         gcp_secret_manager => GcpSecretManager,
+        azure_key_vault => AzureKeyVault,
     }
 }
