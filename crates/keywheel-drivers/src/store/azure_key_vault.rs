@@ -833,7 +833,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_said_of_a_version_goes_to_the_next_and_nothing_is_disabled() {
+    async fn h63_what_is_said_of_a_version_goes_to_the_next_and_nothing_is_disabled() {
         let bench = Bench::new(None);
         bench.twin.put(NAME, "old", &[("team", "shop")]);
         bench.twin.describe(NAME, "text/plain", 1_900_000_000);
@@ -961,7 +961,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_list_of_many_versions_is_read_to_its_end_and_at_no_other_host() {
+    async fn h117_a_list_of_many_versions_is_read_to_its_end_and_at_no_other_host() {
         let bench = Bench::new(Some("old"));
         for number in 0..60 {
             bench.twin.put(NAME, &format!("value {number}"), &[]);
@@ -977,7 +977,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn preflight_names_what_a_write_would_stumble_over() {
+    async fn preflight_names_what_a_write_to_a_vault_would_stumble_over() {
         let bench = Bench::new(Some("old"));
         assert_eq!(bench.messages(Severity::Blocks).await, [""; 0]);
         let notes = bench.messages(Severity::Note).await;

@@ -1296,7 +1296,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn h49_preflight_names_what_else_manages_the_secret() {
+    async fn h49_preflight_names_the_label_of_what_else_manages_the_secret() {
         let bench = Bench::staged("old");
         bench.twin.set_label(NAME, "goog-terraform-provisioned", "true");
         bench.twin.set_label(NAME, "team", "terraform");
