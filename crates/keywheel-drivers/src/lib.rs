@@ -6,6 +6,7 @@
 mod api;
 #[cfg(feature = "cloud")]
 mod aws;
+mod bearer;
 pub mod deny_list;
 pub mod git;
 mod guided;

@@ -7,7 +7,9 @@
 
 pub mod anthropic;
 pub mod aws;
+pub mod azure;
 pub mod fault;
+pub mod gcp;
 pub mod kubernetes;
 mod life;
 pub mod openai;

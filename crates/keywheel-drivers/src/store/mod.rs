@@ -7,7 +7,6 @@ use crate::list::drivers;
 
 mod claim;
 mod dotenv;
-#[cfg(feature = "cloud")]
 mod json_object;
 mod local;
 mod replace;
@@ -25,5 +24,7 @@ drivers! {
         pgbouncer => Pgbouncer,
         pgpass => Pgpass,
         vault_kv => VaultKv,
+        gcp_secret_manager => GcpSecretManager,
+        azure_key_vault => AzureKeyVault,
     }
 }

@@ -1,0 +1,317 @@
+//! The handlers of the twin of a Key Vault: what each operation answers.
+
+use std::collections::BTreeMap;
+
+use axum::body::Bytes;
+use axum::extract::{Extension, Path, Query, State as Held};
+use axum::http::header::{AUTHORIZATION, HOST, WWW_AUTHENTICATE};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use serde_json::{Value, json};
+
+use super::state::{State, Version};
+use super::{CLIENT, DELETED, NEWEST, SECRET, SIGN_IN, Shared, TENANT, VERSION, VERSIONS};
+use crate::fault::Lag;
+use crate::life::as_of;
+use crate::query::{Parameters, one};
+
+/// The most versions on a page.
+const PAGE: usize = 25;
+
+/// The longest value.
+const LARGEST: usize = 25_600;
+
+/// The most tags of a version, and the longest of them.
+const TAGS: (usize, usize) = (15, 256);
+
+type Answer = Result<Json<Value>, Failure>;
+
+pub(super) fn routes(shared: Shared) -> Router {
+    Router::new()
+        .route(SECRET, get(get_secret).put(set_secret))
+        .route(NEWEST, get(get_secret))
+        .route(VERSIONS, get(list_versions))
+        .route(VERSION, get(get_version).patch(update_version))
+        .route(DELETED, get(get_deleted))
+        .route(SIGN_IN, post(sign_in))
+        .fallback(nowhere)
+        .with_state(shared)
+}
+
+/// Words an error as the API does.
+pub(super) fn error_body(status: StatusCode, message: &str) -> Value {
+    let code = match status.as_u16() {
+        400 => "BadParameter",
+        401 => "Unauthorized",
+        403 => "Forbidden",
+        404 => "SecretNotFound",
+        409 => "Conflict",
+        429 => "Throttled",
+        _ => "InternalServerError",
+    };
+    json!({ "error": { "code": code, "message": message } })
+}
+
+/// An answer that is no success, and the code within its code.
+struct Failure(StatusCode, &'static str, Option<&'static str>);
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        let mut body = error_body(self.0, self.1);
+        if let Some(inner) = self.2 {
+            body["error"]["innererror"] = json!({ "code": inner });
+        }
+        let mut response = (self.0, Json(body)).into_response();
+        if self.0 == StatusCode::UNAUTHORIZED {
+            let challenge = format!(
+                "Bearer authorization=\"https://login.microsoftonline.com/{TENANT}\", resource=\"https://vault.azure.net\""
+            );
+            let challenge = HeaderValue::from_str(&challenge).expect("a challenge is plain text");
+            response.headers_mut().insert(WWW_AUTHENTICATE, challenge);
+        }
+        response
+    }
+}
+
+const fn bad(message: &'static str) -> Failure {
+    Failure(StatusCode::BAD_REQUEST, message, None)
+}
+
+const NO_SECRET: Failure =
+    Failure(StatusCode::NOT_FOUND, "A secret with this name was not found in this vault.", None);
+
+async fn nowhere(_: Uri) -> Failure {
+    Failure(StatusCode::NOT_FOUND, "Not Found", None)
+}
+
+fn may(
+    state: &State,
+    method: &Method,
+    headers: &HeaderMap,
+    query: &[(String, String)],
+) -> Result<(), Failure> {
+    let header = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
+    if header.and_then(|header| header.strip_prefix("Bearer ")) != Some(&state.token) {
+        let message = "AKV10000: Request is missing a Bearer or PoP token.";
+        return Err(Failure(StatusCode::UNAUTHORIZED, message, None));
+    }
+    if one(query, "api-version").is_none_or(|version| version.len() < 3) {
+        return Err(bad("The api-version is missing."));
+    }
+    if state.denied.contains(method.as_str()) {
+        let message = "The caller is not authorized to perform this action.";
+        return Err(Failure(StatusCode::FORBIDDEN, message, Some("ForbiddenByRbac")));
+    }
+    Ok(())
+}
+
+fn host(headers: &HeaderMap) -> &str {
+    headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or("vault")
+}
+
+fn item(version: &Version, name: &str, host: &str) -> Value {
+    let at = version.life.created / 1_000;
+    let mut item = json!({
+        "id": format!("https://{host}/secrets/{name}/{}", version.id),
+        "attributes": {
+            "enabled": version.enabled,
+            "created": at,
+            "updated": at,
+            "recoveryLevel": "Recoverable+Purgeable",
+            "recoverableDays": 90,
+        },
+        "tags": version.tags,
+    });
+    let attributes = [("nbf", version.not_before), ("exp", version.expires)];
+    for (field, at) in attributes.into_iter().filter_map(|(field, at)| Some((field, at?))) {
+        item["attributes"][field] = at.into();
+    }
+    if let Some(kind) = &version.content_type {
+        item["contentType"] = kind.as_str().into();
+    }
+    if version.managed {
+        item["managed"] = true.into();
+    }
+    item
+}
+
+fn bundle(version: &Version, name: &str, host: &str) -> Answer {
+    if !version.enabled {
+        let message = "Operation get is not allowed on a disabled secret.";
+        return Err(Failure(StatusCode::FORBIDDEN, message, Some("SecretDisabled")));
+    }
+    let mut bundle = item(version, name, host);
+    bundle["value"] = version.value.as_str().into();
+    Ok(Json(bundle))
+}
+
+async fn get_secret(
+    Held(shared): Held<Shared>,
+    method: Method,
+    headers: HeaderMap,
+    Path(name): Path<String>,
+    Query(query): Parameters,
+    lag: Option<Extension<Lag>>,
+) -> Answer {
+    let state = shared.state();
+    may(&state, &method, &headers, &query)?;
+    let as_of = as_of(std::time::Duration::ZERO, lag);
+    let versions = state.secrets.get(&name).ok_or(NO_SECRET)?;
+    let newest = versions.iter().rfind(|version| version.life.shows_at(as_of)).ok_or(NO_SECRET)?;
+    bundle(newest, &name, host(&headers))
+}
+
+async fn get_version(
+    Held(shared): Held<Shared>,
+    method: Method,
+    headers: HeaderMap,
+    Path((name, id)): Path<(String, String)>,
+    Query(query): Parameters,
+) -> Answer {
+    let mut state = shared.state();
+    may(&state, &method, &headers, &query)?;
+    bundle(state.version_mut(&name, &id).ok_or(NO_SECRET)?, &name, host(&headers))
+}
+
+async fn set_secret(
+    Held(shared): Held<Shared>,
+    method: Method,
+    headers: HeaderMap,
+    Path(name): Path<String>,
+    Query(query): Parameters,
+    Json(body): Json<Value>,
+) -> Answer {
+    let mut state = shared.state();
+    may(&state, &method, &headers, &query)?;
+    if !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') {
+        return Err(bad("The name must match ^[0-9a-zA-Z-]+$."));
+    }
+    if state.is_deleted(&name) {
+        let message = "Secret is currently in a deleted but recoverable state, and its name cannot be reused.";
+        return Err(Failure(StatusCode::CONFLICT, message, Some("ObjectIsDeletedButRecoverable")));
+    }
+    let value = body["value"].as_str().ok_or(bad("Property value is required."))?;
+    if value.is_empty() || value.len() > LARGEST {
+        return Err(bad("Property value has an invalid length."));
+    }
+    let tags = tags(&body)?.unwrap_or_default();
+    state.put(&name, value, tags);
+    let newest = state.newest_mut(&name).ok_or(NO_SECRET)?;
+    changed(newest, &body);
+    bundle(newest, &name, host(&headers))
+}
+
+fn tags(body: &Value) -> Result<Option<BTreeMap<String, String>>, Failure> {
+    let Some(given) = body.get("tags") else { return Ok(None) };
+    let tags: BTreeMap<String, String> =
+        serde_json::from_value(given.clone()).map_err(|_| bad("Property tags is invalid."))?;
+    let fits = |text: &String| text.chars().count() <= TAGS.1;
+    if tags.len() > TAGS.0 || !tags.iter().all(|(key, value)| fits(key) && fits(value)) {
+        return Err(bad("Property tags has too many or too long tags."));
+    }
+    Ok(Some(tags))
+}
+
+fn changed(version: &mut Version, body: &Value) {
+    if let Some(kind) = body["contentType"].as_str() {
+        version.content_type = Some(kind.into());
+    }
+    let attributes = &body["attributes"];
+    if let Some(enabled) = attributes["enabled"].as_bool() {
+        version.enabled = enabled;
+    }
+    version.not_before = attributes["nbf"].as_i64().or(version.not_before);
+    version.expires = attributes["exp"].as_i64().or(version.expires);
+}
+
+async fn update_version(
+    Held(shared): Held<Shared>,
+    method: Method,
+    headers: HeaderMap,
+    Path((name, id)): Path<(String, String)>,
+    Query(query): Parameters,
+    Json(body): Json<Value>,
+) -> Answer {
+    let mut state = shared.state();
+    may(&state, &method, &headers, &query)?;
+    if body.get("value").is_some() {
+        return Err(bad("Property value cannot be updated."));
+    }
+    let tags = tags(&body)?;
+    let version = state.version_mut(&name, &id).ok_or(NO_SECRET)?;
+    changed(version, &body);
+    if let Some(tags) = tags {
+        version.tags = tags;
+    }
+    Ok(Json(item(version, &name, host(&headers))))
+}
+
+async fn list_versions(
+    Held(shared): Held<Shared>,
+    method: Method,
+    headers: HeaderMap,
+    Path(name): Path<String>,
+    Query(query): Parameters,
+    lag: Option<Extension<Lag>>,
+) -> Answer {
+    let state = shared.state();
+    may(&state, &method, &headers, &query)?;
+    let as_of = as_of(std::time::Duration::ZERO, lag);
+    let versions = state.secrets.get(&name).ok_or(NO_SECRET)?;
+    let mut shown: Vec<_> = versions.iter().filter(|v| v.life.shows_at(as_of)).collect();
+    shown.sort_by_key(|version| &version.id);
+    let size = one(&query, "maxresults").and_then(|size| size.parse().ok()).unwrap_or(PAGE);
+    if !(1..=PAGE).contains(&size) {
+        return Err(bad("Property maxresults must be between 1 and 25."));
+    }
+    let from: usize = one(&query, "$skiptoken").and_then(|at| at.parse().ok()).unwrap_or(0);
+    let host = host(&headers);
+    let page: Vec<_> = shown.iter().skip(from).take(size).map(|v| item(v, &name, host)).collect();
+    let next = from + page.len();
+    let link = format!(
+        "http://{host}/secrets/{name}/versions?api-version=7.4&$skiptoken={next}&maxresults={size}"
+    );
+    let link = (next < shown.len()).then_some(link);
+    Ok(Json(json!({ "value": page, "nextLink": link })))
+}
+
+async fn get_deleted(
+    Held(shared): Held<Shared>,
+    method: Method,
+    headers: HeaderMap,
+    Path(name): Path<String>,
+    Query(query): Parameters,
+) -> Answer {
+    let state = shared.state();
+    may(&state, &method, &headers, &query)?;
+    if !state.is_deleted(&name) {
+        return Err(NO_SECRET);
+    }
+    let host = host(&headers);
+    Ok(Json(json!({ "recoveryId": format!("https://{host}/deletedsecrets/{name}") })))
+}
+
+async fn sign_in(
+    Held(shared): Held<Shared>,
+    Path(tenant): Path<String>,
+    body: Bytes,
+) -> Result<Json<Value>, (StatusCode, Json<Value>)> {
+    let mut state = shared.state();
+    let body = String::from_utf8_lossy(&body).into_owned();
+    let field =
+        |name: &str| body.split('&').find_map(|pair| pair.strip_prefix(&format!("{name}=")));
+    let fits = tenant == TENANT
+        && field("grant_type") == Some("client_credentials")
+        && field("client_id") == Some(CLIENT)
+        && field("client_secret") == Some(&state.client_secret)
+        && field("scope") == Some("https%3A%2F%2Fvault.azure.net%2F.default");
+    if !fits {
+        let no = json!({ "error": "invalid_client", "error_description": "AADSTS7000215" });
+        return Err((StatusCode::UNAUTHORIZED, Json(no)));
+    }
+    state.sign_ins += 1;
+    let token = &state.token;
+    Ok(Json(json!({ "token_type": "Bearer", "expires_in": 3_599, "access_token": token })))
+}
