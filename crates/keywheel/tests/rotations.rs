@@ -19,6 +19,8 @@ mod claims;
 mod incidents;
 #[path = "rotations/kubernetes.rs"]
 mod kubernetes;
+#[path = "rotations/kubernetes_workload.rs"]
+mod kubernetes_workload;
 #[path = "rotations/notify.rs"]
 mod notify;
 #[path = "rotations/orphans.rs"]

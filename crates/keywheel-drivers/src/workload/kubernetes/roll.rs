@@ -187,7 +187,7 @@ impl Pods {
         if all_hold && progress == Progress::Done {
             let writes_again = planted!("stamped_on_every_ensure") && done.stamped.is_none();
             return Ok(match writes_again {
-                true => once_more(target),
+                true => once_more(target, ensure),
                 false => Next::Done,
             });
         }
@@ -196,7 +196,7 @@ impl Pods {
         if !done.stamped.as_ref().is_none_or(is_as_left) && !planted!("lost_stamp_is_put_back") {
             return Err(self.taken_away(target));
         }
-        let former = former(judged);
+        let former = former(judged).filter(|_| !done.again);
         let is_back = former.is_some();
         let wanted = former.unwrap_or_else(|| stamp::stamped(&target.ours(), &ensure.stamps));
         if wanted != target.ours() || spec.is_some() {
@@ -208,7 +208,7 @@ impl Pods {
         match progress {
             Progress::Failed(why) => Err(self.failed(&why)),
             Progress::Waits(why) => Ok(self.in_the_way(judged).unwrap_or(Next::Wait(why))),
-            Progress::Done => self.not_proven(target, judged, done),
+            Progress::Done => self.not_proven(target, judged, ensure, done),
         }
     }
 
@@ -218,6 +218,7 @@ impl Pods {
         &self,
         target: &Target,
         judged: &[Judged<'_>],
+        ensure: &Ensure<'_>,
         done: &Done,
     ) -> Result<Next, CallError> {
         let open: Vec<_> = judged.iter().filter(|judged| !judged.holds).collect();
@@ -242,7 +243,7 @@ impl Pods {
                 "has pods that started too early to hold the new values, and replacing them did not help: compare the clocks of its nodes",
             ));
         }
-        Ok(once_more(target))
+        Ok(once_more(target, ensure))
     }
 
     /// A StatefulSet replaces no pod before the one that is not ready, also where only its replacement would help.
@@ -396,9 +397,9 @@ fn former(judged: &[Judged<'_>]) -> Option<Annotations> {
     counts.into_iter().max_by_key(|(_, count)| *count).map(|(most, _)| most)
 }
 
-/// Replaces every pod although the stamps are right.
-fn once_more(target: &Target) -> Next {
-    let wanted = stamp::again(&target.ours());
+/// Replaces every pod although the template is right.
+fn once_more(target: &Target, ensure: &Ensure<'_>) -> Next {
+    let wanted = stamp::again(&stamp::stamped(&target.ours(), &ensure.stamps));
     Next::Patch(Change { wanted, spec: None, is_back: false })
 }
 
