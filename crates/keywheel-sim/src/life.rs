@@ -917,7 +917,11 @@ impl Life {
             }
             ParkReason::RedAfterSuspend => !healed && fired(&[Fault::ProbeRed]),
             ParkReason::GateClosed => {
-                !healed
+                // What becomes of a change that nobody can read is for a person to say, also once it was taken back.
+                let mut slots = world.secrets[secret].slots.iter();
+                let unread = slots.any(|slot| world.slots[*slot].tells_time_only);
+                unread && fired(&[Fault::RivalEdit, Fault::RivalRevert])
+                    || !healed
                     && fired(&[
                         Fault::RivalEdit,
                         Fault::RivalRevert,

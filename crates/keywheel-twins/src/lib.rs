@@ -8,6 +8,7 @@
 pub mod anthropic;
 pub mod fault;
 mod life;
+pub mod github;
 pub mod openai;
 pub mod openrouter;
 pub mod posthog;

@@ -238,6 +238,7 @@ pub(crate) fn why(why: Why) -> String {
         }
         Why::Settle => "a call without an answer can no longer land then".into(),
         Why::Tokens => "tokens of the version that is dropped have expired then".into(),
+        Why::Runs => "runs that may have begun with the version have ended then".into(),
         Why::Soak => "soak: the gates are looked at then".into(),
         Why::BrownOut => {
             "brown-out: the gates are looked at then, and the version is resumed at its end".into()

@@ -17,6 +17,7 @@ drivers! {
         env_file => EnvFile,
         file => File,
         command => Command,
+        github_actions => GithubActions,
         pgbouncer => Pgbouncer,
         pgpass => Pgpass,
     }
