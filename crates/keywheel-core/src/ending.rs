@@ -123,7 +123,8 @@ impl Rotation {
     /// Without a soak, a version that readers may have begun with is ended once none of their runs can still go on (H56).
     fn await_runs(&self, now: Timestamp) -> Option<Next> {
         let was_used = self.walk.was_used(self.toward.other());
-        if self.has_windows() || self.plan.is_emergency() || !was_used || self.retiring().is_empty() {
+        if self.has_windows() || self.plan.is_emergency() || !was_used || self.retiring().is_empty()
+        {
             return None;
         }
         let ended_at = self.walk.arrived_at() + self.plan.longest_run()?;

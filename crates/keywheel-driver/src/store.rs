@@ -48,10 +48,7 @@ pub trait Store: Send + Sync {
     /// Returns when each slot was changed last, by the store's own clock; none for a slot that is absent. Only asked of a store
     /// that gives back [the time of a write](keywheel_core::facts::ReadBack::Timestamp) and nothing else. The time moves with every
     /// write that changes something: one that comes too soon after another waits until it can.
-    async fn changed_at(
-        &self,
-        addresses: &[String],
-    ) -> Result<Vec<Option<Timestamp>>, CallError> {
+    async fn changed_at(&self, addresses: &[String]) -> Result<Vec<Option<Timestamp>>, CallError> {
         Ok(vec![None; addresses.len()])
     }
 

@@ -9,7 +9,7 @@ use keywheel_core::time::{Span, Timestamp};
 use keywheel_core::version::IssuedId;
 use keywheel_driver::issuer::Identity;
 use keywheel_driver::{CallError, Refusal, RefusalKind, Remedy};
-use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderName};
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName};
 use reqwest::{Method, StatusCode, Url};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -93,6 +93,23 @@ impl Api {
         if let Some(body) = body {
             request = request.json(body);
         }
+        self.answer(request).await
+    }
+
+    /// Asks once, with a body that holds a value.
+    pub(crate) async fn send_secret(
+        &self,
+        method: Method,
+        url: Url,
+        headers: &HeaderMap,
+        json: &SecretValue,
+    ) -> Result<Answer, CallError> {
+        let request = self.http.request(method, url).headers(headers.clone());
+        let request = request.header(CONTENT_TYPE, "application/json");
+        self.answer(request.body(json.expose().to_vec())).await
+    }
+
+    async fn answer(&self, request: reqwest::RequestBuilder) -> Result<Answer, CallError> {
         let target = self.target;
         let response = request.send().await.map_err(|e| http::call_error(target, &e))?;
         let (status, headers) = (response.status(), response.headers().clone());

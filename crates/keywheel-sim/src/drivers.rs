@@ -297,10 +297,7 @@ impl Store for SimStore {
         }
     }
 
-    async fn changed_at(
-        &self,
-        addresses: &[String],
-    ) -> Result<Vec<Option<Timestamp>>, CallError> {
+    async fn changed_at(&self, addresses: &[String]) -> Result<Vec<Option<Timestamp>>, CallError> {
         assert_eq!(self.facts.read_back, ReadBack::Timestamp, "a store that has no times is asked");
         let slots = addresses.iter().map(|address| index(address)).collect();
         let Answer::Times(times) = self.line.call(Request::Changed { slots }).await? else {

@@ -7,8 +7,9 @@
 
 pub mod anthropic;
 pub mod fault;
-mod life;
 pub mod github;
+pub mod gitlab;
+mod life;
 pub mod openai;
 pub mod openrouter;
 pub mod posthog;

@@ -118,11 +118,7 @@ async fn times(subject: &Subject) -> Vec<Option<keywheel_core::time::Timestamp>>
     must(subject.store.changed_at(&subject.addresses).await)
 }
 
-async fn set(
-    subject: &Subject,
-    address: &str,
-    value: Option<&[u8]>,
-) -> Result<Written, CallError> {
+async fn set(subject: &Subject, address: &str, value: Option<&[u8]>) -> Result<Written, CallError> {
     let value = value.map(|value| SecretValue::new(value.to_vec()));
     let edit = Edit { address, accept: Accept::Anything, value: value.as_ref() };
     subject.store.write(&[edit]).await

@@ -18,6 +18,7 @@ drivers! {
         file => File,
         command => Command,
         github_actions => GithubActions,
+        gitlab_variable => GitlabVariable,
         pgbouncer => Pgbouncer,
         pgpass => Pgpass,
     }

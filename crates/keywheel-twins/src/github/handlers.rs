@@ -30,7 +30,10 @@ pub(super) fn routes(shared: Shared) -> Router {
         .route(OF_ORGANISATION, get(of_organisation))
         .route(ENVIRONMENTS, get(environments))
         .route(ENVIRONMENT_KEY, get(environment_key))
-        .route(ENVIRONMENT_SECRET, get(environment_show).put(environment_put).delete(environment_delete))
+        .route(
+            ENVIRONMENT_SECRET,
+            get(environment_show).put(environment_put).delete(environment_delete),
+        )
         .fallback(nowhere)
         .with_state(shared)
 }
@@ -211,13 +214,16 @@ fn written(state: &mut State, level: Level, name: &str, body: &Value) -> Answer 
         return Err(invalid("Invalid request."));
     };
     if !is_name(name) {
-        return Err(invalid("Secret names can only contain alphanumeric characters ([a-z], [A-Z], [0-9]) or underscores (_)."));
+        return Err(invalid(
+            "Secret names can only contain alphanumeric characters ([a-z], [A-Z], [0-9]) or underscores (_).",
+        ));
     }
     if key_id != state.key_id {
         return Err(invalid("Bad request - the key is not the current one"));
     }
     let sealed = STANDARD.decode(sealed).map_err(|_| invalid("encrypted_value is not base64"))?;
-    let value = state.key.unseal(&sealed).map_err(|_| invalid("encrypted_value cannot be opened"))?;
+    let value =
+        state.key.unseal(&sealed).map_err(|_| invalid("encrypted_value cannot be opened"))?;
     if value.is_empty() || value.len() > LONGEST {
         return Err(invalid("The value is empty or too long"));
     }

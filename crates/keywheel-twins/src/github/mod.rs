@@ -220,9 +220,8 @@ mod tests {
     fn a_box_that_libsodium_sealed_is_opened() {
         let bytes = |hex: &str| -> Vec<u8> {
             let digits = hex.as_bytes().chunks(2);
-            let byte = |pair: &[u8]| {
-                u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap()
-            };
+            let byte =
+                |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap();
             digits.map(byte).collect()
         };
         let key: [u8; 32] = bytes(KEY_OF_LIBSODIUM).try_into().unwrap();
