@@ -121,7 +121,10 @@ pub enum Light {
 pub fn judge(visit: &Visit, terms: &Terms) -> Gates {
     Gates {
         probes: probes(visit.probes, terms),
-        drift: visit.stores.map_or(Gate::CannotTell, from_green),
+        drift: match visit.stores {
+            Some(false) if crate::planted!("drift_is_no_gate") => Gate::Open,
+            stores => stores.map_or(Gate::CannotTell, from_green),
+        },
         evidence: evidence(&visit.evidence),
         quiet: quiet(visit.usage, terms),
     }

@@ -407,7 +407,7 @@ async fn h28_a_call_that_hangs_ends_at_its_deadline() {
 }
 
 /// The plan of a rotation whose one store tells nothing but when it was changed.
-fn attested(setup: &Setup, previous: u64) -> Plan {
+fn attested(setup: &Setup, previous: u32) -> Plan {
     setup.of("s", |contents| contents.unreadable = true);
     let mut plan = plan("s", ValueOrigin::Theirs);
     plan.stores[0].facts.read_back = ReadBack::Timestamp;

@@ -8,7 +8,7 @@ use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
-    adopt, audit, check, completions, config, doctor, explain, incident, init, man, plan,
+    adopt, audit, check, completions, config, doctor, drill, explain, incident, init, man, plan,
     reconcile, resume, rotate, rotation, schema, status, token, where_,
 };
 use crate::config::Config;
@@ -106,6 +106,7 @@ enum Command {
     Where(where_::WhereArgs),
     Reconcile(reconcile::ReconcileArgs),
     Doctor(doctor::DoctorArgs),
+    Drill(drill::DrillArgs),
     Rotation(rotation::RotationArgs),
     Incident(incident::IncidentArgs),
     Token(token::TokenArgs),
@@ -138,6 +139,7 @@ impl Command {
             Self::Where(args) => where_::run(&args, globals).await,
             Self::Reconcile(args) => reconcile::run(&args, globals).await,
             Self::Doctor(args) => doctor::run(&args, globals).await,
+            Self::Drill(args) => drill::run(&args, globals).await,
             Self::Rotation(args) => rotation::run(&args, globals).await,
             Self::Incident(args) => incident::run(&args, globals).await,
             Self::Token(args) => token::run(&args, globals).await,

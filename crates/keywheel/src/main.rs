@@ -10,6 +10,7 @@ mod confirm;
 mod copies;
 #[cfg(feature = "demo")]
 mod demo;
+mod drill;
 mod drive;
 mod exit;
 mod exposed;

@@ -20,6 +20,8 @@ mod bad_days;
 mod batches;
 #[path = "compose/by_hand.rs"]
 mod by_hand;
+#[path = "compose/drill.rs"]
+mod drill;
 #[path = "compose/elsewhere.rs"]
 mod elsewhere;
 #[path = "compose/emergency.rs"]

@@ -112,11 +112,7 @@ fn file_of(config: &Config, store: &StoreConfig, root: &Path) -> Option<String> 
     match store {
         StoreConfig::EnvFile(one) => within(config, &one.path, root),
         StoreConfig::File(one) => within(config, &one.path, root),
-        StoreConfig::Command(_)
-        | StoreConfig::GithubActions(_)
-        | StoreConfig::GitlabVariable(_)
-        | StoreConfig::Pgbouncer(_)
-        | StoreConfig::Pgpass(_) => None,
+        _ => None,
     }
 }
 
