@@ -528,23 +528,18 @@ async fn h40_a_write_that_does_not_show_is_not_taken_for_made() {
 
 #[tokio::test(start_paused = true)]
 async fn h56_a_version_that_a_run_may_have_begun_with_is_ended_after_the_longest_run() {
-    let (setup, bad) = with_bad_rolls();
+    let bad = AtomicBool::new(true);
+    let setup = Setup::new(move |call| match call.name {
+        "roll" if bad.swap(false, Ordering::SeqCst) => {
+            Fate::Refused(Refusal::operator(RefusalKind::WorkloadFailed, "it does not come up"))
+        }
+        _ => Fate::Well,
+    });
     let mut plan = plan("s", ValueOrigin::Theirs);
     plan.stores[0].facts.longest_run = Some(Span::hours(6));
-    bad.store(true, Ordering::SeqCst);
     let began = tokio::time::Instant::now();
     let mut group = setup.engine.begin(&[Arc::new(plan)]).await.unwrap();
-    {
-        let mut run = pin!(setup.run(&mut group));
-        while setup.of("s", |contents| contents.effects.len()) < 3 {
-            let longest = tokio::time::timeout(Span::minutes(10).into(), run.as_mut()).await;
-            assert!(longest.is_err(), "it waits");
-            bad.store(false, Ordering::SeqCst);
-        }
-        run.await;
-    }
-    let ended = group.rotations().next().unwrap().outcome();
-    assert_eq!(ended, Some(Outcome::Undone));
+    assert_eq!(setup.rest(&mut group).await, Some(Outcome::Undone));
     assert!(began.elapsed() >= Span::hours(6).into(), "{:?}", began.elapsed());
 }
 
