@@ -53,7 +53,7 @@ fn h40_a_secret_in_a_file_and_in_ci_survives_a_kill_at_a_lost_answer_and_an_undo
     configured(&project, &twin, "1s");
     let planned = project.run(&["plan", "pepper"]);
     planned.ends(0).says("ci: PEPPER ← v2 (attested)").says("undo writes v1 again");
-    planned.says("go on with it for up to 2s, so soak lasts that long");
+    planned.says("go on with it for up to 2 s, so soak lasts that long");
     project.run(&["check"]).ends(0);
 
     twin.faults().set(vec![Rule::first("put_secret", Fault::TimeoutAfter)]).unwrap();
