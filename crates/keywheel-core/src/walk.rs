@@ -113,10 +113,13 @@ impl Walk {
         })
     }
 
-    /// Returns when a store changed each slot at our last write, where that is all it tells, and no other write may have come after it.
+    /// Returns when a store changed each slot at our last write, where that is all it tells, and no other write of ours may have
+    /// landed after it.
     pub fn changed_at(&self, store: usize) -> Option<&[Option<Timestamp>]> {
-        let known = &self.stores[store].changed_at;
-        (!known.is_empty()).then_some(known)
+        let store = &self.stores[store];
+        let may_have_landed = store.late.iter().any(|(_, until)| *until > store.since)
+            && !crate::planted!("late_write_is_somebody_elses");
+        (!store.changed_at.is_empty() && !may_have_landed).then_some(&store.changed_at)
     }
 
     /// Returns whether any write was ever intended.
