@@ -74,6 +74,7 @@ impl Rotation {
             .or_else(|| self.identify())
             .or_else(|| self.brown_out(now))
             .or_else(|| self.soak(now))
+            .or_else(|| self.await_runs(now))
             .or_else(|| self.withdraw(now))
             .or_else(|| self.suspend(now))
             .or_else(|| self.window(now))
@@ -117,6 +118,18 @@ impl Rotation {
         }
         let whole = self.plan.policy.soak;
         Some(self.visit(now, self.ending.soak.pause(whole, self.ending.visited)))
+    }
+
+    /// Without a soak, a version that readers may have begun with is ended once none of their runs can still go on (H56).
+    fn await_runs(&self, now: Timestamp) -> Option<Next> {
+        let was_used = self.walk.was_used(self.toward.other());
+        if self.has_windows() || self.plan.is_emergency() || !was_used || self.retiring().is_empty()
+        {
+            return None;
+        }
+        let ended_at = self.walk.arrived_at() + self.plan.longest_run()?;
+        let waits = now < ended_at && !crate::planted!("runs_are_cut_off");
+        waits.then(|| wait(ended_at, Why::Runs))
     }
 
     /// Takes the version out of what readers accept: the last move of a keyring, and its suspend.

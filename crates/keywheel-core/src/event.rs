@@ -256,6 +256,9 @@ pub enum Report {
     Written {
         /// Whether the store held something else before.
         changed: bool,
+        /// When each slot was changed last, as a store tells it that tells nothing else of what it holds.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        changed_at: Vec<Option<Timestamp>>,
     },
     /// Replicas were looked at.
     Seen(Count),

@@ -165,6 +165,17 @@ pub struct StoreFacts {
     /// Whether readers log in at the store itself: it is asked whether it lets a version in, and no reader holds its slots (H72).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub answers_logins: bool,
+    /// How long a reader that begins with one value may go on with it, where readers see a write when they next run. Nobody tells
+    /// when they end, so that much is waited for before a version is ended that one of them may have begun with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub longest_run: Option<Span>,
+}
+
+impl StoreFacts {
+    /// Returns whether what it holds can be compared. What cannot is never read, and a write to it is attested.
+    pub fn is_readable(&self) -> bool {
+        self.read_back == ReadBack::Value
+    }
 }
 
 /// What a store gives back of what was written.

@@ -84,7 +84,7 @@ fn ideal(rotation: &Rotation, step: Step, began_at: Timestamp, now: Timestamp) -
             expires_at: None,
             notes: Vec::new(),
         },
-        Step::Write { .. } => Report::Written { changed: true },
+        Step::Write { .. } => Report::Written { changed: true, changed_at: Vec::new() },
         Step::Evidence { .. } => Report::Seen(everyone),
         Step::Sweep => Report::Swept { strays: Vec::new() },
         Step::VerifyDead(_) => Report::Dead(Death::Refused),

@@ -105,6 +105,11 @@ impl Plan {
         !self.is_emergency() && !matches!(self.strategy, Strategy::Lease | Strategy::Cutover)
     }
 
+    /// Returns how long a reader may go on with the value that it began with, where any store has such readers.
+    pub fn longest_run(&self) -> Option<Span> {
+        self.stores.iter().filter_map(|store| store.facts.longest_run).max()
+    }
+
     /// Returns how many acceptances in a row prove that a version works: one where nothing has to spread.
     pub fn acceptances(&self) -> u8 {
         match self.issuer.facts.propagation.is_zero() {

@@ -70,6 +70,8 @@ pub enum Why {
     BrownOut,
     /// The rollback window ends then, or is looked at.
     Rollback,
+    /// Readers that may have begun with the version have ended then.
+    Runs,
 }
 
 /// One rotation, folded from its records.
@@ -660,11 +662,11 @@ impl Rotation {
                 self.minted(None, Some(*expires_at), at)
             }
             (Step::Verify(_), _) => self.verified[self.toward.index()] = true,
-            (Step::Write { store, to }, Report::Written { changed }) => {
+            (Step::Write { store, to }, Report::Written { changed, changed_at }) => {
                 // Where the wall clock was set back, replicas that started before the write seem to have started after it.
                 let since =
                     if crate::planted!("evidence_on_a_clock_set_back") { at } else { self.latest };
-                self.walk.written(store, to, *changed, since, &self.plan.workloads);
+                self.walk.written(store, to, *changed, changed_at, since, &self.plan.workloads);
             }
             (Step::Roll { workload, .. }, _) => return self.walk.rolled(workload),
             (Step::Evidence { workload, to }, Report::Seen(count)) if !count.complete() => {

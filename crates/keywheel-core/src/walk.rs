@@ -6,7 +6,8 @@
 use smallvec::SmallVec;
 
 use crate::event::{Event, Step};
-use crate::plan::{Plan, WorkloadPlan};
+use crate::facts::ReadBack;
+use crate::plan::{Plan, StorePlan, WorkloadPlan};
 use crate::rotation::{Next, Why, wait};
 use crate::strategy::{Line, Position, Side};
 use crate::time::{Span, Timestamp};
@@ -36,6 +37,10 @@ struct Store {
     /// What it certainly held before the write that is under way, and still holds if that is the same.
     before: Option<Position>,
     since: Timestamp,
+    /// When it changed each slot at our last write, where that is all it tells; empty once a write had no answer.
+    changed_at: SmallVec<[Option<Timestamp>; 1]>,
+    /// Whether that is all it tells: then a write that lands late looks like somebody else's, whatever it wrote.
+    tells_time_only: bool,
     /// Writes without an answer, to which arrangement, and until when they can still land.
     late: SmallVec<[(Position, Timestamp); 1]>,
 }
@@ -58,16 +63,23 @@ struct Taken {
 impl Walk {
     pub(crate) fn new(plan: &Plan, at: Timestamp) -> Self {
         // An emergency takes over from wherever the stores are; calls of the rotation before it can still land.
-        let late = plan.inherits_until.map(|until| (Position::MAX, until)).into_iter().collect();
-        let store =
-            Store { at: (!plan.is_emergency()).then_some(0), before: None, since: at, late };
+        let late = plan.inherits_until.map(|until| (Position::MAX, until));
+        let late: SmallVec<[_; 1]> = late.into_iter().collect();
+        let store = |planned: &StorePlan| Store {
+            at: (!plan.is_emergency()).then_some(0),
+            before: None,
+            since: at,
+            changed_at: SmallVec::new(),
+            tells_time_only: planned.facts.read_back == ReadBack::Timestamp,
+            late: late.clone(),
+        };
         Self {
             position: 0,
             arrived_at: at,
             touched_at: None,
             starts_tell: true,
             used: [true, false],
-            stores: plan.stores.iter().map(|_| store.clone()).collect(),
+            stores: plan.stores.iter().map(store).collect(),
             moving: None,
             probes: !plan.probes.is_empty(),
         }
@@ -99,6 +111,15 @@ impl Walk {
             let store = &self.stores[usize::from(*store)];
             (store.at == Some(to)).then_some(latest.max(store.since))
         })
+    }
+
+    /// Returns when a store changed each slot at our last write, where that is all it tells, and no other write of ours may have
+    /// landed after it.
+    pub fn changed_at(&self, store: usize) -> Option<&[Option<Timestamp>]> {
+        let store = &self.stores[store];
+        let may_have_landed = store.late.iter().any(|(_, until)| *until > store.since)
+            && !crate::planted!("late_write_is_somebody_elses");
+        (!store.changed_at.is_empty() && !may_have_landed).then_some(&store.changed_at)
     }
 
     /// Returns whether any write was ever intended.
@@ -233,10 +254,12 @@ impl Walk {
         store: u8,
         to: Position,
         changed: bool,
+        changed_at: &[Option<Timestamp>],
         at: Timestamp,
         workloads: &[WorkloadPlan],
     ) {
         let written = &mut self.stores[usize::from(store)];
+        written.changed_at = SmallVec::from_slice(changed_at);
         // A write that changed nothing leaves the store as it was before, and as old as it was.
         let anew = changed || written.before != Some(to);
         written.at = Some(to);
@@ -269,6 +292,7 @@ impl Walk {
         let certain = written.unsure(to).is_none();
         written.before = written.before.filter(|before| *before == to && certain);
         written.late.push((to, settles_at));
+        written.changed_at.clear();
         if let Some(moving) = &mut self.moving {
             moving.dirty = true;
         }
@@ -305,7 +329,10 @@ impl Walk {
 
     pub(crate) fn observe_anew(&mut self, workloads: usize) {
         let to = self.should_hold();
-        self.stores.iter_mut().for_each(|store| (store.at, store.before) = (None, None));
+        for store in &mut self.stores {
+            (store.at, store.before) = (None, None);
+            store.changed_at.clear();
+        }
         self.moving = Some(Move::back(to, workloads));
     }
 
@@ -319,11 +346,12 @@ impl Walk {
 }
 
 impl Store {
-    /// Until when a write of another arrangement than `to` can land on what the store holds now.
+    /// Until when a write of another arrangement than `to` can land on what the store holds now; of any, where it tells its time only.
     fn unsure(&self, to: Position) -> Option<Timestamp> {
+        let anything = self.tells_time_only && !crate::planted!("late_write_is_somebody_elses");
         self.late
             .iter()
-            .filter(|(position, until)| *position != to && *until > self.since)
+            .filter(|(position, until)| (anything || *position != to) && *until > self.since)
             .map(|(_, until)| *until)
             .max()
     }

@@ -89,6 +89,7 @@ fn plan(strategy: Strategy) -> Plan {
                 settle_for: Span::seconds(5),
                 answers_logins: false,
                 leaves_behind: false,
+                longest_run: None,
             },
             slots: vec![Slot {
                 address: "KEY".into(),
@@ -163,7 +164,7 @@ impl World {
                 notes: Vec::new(),
             },
             Step::FindMint { .. } => Report::Found { issued: None, held: false, fingerprint: None },
-            Step::Write { .. } => Report::Written { changed: true },
+            Step::Write { .. } => Report::Written { changed: true, changed_at: Vec::new() },
             Step::Evidence { .. } => Report::Seen(Count { holds: 3, other: 0, unknown: 0 }),
             Step::Sweep => Report::Swept { strays: vec![] },
             Step::VerifyDead(_) => Report::Dead(Death::Refused),
@@ -1192,7 +1193,10 @@ fn h45_a_store_written_anew_has_its_readers_looked_at_anew() {
         world.apply(Event::Unknown { step: write });
     }
     let write = world.until(is_write(1));
-    world.apply(Event::Done { step: write, report: Report::Written { changed: false } });
+    world.apply(Event::Done {
+        step: write,
+        report: Report::Written { changed: false, changed_at: Vec::new() },
+    });
     assert_ne!(since(&world), held_since, "nobody knows what the store held in between");
     assert_eq!(world.begin(), Ok(Step::Roll { workload: 0, to: 1 }));
 }
@@ -1253,7 +1257,10 @@ fn h45_a_lost_rewrite_after_a_late_write_proves_nothing_of_before() {
     assert!(world.now >= settles_at);
     world.apply(Event::Unknown { step: rewrite });
     let again = world.until(is_write(0));
-    world.apply(Event::Done { step: again, report: Report::Written { changed: false } });
+    world.apply(Event::Done {
+        step: again,
+        report: Report::Written { changed: false, changed_at: Vec::new() },
+    });
     assert_eq!(world.begin(), Ok(Step::Roll { workload: 0, to: 0 }));
 }
 

@@ -6,6 +6,7 @@ use keywheel_core::facts::StoreFacts;
 use keywheel_core::plan::Pin;
 use keywheel_core::planted;
 use keywheel_core::secret::{Credential, SecretValue};
+use keywheel_core::time::Timestamp;
 
 use crate::issuer::Verdict;
 use crate::{Claims, Finding};
@@ -47,13 +48,21 @@ pub trait Store: Send + Sync {
         Ok(Vec::new())
     }
 
-    /// Reads the exact bytes of slots, in the order asked; none for a slot that is absent.
+    /// Reads the exact bytes of slots, in the order asked; none for a slot that is absent. Never asked of a store that is not
+    /// [readable](StoreFacts::is_readable).
     async fn read(&self, addresses: &[String]) -> Result<Vec<Option<SecretValue>>, CallError>;
 
     /// Writes slots, all of them or none, and leaves every other byte and all metadata as they are (I12).
     ///
     /// Each edit names what the slot may hold now; anything else is refused as a conflict, with nothing written (H63, H126).
     async fn write(&self, edits: &[Edit<'_>]) -> Result<Written, CallError>;
+
+    /// Returns when each slot was changed last, by the store's own clock; none for a slot that is absent. Only asked of a store
+    /// that gives back [the time of a write](keywheel_core::facts::ReadBack::Timestamp) and nothing else. The time moves with every
+    /// write that changes something: one that comes too soon after another waits until it can.
+    async fn changed_at(&self, addresses: &[String]) -> Result<Vec<Option<Timestamp>>, CallError> {
+        Ok(vec![None; addresses.len()])
+    }
 
     /// Logs in with a credential at every place where readers do, for a store that [answers logins](StoreFacts::answers_logins).
     async fn lets_in(&self, _credential: &Credential) -> Result<Verdict, CallError> {

@@ -229,7 +229,7 @@ pub(crate) fn is_tls(error: &(dyn std::error::Error + 'static)) -> bool {
 }
 
 /// Reads the wait that an answer asks for: `retry-after-ms`, or `retry-after` in seconds or as a date.
-fn retry_after(headers: &HeaderMap) -> Option<Span> {
+pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Span> {
     if planted!("wait_ignored") {
         return None;
     }

@@ -38,11 +38,14 @@ impl From<Disagreement> for Refusal {
     }
 }
 
-/// Reads the credential that the current slots of one store hold; none where they are absent.
+/// Reads the credential that the current slots of one store hold; none where they are absent, or where the store cannot be read.
 ///
 /// # Errors
 /// [`CallError`] where the store cannot be read or its slots do not fit each other.
 async fn by(store: &dyn Store, planned: &StorePlan) -> Result<Option<Credential>, CallError> {
+    if !planned.facts.is_readable() {
+        return Ok(None);
+    }
     let addresses: Vec<String> = planned.slots.iter().map(|slot| slot.address.clone()).collect();
     let held = store.read(&addresses).await?;
     Ok(perform::credential_of(&planned.slots, &held)?)
@@ -149,6 +152,7 @@ mod tests {
         settle_for: Span::ZERO,
         answers_logins: false,
         leaves_behind: false,
+        longest_run: None,
     };
 
     fn credential(fields: &[(&str, &str)]) -> Credential {

@@ -352,6 +352,9 @@ impl Work<'_> {
         let mut seal = Vec::new();
         for (store, planned) in self.member.drivers.stores.iter().zip(&self.plan.stores) {
             let name = planned.bound.name.as_str();
+            if !planned.facts.is_readable() {
+                continue;
+            }
             let held = store.read(&addresses(&planned.slots)).await?;
             for (slot, bytes) in planned.slots.iter().zip(&held) {
                 self.check_slot(name, slot, bytes.as_ref())?;
@@ -363,7 +366,13 @@ impl Work<'_> {
             found
                 .extend(credential_of(&planned.slots, &held)?.map(|credential| (name, credential)));
         }
+        let known_to_us = self.known_to_us().await?;
         let agreed = if self.plan.is_emergency() { None } else { self.agree(&found)? };
+        let agreed = match (agreed, &known_to_us) {
+            (Some(agreed), known) => Some(held::completed(&agreed, known)),
+            (None, Some(known)) if !self.plan.is_emergency() => Some(known.duplicate()),
+            (None, _) => None,
+        };
         let fingerprint = agreed.as_ref().map(|credential| self.fingerprint(credential));
         let known = self.plan.previous.as_ref().and_then(|previous| previous.fingerprint);
         if let (Some(known), Some(seen)) = (known, fingerprint)
@@ -384,11 +393,55 @@ impl Work<'_> {
             _ => false,
         };
         let in_use = if taken_over { None } else { self.in_use(&found, known) };
+        let in_use = in_use.map(|in_use| held::completed(&in_use, &known_to_us));
+        seal.extend(self.way_back(version, in_use.as_ref().or(known_to_us.as_ref())).await?);
         if let (Some(previous), Some(value)) = (&self.plan.previous, in_use) {
             seal.push(Sealed { key: credential_key(self.plan, previous.version), value });
         }
         let logs = self.logs().await;
         Ok(Performed { report: Report::Captured { fingerprint, logs }, seal })
+    }
+
+    /// The version in use as it is sealed, where some stores cannot be read: what they hold is kept for the next rotation.
+    async fn known_to_us(&self) -> Outcome<Option<Credential>> {
+        match &self.plan.previous {
+            Some(previous) if self.plan.stores.iter().any(|store| !store.facts.is_readable()) => {
+                self.sealed(previous.version).await
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// What is written again on the way back to stores that cannot be read: the version in use, where the other stores hold it or
+    /// it is sealed. A slot that is absent becomes absent again; where neither is known, nothing is sealed, and there is no way back.
+    async fn way_back(
+        &self,
+        version: VersionId,
+        in_use: Option<&Credential>,
+    ) -> Outcome<Vec<Sealed>> {
+        let mut seal = Vec::new();
+        for (store, planned) in self.member.drivers.stores.iter().zip(&self.plan.stores) {
+            if planned.facts.is_readable() {
+                continue;
+            }
+            let is_absent: Vec<bool> = match planned.facts.read_back {
+                ReadBack::Timestamp => {
+                    let changed_at = store.changed_at(&addresses(&planned.slots)).await?;
+                    changed_at.iter().map(Option::is_none).collect()
+                }
+                _ => vec![false; planned.slots.len()],
+            };
+            for (slot, is_absent) in planned.slots.iter().zip(is_absent) {
+                let key = slot_key(self.plan, version, &planned.bound.name, &slot.address);
+                let known = in_use.and_then(|in_use| slot::compose(&slot.part, in_use, None).ok());
+                if known.is_none() && !is_absent {
+                    continue;
+                }
+                let held = known.flatten().filter(|_| !is_absent);
+                seal.push(Sealed { key, value: as_credential(&held) });
+            }
+        }
+        Ok(seal)
     }
 
     /// The credential that is the version in use: the one that is known to be, else the one that every store holds. In an
@@ -427,8 +480,9 @@ impl Work<'_> {
     }
 
     fn agree(&self, found: &[(&str, Credential)]) -> Result<Option<Credential>, Refusal> {
+        let is_read = self.plan.stores.iter().any(|store| store.facts.is_readable());
         match held::together(found)? {
-            None if self.plan.previous.is_some() => {
+            None if is_read && self.plan.previous.is_some() => {
                 Err(Refusal::operator(RefusalKind::NotFound, "no store holds a value"))
             }
             agreed => Ok(agreed),
@@ -864,6 +918,9 @@ impl Work<'_> {
             if self.is_suspect(slot, line.at(to)) || self.is_of_another_login(slot, to).await? {
                 continue;
             }
+            if to == 0 && !planned.facts.is_readable() {
+                self.check_way_back(index, slot).await?;
+            }
             let captured = self.captured(index, slot).await?;
             let mut known = Vec::new();
             for position in 0..=line.end(Side::Pending) {
@@ -883,6 +940,9 @@ impl Work<'_> {
                 value: known[usize::from(to)].as_ref(),
             })
             .collect();
+        if planned.facts.read_back == ReadBack::Timestamp {
+            return self.write_attested(index, &edits).await;
+        }
         let written = store.write(&edits).await?;
         if planned.facts.read_back == ReadBack::Value
             && !planted!("refused_read_back_is_a_refused_write")
@@ -898,7 +958,62 @@ impl Work<'_> {
         if planned.facts.answers_logins && to > 0 && !planted!("pooler_trusted") {
             self.lets_in(index, to).await?;
         }
-        Ok(Report::Written { changed: written.changed }.into())
+        Ok(Report::Written { changed: written.changed, changed_at: Vec::new() }.into())
+    }
+
+    /// Writes to a store that tells nothing but when it was changed. Where that time is not the one of our last write, somebody else
+    /// wrote; where it does not move with this write, nothing shows that the write was made.
+    async fn write_attested(&self, index: usize, edits: &[Edit<'_>]) -> Outcome {
+        let (store, planned) = (&self.member.drivers.stores[index], &self.plan.stores[index]);
+        let name = &planned.bound.name;
+        let written: Vec<String> = edits.iter().map(|edit| edit.address.to_owned()).collect();
+        let every = addresses(&planned.slots);
+        let is_as_left = match self.member.rotation.walk().changed_at(index) {
+            Some(left) => store.changed_at(&every).await? == left,
+            None => true,
+        };
+        if !is_as_left && !self.plan.is_emergency() && !planted!("attested_change_overwritten") {
+            let message = format!(
+                "store `{name}` was changed by somebody else, and what it holds cannot be read"
+            );
+            return Err(Refusal::operator(RefusalKind::Conflict, message).into());
+        }
+        let before = store.changed_at(&written).await?;
+        store.write(edits).await?;
+        // The write was made: whatever becomes of looking at it, it was not refused.
+        let look = async |asked: &[String]| {
+            let seen = store.changed_at(asked).await;
+            seen.map_err(|error| CallError::Unknown(error.to_string()))
+        };
+        let after = look(&written).await?;
+        let moved = edits.iter().zip(before.iter().zip(&after)).all(|(edit, (before, after))| {
+            match edit.value {
+                Some(_) => after > before,
+                None => after.is_none(),
+            }
+        });
+        if !moved && !planted!("time_of_change_not_compared") {
+            let message = format!("store `{name}` does not show that it was changed");
+            return Err(CallError::Unknown(message));
+        }
+        Ok(Report::Written { changed: true, changed_at: look(&every).await? }.into())
+    }
+
+    /// Refuses to lead a slot back that cannot be read, and of which nothing else says what it held: a removal, or a guess, would
+    /// take from its readers what they use.
+    async fn check_way_back(&self, index: usize, slot: &Slot) -> Outcome<()> {
+        let store = &self.plan.stores[index].bound.name;
+        let version =
+            self.plan.previous.as_ref().map_or(self.plan.pending, |previous| previous.version);
+        let key = slot_key(self.plan, version, store, &slot.address);
+        if self.unseal(&key).await?.is_some() || planted!("unknown_content_is_removed") {
+            return Ok(());
+        }
+        let message = format!(
+            "store `{store}` has no way back: what `{}` held before is not known to keywheel",
+            slot.address
+        );
+        Err(Refusal::operator(RefusalKind::Unsupported, message).into())
     }
 
     /// Asks a store at which readers log in whether it lets the version in, several times in a row (H72, H73). What was written
@@ -954,7 +1069,7 @@ impl Work<'_> {
 
     /// Makes a store hold an arrangement, whatever it holds now, and says whether it had to be written.
     async fn put_right(&self, index: usize, at: Position) -> Outcome<bool> {
-        if self.store_holds(index, at).await? {
+        if !self.plan.stores[index].facts.is_readable() || self.store_holds(index, at).await? {
             return Ok(false);
         }
         self.check_store(index).await?;
@@ -1180,10 +1295,12 @@ impl Work<'_> {
     async fn stores_hold(&self, at: Position, notes: &mut Vec<String>) -> Option<bool> {
         let mut all = Some(true);
         for (index, planned) in self.plan.stores.iter().enumerate() {
-            if planned.facts.read_back != ReadBack::Value {
-                continue;
-            }
-            match self.store_holds(index, at).await {
+            let holds = match planned.facts.read_back {
+                ReadBack::Value => self.store_holds(index, at).await,
+                ReadBack::Timestamp => self.is_as_left(index).await,
+                ReadBack::Digest | ReadBack::None => continue,
+            };
+            match holds {
                 Ok(true) => {}
                 Ok(false) => {
                     notes.push(self.changed_by_others(index).await);
@@ -1208,6 +1325,14 @@ impl Work<'_> {
             false => format!("`{}`", others.join("`, `")),
         };
         format!("store `{}` was changed by {by}", planned.bound.name)
+    }
+
+    /// Whether a store that tells nothing but when it was changed was changed last by us.
+    async fn is_as_left(&self, index: usize) -> Outcome<bool> {
+        let Some(left) = self.member.rotation.walk().changed_at(index) else { return Ok(true) };
+        let slots = &self.plan.stores[index].slots;
+        let now = self.member.drivers.stores[index].changed_at(&addresses(slots)).await?;
+        Ok(now == left || planted!("attested_drift_unseen"))
     }
 
     async fn store_holds(&self, index: usize, at: Position) -> Outcome<bool> {

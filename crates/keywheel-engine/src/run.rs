@@ -523,10 +523,7 @@ pub(crate) fn resources(drivers: &Drivers) -> Vec<Resource> {
 fn purge(rotation: &Rotation) -> Vec<ValueKey> {
     let plan = rotation.plan();
     let staying = rotation.version(rotation.toward());
-    let readable = |store: &keywheel_core::plan::StorePlan| {
-        store.facts.read_back == keywheel_core::facts::ReadBack::Value
-    };
-    let keeps = !plan.stores.iter().all(readable);
+    let keeps = !plan.stores.iter().all(|store| store.facts.is_readable());
     let known = plan
         .previous
         .iter()
@@ -545,7 +542,7 @@ fn purge(rotation: &Rotation) -> Vec<ValueKey> {
 /// A planted bug's record of a step whose outcome nobody knows.
 pub(crate) fn as_if_done(step: Step) -> Event {
     let report = match step {
-        Step::Write { .. } => Report::Written { changed: true },
+        Step::Write { .. } => Report::Written { changed: true, changed_at: Vec::new() },
         _ => Report::Plain,
     };
     Event::Done { step, report }

@@ -15,7 +15,7 @@ use futures_util::FutureExt;
 use keywheel_core::call::{CallError, Refusal, RefusalKind};
 use keywheel_core::event::{Event, Outcome, ParkReason, Report, Step};
 use keywheel_core::evidence::{Replica, Shows};
-use keywheel_core::facts::{IssuerFacts, StoreFacts, ValueOrigin, WorkloadFacts};
+use keywheel_core::facts::{IssuerFacts, ReadBack, StoreFacts, ValueOrigin, WorkloadFacts};
 use keywheel_core::fingerprint::Fingerprinter;
 use keywheel_core::gate::Clocks;
 use keywheel_core::incident::{Behind, LogReference, WorkloadLogs};
@@ -417,6 +417,143 @@ async fn h28_a_call_that_hangs_ends_at_its_deadline() {
     }
 }
 
+/// The plan of a rotation whose one store tells nothing but when it was changed.
+fn attested(setup: &Setup, previous: u32) -> Plan {
+    setup.of("s", |contents| contents.unreadable = true);
+    let mut plan = plan("s", ValueOrigin::Theirs);
+    plan.stores[0].facts.read_back = ReadBack::Timestamp;
+    if previous > 1 {
+        let issued = setup.of("s", |contents| contents.live[0].0.clone());
+        plan.previous = Some(VersionRef {
+            version: VersionId(previous),
+            issued: Some(issued),
+            state: State::Active,
+            fingerprint: None,
+        });
+        plan.pending = VersionId(previous + 1);
+    }
+    plan
+}
+
+/// A world in which a roll is refused once it is told to.
+fn with_bad_rolls() -> (Setup, Arc<AtomicBool>) {
+    let bad = Arc::new(AtomicBool::new(false));
+    let is_bad = Arc::clone(&bad);
+    let setup = Setup::new(move |call| match call.name {
+        "roll" if is_bad.load(Ordering::SeqCst) => {
+            Fate::Refused(Refusal::operator(RefusalKind::WorkloadFailed, "it does not come up"))
+        }
+        _ => Fate::Well,
+    });
+    (setup, bad)
+}
+
+#[tokio::test(start_paused = true)]
+async fn h40_a_store_that_cannot_be_read_is_led_back_to_the_sealed_version() {
+    let (setup, bad) = with_bad_rolls();
+    let mut group = setup.engine.begin(&[Arc::new(attested(&setup, 1))]).await.unwrap();
+    assert_eq!(setup.rest(&mut group).await, Some(Outcome::Completed));
+    drop(group);
+    let second = setup.of("s", |contents| contents.stored.as_ref().unwrap().duplicate());
+    bad.store(true, Ordering::SeqCst);
+    let mut group = setup.engine.begin(&[Arc::new(attested(&setup, 2))]).await.unwrap();
+    setup.run(&mut group).await;
+    bad.store(false, Ordering::SeqCst);
+    setup.of("s", |contents| {
+        assert!(contents.stored.as_ref().unwrap().same_as(&second), "it was led back");
+        assert_eq!(contents.effects.iter().filter(|one| **one == "write").count(), 3);
+    });
+}
+
+#[tokio::test(start_paused = true)]
+async fn h40_where_nothing_says_what_a_store_held_it_is_not_emptied_on_the_way_back() {
+    let (setup, bad) = with_bad_rolls();
+    bad.store(true, Ordering::SeqCst);
+    let mut group = setup.engine.begin(&[Arc::new(attested(&setup, 1))]).await.unwrap();
+    assert_eq!(setup.rest(&mut group).await, None);
+    let parked = group.rotations().next().unwrap().parked().cloned();
+    let Some(ParkReason::Refused { refusal, .. }) = parked else { panic!("{parked:?}") };
+    assert!(refusal.message.contains("has no way back"), "{refusal}");
+    setup.of("s", |contents| {
+        let (_, _, made) = contents.live.last().unwrap();
+        assert!(contents.stored.as_ref().unwrap().same_as(made), "its readers keep what works");
+    });
+}
+
+#[tokio::test(start_paused = true)]
+async fn h126_what_somebody_wrote_into_a_store_that_cannot_be_read_is_not_undone() {
+    let (setup, bad) = with_bad_rolls();
+    let mut group = setup.engine.begin(&[Arc::new(attested(&setup, 1))]).await.unwrap();
+    assert_eq!(setup.rest(&mut group).await, Some(Outcome::Completed));
+    drop(group);
+    bad.store(true, Ordering::SeqCst);
+    let mut group = setup.engine.begin(&[Arc::new(attested(&setup, 2))]).await.unwrap();
+    let writes =
+        |contents: &Contents| contents.effects.iter().filter(|one| **one == "write").count();
+    {
+        let mut run = pin!(setup.run(&mut group));
+        while setup.of("s", |contents| writes(contents)) < 2 {
+            assert!(polled(1, run.as_mut()).await.is_none(), "it goes on until it writes");
+        }
+        let calls = |contents: &mut Contents| contents.calls;
+        let written = setup.of("s", calls);
+        // Its time is asked for twice more, and then the write is recorded.
+        while setup.of("s", calls) < written + 3 {
+            assert!(polled(1, run.as_mut()).await.is_none(), "it goes on until it rolls");
+        }
+        setup.of("s", |contents| contents.changed_at += 1);
+        run.await;
+    }
+    assert_eq!(setup.of("s", |contents| writes(contents)), 2, "the change stays");
+    let parked = group.rotations().next().unwrap().parked().cloned();
+    let Some(ParkReason::Refused { refusal, .. }) = parked else { panic!("{parked:?}") };
+    assert_eq!(refusal.kind, RefusalKind::Conflict);
+}
+
+#[tokio::test(start_paused = true)]
+async fn h35_a_store_that_cannot_be_read_and_was_changed_by_somebody_else_holds_up_the_end() {
+    for meddles in [false, true] {
+        let setup = Setup::new(|_| Fate::Well);
+        let mut plan = attested(&setup, 1);
+        plan.policy = Policy { soak: Span::hours(1), gate_limit: Span::hours(2), ..plan.policy };
+        setup.of("s", |contents| contents.meddles = meddles);
+        let mut group = setup.engine.begin(&[Arc::new(plan)]).await.unwrap();
+        let ended = setup.rest(&mut group).await;
+        assert_eq!(ended, (!meddles).then_some(Outcome::Completed), "{meddles}");
+        let is_live =
+            |contents: &mut Contents| contents.live.iter().any(|(id, ..)| id.id == "first");
+        assert_eq!(setup.of("s", is_live), meddles);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn h40_a_write_that_does_not_show_is_not_taken_for_made() {
+    let setup = Setup::new(|_| Fate::Well);
+    let plan = attested(&setup, 1);
+    setup.of("s", |contents| contents.time_stands_still = true);
+    let mut group = setup.engine.begin(&[Arc::new(plan)]).await.unwrap();
+    assert_ne!(setup.rest(&mut group).await, Some(Outcome::Completed));
+    let is_live = |contents: &mut Contents| contents.live.iter().any(|(id, ..)| id.id == "first");
+    assert!(setup.of("s", is_live));
+}
+
+#[tokio::test(start_paused = true)]
+async fn h56_a_version_that_a_run_may_have_begun_with_is_ended_after_the_longest_run() {
+    let bad = AtomicBool::new(true);
+    let setup = Setup::new(move |call| match call.name {
+        "roll" if bad.swap(false, Ordering::SeqCst) => {
+            Fate::Refused(Refusal::operator(RefusalKind::WorkloadFailed, "it does not come up"))
+        }
+        _ => Fate::Well,
+    });
+    let mut plan = plan("s", ValueOrigin::Theirs);
+    plan.stores[0].facts.longest_run = Some(Span::hours(6));
+    let began = tokio::time::Instant::now();
+    let mut group = setup.engine.begin(&[Arc::new(plan)]).await.unwrap();
+    assert_eq!(setup.rest(&mut group).await, Some(Outcome::Undone));
+    assert!(began.elapsed() >= Span::hours(6).into(), "{:?}", began.elapsed());
+}
+
 /// How many wrong attempts lock an account.
 const LOCKS_AT: usize = 5;
 
@@ -707,6 +844,14 @@ struct Contents {
     /// What it said since the last write.
     said: Vec<bool>,
     said_before_write: Vec<bool>,
+    /// When the store was written last, in seconds.
+    changed_at: i64,
+    /// Whether the store keeps its time to itself when it is written.
+    time_stands_still: bool,
+    /// Whether somebody else writes the store whenever replicas are looked at.
+    meddles: bool,
+    /// Whether the store tells nothing of what it holds.
+    unreadable: bool,
 }
 
 impl Contents {
@@ -870,6 +1015,7 @@ impl Store for Place {
 
     async fn read(&self, addresses: &[String]) -> Result<Vec<Option<SecretValue>>, CallError> {
         self.call("read").await?;
+        assert!(!self.with(|place| place.unreadable), "a store that cannot be read is read");
         let stored = || self.with(|place| place.stored.as_ref().map(SecretValue::duplicate));
         Ok(addresses.iter().map(|_| stored()).collect())
     }
@@ -880,9 +1026,18 @@ impl Store for Place {
         self.change("write", |place| {
             place.said_before_write.append(&mut place.said);
             place.stored = value;
+            place.changed_at += i64::from(!place.time_stands_still);
         })
         .await;
         Ok(Written { changed: true })
+    }
+
+    async fn changed_at(&self, addresses: &[String]) -> Result<Vec<Option<Timestamp>>, CallError> {
+        self.call("changed at").await?;
+        let at = self.with(|place| {
+            place.stored.as_ref().map(|_| Timestamp::from_millis(place.changed_at * 1_000))
+        });
+        Ok(vec![at; addresses.len()])
     }
 }
 
@@ -908,6 +1063,7 @@ impl Workload for Place {
         fingerprinter: &Fingerprinter,
     ) -> Result<Vec<Replica>, CallError> {
         self.call("observe").await?;
+        self.with(|place| place.changed_at += i64::from(place.meddles));
         let held = self.with(|place| fingerprinter.of(place.held.as_ref().unwrap().expose()));
         let shown = addresses.iter().map(|address| (address.clone(), held));
         Ok(vec![Replica { id: "1".into(), started_at: None, shows: Shows::Slots(shown.collect()) }])

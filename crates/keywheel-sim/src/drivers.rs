@@ -6,7 +6,7 @@ use std::task::Poll;
 
 use async_trait::async_trait;
 use keywheel_core::evidence::{Replica, Shows};
-use keywheel_core::facts::{IssuerFacts, StoreFacts, ValueOrigin, WorkloadFacts};
+use keywheel_core::facts::{IssuerFacts, ReadBack, StoreFacts, ValueOrigin, WorkloadFacts};
 use keywheel_core::fingerprint::{Fingerprint, Fingerprinter};
 use keywheel_core::plan::{Label, Plan};
 use keywheel_core::secret::{Credential, SecretValue};
@@ -289,11 +289,22 @@ impl Store for SimStore {
     }
 
     async fn read(&self, addresses: &[String]) -> Result<Vec<Option<SecretValue>>, CallError> {
+        assert!(self.facts.is_readable(), "a store that cannot be read is read");
         let slots = addresses.iter().map(|address| index(address)).collect();
         match self.line.call(Request::Read { slots, stale: false }).await? {
             Answer::Slots(held) => Ok(held.into_iter().map(bytes).collect()),
             _ => Err(nonsense()),
         }
+    }
+
+    async fn changed_at(&self, addresses: &[String]) -> Result<Vec<Option<Timestamp>>, CallError> {
+        assert_eq!(self.facts.read_back, ReadBack::Timestamp, "a store that has no times is asked");
+        let slots = addresses.iter().map(|address| index(address)).collect();
+        let Answer::Times(times) = self.line.call(Request::Changed { slots }).await? else {
+            return Err(nonsense());
+        };
+        let at = |time: Millis| Timestamp::from_millis(EPOCH + time);
+        Ok(times.into_iter().map(|time| time.map(at)).collect())
     }
 
     async fn clean_up(&self) -> Result<Vec<String>, CallError> {

@@ -883,6 +883,10 @@ impl Life {
         // What goes forward only cannot turn away from a value that its workloads refuse.
         let stays_bad = self.bad
             && (matches!(shape, Shape::Lease | Shape::Reset) || world.secrets[secret].emergency);
+        // What becomes of a change that nobody can read is for a person to say, also once it was taken back.
+        let mut slots = world.secrets[secret].slots.iter();
+        let is_unread = slots.any(|slot| world.slots[*slot].tells_time_only);
+        let is_unread_change = is_unread && fired(&[Fault::RivalEdit, Fault::RivalRevert]);
         let Some(reason) = parked else {
             let waits = self.groups.len() > 1;
             return if waits {
@@ -901,8 +905,9 @@ impl Life {
                     || matches!(shape, Shape::OurKeys | Shape::Logins)
                     || world.secrets[secret].emergency
             }
-            ParkReason::Refused { .. } => {
+            ParkReason::Refused { refusal, .. } => {
                 stays_bad
+                    || is_unread_change && refusal.kind == RefusalKind::Conflict
                     || world.is_held_down_by_another(secret)
                     || !healed
                         && (self.bad
@@ -918,13 +923,14 @@ impl Life {
             }
             ParkReason::RedAfterSuspend => !healed && fired(&[Fault::ProbeRed]),
             ParkReason::GateClosed => {
-                !healed
-                    && fired(&[
-                        Fault::RivalEdit,
-                        Fault::RivalRevert,
-                        Fault::WallForward,
-                        Fault::WallBack,
-                    ])
+                is_unread_change
+                    || !healed
+                        && fired(&[
+                            Fault::RivalEdit,
+                            Fault::RivalRevert,
+                            Fault::WallForward,
+                            Fault::WallBack,
+                        ])
             }
             // Three tries that fail, one of them for as long as a roll may take, are the end of patience by design. A wall
             // clock that is set back makes some fail, and so does a replica that starts in the second of the write.

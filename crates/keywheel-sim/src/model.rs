@@ -331,7 +331,7 @@ impl State {
             Step::Write { to, .. } => {
                 let changed = self.truth.store != to;
                 self.truth.store = to;
-                Report::Written { changed }
+                Report::Written { changed, changed_at: Vec::new() }
             }
             Step::Roll { .. } => {
                 self.truth.replica = self.truth.store;

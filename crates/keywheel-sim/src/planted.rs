@@ -47,7 +47,7 @@ const fn journal(name: &'static str) -> Bug {
 }
 
 /// Every planted bug.
-pub const BUGS: [Bug; 36] = [
+pub const BUGS: [Bug; 37] = [
     core("vacuous_evidence").shown_by(StepKind::Evidence, Fault::ReplicasHidden),
     core("moves_are_leaps"),
     core("drop_without_token_wait"),
@@ -64,6 +64,7 @@ pub const BUGS: [Bug; 36] = [
     core("evidence_on_a_clock_set_back").shown_by(StepKind::Roll, Fault::WallBack),
     core("brownout_ignores_red").shown_by(StepKind::Visit, Fault::ProbeRed),
     core("soak_without_brownout"),
+    core("late_write_is_somebody_elses").shown_by(StepKind::Write, Fault::LateLanding),
     core("untouched_proves_any_move").shown_by(StepKind::Roll, Fault::RollSkipsSome),
     engine("intent_after_effect"),
     engine("value_not_sealed_with_intent"),

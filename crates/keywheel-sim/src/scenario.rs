@@ -346,6 +346,13 @@ fn add_secret(
     }
     let mut store_plans = Vec::new();
     for store in 0..stores {
+        // What is in use is read somewhere: the first store of a secret, and every one of a keyring, which has slots to be free.
+        let read_back = match random.below(20) {
+            _ if keyring || store == 0 => ReadBack::Value,
+            0 => ReadBack::None,
+            1 | 2 => ReadBack::Timestamp,
+            _ => ReadBack::Value,
+        };
         let container = if random.chance(50) { store } else { 10 * (secret + 1) + store };
         let mut slots = Vec::new();
         for (role, held) in [(Role::Current, Held::Value(value)), (Role::AlsoAccepted, Held::Empty)]
@@ -362,6 +369,8 @@ fn add_secret(
                 held,
                 before: held,
                 written: held,
+                changed_at: 0,
+                tells_time_only: read_back == ReadBack::Timestamp,
             });
             known.slots.push(index);
             slots.push(Slot {
@@ -371,7 +380,7 @@ fn add_secret(
             });
         }
         let facts = StoreFacts {
-            read_back: if random.chance(90) { ReadBack::Value } else { ReadBack::None },
+            read_back,
             conditional: true,
             staged: false,
             revert: Revert::Restore,
@@ -380,6 +389,7 @@ fn add_secret(
             settle_for: Span::millis(STORE_SETTLES as u64),
             answers_logins: false,
             leaves_behind: store > 0,
+            longest_run: None,
         };
         store_plans.push(StorePlan {
             bound: bound(format!("store{store}")),

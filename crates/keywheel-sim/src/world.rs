@@ -209,6 +209,17 @@ pub(crate) struct Slot {
     pub(crate) before: Held,
     /// What keywheel wrote last: where a repair puts it back.
     pub(crate) written: Held,
+    /// When it was written last, by whoever wrote.
+    pub(crate) changed_at: Millis,
+    /// Whether that is all that anybody is told of it.
+    pub(crate) tells_time_only: bool,
+}
+
+impl Slot {
+    fn hold(&mut self, held: Held, now: Millis) {
+        self.held = held;
+        self.changed_at = now.max(self.changed_at + 1);
+    }
 }
 
 /// One workload.
@@ -303,6 +314,9 @@ pub(crate) enum Request {
         slots: SmallVec<[usize; 2]>,
         stale: bool,
     },
+    Changed {
+        slots: SmallVec<[usize; 2]>,
+    },
     Write {
         secret: usize,
         edits: SmallVec<[Edit; 2]>,
@@ -349,6 +363,7 @@ pub(crate) enum Answer {
     Used(Option<Millis>),
     Until(Millis),
     Slots(SmallVec<[Held; 2]>),
+    Times(SmallVec<[Option<Millis>; 2]>),
     Written(bool),
     Replicas(SmallVec<[(Millis, SmallVec<[Held; 4]>); 4]>),
     Answers(SmallVec<[bool; 4]>),
@@ -802,13 +817,13 @@ impl World {
             Fault::RivalEdit => {
                 let slot = self.a_slot(secret);
                 let foreign = self.new_value(None);
-                self.slots[slot].held = Held::Value(foreign);
+                self.slots[slot].hold(Held::Value(foreign), self.now);
                 self.secrets[secret].tampered = true;
             }
             Fault::RivalRevert => {
                 let slot = self.a_slot(secret);
                 let before = self.slots[slot].before;
-                self.slots[slot].held = before;
+                self.slots[slot].hold(before, self.now);
                 self.secrets[secret].tampered = true;
             }
             Fault::ReplicaRestarts => {
@@ -868,7 +883,7 @@ impl World {
                 _ => false,
             };
             if foreign || self.secrets[slot.secret].tampered {
-                slot.held = slot.written;
+                slot.hold(slot.written, self.now);
             }
         }
         for workload in 0..self.workloads.len() {
@@ -941,6 +956,13 @@ impl World {
                 Ok(Answer::Slots(
                     slots.map(|slot| if stale { slot.before } else { slot.held }).collect(),
                 ))
+            }
+            Request::Changed { slots } => {
+                let changed_at = |slot: &usize| {
+                    let slot = &self.slots[*slot];
+                    (slot.held != Held::Absent).then_some(slot.changed_at)
+                };
+                Ok(Answer::Times(slots.iter().map(changed_at).collect()))
             }
             Request::Write { secret, edits } => self.write(secret, &edits),
             Request::Observe { workload, slots, hidden } => {
@@ -1173,8 +1195,9 @@ impl World {
             slot.written = edit.value;
             if slot.held != edit.value {
                 changed = true;
-                slot.before = std::mem::replace(&mut slot.held, edit.value);
+                slot.before = slot.held;
             }
+            slot.hold(edit.value, self.now);
         }
         if changed {
             self.check_never_zero();
@@ -1394,7 +1417,7 @@ impl Request {
             Self::Mint { .. } => RequestKind::Mint,
             Self::Write { .. } => RequestKind::Write,
             Self::Roll { .. } => RequestKind::Roll,
-            Self::Read { .. } => RequestKind::Read,
+            Self::Read { .. } | Self::Changed { .. } => RequestKind::Read,
             Self::Observe { .. } => RequestKind::Observe,
             Self::Ask { .. } => RequestKind::Ask,
             Self::End { .. } | Self::Extend { .. } | Self::CleanUp => RequestKind::OtherWrite,

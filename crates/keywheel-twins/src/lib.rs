@@ -10,6 +10,8 @@ pub mod aws;
 pub mod azure;
 pub mod fault;
 pub mod gcp;
+pub mod github;
+pub mod gitlab;
 pub mod kubernetes;
 mod life;
 pub mod openai;

@@ -5,11 +5,11 @@
 
 use std::sync::Arc;
 
-use keywheel_core::facts::{Revert, StoreFacts};
+use keywheel_core::facts::{IssuerFacts, Revert, StoreFacts};
 use keywheel_core::incident::Incident;
 use keywheel_core::plan::{
-    Bound, FORMAT, IssuerPlan, Mode, Plan, Policy, ProbePlan, Reason, RotationId, StorePlan,
-    VersionRef, WorkloadPlan,
+    Bound, CannotTell, FORMAT, IssuerPlan, Mode, Part, Plan, Policy, ProbePlan, Reason, Role,
+    RotationId, Slot, StorePlan, VersionRef, WorkloadPlan,
 };
 use keywheel_core::secret::SecretName;
 use keywheel_core::time::Timestamp;
@@ -87,6 +87,8 @@ pub(crate) fn compile(config: &Config, name: &SecretName, inputs: Inputs) -> Res
     let issuer = planner.issuer()?;
     let stores = planner.stores()?;
     let workloads = planner.workloads(&stores)?;
+    let mut policy = Policy { notify: config.notifies(), ..secret.policy.clone() };
+    await_runs(&mut policy, &issuer.facts, &stores);
     Ok(Plan {
         format: FORMAT,
         installation: inputs.installation,
@@ -108,7 +110,7 @@ pub(crate) fn compile(config: &Config, name: &SecretName, inputs: Inputs) -> Res
         stores,
         workloads,
         probes: planner.probes(),
-        policy: Policy { notify: config.notifies(), ..secret.policy.clone() },
+        policy,
     })
 }
 
@@ -167,7 +169,7 @@ impl Planner<'_> {
         Ok(IssuerPlan { bound: bound(config.kind(), config), facts: driver.facts() })
     }
 
-    /// Staged-capable stores come first and irreversible ones last, so that what fails early is undone with least harm;
+    /// Staged-capable stores come first, and those last that cannot be read or put back, so that what fails early is undone with least harm;
     /// between them the file's order holds.
     fn stores(&self) -> Result<Vec<StorePlan>, Failure> {
         let mut plans = Vec::new();
@@ -178,9 +180,20 @@ impl Planner<'_> {
                 .config
                 .build(&self.context)
                 .map_err(|refusal| refused("store", &store.name, &refusal))?;
+            let facts = driver.facts();
+            if !facts.is_readable() {
+                delivery.slots.iter().try_for_each(check_attested).map_err(|why| {
+                    let failure = Failure::new(format!(
+                        "store `{}` cannot be given this part of `{}`",
+                        shown(&store.name),
+                        self.secret.name
+                    ));
+                    failure.caused_by(why).code(code::DRIVER_REFUSED)
+                })?;
+            }
             plans.push(StorePlan {
                 bound: bound(&store.name, &store.config),
-                facts: driver.facts(),
+                facts,
                 slots: delivery.slots.clone(),
                 pin: None,
             });
@@ -232,9 +245,36 @@ impl Planner<'_> {
 
 fn write_order(facts: &StoreFacts) -> u8 {
     match facts {
-        StoreFacts { revert: Revert::No, .. } => 2,
+        StoreFacts { revert: Revert::No, .. } => 3,
+        facts if !facts.is_readable() => 2,
         StoreFacts { staged: true, .. } => 0,
         _ => 1,
+    }
+}
+
+/// A store that cannot be read takes whole values only: neither what stands around a part, nor whether a second slot is free, is known.
+fn check_attested(slot: &Slot) -> Result<(), String> {
+    let address = &slot.address;
+    match (&slot.part, slot.role) {
+        (Part::Plain(_), Role::Current) => Ok(()),
+        (Part::Plain(_), Role::AlsoAccepted) => Err(format!(
+            "`{address}` would hold a second accepted version, and whether it is free cannot be read"
+        )),
+        _ => Err(format!(
+            "`{address}` holds more than a value of its own, and what stands around it cannot be read: give it one whole field"
+        )),
+    }
+}
+
+/// Lets soak last until the longest run has ended that may have begun with the former version, unless its issuer is waited for to
+/// tell no use of it. A brown-out would break such a run, and is left out.
+fn await_runs(policy: &mut Policy, issuer: &IssuerFacts, stores: &[StorePlan]) {
+    let Some(longest) = stores.iter().filter_map(|store| store.facts.longest_run).max() else {
+        return;
+    };
+    policy.brownout = None;
+    if issuer.last_used.is_none() || policy.cannot_tell == CannotTell::Allow {
+        policy.soak = policy.soak.max(longest);
     }
 }
 
@@ -277,7 +317,8 @@ fn not_utf8() -> Failure {
 mod tests {
     use std::path::Path;
 
-    use keywheel_core::plan::{Part, Policy, Role, Slot};
+    use keywheel_core::facts::{LastUsedFacts, ReadBack};
+    use keywheel_core::plan::UrlPart;
     use keywheel_core::secret::Field;
     use keywheel_core::strategy::Strategy;
     use keywheel_core::time::Span;
@@ -397,14 +438,71 @@ secrets:
     fn stores_that_cannot_be_put_back_are_written_last_and_staged_ones_first() {
         let facts =
             |staged, revert| StoreFacts { staged, revert, ..plan().stores[0].facts.clone() };
+        let unread = StoreFacts { read_back: ReadBack::None, ..facts(true, Revert::Restore) };
         let mut order = [
+            ("unread", unread),
             ("irreversible", facts(true, Revert::No)),
             ("plain", facts(false, Revert::Restore)),
             ("staged", facts(true, Revert::Append)),
             ("plain too", facts(false, Revert::Append)),
         ];
         order.sort_by_key(|(_, facts)| write_order(facts));
-        assert_eq!(order.map(|(name, _)| name), ["staged", "plain", "plain too", "irreversible"]);
+        assert_eq!(
+            order.map(|(name, _)| name),
+            ["staged", "plain", "plain too", "unread", "irreversible"]
+        );
+    }
+
+    const CI: &str = r#"
+project: shop
+policies:
+  short: { soak: { for: 1h, brownout: 10m } }
+stores:
+  app: { env_file: { path: .env } }
+  ci: { github_actions: { repository: acme/shop, token: { file: token }, longest_run: 5h } }
+secrets:
+  session:
+    policy: short
+    issuer: random
+    stores: { ci: SESSION_SECRET, app: SESSION_SECRET }
+    read_by: nobody
+    because: a test
+"#;
+
+    fn ci() -> Result<Plan, Failure> {
+        compile(&config(CI), &name(), inputs())
+    }
+
+    #[test]
+    fn h56_soak_lasts_as_long_as_a_run_that_began_with_the_former_version() {
+        let plan = ci().unwrap_or_else(|failure| panic!("{}", failure.text(false)));
+        assert_eq!((plan.policy.soak, plan.policy.brownout), (Span::hours(5), None));
+        let names: Vec<&str> = plan.stores.iter().map(|store| store.bound.name.as_str()).collect();
+        assert_eq!(names, ["app", "ci"]);
+        let used = LastUsedFacts { lag: Span::ZERO, granularity: Span::ZERO };
+        let quiet = IssuerFacts { last_used: Some(used), ..plan.issuer.facts.clone() };
+        let soak = |cannot_tell| {
+            let mut policy = Policy { soak: Span::hours(1), cannot_tell, ..Policy::default() };
+            await_runs(&mut policy, &quiet, &plan.stores);
+            policy.soak
+        };
+        assert_eq!(
+            [CannotTell::Wait, CannotTell::Allow].map(soak),
+            [Span::hours(1), Span::hours(5)],
+            "only an issuer that is waited for closes the question"
+        );
+    }
+
+    #[test]
+    fn a_store_that_cannot_be_read_is_given_whole_values_only() {
+        let slot = |part, role| Slot { address: "KEY".into(), role, part };
+        let whole = || Part::Plain(Field::value());
+        assert_eq!(check_attested(&slot(whole(), Role::Current)), Ok(()));
+        for refused in
+            [slot(Part::Url(UrlPart::Password), Role::Current), slot(whole(), Role::AlsoAccepted)]
+        {
+            assert!(check_attested(&refused).is_err_and(|why| why.contains("cannot be read")));
+        }
     }
 
     #[test]

@@ -71,6 +71,8 @@ pub(crate) struct Prepared {
     pub(crate) adopted: Option<Inventory>,
     /// What is wrong with who reads it, where that was [looked at](compare_readers).
     pub(crate) readers: Vec<String>,
+    /// Whether what is in use can be written again to stores that cannot be read: another store holds it, or it is sealed.
+    pub(crate) has_way_back: bool,
 }
 
 /// Compiles the plans of a request. Nothing is changed: what would be adopted is only read.
@@ -100,9 +102,21 @@ pub(crate) async fn plans(
     for (Member { inputs, row, adopted }, secret) in members.into_iter().zip(secrets) {
         let mut plan = compile(config, &secret.name, inputs)?;
         pin(&mut plan, &row).await?;
-        prepared.push(Prepared { plan: Arc::new(plan), adopted, readers: Vec::new() });
+        let has_way_back = has_way_back(session, &plan).await?;
+        let plan = Arc::new(plan);
+        prepared.push(Prepared { plan, adopted, readers: Vec::new(), has_way_back });
     }
     Ok(prepared)
+}
+
+async fn has_way_back(session: &Session, plan: &Plan) -> Result<bool, Failure> {
+    let Some(previous) = &plan.previous else { return Ok(false) };
+    if plan.stores.iter().any(|store| store.facts.is_readable()) {
+        return Ok(true);
+    }
+    let sealed =
+        session.journal.sealed(&plan.secret).await.map_err(crate::session::journal_failure)?;
+    Ok(sealed.contains(&keywheel_engine::perform::credential_key(plan, previous.version)))
 }
 
 /// Gives the plans of an emergency their common name, and what they keep for whoever looks into it.
@@ -501,6 +515,9 @@ pub(crate) async fn slots_now(
     for store in &workload.reads {
         let (store, planned) =
             (&built.stores[usize::from(*store)], &plan.stores[usize::from(*store)]);
+        if !planned.facts.is_readable() {
+            continue;
+        }
         let addresses: Vec<String> =
             planned.slots.iter().map(|slot| slot.address.clone()).collect();
         let held = store.read(&addresses).await.map_err(|error| {

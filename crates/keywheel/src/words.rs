@@ -66,7 +66,10 @@ pub(crate) fn step(plan: &Plan, step: Step) -> Line {
         }
         Step::Verify(version) => line("verify", acceptance(plan, version), "-"),
         Step::Write { store, to } => {
-            line("write", write(plan, usize::from(store), to), "write back")
+            let planned = &plan.stores[usize::from(store)];
+            let is_lost = !planned.facts.is_readable() && plan.previous.is_none();
+            let undo = if is_lost { "none" } else { "write back" };
+            line("write", write(plan, usize::from(store), to), undo)
         }
         Step::Roll { workload: index, .. } => {
             line("roll", format!("{}: one replica at a time", workload(index)), "write back, roll")
@@ -125,7 +128,9 @@ fn write(plan: &Plan, store: usize, to: Position) -> String {
         .slots
         .iter()
         .map(|slot| format!("{} ← {}", slot.address, content(plan, slot, arrangement)));
-    format!("{}: {}", store.bound.name, slots.collect::<Vec<_>>().join(", "))
+    let slots = slots.collect::<Vec<_>>().join(", ");
+    let attested = if store.facts.is_readable() { "" } else { " (attested)" };
+    format!("{}: {slots}{attested}", store.bound.name)
 }
 
 fn content(plan: &Plan, slot: &Slot, arrangement: Arrangement) -> String {
@@ -238,6 +243,7 @@ pub(crate) fn why(why: Why) -> String {
         }
         Why::Settle => "a call without an answer can no longer land then".into(),
         Why::Tokens => "tokens of the version that is dropped have expired then".into(),
+        Why::Runs => "runs that may have begun with the version have ended then".into(),
         Why::Soak => "soak: the gates are looked at then".into(),
         Why::BrownOut => {
             "brown-out: the gates are looked at then, and the version is resumed at its end".into()

@@ -13,6 +13,8 @@ use serde_json::Value;
 
 #[path = "rotations/adopted.rs"]
 mod adopted;
+#[path = "rotations/ci.rs"]
+mod ci;
 #[path = "rotations/claims.rs"]
 mod claims;
 #[path = "rotations/incidents.rs"]

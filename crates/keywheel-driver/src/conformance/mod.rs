@@ -1,5 +1,6 @@
 //! The suites that every driver passes, by kind of driver.
 
+pub mod attested;
 pub mod faults;
 pub mod issuer;
 pub mod store;

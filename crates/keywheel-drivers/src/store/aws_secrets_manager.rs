@@ -163,6 +163,7 @@ impl Store for SecretsManager {
             settle_for: self.config.settle_for.span(),
             leaves_behind: true,
             answers_logins: false,
+            longest_run: None,
         }
     }
 

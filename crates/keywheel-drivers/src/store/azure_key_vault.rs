@@ -180,6 +180,7 @@ impl Store for KeyVault {
             settle_for: self.config.settle_for.span(),
             leaves_behind: true,
             answers_logins: false,
+            longest_run: None,
         }
     }
 

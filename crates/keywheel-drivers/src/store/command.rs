@@ -89,6 +89,7 @@ impl Store for Command {
             settle_for: self.config.settle_for.span(),
             answers_logins: false,
             leaves_behind: false,
+            longest_run: None,
         }
     }
 

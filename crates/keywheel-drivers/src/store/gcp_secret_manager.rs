@@ -232,6 +232,7 @@ impl Store for SecretManager {
             settle_for: self.config.settle_for.span(),
             leaves_behind: true,
             answers_logins: false,
+            longest_run: None,
         }
     }
 

@@ -112,6 +112,7 @@ impl Store for KubernetesSecret {
             settle_for: SETTLE_FOR,
             leaves_behind: is_versioned,
             answers_logins: false,
+            longest_run: None,
         }
     }
 

@@ -44,6 +44,7 @@ pub(super) fn facts() -> StoreFacts {
         settle_for: Span::seconds(1),
         answers_logins: false,
         leaves_behind: false,
+        longest_run: None,
     }
 }
 

@@ -21,6 +21,8 @@ drivers! {
         file => File,
         command => Command,
         kubernetes_secret => KubernetesSecret,
+        github_actions => GithubActions,
+        gitlab_variable => GitlabVariable,
         pgbouncer => Pgbouncer,
         pgpass => Pgpass,
         vault_kv => VaultKv,

@@ -131,6 +131,7 @@ impl Store for VaultKv {
             settle_for: self.config.settle_for.span(),
             leaves_behind: false,
             answers_logins: false,
+            longest_run: None,
         }
     }
 

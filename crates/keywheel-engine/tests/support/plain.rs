@@ -31,6 +31,7 @@ pub(crate) const STORE: StoreFacts = StoreFacts {
     settle_for: Span::ZERO,
     answers_logins: false,
     leaves_behind: false,
+    longest_run: None,
 };
 
 pub(crate) const WORKLOAD: WorkloadFacts = WorkloadFacts {

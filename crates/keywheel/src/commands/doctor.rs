@@ -345,7 +345,9 @@ impl<'a> Check<'_, 'a> {
         let all = || read.iter().filter_map(|held| held.as_ref().ok()?.as_ref());
         // Where a part is missing, what another store holds is not all of a version, and says nothing of it.
         let is_all_read = read.iter().all(|held| matches!(held, Ok(Some(_))));
-        for (planned, held) in plan.stores.iter().zip(&read) {
+        let compared =
+            plan.stores.iter().zip(&read).filter(|(planned, _)| planned.facts.is_readable());
+        for (planned, held) in compared {
             let name = &planned.bound.name;
             match held {
                 Err(error) => found

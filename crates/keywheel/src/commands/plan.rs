@@ -102,6 +102,7 @@ pub(crate) fn text(prepared: &[Prepared], now: Timestamp, run: &str) -> String {
     text.push_str(&words::table(&rows(prepared, &coming, now), "  "));
     text.extend(prepared.iter().filter_map(|one| quiet(&one.plan)));
     text.extend(prepared.iter().filter_map(|one| brown_out(&one.plan)));
+    text.extend(prepared.iter().flat_map(attested));
     text.push_str(&exposed(prepared));
     if prepared.iter().any(|one| one.adopted.is_some()) {
         text.push_str(
@@ -160,6 +161,38 @@ fn brown_out(plan: &Arc<Plan>) -> Option<String> {
             format!("  {name}: no brown-out: {issuer} cannot suspend {previous} and resume it\n")
         }
     })
+}
+
+/// Says what is not known of stores that cannot be read, whether there is a way back for them, and how long runs are waited for.
+fn attested(prepared: &Prepared) -> Vec<String> {
+    let plan = &prepared.plan;
+    let name = plan.secret.name();
+    let unread = plan.stores.iter().filter(|store| !store.facts.is_readable());
+    let mut told: Vec<String> = unread
+        .map(|store| {
+            let store = &store.bound.name;
+            let back = match (&plan.previous, prepared.has_way_back) {
+                (Some(previous), true) => format!("undo writes {} again", previous.version),
+                _ => "there is no way back for it, since what it holds now is not known".into(),
+            };
+            format!(
+                "  {name}: {store} cannot be read: what is written to it is attested, and {back}\n"
+            )
+        })
+        .collect();
+    let previous = plan.previous.as_ref().filter(|_| plan.has_soak());
+    if let (Some(previous), Some(longest)) = (previous, plan.longest_run()) {
+        let how = if plan.policy.soak < longest {
+            "unless its issuer tells no use of it"
+        } else {
+            "so soak lasts that long"
+        };
+        told.push(format!(
+            "  {name}: runs that began with {} go on with it for up to {longest}, {how}; no brown-out\n",
+            previous.version
+        ));
+    }
+    told
 }
 
 /// Counts the rolls of each workload, and those that there would be if each secret had its own.

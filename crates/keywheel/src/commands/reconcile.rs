@@ -171,8 +171,10 @@ impl<'a> Work<'a> {
         for (planned, held) in self.plan.stores.iter().zip(each) {
             read.push(held.map_err(|error| self.unreadable(planned, &error.to_string()))?);
         }
-        let stores = self.built.stores.iter().zip(&self.plan.stores);
-        for ((store, planned), held) in stores.zip(&read) {
+        let stores = self.built.stores.iter().zip(&self.plan.stores).zip(&read);
+        // Whether anything is missing from a store that cannot be read, nobody can tell.
+        let stores = stores.filter(|((_, planned), _)| planned.facts.is_readable());
+        for ((store, planned), held) in stores {
             let whole = held.as_ref().map(|held| held::completed(held, read.iter().flatten()));
             match whole {
                 Some(whole) if self.is_known(&whole) => good = Some(whole),

@@ -1,0 +1,287 @@
+//! The twin of GitLab's API for CI/CD variables: those of one project.
+
+use std::io;
+
+use axum::extract::{FromRef, FromRequestParts, Path, Query, State as Held};
+use axum::http::request::Parts;
+use axum::http::{Method, StatusCode, Uri};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::fault::{Faults, Operation};
+use crate::random;
+use crate::server::Server;
+
+/// The twin's name, as its header says it.
+pub const NAME: &str = "gitlab";
+
+/// The one project that the twin has.
+pub const PROJECT: &str = "acme/shop";
+
+/// How a twin behaves where nothing goes wrong.
+#[derive(Clone, Debug, Default)]
+pub struct TwinOptions {
+    /// The port, or 0 for a free one.
+    pub port: u16,
+    /// Whether the token is one of a developer, who is shown no variable.
+    pub developer: bool,
+}
+
+/// A variable as the twin keeps it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Variable {
+    /// Its key.
+    pub key: String,
+    /// Its value.
+    pub value: String,
+    /// The environments whose jobs are given it.
+    pub environment_scope: String,
+    /// `env_var` or `file`.
+    pub variable_type: String,
+    /// Whether jobs of protected branches and tags alone are given it.
+    pub protected: bool,
+    /// Whether it is masked in logs.
+    pub masked: bool,
+    /// Whether its value is shown to nobody again.
+    pub hidden: bool,
+    /// Whether `$` in it is left as it is.
+    pub raw: bool,
+    /// What people say of it.
+    pub description: Option<String>,
+}
+
+impl Variable {
+    /// Makes a variable for every environment, as GitLab does where nothing else is said.
+    pub fn new(key: &str, value: &str) -> Self {
+        Self {
+            key: key.into(),
+            value: value.into(),
+            environment_scope: "*".into(),
+            variable_type: "env_var".into(),
+            protected: false,
+            masked: false,
+            hidden: false,
+            raw: true,
+            description: None,
+        }
+    }
+
+    fn shown(&self) -> Value {
+        json!({
+            "key": self.key,
+            "value": if self.hidden { Value::Null } else { json!(self.value) },
+            "environment_scope": self.environment_scope,
+            "variable_type": self.variable_type,
+            "protected": self.protected,
+            "masked": self.masked,
+            "hidden": self.hidden,
+            "raw": self.raw,
+            "description": self.description,
+        })
+    }
+}
+
+/// A running twin. It ends when it is dropped.
+pub struct Twin {
+    server: Server,
+    shared: Shared,
+    token: String,
+}
+
+impl Twin {
+    /// Starts a twin on a thread of its own.
+    ///
+    /// # Errors
+    /// Where the port is taken.
+    pub fn start(options: TwinOptions) -> io::Result<Self> {
+        let port = options.port;
+        let token = format!("glpat-{}", random(b"0123456789abcdefghijklmnopqrstuv", 20));
+        let state = State { options, token: token.clone(), variables: Vec::new() };
+        let shared = Shared::new(state, Faults::new(NAME, OPERATIONS, error_body));
+        let router = shared.faults.clone().wrap(routes(shared.clone()));
+        Ok(Self { server: Server::start(port, router)?, shared, token })
+    }
+
+    /// Returns where its API begins.
+    pub fn base_url(&self) -> String {
+        format!("http://{}/api/v4", self.server.address())
+    }
+
+    /// Returns the one token that it takes.
+    pub fn token(&self) -> &str {
+        &self.token
+    }
+
+    /// Returns its script of faults, and its recorder.
+    pub fn faults(&self) -> &Faults {
+        &self.shared.faults
+    }
+
+    /// Makes a variable, as somebody would in the settings.
+    pub fn make(&self, variable: Variable) {
+        self.shared.state().variables.push(variable);
+    }
+
+    /// Returns every variable, in order.
+    pub fn variables(&self) -> Vec<Variable> {
+        self.shared.state().variables.clone()
+    }
+}
+
+/// Everything, behind the lock of the twin.
+struct State {
+    options: TwinOptions,
+    token: String,
+    variables: Vec<Variable>,
+}
+
+type Shared = crate::shared::Shared<State>;
+
+const PROJECT_PATH: &str = "/api/v4/projects/{project}";
+const VARIABLES: &str = "/api/v4/projects/{project}/variables";
+const VARIABLE: &str = "/api/v4/projects/{project}/variables/{key}";
+
+/// The operations that a script can name.
+pub const OPERATIONS: &[Operation] = &[
+    Operation { name: "get_project", method: "GET", path: PROJECT_PATH },
+    Operation { name: "list_variables", method: "GET", path: VARIABLES },
+    Operation { name: "get_variable", method: "GET", path: VARIABLE },
+    Operation { name: "update_variable", method: "PUT", path: VARIABLE },
+];
+
+type Answer = Result<Json<Value>, Failure>;
+
+fn routes(shared: Shared) -> Router {
+    Router::new()
+        .route(PROJECT_PATH, get(project))
+        .route(VARIABLES, get(list))
+        .route(VARIABLE, get(show).put(update))
+        .fallback(nowhere)
+        .with_state(shared)
+}
+
+fn error_body(status: StatusCode, message: &str) -> Value {
+    json!({ "message": format!("{} {message}", status.as_u16()) })
+}
+
+/// An answer that is no success.
+struct Failure(StatusCode, &'static str);
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        (self.0, Json(error_body(self.0, self.1))).into_response()
+    }
+}
+
+const NO_PROJECT: Failure = Failure(StatusCode::NOT_FOUND, "Project Not Found");
+const NO_VARIABLE: Failure = Failure(StatusCode::NOT_FOUND, "Variable Not Found");
+
+/// A request with the token, of somebody who may do it.
+struct Caller;
+
+impl<S> FromRequestParts<S> for Caller
+where
+    Shared: FromRef<S>,
+    S: Send + Sync,
+{
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, held: &S) -> Result<Self, Failure> {
+        let shared = Shared::from_ref(held);
+        let state = shared.state();
+        let token = parts.headers.get("private-token").and_then(|value| value.to_str().ok());
+        if token != Some(&state.token) {
+            return Err(Failure(StatusCode::UNAUTHORIZED, "Unauthorized"));
+        }
+        let is_of_variables = parts.uri.path().contains("/variables");
+        if state.options.developer && (is_of_variables || parts.method != Method::GET) {
+            return Err(Failure(StatusCode::FORBIDDEN, "Forbidden"));
+        }
+        Ok(Self)
+    }
+}
+
+#[derive(Deserialize)]
+struct Filter {
+    #[serde(rename = "filter[environment_scope]")]
+    environment_scope: Option<String>,
+}
+
+fn is_there(project: &str) -> Result<(), Failure> {
+    if project == PROJECT || project == "42" { Ok(()) } else { Err(NO_PROJECT) }
+}
+
+/// Without a scope, a key that several variables have names none of them.
+fn find<'v>(
+    variables: &'v mut [Variable],
+    key: &str,
+    filter: &Filter,
+) -> Result<&'v mut Variable, Failure> {
+    let scope = filter.environment_scope.as_deref();
+    let fits =
+        |one: &Variable| one.key == key && scope.is_none_or(|scope| scope == one.environment_scope);
+    if variables.iter().filter(|one| fits(one)).count() > 1 {
+        return Err(Failure(
+            StatusCode::CONFLICT,
+            "There are multiple variables with provided parameters. Please use 'filter[environment_scope]'",
+        ));
+    }
+    variables.iter_mut().find(|one| fits(one)).ok_or(NO_VARIABLE)
+}
+
+async fn nowhere(_: Uri) -> Failure {
+    Failure(StatusCode::NOT_FOUND, "Not Found")
+}
+
+async fn project(_: Caller, Path(project): Path<String>) -> Answer {
+    is_there(&project)?;
+    Ok(Json(json!({ "id": 42, "path_with_namespace": PROJECT })))
+}
+
+async fn list(_: Caller, Held(shared): Held<Shared>, Path(project): Path<String>) -> Answer {
+    is_there(&project)?;
+    Ok(Json(shared.state().variables.iter().map(Variable::shown).collect()))
+}
+
+async fn show(
+    _: Caller,
+    Held(shared): Held<Shared>,
+    Path((project, key)): Path<(String, String)>,
+    Query(filter): Query<Filter>,
+) -> Answer {
+    is_there(&project)?;
+    find(&mut shared.state().variables, &key, &filter).map(|found| Json(found.shown()))
+}
+
+async fn update(
+    _: Caller,
+    Held(shared): Held<Shared>,
+    Path((project, key)): Path<(String, String)>,
+    Query(filter): Query<Filter>,
+    Json(body): Json<Value>,
+) -> Answer {
+    is_there(&project)?;
+    let mut state = shared.state();
+    let found = find(&mut state.variables, &key, &filter)?;
+    let text = |name: &str| body.get(name).and_then(Value::as_str).map(str::to_owned);
+    let flag = |name: &str| body.get(name).and_then(Value::as_bool);
+    // What is not said goes back to its default: no caller may rely on anything else.
+    let new = Variable {
+        value: text("value").ok_or(Failure(StatusCode::BAD_REQUEST, "value is missing"))?,
+        variable_type: text("variable_type").unwrap_or_else(|| "env_var".into()),
+        protected: flag("protected").unwrap_or_default(),
+        masked: flag("masked").unwrap_or_default(),
+        raw: flag("raw").unwrap_or_default(),
+        description: text("description"),
+        ..found.clone()
+    };
+    let is_short = new.value.len() < 8 || new.value.contains(char::is_whitespace);
+    if new.masked && is_short {
+        return Err(Failure(StatusCode::BAD_REQUEST, "value is invalid"));
+    }
+    *found = new;
+    Ok(Json(found.shown()))
+}
