@@ -92,6 +92,7 @@ pub struct Edit<'a> {
 }
 
 /// What a slot may hold before a write.
+#[derive(Clone)]
 pub enum Accept<'a> {
     /// Anything: an emergency does not wait for an explanation.
     Anything,

@@ -13,7 +13,7 @@ use crate::api::unsupported;
 use crate::{Context, http};
 
 /// The kinds of stores and workloads whose settings name a `cluster`; that of the environment is taken where they do not.
-pub const TAKE_A_CLUSTER: &[&str] = &["kubernetes", "kubernetes_secret"];
+pub const TAKE_A_CLUSTER: &[&str] = &["external_secret", "kubernetes", "kubernetes_secret"];
 
 /// What it is that nobody logs in.
 pub(super) const NO_LOGIN: &str =

@@ -10,7 +10,7 @@
 
 mod claim;
 mod marks;
-mod object;
+pub(super) mod object;
 mod versions;
 
 use std::collections::{BTreeMap, BTreeSet};

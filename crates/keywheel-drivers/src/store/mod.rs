@@ -18,6 +18,7 @@ drivers! {
         #[cfg(feature = "cloud")]
         aws_secrets_manager => AwsSecretsManager,
         env_file => EnvFile,
+        external_secret => ExternalSecret,
         file => File,
         command => Command,
         kubernetes_secret => KubernetesSecret,

@@ -23,18 +23,18 @@ pub(super) const LARGEST: usize = 1024 * 1024;
 pub(super) const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 
 /// The values of a Secret, by key.
-pub(super) type Data = BTreeMap<String, SecretValue>;
+pub(in crate::store) type Data = BTreeMap<String, SecretValue>;
 
 /// A Secret.
 #[derive(Deserialize)]
-pub(super) struct Object {
+pub(in crate::store) struct Object {
     pub(super) metadata: Metadata,
     #[serde(default, rename = "type")]
     pub(super) kind: String,
     #[serde(default)]
     pub(super) immutable: bool,
     #[serde(default, deserialize_with = "decoded")]
-    pub(super) data: Data,
+    pub(in crate::store) data: Data,
 }
 
 #[derive(Deserialize)]
