@@ -197,7 +197,7 @@ fn an_unknown_driver_is_told_as_a_key() {
       code: K0104 (`keywheel explain K0104`)
     ");
     insta::assert_snapshot!(told(ONE, "    process: { replicas: [{ pid_file: run/worker.pid }], shows: start }", "    reads: [app]"), @r"
-    error: keywheel.yaml:15:5: `workloads.worker` must be a mapping with one driver of `compose_service`, `process`, `command`, `systemd`
+    error: keywheel.yaml:15:5: `workloads.worker` must be a mapping with one driver of `compose_service`, `process`, `command`, `systemd`, `kubernetes`
       code: K0105 (`keywheel explain K0105`)
     ");
 }
