@@ -1,8 +1,8 @@
 //! The clients of AWS: its official SDK, over the one HTTP client of all drivers.
 //!
 //! So the SDK too follows no redirect, asks no proxy and repeats nothing (H04, H117), and what it says of a failure keeps status
-//! and code and loses the rest (H115). Addresses come from the configuration only: no variable of the environment sends a
-//! credential elsewhere. The SDK believes any success of a call that answers nothing, so that the page of a proxy would end a key;
+//! and code and loses the rest (H115). The addresses of the services come from the configuration only; where the SDK itself
+//! looks for credentials (a role, a sign-in), it heeds the variables and profiles of AWS's own tools, `AWS_ENDPOINT_URL` among them. The SDK believes any success of a call that answers nothing, so that the page of a proxy would end a key;
 //! here it is none.
 
 use std::error::Error;

@@ -21,6 +21,9 @@ const MICROSOFT: &str = "https://login.microsoftonline.com";
 /// How long before its end a token is used no more.
 const MARGIN: Duration = Duration::from_secs(300);
 
+/// For how many seconds a token is used at most, whatever is said of it.
+const LONGEST: u64 = 86_400;
+
 /// How keywheel shows Google who it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -190,7 +193,8 @@ impl SignIn {
             return Err(answer.error(Effect::Reads));
         }
         let SignedIn { access_token: Text(token), expires_in } = answer.decode()?;
-        let until = Instant::now() + Duration::from_secs(expires_in).saturating_sub(MARGIN);
+        let lasts = Duration::from_secs(expires_in.min(LONGEST)).saturating_sub(MARGIN);
+        let until = Instant::now() + lasts;
         *kept = Some(Kept { token: token.duplicate(), until });
         Ok(token)
     }

@@ -62,8 +62,8 @@ pub struct Config {
     /// Where the API is, if not at the official address; HTTPS, or a loopback address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base_url: Option<String>,
-    /// How long the longest run of a workflow goes on with the value that it began with.
-    #[serde(default = "hours::<6>")]
+    /// How long the longest run of a workflow goes on with the value that it was given when it was queued.
+    #[serde(default = "hours::<24>")]
     pub longest_run: Duration,
     /// Whether a secret that is not there is made. Without it, one that is missing is taken for a mistyped name.
     #[serde(default)]
