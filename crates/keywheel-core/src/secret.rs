@@ -36,6 +36,14 @@ impl SecretValue {
         let (a, b) = (self.expose(), other.expose());
         a.len() == b.len() && a.iter().zip(b).fold(0_u8, |diff, (x, y)| diff | (x ^ y)) == 0
     }
+
+    /// Returns whether both are there and hold the same bytes, or both are absent.
+    pub fn same(one: Option<&Self>, other: Option<&Self>) -> bool {
+        match (one, other) {
+            (Some(one), Some(other)) => one.same_as(other),
+            (one, other) => one.is_none() && other.is_none(),
+        }
+    }
 }
 
 /// A credential: an ordered map of named fields, such as `value`, or `username` and `password`.

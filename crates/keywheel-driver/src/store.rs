@@ -103,18 +103,19 @@ pub enum Accept<'a> {
 impl Edit<'_> {
     /// Returns whether the slot may be written while it holds `present`.
     pub fn accepts(&self, present: Option<&SecretValue>) -> bool {
-        let same = |a: Option<&SecretValue>, b: Option<&SecretValue>| match (a, b) {
-            (Some(a), Some(b)) => a.same_as(b),
-            (None, None) => true,
-            _ => false,
-        };
         match &self.accept {
             Accept::OneOf(_) if planted!("condition_ignored") => true,
             Accept::Anything => true,
             Accept::OneOf(accepted) => {
-                same(present, self.value) || accepted.iter().any(|a| same(present, *a))
+                let is = |held: Option<&SecretValue>| SecretValue::same(present, held);
+                is(self.value) || accepted.iter().any(|accepted| is(*accepted))
             }
         }
+    }
+
+    /// Returns whether the slot holds something else than the edit would write, while it holds `present`.
+    pub fn changes(&self, present: Option<&SecretValue>) -> bool {
+        !SecretValue::same(present, self.value)
     }
 }
 

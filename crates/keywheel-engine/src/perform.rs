@@ -1133,13 +1133,8 @@ impl Work<'_> {
     async fn read_back(&self, index: usize, edits: &[Edit<'_>]) -> Outcome<()> {
         let addresses: Vec<String> = edits.iter().map(|edit| edit.address.to_owned()).collect();
         let held = self.member.drivers.stores[index].read(&addresses).await?;
-        let same = edits.iter().zip(&held).all(|(edit, held)| match (edit.value, held) {
-            (Some(wanted), Some(held)) => wanted.same_as(held),
-            (None, None) => true,
-            _ => false,
-        });
         let name = &self.plan.stores[index].bound.name;
-        if same {
+        if edits.iter().zip(&held).all(|(edit, held)| !edit.changes(held.as_ref())) {
             Ok(())
         } else {
             Err(CallError::Unknown(format!("store `{name}` reads back something else")))
@@ -1343,12 +1338,7 @@ impl Work<'_> {
                 continue;
             }
             let wanted = self.content(index, slot, at).await?;
-            let same = match (&wanted, held) {
-                (Some(wanted), Some(held)) => wanted.same_as(held),
-                (None, None) => true,
-                _ => false,
-            };
-            if !same {
+            if !SecretValue::same(wanted.as_ref(), held.as_ref()) {
                 return Ok(false);
             }
         }

@@ -123,7 +123,7 @@ impl Store for Command {
             if !edit.accepts(present.as_ref()) {
                 return Err(self.conflict(&format!("`{}` holds", edit.address)).into());
             }
-            changed |= !same(edit.value, present.as_ref());
+            changed |= edit.changes(present.as_ref());
         }
         if changed {
             self.change(&question).await?;
@@ -203,13 +203,6 @@ impl Command {
     fn conflict(&self, what: &str) -> Refusal {
         let message = format!("store `{}`: {what} something else than expected", self.config.id);
         Refusal::operator(RefusalKind::Conflict, message)
-    }
-}
-
-fn same(wanted: Option<&SecretValue>, present: Option<&SecretValue>) -> bool {
-    match (wanted, present) {
-        (Some(wanted), Some(present)) => wanted.same_as(present),
-        (wanted, present) => wanted.is_none() && present.is_none(),
     }
 }
 

@@ -123,10 +123,7 @@ fn rewritten(
             let why = format!("`{}` holds something else than expected", edit.address);
             return Err(refused(file, RefusalKind::Conflict, &why));
         }
-        let same = match (&present, &edit.value) {
-            (Some(present), Some(value)) => present.same_as(value),
-            (present, value) => present.is_none() && value.is_none(),
-        };
+        let same = SecretValue::same(present.as_ref(), edit.value.as_ref());
         due.extend((!same).then_some(edit));
     }
     for edit in &due {

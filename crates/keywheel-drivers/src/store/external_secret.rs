@@ -408,10 +408,7 @@ impl ExternalSecret {
     async fn apart(&self, keys: &[String], mapped: &[String]) -> Result<Vec<Finding>, CallError> {
         let (held, upstream) = (self.held().await?, self.upstream.read(mapped).await?);
         let differs = |(key, there): (&String, &Option<SecretValue>)| {
-            let is_same = match (held.get(key), there) {
-                (Some(here), Some(there)) => here.same_as(there),
-                (here, there) => here.is_none() && there.is_none(),
-            };
+            let is_same = SecretValue::same(held.get(key), there.as_ref());
             let why = "what its `upstream` holds is something else: it is not the place that the operator reads, or was not read since it changed";
             (!is_same && !planted!("other_upstream_is_written"))
                 .then(|| Finding::blocks(format!("{}: `{key}` differs; {why}", self.named())))
@@ -457,10 +454,7 @@ impl ExternalSecret {
 
     async fn holds(&self, edits: &[Edit<'_>]) -> Result<bool, CallError> {
         let held = self.held().await?;
-        Ok(edits.iter().all(|edit| match (held.get(edit.address), edit.value) {
-            (Some(held), Some(wanted)) => held.same_as(wanted),
-            (held, wanted) => held.is_none() && wanted.is_none(),
-        }))
+        Ok(edits.iter().all(|edit| !edit.changes(held.get(edit.address))))
     }
 
     /// Changes the annotation that makes the operator read; the number of the state that was read is new each time.

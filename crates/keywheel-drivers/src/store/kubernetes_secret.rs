@@ -267,11 +267,7 @@ impl Secret {
             if !edit.accepts(held) {
                 return Err(self.conflict(edit.address, present));
             }
-            let same = match (held, edit.value) {
-                (Some(held), Some(value)) => held.same_as(value),
-                (held, value) => held.is_none() && value.is_none(),
-            };
-            if !same || planted!("unchanged_is_written") {
+            if edit.changes(held) || planted!("unchanged_is_written") {
                 due.push(edit);
             }
         }
@@ -388,11 +384,7 @@ impl Secret {
     /// Looks at what the server says it has now: an admission webhook may have changed it on the way.
     fn check_kept(&self, answer: &Answer, due: &[&Edit<'_>]) -> Result<(), CallError> {
         let now: Object = answer.decode()?;
-        let kept = |edit: &&Edit<'_>| match (now.data.get(edit.address), edit.value) {
-            (Some(held), Some(value)) => held.same_as(value),
-            (held, value) => held.is_none() && value.is_none(),
-        };
-        match due.iter().find(|edit| !kept(edit)) {
+        match due.iter().find(|edit| edit.changes(now.data.get(edit.address))) {
             None => Ok(()),
             Some(edit) => {
                 let why = format!(

@@ -262,7 +262,7 @@ impl VaultKv {
                     format!("a value for `{}` is not UTF-8, which JSON cannot carry", edit.address);
                 return Err(self.no(RefusalKind::Unsupported, &why));
             }
-            if !same(edit.value, present.as_ref()) {
+            if edit.changes(present.as_ref()) {
                 due.insert(edit.address, value.flatten());
             }
         }
@@ -535,13 +535,6 @@ fn written(answer: &vault::Answer) -> Result<bool, CallError> {
         return Ok(false);
     }
     answer.done().map(|()| true)
-}
-
-fn same(wanted: Option<&SecretValue>, present: Option<&SecretValue>) -> bool {
-    match (wanted, present) {
-        (Some(wanted), Some(present)) => wanted.same_as(present),
-        (wanted, present) => wanted.is_none() && present.is_none(),
-    }
 }
 
 /// The keys of a write; none removes one.
