@@ -9,6 +9,7 @@
 
 mod access;
 mod answer;
+pub mod audit;
 mod cluster;
 mod head;
 mod place;
@@ -31,7 +32,7 @@ use keywheel_core::time::Span;
 use keywheel_driver::{CallError, Refusal, RefusalKind};
 use kube::client::Body;
 use reqwest::Method;
-use reqwest::header::{ACCEPT, CONTENT_TYPE};
+use reqwest::header::{ACCEPT, CONTENT_TYPE, USER_AGENT};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -42,6 +43,9 @@ use cluster::Source;
 
 /// Who the API server says made a change.
 pub(crate) const MANAGER: &str = "keywheel";
+
+/// By what an audit log knows our requests.
+const AGENT: &str = concat!("keywheel/", env!("CARGO_PKG_VERSION"));
 
 /// The annotation that says which installation writes an object.
 pub(crate) const CLAIM: &str = "keywheel.dev/claim";
@@ -204,7 +208,8 @@ impl Kubernetes {
         let request = http::Request::builder()
             .method(method)
             .uri(place.path(query))
-            .header(ACCEPT, "application/json");
+            .header(ACCEPT, "application/json")
+            .header(USER_AGENT, AGENT);
         let request = match body {
             Some((kind, body)) => {
                 request.header(CONTENT_TYPE, kind).body(Body::from(body.expose().to_vec()))
