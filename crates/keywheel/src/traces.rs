@@ -1,8 +1,10 @@
 //! What others have on record about the suspects of an emergency: their issuers, and the lines of the application's logs that are
 //! marked `AUDIT`. What cannot be read is told with the reason, and holds nothing else up.
 
+mod kube_audit;
 mod logs;
 
+use std::path::Path;
 use std::time::Duration;
 
 use keywheel_core::secret::SecretName;
@@ -18,6 +20,7 @@ use crate::output::Failure;
 use crate::session::Session;
 use crate::words;
 
+use self::kube_audit::OfAudit;
 use self::logs::OfLog;
 
 /// How long one question to an issuer may hold up the answer.
@@ -27,6 +30,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub(crate) struct Traces {
     issuers: Vec<OfSuspect>,
     logs: Vec<OfLog>,
+    kube_audit: Option<OfAudit>,
 }
 
 /// What an issuer has on record about one version.
@@ -41,19 +45,22 @@ struct OfSuspect {
 /// Asks for all of it. Without `since`, issuers and workloads are asked from when a version was made, as far as that is known.
 ///
 /// # Errors
-/// A [`Failure`] where the journal cannot be read.
+/// A [`Failure`] where the journal cannot be read, or the audit log of an API server that was named.
 pub(crate) async fn look(
     session: &Session,
     incident: &Incident,
     since: Option<Timestamp>,
+    kube_audit: Option<&Path>,
 ) -> Result<Traces, Failure> {
+    let of_log = |file| kube_audit::look(incident, since, session.now(), file);
+    let kube_audit = kube_audit.map(of_log).transpose()?;
     let mut issuers = Vec::new();
     for story in &incident.stories {
         for suspect in &story.suspects {
             issuers.push(of_suspect(story, suspect, since).await);
         }
     }
-    Ok(Traces { issuers, logs: logs::look(session, incident, since).await? })
+    Ok(Traces { issuers, logs: logs::look(session, incident, since).await?, kube_audit })
 }
 
 async fn of_suspect(story: &Story, suspect: &Suspect, since: Option<Timestamp>) -> OfSuspect {
@@ -149,6 +156,7 @@ impl Traces {
             text.push_str("  not read: no log is known\n");
         }
         text.extend(self.logs.iter().map(OfLog::text));
+        text.extend(self.kube_audit.as_ref().map(OfAudit::text));
         text
     }
 
@@ -161,4 +169,16 @@ impl Traces {
     pub(crate) fn logs(&self) -> Vec<Value> {
         self.logs.iter().map(OfLog::json).collect()
     }
+
+    /// Puts what an audit log says into the form for programs.
+    pub(crate) fn kube_audit(&self) -> Option<Value> {
+        self.kube_audit.as_ref().map(OfAudit::json)
+    }
+}
+
+/// When the oldest suspect was made; none where that is not known of each.
+fn first_made(incident: &Incident) -> Option<Timestamp> {
+    let suspects = incident.stories.iter().flat_map(|story| &story.suspects);
+    let made: Option<Vec<Timestamp>> = suspects.map(|suspect| suspect.made_at).collect();
+    made?.into_iter().min()
 }

@@ -12,9 +12,11 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use keywheel_twins::kubernetes::run::{Fate, Given, Pace, Run, Runtime, Settings};
-use keywheel_twins::kubernetes::{Cluster, Key, Kind};
+use keywheel_twins::kubernetes::{Cluster, Deletion, Key, Kind};
 use serde_json::{Value, json};
 
+#[path = "kubernetes/emergency.rs"]
+mod emergency;
 #[path = "kubernetes/load.rs"]
 mod load;
 
@@ -49,11 +51,16 @@ struct Shop {
 impl Shop {
     /// Starts three simulated pods, which end at once with a key that is longer than they know.
     fn open(approach: &'static str) -> Self {
+        Self::open_with(approach, OLD, |key| key.len() <= 40)
+    }
+
+    /// Starts three simulated pods with a key, which end at once with one that they do not know.
+    fn open_with(approach: &'static str, key: &str, knows: fn(&str) -> bool) -> Self {
         let folder = tempfile::Builder::new().prefix("keywheel-shop-").tempdir().unwrap();
         for name in ["project", "state", "keys", "state-2", "keys-2"] {
             std::fs::DirBuilder::new().mode(0o700).create(folder.path().join(name)).unwrap();
         }
-        let (cluster, run) = started();
+        let (cluster, run) = started(key, knows);
         let shop = Self { cluster, run, folder, approach };
         shop.reach();
         shop.configure(32);
@@ -107,6 +114,22 @@ impl Shop {
         pods.iter().map(|pod| pod["metadata"]["name"].as_str().unwrap().to_owned()).collect()
     }
 
+    fn delete(&self, pod: &str) {
+        let key = Key::new(Kind::Pod, NAMESPACE, pod);
+        self.cluster.objects().delete(&key, &Deletion::default()).unwrap();
+    }
+
+    #[track_caller]
+    fn until(&self, what: &str, holds: impl Fn(&Self) -> bool) {
+        for _ in 0..600 {
+            if holds(self) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        panic!("not in 30 s: {what}");
+    }
+
     /// Returns the key that each pod which runs was given.
     fn held(&self) -> Vec<String> {
         let held = self.run.held().into_iter();
@@ -126,17 +149,17 @@ impl Shop {
 }
 
 /// Starts a cluster, and waits until the pods of its Deployment are ready.
-fn started() -> (Cluster, Run) {
+fn started(key: &str, knows: fn(&str) -> bool) -> (Cluster, Run) {
     let cluster = Cluster::start().unwrap();
-    let runtime = Runtime::judged(|given: &Given| match given.env.get("KEY") {
-        Some(key) if key.len() > 40 => Fate::Crashes(Duration::from_millis(500), 7),
+    let runtime = Runtime::judged(move |given: &Given| match given.env.get("KEY") {
+        Some(key) if !knows(key) => Fate::Crashes(Duration::from_millis(500), 7),
         _ => Fate::ComesUp(Duration::from_secs(1)),
     });
     let settings = Settings { pace: Pace::times(10.0), runtime, ..Settings::default() };
     let run = cluster.run(settings).unwrap();
     let objects = cluster.objects();
     objects.make_namespace(NAMESPACE);
-    objects.create(Kind::Secret, secret(), "test").unwrap();
+    objects.create(Kind::Secret, secret(key), "test").unwrap();
     objects.create(Kind::Deployment, deployment(), "test").unwrap();
     let key = Key::new(Kind::Deployment, NAMESPACE, "backend");
     for _ in 0..600 {
@@ -150,11 +173,11 @@ fn started() -> (Cluster, Run) {
     panic!("the pods do not come up")
 }
 
-fn secret() -> Value {
+fn secret(key: &str) -> Value {
     let encoded = |text: &str| STANDARD.encode(text);
     json!({
         "metadata": { "name": "app", "namespace": NAMESPACE },
-        "data": { "key": encoded(OLD), "other": encoded("kwcanary-other") },
+        "data": { "key": encoded(key), "other": encoded("kwcanary-other") },
     })
 }
 
@@ -237,7 +260,7 @@ fn h61_two_installations_never_both_win_one_secret() {
 fn another_cluster_behind_the_same_context_is_not_touched() {
     let mut shop = Shop::open("in_place");
     shop.run(&["adopt", "key", "--yes"], 0);
-    let (cluster, run) = started();
+    let (cluster, run) = started(OLD, |_| true);
     (shop.cluster, shop.run) = (cluster, run);
     shop.reach();
     let before = shop.cluster.faults().writes();

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, BufRead, Read};
 
+use keywheel_core::planted;
 use keywheel_core::time::Timestamp;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -266,7 +267,8 @@ impl Event {
             self.object.name.clone().filter(|name| !name.is_empty()).or_else(|| self.selected());
         let Some(name) = name else {
             let is_near = namespace.is_none_or(|namespace| exposed.secrets.contains_key(namespace));
-            return is_near.then(|| format!("{} of all Secrets of {place}", shown(verb)));
+            let counts = is_near && !planted!("list_is_no_read");
+            return counts.then(|| format!("{} of all Secrets of {place}", shown(verb)));
         };
         let (namespace, secrets) = match namespace {
             Some(namespace) => (namespace, exposed.secrets.get(namespace)?),

@@ -1,6 +1,7 @@
 //! `keywheel incident`: the emergencies that the journal holds, what others have on record about their suspects, and what is still
 //! owed.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::{Args, Subcommand};
@@ -43,6 +44,9 @@ enum IncidentCommand {
         /// From when on issuers and logs are asked: a date, a time, or how long ago, as in 7d [default: since each version was made]
         #[arg(long, value_name = "TIME")]
         since: Option<String>,
+        /// An audit log of the API server, or `-`: tells who read or changed the Secrets of the emergency
+        #[arg(long, value_name = "FILE")]
+        kube_audit: Option<PathBuf>,
     },
     /// Close what is still owed without doing it
     Close {
@@ -69,10 +73,10 @@ pub(crate) async fn run(args: &IncidentArgs, globals: &Globals) -> Result<Exit, 
         (IncidentCommand::List, Format::Json) => {
             output.json(&json!({ "incidents": incidents.iter().map(row).collect::<Vec<_>>() }))?;
         }
-        (IncidentCommand::Show { id, since }, format) => {
+        (IncidentCommand::Show { id, since, kube_audit }, format) => {
             let incident = find(&incidents, id.as_deref())?;
             let since = since.as_deref().map(|since| instant(since, session.now())).transpose()?;
-            let traces = traces::look(&session, incident, since).await?;
+            let traces = traces::look(&session, incident, since, kube_audit.as_deref()).await?;
             match format {
                 Format::Text => output.text(&text(incident, &traces, session.now()))?,
                 Format::Json => output.json(&whole(&session, incident, &traces))?,
@@ -400,6 +404,7 @@ fn whole(session: &Session, incident: &Incident, traces: &Traces) -> Value {
         "not_captured": incident.not_captured.iter().map(|(workload, why)| json!({ "workload": workload, "because": why })).collect::<Vec<_>>(),
         "records": traces.issuers(),
         "audit_lines": traces.logs(),
+        "kube_audit": traces.kube_audit(),
         "closed": incident.closed.iter().map(|closed| json!({
             "secret": closed.secret, "at": words::rfc3339(closed.at), "note": closed.note,
         })).collect::<Vec<_>>(),

@@ -73,7 +73,7 @@ pub(super) async fn look(
     since: Option<Timestamp>,
 ) -> Result<Vec<OfLog>, Failure> {
     let inventories = session.journal.inventories().await.map_err(journal_failure)?;
-    let from = since.or_else(|| first_made(incident)).unwrap_or_default();
+    let from = since.or_else(|| super::first_made(incident)).unwrap_or_default();
     let mut asked: Vec<OfWorkload> = Vec::new();
     let mut seen = BTreeSet::new();
     for story in &incident.stories {
@@ -102,13 +102,6 @@ pub(super) async fn look(
         lines.for_each(|line| *line = known.told(line));
     }
     Ok(logs)
-}
-
-/// When the oldest suspect was made; none where that is not known of each.
-fn first_made(incident: &Incident) -> Option<Timestamp> {
-    let suspects = incident.stories.iter().flat_map(|story| &story.suspects);
-    let made: Option<Vec<Timestamp>> = suspects.map(|suspect| suspect.made_at).collect();
-    made?.into_iter().min()
 }
 
 impl OfWorkload {

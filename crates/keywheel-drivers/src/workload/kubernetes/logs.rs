@@ -47,7 +47,8 @@ fn logs(pod: &Pod) -> Vec<Log<'_>> {
     logs
 }
 
-/// Says where the log of each container of these pods is.
+/// Says where the log of each container of these pods is, and what the cluster noted about the pod: its events, which go by
+/// themselves, an hour later by default.
 pub(super) fn references(
     namespace: &Namespace,
     context: Option<&str>,
@@ -58,11 +59,15 @@ pub(super) fn references(
     let all = pods.iter().flat_map(logs).map(|log| {
         let previous = if log.is_previous { " --previous" } else { "" };
         let (space, pod, container) = (&namespace.name, log.pod_name(), log.container);
+        let kubectl = format!("kubectl{context} -n {space}");
+        let events = format!("get events --field-selector involvedObject.name={pod}");
         LogReference {
             replica: log.replica(),
             id: log.pod.metadata.uid.clone(),
             driver: None,
-            place: Some(format!("kubectl{context} -n {space} logs {pod} -c {container}{previous}")),
+            place: Some(format!(
+                "{kubectl} logs {pod} -c {container}{previous}; {kubectl} {events}"
+            )),
             file: None,
             since: None,
             until: clock::now(),
