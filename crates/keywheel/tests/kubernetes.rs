@@ -15,6 +15,8 @@ use keywheel_twins::kubernetes::run::{Fate, Given, Pace, Run, Runtime, Settings}
 use keywheel_twins::kubernetes::{Cluster, Deletion, Key, Kind};
 use serde_json::{Value, json};
 
+#[path = "kubernetes/drill.rs"]
+mod drill;
 #[path = "kubernetes/emergency.rs"]
 mod emergency;
 #[path = "kubernetes/load.rs"]

@@ -14,6 +14,7 @@ mod cluster;
 mod head;
 mod place;
 mod reference;
+pub mod throwaway;
 
 pub(crate) use access::Access;
 pub(crate) use answer::Answer;

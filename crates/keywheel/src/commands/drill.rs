@@ -3,7 +3,7 @@
 use clap::{Args, Subcommand};
 
 use crate::cli::Globals;
-use crate::drill::{self, compose};
+use crate::drill::{self, Made, compose, kubernetes};
 use crate::exit::Exit;
 use crate::output::Failure;
 
@@ -21,12 +21,18 @@ pub(crate) struct DrillArgs {
 enum Place {
     /// On the container engine of this machine, by Docker Compose
     Compose(compose::Options),
+    /// In a namespace of a Kubernetes cluster
+    Kubernetes(kubernetes::Options),
+    /// Take away what drills left that were killed, or kept with `--keep`
+    Clean,
 }
 
 pub(crate) async fn run(args: &DrillArgs, globals: &Globals) -> Result<Exit, Failure> {
-    match &args.place {
-        Place::Compose(options) => {
-            drill::run(&compose::Ground::new(options.clone()), args.keep, globals).await
-        }
-    }
+    let id = drill::id()?;
+    let made = match &args.place {
+        Place::Compose(options) => Made::Compose(compose::Ground::new(options.clone(), &id)),
+        Place::Kubernetes(options) => Made::Kubernetes(kubernetes::Ground::new(options.clone(), &id)),
+        Place::Clean => return drill::clean(globals).await,
+    };
+    drill::run(&made, &id, args.keep, globals).await
 }

@@ -9,6 +9,7 @@ use anyhow::Context as _;
 use async_trait::async_trait;
 use clap::Args;
 use keywheel_core::secret::SecretValue;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::process::Command;
 
@@ -17,8 +18,11 @@ use super::{LENGTH, SLOT, call, ready};
 /// How long the service may take to come up, the pull of its image included.
 const UP: Duration = Duration::from_secs(300);
 
+/// The file that describes the service.
+const FILE: &str = "docker-compose.yml";
+
 /// What a drill by Docker Compose is run with.
-#[derive(Clone, Debug, Args)]
+#[derive(Clone, Debug, Args, Serialize, Deserialize)]
 pub(crate) struct Options {
     /// An image with `sh` and `sleep`
     #[arg(long, default_value = "busybox")]
@@ -29,15 +33,16 @@ pub(crate) struct Options {
 }
 
 /// The service, under a name of its own.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Ground {
     options: Options,
     project: String,
 }
 
 impl Ground {
-    /// Names the service's project.
-    pub(crate) fn new(options: Options) -> Self {
-        Self { options, project: format!("keywheel-drill-{}", std::process::id()) }
+    /// Names the service's project after the id of the drill.
+    pub(crate) fn new(options: Options, id: &str) -> Self {
+        Self { options, project: format!("keywheel-drill-{id}") }
     }
 
     fn compose(&self, folder: &Path, arguments: &[&str]) -> Command {
@@ -49,7 +54,9 @@ impl Ground {
                 docker
             }
         };
-        compose.arg("-p").arg(&self.project).args(arguments).current_dir(folder);
+        compose.arg("-p").arg(&self.project).arg("--project-directory").arg(folder);
+        compose.arg("-f").arg(folder.join(FILE)).args(arguments).current_dir(folder);
+        super::without_settings(&mut compose);
         compose
     }
 }
@@ -62,7 +69,7 @@ impl super::Ground for Ground {
 
     fn drivers(&self) -> (Value, Value) {
         let mut service = json!({
-            "file": "docker-compose.yml",
+            "file": FILE,
             "service": "drill",
             "project": self.project,
             "start_first": true,
@@ -86,7 +93,7 @@ impl super::Ground for Ground {
             "env_file": [".env"],
             "command": ["sh", "-c", script],
         }}});
-        std::fs::write(folder.join("docker-compose.yml"), serde_json::to_string_pretty(&file)?)?;
+        std::fs::write(folder.join(FILE), serde_json::to_string_pretty(&file)?)?;
         let env = SecretValue::new([SLOT.as_bytes(), b"=", first.expose(), b"\n"].concat());
         let mut new = std::fs::OpenOptions::new();
         new.write(true)
@@ -99,7 +106,7 @@ impl super::Ground for Ground {
     }
 
     async fn take_away(&self, folder: &Path) -> anyhow::Result<()> {
-        if !folder.join("docker-compose.yml").is_file() {
+        if !folder.join(FILE).is_file() {
             return Ok(());
         }
         let down = self.compose(folder, &["down", "--timeout", "2", "--remove-orphans"]);

@@ -5,6 +5,7 @@
 //! again, whatever came of it. The report, and the journal with its audit chain, stay as evidence.
 
 pub(crate) mod compose;
+pub(crate) mod kubernetes;
 mod report;
 
 use std::os::unix::fs::DirBuilderExt;
@@ -18,8 +19,11 @@ use keywheel_core::secret::SecretValue;
 use keywheel_driver::Severity;
 use keywheel_drivers::{Build, Context, StoreConfig, WorkloadConfig};
 use keywheel_journal::sqlite::Places;
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::process::Command;
+use tokio::signal::unix::{SignalKind, signal};
 
 use self::report::{Check, Report};
 use crate::cli::Globals;
@@ -32,6 +36,8 @@ pub(crate) const SLOT: &str = "KEYWHEEL_DRILL";
 pub(crate) const LENGTH: usize = 43;
 /// A length that it refuses.
 const REFUSED_LENGTH: usize = 30;
+/// Where it is noted what a drill made.
+const MADE: &str = "made.json";
 /// How long one command may take.
 const COMMAND: Duration = Duration::from_secs(600);
 
@@ -51,31 +57,61 @@ pub(crate) trait Ground: Send + Sync {
     async fn take_away(&self, folder: &Path) -> anyhow::Result<()>;
 }
 
+/// What a drill makes, and how it is found again.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Made {
+    /// A service of Docker Compose.
+    Compose(compose::Ground),
+    /// A Secret and a Deployment.
+    Kubernetes(kubernetes::Ground),
+}
+
+impl Made {
+    fn ground(&self) -> &dyn Ground {
+        match self {
+            Self::Compose(ground) => ground,
+            Self::Kubernetes(ground) => ground,
+        }
+    }
+}
+
+/// Returns a name that no other drill has.
+pub(crate) fn id() -> Result<String, Failure> {
+    let mut bytes = [0; 5];
+    getrandom::fill(&mut bytes).map_err(|_| failed(&anyhow::anyhow!("there is no randomness")))?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
 /// Runs a drill, and prints its report.
 pub(crate) async fn run(
-    ground: &dyn Ground,
+    made: &Made,
+    id: &str,
     keep: bool,
     globals: &Globals,
 ) -> Result<Exit, Failure> {
-    let output = globals.output();
-    let folder = evidence().map_err(|error| failed(&error))?;
+    let (output, ground) = (globals.output(), made.ground());
+    let folder = evidence(id).map_err(|error| failed(&error))?;
+    let drill = Drill { ground, folder: &folder, started: Instant::now() };
+    let _held = hold(&drill.world(), made).map_err(|error| failed(&error))?;
     output.note(&format!(
         "a drill {}; its evidence is kept in {}",
         ground.place(),
         folder.display()
     ));
-    let drill = Drill { ground, folder: &folder, started: Instant::now() };
     let mut report = Report::new(&ground.place());
-    let went = drill.rehearse(&mut report, &|words| output.note(&format!("  {words}"))).await;
+    let told = |words: &str| output.note(&format!("  {words}"));
+    let went = tokio::select! {
+        went = drill.rehearse(&mut report, &told) => went,
+        () = asked_to_stop() => Err(anyhow::anyhow!("it was asked to stop")),
+    };
     if let Err(error) = &went {
         report.broke_off(&format!("{error:#}"));
     }
     if keep {
-        output.note("the throwaway workload stays, as `--keep` says");
-    } else if let Err(error) = ground.take_away(&drill.world()).await {
-        report.broke_off(&format!("it could not be taken away: {error:#}"));
-    } else {
-        std::fs::remove_dir_all(drill.world()).ok();
+        output.note("the throwaway workload stays, as `--keep` says; `keywheel drill clean` takes it away");
+    } else if let Err(error) = take_away(ground, &drill.world()).await {
+        report.broke_off(&format!("it could not be taken away: {error:#}; `keywheel drill clean` tries again"));
     }
     report.write(&folder).map_err(|error| failed(&error))?;
     match output.format {
@@ -92,15 +128,90 @@ pub(crate) async fn run(
         .hint(format!("the evidence is in {}", folder.display())))
 }
 
+/// Takes away what drills left that run no more.
+pub(crate) async fn clean(globals: &Globals) -> Result<Exit, Failure> {
+    let output = globals.output();
+    let (mut cleaned, mut running, mut failures) = (Vec::new(), Vec::new(), Vec::new());
+    for folder in left().map_err(|error| failed(&error))? {
+        let world = folder.join("world");
+        let name = folder.display().to_string();
+        match clean_one(&world).await {
+            Ok(true) => cleaned.push(name),
+            Ok(false) => running.push(name),
+            Err(error) => failures.push(format!("{name}: {error:#}")),
+        }
+    }
+    match output.format {
+        Format::Json => output.json(&json!({ "cleaned": cleaned, "running": running, "failures": failures }))?,
+        Format::Text => {
+            let running = running.iter().map(|name| format!("runs still: {name}\n"));
+            let count = crate::words::counted(cleaned.len(), "drill");
+            output.text(&format!("{}{count} cleaned up\n", running.collect::<String>()))?;
+        }
+    }
+    if failures.is_empty() {
+        return Ok(Exit::Done);
+    }
+    let failure = Failure::new("something of a drill is there still").exit(Exit::NeedsOperator);
+    Err(failures.into_iter().fold(failure, Failure::caused_by).now("no secret of yours was touched"))
+}
+
+/// Returns whether it was taken away; it is not while its drill runs.
+async fn clean_one(world: &Path) -> anyhow::Result<bool> {
+    let made = std::fs::File::open(world.join(MADE))?;
+    if flock(&made, FlockOperation::NonBlockingLockExclusive).is_err() {
+        return Ok(false);
+    }
+    let made: Made = serde_json::from_reader(&made).context("what it made is not known")?;
+    take_away(made.ground(), world).await?;
+    Ok(true)
+}
+
+async fn take_away(ground: &dyn Ground, world: &Path) -> anyhow::Result<()> {
+    ground.take_away(world).await?;
+    std::fs::remove_dir_all(world).context("its folder is there still")
+}
+
+/// Returns the folders of drills whose throwaway workload may be there still.
+fn left() -> anyhow::Result<Vec<PathBuf>> {
+    let places = Places::default_for("drill", "any")?;
+    let all = places.journal.ancestors().nth(2).context("the journal's file is in a folder")?;
+    let Ok(entries) = std::fs::read_dir(all) else { return Ok(Vec::new()) };
+    let folders = entries.filter_map(|entry| Some(entry.ok()?.path()));
+    let mut left: Vec<_> = folders.filter(|folder| folder.join("world").join(MADE).is_file()).collect();
+    left.sort();
+    Ok(left)
+}
+
+/// Notes what is made before it is, and holds the note as long as the drill runs.
+fn hold(world: &Path, made: &Made) -> anyhow::Result<std::fs::File> {
+    let file = std::fs::File::create_new(world.join(MADE))?;
+    flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+    serde_json::to_writer(&file, made)?;
+    file.sync_all()?;
+    Ok(file)
+}
+
+async fn asked_to_stop() {
+    let heard = |kind| signal(kind).ok();
+    match (heard(SignalKind::interrupt()), heard(SignalKind::terminate())) {
+        (Some(mut interrupt), Some(mut terminate)) => tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        },
+        _ => std::future::pending().await,
+    }
+}
+
 fn failed(error: &anyhow::Error) -> Failure {
     let failure = Failure::new("the drill could not be run").exit(Exit::NeedsOperator);
     error.chain().fold(failure, |failure, cause| failure.caused_by(cause.to_string()))
 }
 
 /// Makes the folder of one drill's evidence, readable by its owner only.
-fn evidence() -> anyhow::Result<PathBuf> {
+fn evidence(id: &str) -> anyhow::Result<PathBuf> {
     let now = jiff::Zoned::now().strftime("%Y%m%dT%H%M%S");
-    let places = Places::default_for("drill", &format!("{now}-{}", std::process::id()))?;
+    let places = Places::default_for("drill", &format!("{now}-{id}"))?;
     let folder = places.journal.parent().context("the journal's file is in a folder")?.to_owned();
     let mut private = std::fs::DirBuilder::new();
     private.mode(0o700).recursive(true);
@@ -199,6 +310,7 @@ impl Drill<'_> {
         keywheel.arg("--journal").arg(self.folder.join("journal/journal.sqlite"));
         keywheel.arg("--kek").arg(self.folder.join("kek/kek"));
         keywheel.stdin(Stdio::null()).kill_on_drop(true);
+        without_settings(&mut keywheel);
         let ran = tokio::time::timeout(COMMAND, keywheel.output()).await;
         let ran =
             ran.with_context(|| format!("`keywheel {}` did not end", arguments.join(" ")))??;
@@ -222,6 +334,15 @@ impl Drill<'_> {
     /// Returns whether the journal and every replica agree.
     async fn all_hold(&self) -> bool {
         self.keywheel(&["doctor"], Exit::Done).await.is_ok()
+    }
+}
+
+/// Keeps settings of the shell's own Compose project out.
+fn without_settings(command: &mut Command) {
+    for (name, _) in std::env::vars_os() {
+        if name.as_encoded_bytes().starts_with(b"COMPOSE_") {
+            command.env_remove(name);
+        }
     }
 }
 
