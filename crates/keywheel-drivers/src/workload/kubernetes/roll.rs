@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration as StdDuration;
 
 use k8s_openapi::api::core::v1::Pod;
-use keywheel_core::evidence::{Proof, Replica, Shows};
+use keywheel_core::evidence::{Proof, Shows};
 use keywheel_core::planted;
 use keywheel_core::secret::SecretValue;
 use keywheel_core::time::Span;
@@ -13,7 +13,7 @@ use keywheel_driver::{CallError, Refusal, RefusalKind, Remedy, fail_point};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::pod::{is_ready, trouble};
+use super::pod::{is_broken, is_ready, trouble};
 use super::secrets::Known;
 use super::stamp::{self, Annotations};
 use super::target::{Kind, Progress, Target};
@@ -30,7 +30,7 @@ const LATER: StdDuration = StdDuration::from_secs(1);
 
 /// How long after a write a pod is made at the earliest: more than the granularity of starts on both sides, so that a pod
 /// that starts at once proves the values.
-const AFTER_THE_WRITE: Span = Span::millis(1_500);
+const AFTER_THE_WRITE: Span = Span::millis(1_600);
 
 /// How often a patch is tried that others keep getting ahead of.
 const TRIES: usize = 10;
@@ -44,6 +44,10 @@ struct Done {
     again: bool,
     /// How often the object had changed since it was read.
     conflicts: usize,
+    /// When its controller had given up the rollout before ours.
+    gave_up: Option<jiff::Timestamp>,
+    /// What last kept a change from being made.
+    refused: Option<CallError>,
 }
 
 /// What a roll does next.
@@ -72,22 +76,54 @@ struct Change {
 /// Notices that nothing moves any more.
 struct Pace {
     within: Span,
-    last: Option<(usize, usize, usize)>,
+    best: Option<Moves>,
     since: Instant,
     wait: StdDuration,
 }
 
+/// How far a roll has come.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Moves {
+    /// Pods of the present template.
+    new: usize,
+    /// Pods that hold the values and are ready.
+    ready: usize,
+    /// Pods of another template.
+    old: usize,
+}
+
+impl Moves {
+    fn of(judged: &[Judged<'_>]) -> Self {
+        let count = |counts: fn(&Judged<'_>) -> bool| judged.iter().filter(|it| counts(it)).count();
+        Self {
+            new: count(|judged| judged.one.is_current),
+            ready: count(|judged| judged.holds && judged.runs()),
+            old: count(|judged| !judged.one.is_current),
+        }
+    }
+
+    /// Returns the furthest of both: a pod that comes and goes again and again brings nothing nearer.
+    fn best(self, other: Self) -> Self {
+        Self {
+            new: self.new.max(other.new),
+            ready: self.ready.max(other.ready),
+            old: self.old.min(other.old),
+        }
+    }
+}
+
 impl Pace {
     /// Returns whether nothing came nearer to the end for too long.
-    fn is_over(&mut self, now: (usize, usize, usize)) -> bool {
-        if self.last != Some(now) {
-            *self = Self { last: Some(now), ..Self::new(self.within) };
+    fn is_over(&mut self, now: Moves) -> bool {
+        let best = self.best.map_or(now, |best| best.best(now));
+        if self.best != Some(best) {
+            *self = Self { best: Some(best), ..Self::new(self.within) };
         }
         self.since.elapsed() > StdDuration::from(self.within)
     }
 
     fn new(within: Span) -> Self {
-        Self { within, last: None, since: Instant::now(), wait: SOON }
+        Self { within, best: None, since: Instant::now(), wait: SOON }
     }
 
     async fn rest(&mut self) {
@@ -116,18 +152,27 @@ impl Pods {
             };
             seen_at = Instant::now();
             let judged = self.judge(&seen, &known, ensure);
-            match self.next(&seen, &judged, &known, ensure, &done)? {
+            let next = self.next(&seen, &judged, &known, ensure, &done)?;
+            let is_over = pace.is_over(Moves::of(&judged)) && !planted!("refusals_have_no_end");
+            match next {
                 Next::Done => return Ok(()),
+                Next::Wait(why) if is_over => return Err(self.stuck(&why, &judged, ensure)),
+                Next::Patch(_) | Next::Remove(_) if is_over => {
+                    let why = "its template could not be changed";
+                    let stuck = || self.stuck(why, &judged, ensure);
+                    return Err(done.refused.take().unwrap_or_else(stuck));
+                }
                 Next::Patch(change) => {
+                    let began = Instant::now();
                     if !change.is_back {
                         clock::pass(ensure.held_since, AFTER_THE_WRITE).await?;
                     }
-                    self.patch(&seen.target, change, &mut done).await?;
+                    pace.since += began.elapsed();
+                    if self.patch(&seen.target, change, &mut done).await? {
+                        pace = Pace::new(within);
+                    }
                 }
-                Next::Remove(pod) => self.remove(&pod).await?,
-                Next::Wait(why) if pace.is_over(moves(&seen, &judged)) => {
-                    return Err(self.stuck(&why, &judged, ensure));
-                }
+                Next::Remove(pod) => self.remove(&pod, &mut done).await?,
                 Next::Wait(_) => {}
             }
             pace.rest().await;
@@ -144,23 +189,17 @@ impl Pods {
         Ok(seen)
     }
 
-    /// Judges each pod as the core will: it holds the values if everything that it shows does.
+    /// Judges each pod as the core will.
     fn judge<'s>(&self, seen: &'s Seen, known: &Known, ensure: &Ensure<'_>) -> Vec<Judged<'s>> {
         let slots: Vec<_> = ensure.slots.iter().map(|(slot, _)| slot.clone()).collect();
         let look = self.look(&slots, known, seen.skew);
         let facts = keywheel_driver::Workload::facts(self);
-        let holds = |replicas: &[Replica]| {
-            let mut proofs = replicas.iter().map(|replica| ensure.judge(replica, facts));
-            proofs.all(|proof| proof == Proof::Holds)
-        };
         let judged = seen.pods.iter().map(|one| {
             let as_current = look.at(&one.pod, true);
-            let is_blind = as_current.iter().any(|replica| replica.shows == Shows::Nothing);
-            let would_hold = holds(&as_current);
-            let started_before = |replica: &Replica| {
-                replica.started_at.zip(ensure.untouched_before).is_some_and(|(at, it)| at < it)
-            };
-            let is_untouched = would_hold && as_current.iter().all(started_before);
+            let is_blind = as_current.shows == Shows::Nothing;
+            let would_hold = ensure.judge(&as_current, facts) == Proof::Holds;
+            let times = as_current.started_at.zip(ensure.untouched_before);
+            let is_untouched = would_hold && times.is_some_and(|(at, before)| at < before);
             Judged { one, holds: would_hold && one.is_current, is_untouched, is_blind }
         });
         judged.collect()
@@ -192,7 +231,9 @@ impl Pods {
             });
         }
         let spec = stamp::switched(target, |name| known.successor(name));
-        let is_as_left = |left: &Annotations| *left == target.ours() && spec.is_none();
+        let is_as_left = |left: &Annotations| {
+            spec.is_none() && stamp::same(left, &target.ours(), &ensure.stamps)
+        };
         if !done.stamped.as_ref().is_none_or(is_as_left) && !planted!("lost_stamp_is_put_back") {
             return Err(self.taken_away(target));
         }
@@ -206,8 +247,11 @@ impl Pods {
             return Err(self.failed(&why));
         }
         match progress {
-            Progress::Failed(why) => Err(self.failed(&why)),
-            Progress::Waits(why) => Ok(self.in_the_way(judged).unwrap_or(Next::Wait(why))),
+            Progress::Failed(why) if !is_former(target, done) => Err(self.failed(&why)),
+            Progress::Failed(_) => Ok(Next::Wait("its rollout has not begun to move yet".into())),
+            Progress::Waits(why) => {
+                Ok(self.in_the_way(judged, seen, ensure).unwrap_or(Next::Wait(why)))
+            }
             Progress::Done => self.not_proven(target, judged, ensure, done),
         }
     }
@@ -240,14 +284,18 @@ impl Pods {
         }
         if done.again {
             return Err(self.failed(
-                "has pods that started too early to hold the new values, and replacing them did not help: compare the clocks of its nodes",
+                "has pods that started too early to hold the new values, and replacing them did not help: compare the clock of the cluster with this machine's",
             ));
         }
         Ok(once_more(target, ensure))
     }
 
-    /// A StatefulSet replaces no pod before the one that is not ready, also where only its replacement would help.
-    fn in_the_way(&self, judged: &[Judged<'_>]) -> Option<Next> {
+    /// A StatefulSet replaces no pod before the one that is not ready, also where only its replacement would help. What befell it
+    /// before the values, or on the way back the first of the rotation, were there is none of this roll's business, but in an
+    /// emergency.
+    fn in_the_way(&self, judged: &[Judged<'_>], seen: &Seen, ensure: &Ensure<'_>) -> Option<Next> {
+        let since = ensure.untouched_before.unwrap_or(ensure.held_since);
+        let since = ensure.emergency.is_none().then(|| seen.skew.there(since));
         if self.kind != Kind::StatefulSet || planted!("broken_pod_is_waited_for") {
             return None;
         }
@@ -256,7 +304,7 @@ impl Pods {
             !one.is_current
                 && !judged.is_leaving()
                 && !is_ready(&one.pod)
-                && trouble(&one.pod, None).is_some()
+                && is_broken(&one.pod, since)
         })?;
         Some(Next::Remove(Box::new(blocks.one.pod.clone())))
     }
@@ -272,39 +320,50 @@ impl Pods {
             return None;
         }
         let since = seen.skew.there(ensure.held_since);
-        judged.iter().filter(|judged| judged.one.is_current).find_map(|judged| {
+        // One that is being deleted is told to end, and may call that an error.
+        let comes_up = |judged: &&Judged<'_>| judged.one.is_current && !judged.is_leaving();
+        judged.iter().filter(comes_up).find_map(|judged| {
             let why = trouble(&judged.one.pod, Some(since))?;
             Some(format!("got pod `{}`, whose {why}", judged.one.name()))
         })
     }
 
+    /// Changes the template; tells whether that is certainly done.
     async fn patch(
         &self,
         target: &Target,
         change: Change,
         done: &mut Done,
-    ) -> Result<(), CallError> {
+    ) -> Result<bool, CallError> {
         let Change { wanted, spec, .. } = change;
         let patch = stamp::patch(target, &wanted, spec.as_ref());
         let patch = SecretValue::new(patch.to_string().into_bytes());
         let cluster = &self.namespace.cluster;
+        done.gave_up = target.gave_up_at();
         let answer = match cluster.change(&self.place(), &Asked::Merge(&patch), false).await {
             Ok(answer) => answer,
             // It names the state that it changes, so that it lands once at most, and the next look tells.
-            Err(CallError::Unknown(_)) => return Ok(()),
+            Err(error @ CallError::Unknown(_)) => {
+                done.refused = Some(error);
+                return Ok(false);
+            }
             Err(error) => return Err(error),
         };
         fail_point::pass("template_patched", &self.name);
         if answer.status.as_u16() == 409 {
             done.conflicts += 1;
             return match done.conflicts < TRIES {
-                true => Ok(()),
+                true => Ok(false),
                 false => Err(self.failed("is changed by somebody else again and again")),
             };
         }
         if !answer.status.is_success() {
             let error = answer.error(Effect::Changes);
-            return if passes(&error) { Ok(()) } else { Err(error) };
+            if !passes(&error) {
+                return Err(error);
+            }
+            done.refused = Some(error);
+            return Ok(false);
         }
         let patched = Target::parse(self.kind, answer.decode()?)?;
         if patched.ours() != wanted && !planted!("lost_stamp_is_put_back") {
@@ -314,11 +373,12 @@ impl Pods {
         }
         done.again |= stamp::is_again(&target.ours(), &wanted);
         done.stamped = Some(wanted);
-        Ok(())
+        done.refused = None;
+        Ok(true)
     }
 
     /// Removes this one pod, and not another one that got its name meanwhile.
-    async fn remove(&self, pod: &Pod) -> Result<(), CallError> {
+    async fn remove(&self, pod: &Pod, done: &mut Done) -> Result<(), CallError> {
         let meta = &pod.metadata;
         let options =
             json!({"preconditions": {"uid": meta.uid, "resourceVersion": meta.resource_version}});
@@ -330,7 +390,10 @@ impl Pods {
             Ok(answer) if answer.status.is_success() => Ok(()),
             Ok(answer) if matches!(answer.status.as_u16(), 404 | 409) => Ok(()),
             Ok(answer) => Err(answer.error(Effect::Changes)),
-            Err(CallError::Unknown(_)) => Ok(()),
+            Err(error @ CallError::Unknown(_)) => {
+                done.refused = Some(error);
+                Ok(())
+            }
             Err(error) => Err(error),
         }
     }
@@ -403,17 +466,16 @@ fn once_more(target: &Target, ensure: &Ensure<'_>) -> Next {
     Next::Patch(Change { wanted, spec: None, is_back: false })
 }
 
+/// Whether what is said of a rollout that was given up is said of the one before ours.
+fn is_former(target: &Target, done: &Done) -> bool {
+    let former = done.gave_up.filter(|_| !planted!("former_rollout_counts"));
+    former.is_some() && former == target.gave_up_at()
+}
+
 /// Whether a question may get another answer a little later.
 fn passes(error: &CallError) -> bool {
     match error {
         CallError::Unknown(_) => true,
         CallError::Refused(refusal) => matches!(refusal.remedy, Remedy::Retry { .. }),
     }
-}
-
-/// Returns numbers that change whenever a roll comes nearer to its end.
-fn moves(seen: &Seen, judged: &[Judged<'_>]) -> (usize, usize, usize) {
-    let holds = judged.iter().filter(|judged| judged.holds).count();
-    let ready = judged.iter().filter(|judged| judged.holds && judged.runs()).count();
-    (seen.pods.len(), holds, ready)
 }
