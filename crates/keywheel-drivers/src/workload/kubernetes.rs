@@ -228,7 +228,7 @@ impl Workload for Pods {
     }
 
     async fn logs(&self) -> Result<Option<Vec<LogReference>>, CallError> {
-        let pods: Vec<_> = self.seen().await?.pods.into_iter().map(|one| one.pod).collect();
+        let pods: Vec<_> = self.pods().await?.into_iter().map(|one| one.pod).collect();
         let context = self.config.cluster.as_ref().and_then(|cluster| cluster.context.as_deref());
         Ok(Some(logs::references(&self.namespace, context, &pods)))
     }
@@ -237,7 +237,7 @@ impl Workload for Pods {
         &self,
         reading: &mut Reading<'_>,
     ) -> Result<Option<Vec<ReadLog>>, CallError> {
-        let pods: Vec<_> = self.seen().await?.pods.into_iter().map(|one| one.pod).collect();
+        let pods: Vec<_> = self.pods().await?.into_iter().map(|one| one.pod).collect();
         Ok(Some(logs::read(&self.namespace, &pods, reading).await))
     }
 
@@ -245,7 +245,7 @@ impl Workload for Pods {
         let Some(place) = &self.config.token else { return Ok(Vec::new()) };
         http::bearer(token).map_err(|_| unsupported("the token does not fit into a header"))?;
         let mut answers = Vec::new();
-        for one in self.seen().await?.pods {
+        for one in self.pods().await? {
             let accepted = ask::accepts(&self.namespace, one.name(), place, token).await;
             answers.push(Answer { replica: one.name().to_owned(), accepted });
         }
@@ -269,6 +269,11 @@ impl Pods {
         found.map(|raw| Target::parse(self.kind, raw)).transpose()
     }
 
+    fn is_missing(&self) -> CallError {
+        let message = format!("there is no {} any more", self.what());
+        Refusal::operator(RefusalKind::NotFound, message).into()
+    }
+
     /// Reads the object, and how far the cluster's clock is from this machine's.
     async fn object(&self) -> Result<(Target, Skew), CallError> {
         for _ in 0..ANSWERS {
@@ -277,8 +282,7 @@ impl Pods {
             let answer = self.namespace.cluster.ask(&self.place(), &[]).await?;
             let skew = skew(&answer.headers, asked, clock::now());
             if answer.status.as_u16() == 404 {
-                let message = format!("there is no {} any more", self.what());
-                return Err(Refusal::operator(RefusalKind::NotFound, message).into());
+                return Err(self.is_missing());
             }
             if !answer.status.is_success() {
                 return Err(answer.error(Effect::Reads));
@@ -292,12 +296,25 @@ impl Pods {
         Err(CallError::Unknown(format!("{cluster}: {why}")))
     }
 
-    /// Reads the object and its pods. What changes meanwhile makes a pod one of another template, and never the other way.
+    /// Reads the object and its pods.
     async fn seen(&self) -> Result<Seen, CallError> {
         let (target, skew) = self.object().await?;
+        let pods = self.pods_of(&target).await?;
+        Ok(Seen { target, pods, skew })
+    }
+
+    /// Reads the pods, whatever the time is.
+    async fn pods(&self) -> Result<Vec<OnePod>, CallError> {
+        let target = self.target().await?.ok_or_else(|| self.is_missing())?;
+        self.pods_of(&target).await
+    }
+
+    /// Reads the pods of the object as it was read. What changes meanwhile makes a pod one of another template, and never the other
+    /// way.
+    async fn pods_of(&self, target: &Target) -> Result<Vec<OnePod>, CallError> {
         let selected = target.selector().map(query).unwrap_or_default();
         let selected = [("labelSelector", selected.as_str())];
-        let revisions = self.revisions(&target, &selected).await?;
+        let revisions = self.revisions(target, &selected).await?;
         let mut pods = Vec::new();
         for pod in self.namespace.list::<Pod>("", "pods", &selected).await? {
             if self.makes(&revisions, &pod) && !is_gone(&pod) {
@@ -307,7 +324,7 @@ impl Pods {
         if planted!("one_pod_stands_for_all") {
             pods.truncate(1);
         }
-        Ok(Seen { target, pods, skew })
+        Ok(pods)
     }
 
     async fn revisions(
@@ -319,8 +336,8 @@ impl Pods {
             Kind::Deployment => {
                 let sets =
                     self.namespace.list::<ReplicaSet>("apps", "replicasets", selected).await?;
-                let own = sets.iter().filter(|set| owns(target, &set.metadata));
-                let current = own.into_iter().find(|set| is_template_of(set, target));
+                let mut own = sets.iter().filter(|set| owns(target, &set.metadata));
+                let current = own.find(|set| is_template_of(set, target));
                 let uid = |set: &ReplicaSet| set.metadata.uid.clone().unwrap_or_default();
                 let is_own =
                     |set: &ReplicaSet| owner(&set.metadata).is_none_or(|it| self.is_owner(it));

@@ -7,7 +7,8 @@
 //! - The pid file is best written before the values are read, since a crash before that shows as silence only, which
 //!   takes `ready_within` to tell from a slow start.
 //! - `shows: start` is right only for a process that reads its values itself, after its own start; a worker forked from a
-//!   parent that had read them is younger than its values.
+//!   parent that had read them is younger than its values. Nobody tells when it reads them, so that one that was there before a
+//!   rotation is not taken for untouched.
 
 pub(super) mod running;
 

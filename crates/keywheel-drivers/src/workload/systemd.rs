@@ -30,8 +30,8 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::clock::{now, pass};
-use super::process::{environment, read_later};
 use super::process::running::{GRANULARITY, Process, WallClock};
+use super::process::{environment, read_later};
 use crate::api::unsupported;
 use crate::program::{Ended, HandedOn};
 use crate::{Build, Context, program};

@@ -224,8 +224,7 @@ pub(super) fn trouble(pod: &Pod, since: Option<Timestamp>) -> Option<String> {
     let status = pod.status.as_ref()?;
     let since = Since::of(pod, since);
     let of_one = |status: &ContainerStatus| {
-        ended_badly(status, since)
-            .or_else(|| does_not_start(status).filter(|_| since.counts(None)))
+        ended_badly(status, since).or_else(|| does_not_start(status).filter(|_| since.counts(None)))
     };
     if let Some(trouble) = lasting(status).find_map(of_one) {
         return Some(trouble);
@@ -267,17 +266,18 @@ struct Since {
 
 impl Since {
     fn of(pod: &Pod, at: Option<Timestamp>) -> Self {
-        let made = pod.metadata.creation_timestamp.as_ref().map(millis);
+        let made = pod.metadata.creation_timestamp.as_ref().map(end);
         Self { at, is_new: at.is_none_or(|at| made.is_none_or(|made| made > at)) }
     }
 
     fn counts(self, begun: Option<&Time>) -> bool {
-        self.is_new || begun.map(millis).zip(self.at).is_some_and(|(begun, at)| begun > at)
+        self.is_new || begun.map(end).zip(self.at).is_some_and(|(begun, at)| begun > at)
     }
 }
 
-fn millis(time: &Time) -> Timestamp {
-    Timestamp::from_millis(time.0.as_millisecond())
+/// Returns the end of a second that was noted.
+fn end(time: &Time) -> Timestamp {
+    Timestamp::from_millis(time.0.as_millisecond() + 999)
 }
 
 fn ended_badly(status: &ContainerStatus, since: Since) -> Option<String> {
@@ -428,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_that_was_there_before_the_rotation_is_untouched_unless_it_started_anew() {
+    fn h45_a_pod_that_was_there_before_the_rotation_is_untouched_unless_it_started_anew() {
         let known = known(Names::in_place("keys"));
         assert_eq!(proof(&reader(11, 12), &known, true, Some(at(80))), Proof::Holds);
         assert_eq!(proof(&reader(79, 79), &known, true, Some(at(80))), Proof::Unknown);
@@ -537,8 +537,7 @@ mod tests {
     #[test]
     fn h52_a_pod_is_in_the_way_only_while_it_does_not_run_and_since_the_values_are_there() {
         let broken = |made: i64, state: Value, last: i64| {
-            let died =
-                |at: i64| json!({"terminated": {"exitCode": 1, "startedAt": time(at)}});
+            let died = |at: i64| json!({"terminated": {"exitCode": 1, "startedAt": time(at)}});
             let status = json!({"name": "app", "image": "", "imageID": "", "ready": false, "restartCount": 1, "state": state, "lastState": died(last)});
             is_broken(&pod(made, json!([{"name": "app"}]), json!([status])), Some(at(100)))
         };

@@ -285,8 +285,10 @@ mod tests {
                 "envFrom": [{"prefix": "P_", "secretRef": {"name": "keys"}}]}]}"#,
         );
         let reads = reads(&spec);
-        let given: Vec<_> =
-            ["a", "b", "c"].into_iter().filter(|key| reads.iter().any(|it| it.gives(key))).collect();
+        let given: Vec<_> = ["a", "b", "c"]
+            .into_iter()
+            .filter(|key| reads.iter().any(|it| it.gives(key)))
+            .collect();
         assert_eq!(given, ["b", "c"], "`P_b` is there, and `P_a` is another value");
         assert!(reads.iter().all(|read| read.how == How::EnvFrom));
     }

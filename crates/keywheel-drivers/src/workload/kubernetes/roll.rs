@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::Pod;
 use keywheel_core::evidence::{Proof, Shows};
 use keywheel_core::planted;
 use keywheel_core::secret::SecretValue;
-use keywheel_core::time::Span;
+use keywheel_core::time::{Span, Timestamp};
 use keywheel_driver::workload::Ensure;
 use keywheel_driver::{CallError, Refusal, RefusalKind, Remedy, fail_point};
 use serde_json::{Value, json};
@@ -68,9 +68,9 @@ struct Change {
     wanted: Annotations,
     /// The specification, where references change.
     spec: Option<Value>,
-    /// Whether it brings back pods that are there. It comes at once: a broken pod that starts again with the former value would let
-    /// the rollout go on.
-    is_back: bool,
+    /// Whether every pod that it brings back is there. Then it comes at once: a broken pod that starts again with the former value
+    /// would let the rollout go on.
+    is_at_once: bool,
 }
 
 /// Notices that nothing moves any more.
@@ -115,7 +115,8 @@ impl Moves {
 impl Pace {
     /// Returns whether nothing came nearer to the end for too long.
     fn is_over(&mut self, now: Moves) -> bool {
-        let best = self.best.map_or(now, |best| best.best(now));
+        let best = self.best.filter(|_| !planted!("flapping_is_moving"));
+        let best = best.map_or(now, |best| best.best(now));
         if self.best != Some(best) {
             *self = Self { best: Some(best), ..Self::new(self.within) };
         }
@@ -164,7 +165,7 @@ impl Pods {
                 }
                 Next::Patch(change) => {
                     let began = Instant::now();
-                    if !change.is_back {
+                    if !change.is_at_once {
                         clock::pass(ensure.held_since, AFTER_THE_WRITE).await?;
                     }
                     pace.since += began.elapsed();
@@ -238,12 +239,16 @@ impl Pods {
             return Err(self.taken_away(target));
         }
         let former = former(judged).filter(|_| !done.again);
-        let is_back = former.is_some();
+        let untouched = judged.iter().filter(|judged| judged.is_untouched).count();
+        let are_all = target
+            .replicas()
+            .is_some_and(|all| usize::try_from(all).is_ok_and(|all| all <= untouched));
+        let is_at_once = former.is_some() && are_all;
         let wanted = former.unwrap_or_else(|| stamp::stamped(&target.ours(), &ensure.stamps));
         if wanted != target.ours() || spec.is_some() {
-            return Ok(Next::Patch(Change { wanted, spec, is_back }));
+            return Ok(Next::Patch(Change { wanted, spec, is_at_once }));
         }
-        if let Some(why) = self.why_not_up(judged, seen, ensure) {
+        if let Some(why) = why_not_up(judged, seen.skew.there(ensure.held_since)) {
             return Err(self.failed(&why));
         }
         match progress {
@@ -307,25 +312,6 @@ impl Pods {
                 && is_broken(&one.pod, since)
         })?;
         Some(Next::Remove(Box::new(blocks.one.pod.clone())))
-    }
-
-    /// Says which new pod does not come up, and why. What it did before the values were there does not count.
-    fn why_not_up(
-        &self,
-        judged: &[Judged<'_>],
-        seen: &Seen,
-        ensure: &Ensure<'_>,
-    ) -> Option<String> {
-        if planted!("crash_loop_is_waited_for") {
-            return None;
-        }
-        let since = seen.skew.there(ensure.held_since);
-        // One that is being deleted is told to end, and may call that an error.
-        let comes_up = |judged: &&Judged<'_>| judged.one.is_current && !judged.is_leaving();
-        judged.iter().filter(comes_up).find_map(|judged| {
-            let why = trouble(&judged.one.pod, Some(since))?;
-            Some(format!("got pod `{}`, whose {why}", judged.one.name()))
-        })
     }
 
     /// Changes the template; tells whether that is certainly done.
@@ -447,6 +433,21 @@ impl Judged<'_> {
     }
 }
 
+/// Says which new pod does not come up, and why. What it did before the values were there does not count.
+fn why_not_up(judged: &[Judged<'_>], since: Timestamp) -> Option<String> {
+    if planted!("crash_loop_is_waited_for") {
+        return None;
+    }
+    // One that is being deleted is told to end, and may call that an error.
+    let comes_up = |judged: &&Judged<'_>| {
+        judged.one.is_current && (!judged.is_leaving() || planted!("leaving_pod_must_come_up"))
+    };
+    judged.iter().filter(comes_up).find_map(|judged| {
+        let why = trouble(&judged.one.pod, Some(since))?;
+        Some(format!("got pod `{}`, whose {why}", judged.one.name()))
+    })
+}
+
 /// Returns our annotations as they are on pods that were there before: with those the cluster finds the template of these pods
 /// again, and leaves them alone.
 fn former(judged: &[Judged<'_>]) -> Option<Annotations> {
@@ -463,7 +464,7 @@ fn former(judged: &[Judged<'_>]) -> Option<Annotations> {
 /// Replaces every pod although the template is right.
 fn once_more(target: &Target, ensure: &Ensure<'_>) -> Next {
     let wanted = stamp::again(&stamp::stamped(&target.ours(), &ensure.stamps));
-    Next::Patch(Change { wanted, spec: None, is_back: false })
+    Next::Patch(Change { wanted, spec: None, is_at_once: false })
 }
 
 /// Whether what is said of a rollout that was given up is said of the one before ours.
@@ -477,5 +478,44 @@ fn passes(error: &CallError) -> bool {
     match error {
         CallError::Unknown(_) => true,
         CallError::Refused(refusal) => matches!(refusal.remedy, Remedy::Retry { .. }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn one(meta: Value) -> OnePod {
+        let ended = json!({"name": "app", "image": "", "imageID": "", "ready": false, "restartCount": 0,
+            "state": {"terminated": {"exitCode": 143, "startedAt": "2026-01-01T00:00:00Z"}}});
+        let pod = json!({"metadata": meta, "status": {"containerStatuses": [ended]}});
+        OnePod { pod: serde_json::from_value(pod).unwrap(), is_current: true }
+    }
+
+    fn judged(one: &OnePod) -> Judged<'_> {
+        Judged { one, holds: false, is_untouched: false, is_blind: false }
+    }
+
+    #[test]
+    fn h52_a_pod_that_is_being_deleted_may_end_as_it_likes() {
+        let why = |meta: Value| why_not_up(&[judged(&one(meta))], Timestamp::from_millis(0));
+        assert!(why(json!({"name": "app-1"})).unwrap().contains("exit code 143"));
+        let leaves = json!({"name": "app-1", "deletionTimestamp": "2026-01-01T00:00:00Z"});
+        assert_eq!(why(leaves), None);
+    }
+
+    #[test]
+    fn h52_a_pod_that_comes_and_goes_brings_nothing_nearer() {
+        let mut pace = Pace::new(Span::seconds(5));
+        let moves = |new: usize, old: usize| Moves { new, ready: 0, old };
+        assert!(!pace.is_over(moves(0, 3)));
+        for _ in 0..4 {
+            pace.since -= StdDuration::from_secs(1);
+            assert!(!pace.is_over(moves(1, 3)));
+            assert!(!pace.is_over(moves(0, 3)));
+        }
+        pace.since -= StdDuration::from_secs(3);
+        assert!(pace.is_over(moves(1, 3)));
+        assert!(!pace.is_over(moves(1, 2)), "an old one is gone");
     }
 }

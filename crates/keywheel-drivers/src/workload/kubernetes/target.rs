@@ -123,11 +123,16 @@ impl Target {
 
     /// Whether there is no replica that could show anything.
     pub(super) fn is_scaled_to_zero(&self) -> bool {
+        self.replicas() == Some(0)
+    }
+
+    /// Returns how many pods there should be, where that is known.
+    pub(super) fn replicas(&self) -> Option<i32> {
         match &self.typed {
-            Typed::Deployment(one) => one.spec.as_ref().and_then(|spec| spec.replicas) == Some(0),
-            Typed::StatefulSet(one) => one.spec.as_ref().and_then(|spec| spec.replicas) == Some(0),
+            Typed::Deployment(one) => one.spec.as_ref().map(|spec| spec.replicas.unwrap_or(1)),
+            Typed::StatefulSet(one) => one.spec.as_ref().map(|spec| spec.replicas.unwrap_or(1)),
             Typed::DaemonSet(one) => {
-                one.status.as_ref().is_some_and(|status| status.desired_number_scheduled == 0)
+                one.status.as_ref().map(|status| status.desired_number_scheduled)
             }
         }
     }
@@ -449,7 +454,8 @@ mod tests {
         assert!(!deployment(1, json!("25%"), json!("25%")), "a surge is rounded up");
         assert!(!deployment(2, json!(0), json!("25%")));
         let stateful_set = |unavailable: Value| {
-            let strategy = json!({"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": unavailable}});
+            let strategy =
+                json!({"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": unavailable}});
             let raw = json!({"spec": {"replicas": 3, "selector": {}, "template": {}, "updateStrategy": strategy}});
             Target::parse(Kind::StatefulSet, raw).unwrap().outage().is_some()
         };
