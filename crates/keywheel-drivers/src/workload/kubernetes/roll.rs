@@ -505,6 +505,21 @@ mod tests {
     }
 
     #[test]
+    fn h52_a_rollout_that_was_given_up_before_ours_does_not_end_it() {
+        let given_up = |at: &str| {
+            let condition = json!({"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded", "lastUpdateTime": at});
+            let raw = json!({"metadata": {"generation": 2}, "spec": {"selector": {}, "template": {}},
+                "status": {"observedGeneration": 2, "conditions": [condition]}});
+            Target::parse(Kind::Deployment, raw).unwrap()
+        };
+        let (before, later) = (given_up("2026-01-01T00:00:00Z"), given_up("2026-01-01T00:10:00Z"));
+        let done = Done { gave_up: before.gave_up_at(), ..Done::default() };
+        assert!(is_former(&before, &done));
+        assert!(!is_former(&later, &done));
+        assert!(!is_former(&before, &Done::default()), "it is ours where nothing was changed");
+    }
+
+    #[test]
     fn h52_a_pod_that_comes_and_goes_brings_nothing_nearer() {
         let mut pace = Pace::new(Span::seconds(5));
         let moves = |new: usize, old: usize| Moves { new, ready: 0, old };

@@ -661,27 +661,6 @@ async fn a_half_replaced_deployment_goes_back_and_keeps_the_pods_that_were_not_r
 }
 
 #[tokio::test]
-async fn h52_a_rollout_that_was_given_up_before_does_not_end_the_way_back() {
-    let mut object = workload(3);
-    object["spec"]["progressDeadlineSeconds"] = json!(40);
-    let (ground, driver) = Ground::with(Kinds::Deployment, object).await;
-    let written = before_the_roll();
-    ground.run.switch(|switches| switches.slow = Some((2, StdDuration::from_secs(600))));
-    let since = ground.write(NEW);
-    let why = message(ground.forward(&driver, NEW, since).await);
-    assert!(why.contains("no progress before its deadline"), "{why}");
-    ground.run.switch(|switches| switches.slow = None);
-    let wish = Wish {
-        held: OLD,
-        since: ground.write(OLD),
-        untouched_before: Some(written),
-        secrets: &["jwt"],
-    };
-    ground.roll(&driver, &wish).await.unwrap();
-    assert_eq!(ground.held(), [OLD; 3]);
-}
-
-#[tokio::test]
 async fn h50_a_pod_counts_although_what_made_it_is_gone() {
     let mut object = workload(3);
     object["spec"]["revisionHistoryLimit"] = json!(0);
