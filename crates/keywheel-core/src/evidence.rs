@@ -31,6 +31,14 @@ pub enum Shows {
         /// The slots that it does not show.
         fixed: Vec<String>,
     },
+    /// Some of its slots, as in [`Slots`](Self::Slots), or none; those named in `unseen` it does not show, and it may have read
+    /// them at any time since it started.
+    Live {
+        /// The slots that it shows.
+        shown: Vec<(String, Fingerprint)>,
+        /// The slots that it does not show.
+        unseen: Vec<String>,
+    },
     /// Nothing.
     Nothing,
 }
@@ -43,7 +51,7 @@ pub struct Expected<'a> {
     /// Since when every store it reads certainly holds the arrangement, with no write to another one intended since (H45).
     pub held_since: Option<Timestamp>,
     /// On the way back to what was there when the rotation began: when a write was intended first. A replica that started before
-    /// has read nothing of the rotation, and is as it was.
+    /// has read nothing of the rotation, and is as it was, where it read nothing later.
     pub untouched_before: Option<Timestamp>,
     /// How exact start times are.
     pub granularity: Span,
@@ -90,14 +98,27 @@ pub fn judge(replica: &Replica, expected: &Expected<'_>) -> Proof {
     match &replica.shows {
         Shows::Slots(shown) => judge_slots(shown, expected.slots.iter()),
         Shows::FixedAtStart => judge_start(replica.started_at, expected),
-        Shows::Partly { shown, fixed } => {
-            let visible = expected.slots.iter().filter(|(address, _)| !fixed.contains(address));
-            match judge_slots(shown, visible) {
-                Proof::Holds => judge_start(replica.started_at, expected),
-                proof => proof,
-            }
+        Shows::Partly { shown, fixed } => judge_partly(replica, shown, fixed, expected),
+        // Whatever it held when it started, it may have read something else since.
+        Shows::Live { shown, unseen } => {
+            let trusts = crate::planted!("untouched_proves_what_is_live");
+            let untouched_before = expected.untouched_before.filter(|_| trusts);
+            judge_partly(replica, shown, unseen, &Expected { untouched_before, ..*expected })
         }
         Shows::Nothing => Proof::Unknown,
+    }
+}
+
+fn judge_partly(
+    replica: &Replica,
+    shown: &[(String, Fingerprint)],
+    hidden: &[String],
+    expected: &Expected<'_>,
+) -> Proof {
+    let visible = expected.slots.iter().filter(|(address, _)| !hidden.contains(address));
+    match judge_slots(shown, visible) {
+        Proof::Holds => judge_start(replica.started_at, expected),
+        proof => proof,
     }
 }
 
@@ -200,6 +221,23 @@ mod tests {
         assert_eq!(judge(&fixed(2_011), &expected), Proof::Holds);
         let uncertain = Expected { held_since: None, ..expected };
         assert_eq!(judge(&fixed(989), &uncertain), Proof::Unknown);
+    }
+
+    #[test]
+    fn h44_what_may_have_been_read_since_a_start_is_proven_by_a_later_start_only() {
+        let expected = Expected {
+            held_since: Some(at(2_000)),
+            untouched_before: Some(at(1_000)),
+            granularity: Span::millis(10),
+            ..NOTHING
+        };
+        let live = |started| {
+            let shows = Shows::Live { shown: Vec::new(), unseen: vec!["mounted".into()] };
+            Replica { id: "1".into(), started_at: Some(at(started)), shows }
+        };
+        assert_eq!(judge(&fixed(500), &expected), Proof::Holds);
+        assert_eq!(judge(&live(500), &expected), Proof::Unknown);
+        assert_eq!(judge(&live(2_011), &expected), Proof::Holds);
     }
 
     #[test]

@@ -364,7 +364,8 @@ impl Workload for SimWorkload {
             return Err(nonsense());
         };
         let mut world = self.line.world.lock();
-        let shows_slots = world.workloads[self.workload].shows_slots;
+        let known = &world.workloads[self.workload];
+        let (shows_slots, is_live) = (known.shows_slots, known.is_live);
         let shown =
             replicas.into_iter().enumerate().map(|(number, (started_wall, held))| Replica {
                 id: number.to_string(),
@@ -374,6 +375,8 @@ impl Workload for SimWorkload {
                         world.fingerprint_of(held).map(|fingerprint| (slot.clone(), fingerprint))
                     });
                     Shows::Slots(held.collect())
+                } else if is_live {
+                    Shows::Live { shown: Vec::new(), unseen: slots.to_vec() }
                 } else {
                     Shows::FixedAtStart
                 },

@@ -47,7 +47,7 @@ const fn journal(name: &'static str) -> Bug {
 }
 
 /// Every planted bug.
-pub const BUGS: [Bug; 37] = [
+pub const BUGS: [Bug; 38] = [
     core("vacuous_evidence").shown_by(StepKind::Evidence, Fault::ReplicasHidden),
     core("moves_are_leaps"),
     core("drop_without_token_wait"),
@@ -66,6 +66,7 @@ pub const BUGS: [Bug; 37] = [
     core("soak_without_brownout"),
     core("late_write_is_somebody_elses").shown_by(StepKind::Write, Fault::LateLanding),
     core("untouched_proves_any_move").shown_by(StepKind::Roll, Fault::RollSkipsSome),
+    core("untouched_proves_what_is_live"),
     engine("intent_after_effect"),
     engine("value_not_sealed_with_intent"),
     engine("unknown_is_done"),

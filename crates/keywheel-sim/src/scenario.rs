@@ -221,9 +221,11 @@ pub(crate) fn draw(
     let policy = policy(&mut random, wants);
     let workloads = 1 + usize::from(random.chance(25));
     for _ in 0..workloads {
+        let shows_slots = random.chance(40);
         world.workloads.push(Workload {
             slots: SmallVec::new(),
-            shows_slots: random.chance(40),
+            shows_slots,
+            is_live: !shows_slots && random.chance(30),
             granularity: random.pick(&[1, 10, 1_000]),
             restart_for: random.between(100, 6_000),
             settle_for: 60_000,

@@ -89,6 +89,8 @@ pub(crate) enum Act {
     Start { workload: usize, replica: usize, generation: u32 },
     /// A roll goes on with its next replica.
     RollOn(usize),
+    /// A replica reads its stores while it runs.
+    Reread { workload: usize, replica: usize, generation: u32 },
 }
 
 /// What the executor does after the poll in which a fault fired.
@@ -226,6 +228,8 @@ impl Slot {
 pub(crate) struct Workload {
     pub(crate) slots: SmallVec<[usize; 4]>,
     pub(crate) shows_slots: bool,
+    /// Whether a replica may read its stores again while it runs, or may not.
+    pub(crate) is_live: bool,
     pub(crate) granularity: Millis,
     pub(crate) restart_for: Millis,
     pub(crate) settle_for: Millis,
@@ -492,6 +496,9 @@ impl World {
                 self.start(workload, replica, generation)
             }
             Act::RollOn(workload) => self.roll_on(workload),
+            Act::Reread { workload, replica, generation } => {
+                self.reread(workload, replica, generation)
+            }
         }
     }
 
@@ -1201,6 +1208,7 @@ impl World {
         }
         if changed {
             self.check_never_zero();
+            self.show_to_the_live(edits);
         }
         Ok(Answer::Written(changed))
     }
@@ -1283,9 +1291,10 @@ impl World {
         let known = &self.workloads[workload];
         if !known.shows_slots {
             let started = known.replicas[replica].started_wall;
-            let untouched = expected
-                .untouched_before
-                .is_some_and(|before| started + known.granularity < before);
+            let untouched = !known.is_live
+                && expected
+                    .untouched_before
+                    .is_some_and(|before| started + known.granularity < before);
             return known.replicas[replica].up == Up::Serving
                 && (untouched || started > expected.held_since + known.granularity);
         }
@@ -1391,6 +1400,40 @@ impl World {
                 credential.used_at = Some(now);
             }
         }
+    }
+
+    /// Replicas that read while they run see a write, each by chance and when it happens to look.
+    fn show_to_the_live(&mut self, edits: &[Edit]) {
+        for workload in 0..self.workloads.len() {
+            let known = &self.workloads[workload];
+            if !known.is_live || !edits.iter().any(|edit| known.slots.contains(&edit.slot)) {
+                continue;
+            }
+            for replica in 0..known.replicas.len() {
+                let generation = self.workloads[workload].replicas[replica].generation;
+                if self.random.chance(50) {
+                    let at = self.now + self.random.between(1, 3_000);
+                    self.at(at, Act::Reread { workload, replica, generation });
+                }
+            }
+        }
+    }
+
+    /// A replica takes up what its stores hold, and keeps what it has where it could not work with that.
+    fn reread(&mut self, workload: usize, replica: usize, generation: u32) {
+        let known = &self.workloads[workload];
+        let held: SmallVec<[Held; 4]> =
+            known.slots.iter().map(|slot| self.slots[*slot].held).collect();
+        let mut slots = known.slots.iter().zip(&held);
+        let bad = slots.any(|(slot, held)| self.slots[*slot].is_current && self.is_bad(*held));
+        let reader = &known.replicas[replica];
+        if bad || reader.up != Up::Serving || reader.generation != generation {
+            return;
+        }
+        self.stop(workload, replica);
+        self.workloads[workload].replicas[replica].held = held;
+        self.check_never_zero();
+        self.check_tokens();
     }
 
     /// A replica comes up with what its stores hold at this moment.

@@ -408,23 +408,23 @@ impl Service {
         slots: &[String],
         fingerprinter: &Fingerprinter,
     ) -> Replica {
-        let (mut shown, mut fixed, mut is_blind) = (Vec::new(), Vec::new(), false);
+        let (mut shown, mut unseen, mut is_blind) = (Vec::new(), Vec::new(), false);
         for name in slots {
             let (file, address) = slot::parts(name);
             if address != CONTENT {
                 let held = container.variable(self.variable(address));
                 shown.extend(held.map(|value| (name.clone(), fingerprinter.of(value))));
             } else if container.mounts(Path::new(file.trim_start_matches("file:"))) {
-                fixed.push(name.clone());
+                unseen.push(name.clone());
             } else {
                 is_blind = true;
             }
         }
-        let shows = match (is_blind, fixed.len() == slots.len() && !slots.is_empty()) {
-            (true, _) => Shows::Nothing,
-            (false, true) => Shows::FixedAtStart,
-            (false, false) if fixed.is_empty() => Shows::Slots(shown),
-            (false, false) => Shows::Partly { shown, fixed },
+        let shows = match is_blind {
+            true => Shows::Nothing,
+            false if unseen.is_empty() => Shows::Slots(shown),
+            // A file that is mounted changes under the container.
+            false => Shows::Live { shown, unseen },
         };
         let started_at = match planted!("mounts_are_live") {
             true => Some(clock::now() + GRANULARITY),

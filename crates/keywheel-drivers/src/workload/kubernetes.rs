@@ -5,10 +5,10 @@
 //! with a digest of what they should hold, in one patch for all secrets that are rolled together, and waits as
 //! `kubectl rollout status` does, and for every pod to prove the values.
 //!
-//! - A pod proves a value by its start after the write, on the clock of the cluster, and by being of the present template. One
-//!   that names an immutable Secret proves what that Secret holds, whenever it started.
-//! - Every pod counts that is not finally gone: those of older templates, those that are being deleted, and those that are not
-//!   ready (H50).
+//! - A pod proves a value by having been made after the write, on the clock of the cluster, and by being of the present template.
+//!   One that names an immutable Secret proves what that Secret holds, whenever it was made.
+//! - Every pod counts that is not finally gone: those of older templates, those whose template is forgotten, those that are being
+//!   deleted, and those that are not ready (H50).
 //! - On the way back the template becomes what it was for the pods that were there before, so that the cluster finds those
 //!   again and replaces none of them.
 //! - It is one patch that names the state that it changes; one that somebody takes away is named, and not fought over (H48).
@@ -25,13 +25,13 @@ mod secrets;
 mod stamp;
 mod target;
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use k8s_openapi::api::apps::v1::{ControllerRevision, ReplicaSet};
 use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use keywheel_core::evidence::Replica;
 use keywheel_core::facts::WorkloadFacts;
 use keywheel_core::fingerprint::Fingerprinter;
@@ -52,6 +52,7 @@ use self::pod::{GRANULARITY, Look, Skew, is_gone};
 use self::secrets::Known;
 use self::target::{Kind, Target};
 use super::clock;
+use super::process::running::WallClock;
 use crate::http::Effect;
 use crate::kubernetes::{Cluster, Kubernetes, Place};
 use crate::{Build, Context, http};
@@ -85,7 +86,7 @@ pub struct Config {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub gap: bool,
     /// How long a roll may go on without one more pod that is new, ready or gone.
-    #[serde(default = "minutes::<10>")]
+    #[serde(default = "minutes::<5>")]
     pub ready_within: Duration,
     /// How long a change that got no answer can still take effect.
     #[serde(default = "minutes::<1>")]
@@ -110,6 +111,7 @@ impl Build for Config {
             kind,
             name,
             config: self.clone(),
+            clock: WallClock::default(),
         }))
     }
 }
@@ -148,6 +150,7 @@ struct Pods {
     namespace: Namespace,
     kind: Kind,
     name: String,
+    clock: WallClock,
 }
 
 /// The object and its pods, as they were at one time.
@@ -217,7 +220,7 @@ impl Workload for Pods {
         let mut known = Known::find(&self.namespace, slots).await?;
         known.read(&self.namespace, &seen.pods, fingerprinter).await?;
         let look = self.look(slots, &known, seen.skew);
-        Ok(seen.pods.iter().flat_map(|one| look.at(&one.pod, one.is_current)).collect())
+        Ok(seen.pods.iter().map(|one| look.at(&one.pod, one.is_current)).collect())
     }
 
     async fn roll(&self, ensure: &Ensure<'_>) -> Result<(), CallError> {
@@ -225,7 +228,7 @@ impl Workload for Pods {
     }
 
     async fn logs(&self) -> Result<Option<Vec<LogReference>>, CallError> {
-        let pods: Vec<_> = self.seen().await?.pods.into_iter().map(|one| one.pod).collect();
+        let pods: Vec<_> = self.pods().await?.into_iter().map(|one| one.pod).collect();
         let context = self.config.cluster.as_ref().and_then(|cluster| cluster.context.as_deref());
         Ok(Some(logs::references(&self.namespace, context, &pods)))
     }
@@ -234,7 +237,7 @@ impl Workload for Pods {
         &self,
         reading: &mut Reading<'_>,
     ) -> Result<Option<Vec<ReadLog>>, CallError> {
-        let pods: Vec<_> = self.seen().await?.pods.into_iter().map(|one| one.pod).collect();
+        let pods: Vec<_> = self.pods().await?.into_iter().map(|one| one.pod).collect();
         Ok(Some(logs::read(&self.namespace, &pods, reading).await))
     }
 
@@ -242,7 +245,7 @@ impl Workload for Pods {
         let Some(place) = &self.config.token else { return Ok(Vec::new()) };
         http::bearer(token).map_err(|_| unsupported("the token does not fit into a header"))?;
         let mut answers = Vec::new();
-        for one in self.seen().await?.pods {
+        for one in self.pods().await? {
             let accepted = ask::accepts(&self.namespace, one.name(), place, token).await;
             answers.push(Answer { replica: one.name().to_owned(), accepted });
         }
@@ -266,32 +269,62 @@ impl Pods {
         found.map(|raw| Target::parse(self.kind, raw)).transpose()
     }
 
-    /// Reads the object and its pods. What changes meanwhile makes a pod one of another template, and never the other way.
+    fn is_missing(&self) -> CallError {
+        let message = format!("there is no {} any more", self.what());
+        Refusal::operator(RefusalKind::NotFound, message).into()
+    }
+
+    /// Reads the object, and how far the cluster's clock is from this machine's.
+    async fn object(&self) -> Result<(Target, Skew), CallError> {
+        for _ in 0..ANSWERS {
+            let since = self.clock.steady_since();
+            let asked = clock::now();
+            let answer = self.namespace.cluster.ask(&self.place(), &[]).await?;
+            let skew = skew(&answer.headers, asked, clock::now());
+            if answer.status.as_u16() == 404 {
+                return Err(self.is_missing());
+            }
+            if !answer.status.is_success() {
+                return Err(answer.error(Effect::Reads));
+            }
+            if let Some((skew, since)) = skew.zip(since) {
+                return Ok((Target::parse(self.kind, answer.decode()?)?, skew.since(since)));
+            }
+        }
+        let cluster = self.namespace.cluster.target();
+        let why = "its answers take too long, or bear no date, so that its clock is unknown";
+        Err(CallError::Unknown(format!("{cluster}: {why}")))
+    }
+
+    /// Reads the object and its pods.
     async fn seen(&self) -> Result<Seen, CallError> {
-        let asked = clock::now();
-        let answer = self.namespace.cluster.ask(&self.place(), &[]).await?;
-        let skew = skew(&answer.headers, asked, clock::now());
-        if answer.status.as_u16() == 404 {
-            let message = format!("there is no {} any more", self.what());
-            return Err(Refusal::operator(RefusalKind::NotFound, message).into());
-        }
-        if !answer.status.is_success() {
-            return Err(answer.error(Effect::Reads));
-        }
-        let target = Target::parse(self.kind, answer.decode()?)?;
+        let (target, skew) = self.object().await?;
+        let pods = self.pods_of(&target).await?;
+        Ok(Seen { target, pods, skew })
+    }
+
+    /// Reads the pods, whatever the time is.
+    async fn pods(&self) -> Result<Vec<OnePod>, CallError> {
+        let target = self.target().await?.ok_or_else(|| self.is_missing())?;
+        self.pods_of(&target).await
+    }
+
+    /// Reads the pods of the object as it was read. What changes meanwhile makes a pod one of another template, and never the other
+    /// way.
+    async fn pods_of(&self, target: &Target) -> Result<Vec<OnePod>, CallError> {
         let selected = target.selector().map(query).unwrap_or_default();
         let selected = [("labelSelector", selected.as_str())];
-        let revisions = self.revisions(&target, &selected).await?;
+        let revisions = self.revisions(target, &selected).await?;
         let mut pods = Vec::new();
         for pod in self.namespace.list::<Pod>("", "pods", &selected).await? {
-            if revisions.makes(&pod) && !is_gone(&pod) {
+            if self.makes(&revisions, &pod) && !is_gone(&pod) {
                 pods.push(OnePod { is_current: revisions.is_current(&pod), pod });
             }
         }
         if planted!("one_pod_stands_for_all") {
             pods.truncate(1);
         }
-        Ok(Seen { target, pods, skew })
+        Ok(pods)
     }
 
     async fn revisions(
@@ -299,21 +332,23 @@ impl Pods {
         target: &Target,
         selected: &[(&str, &str)],
     ) -> Result<Revisions, CallError> {
-        let own = BTreeSet::from([target.uid().to_owned()]);
         Ok(match self.kind {
             Kind::Deployment => {
                 let sets =
                     self.namespace.list::<ReplicaSet>("apps", "replicasets", selected).await?;
-                let sets: Vec<_> = sets.iter().filter(|set| owns(target, &set.metadata)).collect();
-                let current = sets.iter().find(|set| is_template_of(set, target));
+                let mut own = sets.iter().filter(|set| owns(target, &set.metadata));
+                let current = own.find(|set| is_template_of(set, target));
                 let uid = |set: &ReplicaSet| set.metadata.uid.clone().unwrap_or_default();
-                let owners = sets.iter().map(|set| uid(set)).collect();
-                Revisions { owners, current: current.map(|set| Current::Owner(uid(set))) }
+                let is_own =
+                    |set: &ReplicaSet| owner(&set.metadata).is_none_or(|it| self.is_owner(it));
+                let makers = sets.iter().map(|set| (uid(set), is_own(set))).collect();
+                let current = current.map(|set| Current::Owner(uid(set)));
+                Revisions { makers: Makers::Sets(makers), current }
             }
             Kind::StatefulSet => {
                 let current = target.update_revision().filter(|_| target.is_observed());
                 let current = current.map(|hash| Current::Hash(vec![hash.to_owned()]));
-                Revisions { owners: own, current }
+                Revisions { makers: Makers::Itself, current }
             }
             Kind::DaemonSet => {
                 let all = self
@@ -327,9 +362,26 @@ impl Pods {
                     let hash = label(&one.metadata, HASH).map(str::to_owned);
                     Current::Hash(hash.into_iter().chain(one.metadata.name.clone()).collect())
                 });
-                Revisions { owners: own, current }
+                Revisions { makers: Makers::Itself, current }
             }
         })
+    }
+
+    /// Whether a pod counts. What made it may be gone before it is: the controller deletes what it keeps of former templates, and
+    /// somebody may have made the object anew.
+    fn makes(&self, revisions: &Revisions, pod: &Pod) -> bool {
+        owner(&pod.metadata).is_some_and(|owner| match &revisions.makers {
+            Makers::Sets(are_own) => {
+                let is_gone = || !planted!("pods_of_gone_sets_unseen");
+                owner.kind == "ReplicaSet"
+                    && are_own.get(&owner.uid).copied().unwrap_or_else(is_gone)
+            }
+            Makers::Itself => self.is_owner(owner),
+        })
+    }
+
+    fn is_owner(&self, owner: &OwnerReference) -> bool {
+        owner.kind == self.kind.name() && owner.name == self.name
     }
 
     fn look<'a>(&'a self, slots: &'a [String], known: &'a Known, skew: Skew) -> Look<'a> {
@@ -339,10 +391,20 @@ impl Pods {
 
 const HASH: &str = "controller-revision-hash";
 
+/// How often a cluster is asked for an answer by which its clock can be told.
+const ANSWERS: usize = 3;
+
 /// What makes the pods of the object, and which of them are of its present template.
 struct Revisions {
-    owners: BTreeSet<String>,
+    makers: Makers,
     current: Option<Current>,
+}
+
+enum Makers {
+    /// Sets of replicas: those that are there, and whether each is its own. One that is gone was.
+    Sets(BTreeMap<String, bool>),
+    /// The object itself.
+    Itself,
 }
 
 enum Current {
@@ -353,14 +415,10 @@ enum Current {
 }
 
 impl Revisions {
-    fn makes(&self, pod: &Pod) -> bool {
-        owner(&pod.metadata).is_some_and(|uid| self.owners.contains(uid))
-    }
-
     fn is_current(&self, pod: &Pod) -> bool {
         match &self.current {
             None => false,
-            Some(Current::Owner(uid)) => owner(&pod.metadata) == Some(uid),
+            Some(Current::Owner(uid)) => owner(&pod.metadata).is_some_and(|it| it.uid == *uid),
             Some(Current::Hash(hashes)) => {
                 label(&pod.metadata, HASH).is_some_and(|own| hashes.iter().any(|it| it == own))
             }
@@ -368,13 +426,12 @@ impl Revisions {
     }
 }
 
-fn owner(meta: &ObjectMeta) -> Option<&str> {
-    let owner = meta.owner_references.iter().flatten().find(|it| it.controller == Some(true))?;
-    Some(&owner.uid)
+fn owner(meta: &ObjectMeta) -> Option<&OwnerReference> {
+    meta.owner_references.iter().flatten().find(|it| it.controller == Some(true))
 }
 
 fn owns(target: &Target, meta: &ObjectMeta) -> bool {
-    owner(meta) == Some(target.uid())
+    owner(meta).is_some_and(|owner| owner.uid == target.uid())
 }
 
 fn label<'m>(meta: &'m ObjectMeta, name: &str) -> Option<&'m str> {

@@ -7,7 +7,8 @@
 //! - The pid file is best written before the values are read, since a crash before that shows as silence only, which
 //!   takes `ready_within` to tell from a slow start.
 //! - `shows: start` is right only for a process that reads its values itself, after its own start; a worker forked from a
-//!   parent that had read them is younger than its values.
+//!   parent that had read them is younger than its values. Nobody tells when it reads them, so that one that was there before a
+//!   rotation is not taken for untouched.
 
 pub(super) mod running;
 
@@ -384,7 +385,7 @@ impl Processes {
             Showing::Environ => {
                 Replica { id, started_at, shows: environment(process, slots, fingerprinter) }
             }
-            Showing::Start => Replica { id, started_at, shows: Shows::FixedAtStart },
+            Showing::Start => Replica { id, started_at, shows: read_later(slots) },
             // What was loaded at that time is as fixed as what was loaded at the start.
             Showing::Info => match replica.loaded_at().await {
                 Some(at)
@@ -761,6 +762,11 @@ pub(super) fn environment(
         Some((slot.clone(), fingerprinter.of(value)))
     };
     Shows::Slots(slots.iter().filter_map(held).collect())
+}
+
+/// A file that a process reads after it was started, it may read at any time.
+pub(super) fn read_later(slots: &[String]) -> Shows {
+    Shows::Live { shown: Vec::new(), unseen: slots.to_vec() }
 }
 
 fn send(replica: &One, process: Process, signal: SignalName) -> Result<(), CallError> {

@@ -30,8 +30,8 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::clock::{now, pass};
-use super::process::environment;
 use super::process::running::{GRANULARITY, Process, WallClock};
+use super::process::{environment, read_later};
 use crate::api::unsupported;
 use crate::program::{Ended, HandedOn};
 use crate::{Build, Context, program};
@@ -351,7 +351,7 @@ impl Service {
         };
         let shows = match self.config.shows {
             Showing::Environ => environment(process, slots, fingerprinter),
-            Showing::Start => Shows::FixedAtStart,
+            Showing::Start => read_later(slots),
         };
         let id = format!("{} (pid {})", self.unit, process.pid());
         Replica { id, started_at: process.started_at(&self.clock), shows }
@@ -726,7 +726,8 @@ esac
     async fn a_start_after_the_write_proves_what_was_read_at_it() {
         let world = World::start("old").await;
         let workload = world.build(json!({ "shows": "start" }));
-        assert_eq!(world.shown(&*workload).await, Shows::FixedAtStart);
+        let unseen = vec![key_slot()];
+        assert_eq!(world.shown(&*workload).await, Shows::Live { shown: Vec::new(), unseen });
         let before = world.pid();
         world.roll_to(&*workload, "new").await.unwrap();
         assert_ne!(world.pid(), before);

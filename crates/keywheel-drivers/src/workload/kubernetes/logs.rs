@@ -10,6 +10,7 @@ use keywheel_driver::workload::{ReadLog, Reading};
 use tokio::time::Instant;
 
 use super::namespace::Namespace;
+use super::pod::statuses;
 use crate::http::Effect;
 use crate::workload::clock;
 
@@ -32,12 +33,8 @@ impl Log<'_> {
 }
 
 fn logs(pod: &Pod) -> Vec<Log<'_>> {
-    let statuses = pod.status.iter().flat_map(|status| {
-        let prepares = status.init_container_statuses.iter().flatten();
-        prepares.chain(status.container_statuses.iter().flatten())
-    });
     let mut logs = Vec::new();
-    for status in statuses {
+    for status in statuses(pod) {
         let container = status.name.as_str();
         if status.restart_count > 0 {
             logs.push(Log { pod, container, is_previous: true });
@@ -136,4 +133,25 @@ async fn read_one(
             reading.most_bytes >> 20
         )
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn h124_the_log_of_every_kind_of_container_is_one() {
+        let status = |name: &str, restarts: i32| json!([{"name": name, "image": "", "imageID": "", "ready": true, "restartCount": restarts}]);
+        let pod = json!({"metadata": {"name": "app-1"}, "status": {
+            "initContainerStatuses": status("init", 0),
+            "containerStatuses": status("app", 1),
+            "ephemeralContainerStatuses": status("debug", 0)}});
+        let pod: Pod = serde_json::from_value(pod).unwrap();
+        let told: Vec<_> = logs(&pod).iter().map(Log::replica).collect();
+        let expected =
+            ["app-1/init", "app-1/app before its last start", "app-1/app", "app-1/debug"];
+        assert_eq!(told, expected);
+    }
 }

@@ -52,12 +52,12 @@ impl Namespace {
     }
 }
 
-/// Returns how far the cluster's clock is from this machine's, as an answer dates itself.
-pub(super) fn skew(headers: &HeaderMap, asked: Timestamp, answered: Timestamp) -> Skew {
-    let text = headers.get(DATE).and_then(|date| date.to_str().ok());
-    let parser = jiff::fmt::rfc2822::DateTimeParser::new();
-    let date = text.and_then(|text| parser.parse_timestamp(text).ok());
-    date.map_or(Skew::default(), |date| Skew::of(date.as_millisecond(), asked, answered))
+/// Returns how far the cluster's clock is from this machine's, as an answer dates itself; none where it does not, or came too late
+/// to tell.
+pub(super) fn skew(headers: &HeaderMap, asked: Timestamp, answered: Timestamp) -> Option<Skew> {
+    let text = headers.get(DATE)?.to_str().ok()?;
+    let date = jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text).ok()?;
+    Skew::of(date.as_millisecond(), asked, answered)
 }
 
 /// Writes a selector as a query takes it.

@@ -22,6 +22,8 @@ pub(super) enum How {
     SubPath,
     /// What the kubelet pulls images with.
     Pull,
+    /// What the driver of a volume logs in with.
+    Driver,
 }
 
 impl How {
@@ -34,12 +36,13 @@ impl How {
             Self::Projected => "projected volume",
             Self::SubPath => "subPath",
             Self::Pull => "imagePullSecrets",
+            Self::Driver => "the driver of a volume",
         }
     }
 
-    /// Whether it is a file of a volume, which may have been mounted before its container started.
-    pub(super) fn is_mounted(self) -> bool {
-        matches!(self, Self::Volume | Self::Projected | Self::SubPath)
+    /// Whether it may be read, or read again, at any time while the pod runs.
+    pub(super) fn is_live(self) -> bool {
+        matches!(self, Self::Volume | Self::Projected | Self::Driver)
     }
 }
 
@@ -54,12 +57,15 @@ pub(super) struct Read {
     pub how: How,
     /// The keys; all of them where it does not name any.
     pub keys: Option<Vec<String>>,
+    /// Keys of these that something else of the same name stands in front of.
+    pub hidden: Vec<String>,
 }
 
 impl Read {
     /// Whether it gives a key.
     pub(super) fn gives(&self, key: &str) -> bool {
-        self.keys.as_ref().is_none_or(|keys| keys.iter().any(|given| given == key))
+        let is_given = self.keys.as_ref().is_none_or(|keys| keys.iter().any(|it| it == key));
+        is_given && !self.hidden.iter().any(|hidden| hidden == key)
     }
 }
 
@@ -68,37 +74,78 @@ pub(super) fn reads(spec: &PodSpec) -> Vec<Read> {
     let volumes = volumes(spec);
     let mut reads = Vec::new();
     for container in containers(spec) {
-        let mut add = |secret: &str, how, keys| {
+        let mut add = |secret: &str, how, keys, hidden| {
             let container = Some(container.name.to_owned());
-            reads.push(Read { secret: secret.to_owned(), container, how, keys });
+            reads.push(Read { secret: secret.to_owned(), container, how, keys, hidden });
         };
-        for variable in container.env {
+        for (at, variable) in container.env.iter().enumerate() {
+            // Of two with one name the later one counts.
+            if container.env[at + 1..].iter().any(|later| later.name == variable.name) {
+                continue;
+            }
             let from = variable.value_from.as_ref().and_then(|from| from.secret_key_ref.as_ref());
             if let Some(from) = from {
-                add(&from.name, How::Env, Some(vec![from.key.clone()]));
+                add(&from.name, How::Env, Some(vec![from.key.clone()]), Vec::new());
             }
         }
         for source in container.env_from {
             if let Some(from) = &source.secret_ref {
-                add(&from.name, How::EnvFrom, None);
+                add(&from.name, How::EnvFrom, None, hidden_by(container.env, source));
             }
         }
         for mount in container.mounts {
             for mounted in volumes.get(mount.name.as_str()).into_iter().flatten() {
                 if let Some((how, keys)) = mounted.through(mount) {
-                    add(mounted.secret, how, keys);
+                    add(mounted.secret, how, keys, Vec::new());
                 }
             }
         }
     }
     for pull in spec.image_pull_secrets.iter().flatten() {
         let keys = Some(vec![".dockerconfigjson".to_owned(), ".dockercfg".to_owned()]);
-        reads.push(Read { secret: pull.name.clone(), container: None, how: How::Pull, keys });
+        reads.push(of_the_pod(&pull.name, How::Pull, keys));
+    }
+    for volume in spec.volumes.iter().flatten() {
+        reads.extend(by_driver(volume).map(|secret| of_the_pod(&secret, How::Driver, None)));
     }
     if planted!("only_variables_are_read") {
         reads.retain(|read| matches!(read.how, How::Env | How::EnvFrom));
     }
     reads
+}
+
+fn of_the_pod(secret: &str, how: How, keys: Option<Vec<String>>) -> Read {
+    Read { secret: secret.to_owned(), container: None, how, keys, hidden: Vec::new() }
+}
+
+/// Lists the keys that would become variables which stand in `env` by themselves: those win.
+fn hidden_by(env: &[EnvVar], source: &EnvFromSource) -> Vec<String> {
+    if planted!("hidden_key_is_given") {
+        return Vec::new();
+    }
+    let prefix = source.prefix.as_deref().unwrap_or_default();
+    env.iter().filter_map(|it| it.name.strip_prefix(prefix).map(str::to_owned)).collect()
+}
+
+/// Where a volume names the Secret with which its driver logs in.
+pub(super) const DRIVERS: [&[&str]; 9] = [
+    &["azureFile", "secretName"],
+    &["cephfs", "secretRef", "name"],
+    &["cinder", "secretRef", "name"],
+    &["csi", "nodePublishSecretRef", "name"],
+    &["flexVolume", "secretRef", "name"],
+    &["iscsi", "secretRef", "name"],
+    &["rbd", "secretRef", "name"],
+    &["scaleIO", "secretRef", "name"],
+    &["storageos", "secretRef", "name"],
+];
+
+fn by_driver(volume: &Volume) -> impl Iterator<Item = String> {
+    let volume = serde_json::to_value(volume).unwrap_or_default();
+    DRIVERS.into_iter().filter_map(move |path| {
+        let at = path.iter().try_fold(&volume, |value, step| value.get(step))?;
+        at.as_str().map(str::to_owned)
+    })
 }
 
 struct Reading<'s> {
@@ -206,7 +253,9 @@ mod tests {
                 "volumes": [{"name": "whole", "secret": {"secretName": "keys"}},
                             {"name": "some", "secret": {"secretName": "keys", "items": [{"key": "b", "path": "dir/b"}]}},
                             {"name": "both", "projected": {"sources": [{"secret": {"name": "keys", "items": [{"key": "e", "path": "e"}]}}, {"configMap": {"name": "keys"}}]}},
-                            {"name": "unused", "secret": {"secretName": "keys"}}],
+                            {"name": "unused", "secret": {"secretName": "keys"}},
+                            {"name": "share", "csi": {"driver": "smb.csi.k8s.io", "nodePublishSecretRef": {"name": "keys"}}},
+                            {"name": "disk", "azureFile": {"shareName": "s", "secretName": "keys"}}],
                 "imagePullSecrets": [{"name": "registry"}]
             }"#,
         );
@@ -220,8 +269,28 @@ mod tests {
                 ("app".into(), How::Projected, keys(&["e"])),
                 ("other".into(), How::SubPath, keys(&["c"])),
                 (String::new(), How::Pull, keys(&[".dockerconfigjson", ".dockercfg"])),
+                (String::new(), How::Driver, None),
+                (String::new(), How::Driver, None),
             ]
         );
+    }
+
+    #[test]
+    fn h42_a_key_behind_a_variable_of_the_same_name_is_not_given() {
+        let spec = spec(
+            r#"{"containers": [{"name": "app",
+                "env": [{"name": "P_a", "value": "plain"},
+                        {"name": "B", "valueFrom": {"secretKeyRef": {"name": "keys", "key": "b"}}},
+                        {"name": "B", "value": "later"}],
+                "envFrom": [{"prefix": "P_", "secretRef": {"name": "keys"}}]}]}"#,
+        );
+        let reads = reads(&spec);
+        let given: Vec<_> = ["a", "b", "c"]
+            .into_iter()
+            .filter(|key| reads.iter().any(|it| it.gives(key)))
+            .collect();
+        assert_eq!(given, ["b", "c"], "`P_b` is there, and `P_a` is another value");
+        assert!(reads.iter().all(|read| read.how == How::EnvFrom));
     }
 
     #[test]

@@ -4,16 +4,16 @@ use std::collections::BTreeMap;
 use std::time::Duration as StdDuration;
 
 use k8s_openapi::api::core::v1::Pod;
-use keywheel_core::evidence::{Proof, Replica, Shows};
+use keywheel_core::evidence::{Proof, Shows};
 use keywheel_core::planted;
 use keywheel_core::secret::SecretValue;
-use keywheel_core::time::Span;
+use keywheel_core::time::{Span, Timestamp};
 use keywheel_driver::workload::Ensure;
 use keywheel_driver::{CallError, Refusal, RefusalKind, Remedy, fail_point};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::pod::{is_ready, trouble};
+use super::pod::{is_broken, is_ready, trouble};
 use super::secrets::Known;
 use super::stamp::{self, Annotations};
 use super::target::{Kind, Progress, Target};
@@ -30,7 +30,7 @@ const LATER: StdDuration = StdDuration::from_secs(1);
 
 /// How long after a write a pod is made at the earliest: more than the granularity of starts on both sides, so that a pod
 /// that starts at once proves the values.
-const AFTER_THE_WRITE: Span = Span::millis(1_500);
+const AFTER_THE_WRITE: Span = Span::millis(1_600);
 
 /// How often a patch is tried that others keep getting ahead of.
 const TRIES: usize = 10;
@@ -44,6 +44,10 @@ struct Done {
     again: bool,
     /// How often the object had changed since it was read.
     conflicts: usize,
+    /// When its controller had given up the rollout before ours.
+    gave_up: Option<jiff::Timestamp>,
+    /// What last kept a change from being made.
+    refused: Option<CallError>,
 }
 
 /// What a roll does next.
@@ -64,30 +68,63 @@ struct Change {
     wanted: Annotations,
     /// The specification, where references change.
     spec: Option<Value>,
-    /// Whether it brings back pods that are there. It comes at once: a broken pod that starts again with the former value would let
-    /// the rollout go on.
-    is_back: bool,
+    /// Whether every pod that it brings back is there. Then it comes at once: a broken pod that starts again with the former value
+    /// would let the rollout go on.
+    is_at_once: bool,
 }
 
 /// Notices that nothing moves any more.
 struct Pace {
     within: Span,
-    last: Option<(usize, usize, usize)>,
+    best: Option<Moves>,
     since: Instant,
     wait: StdDuration,
 }
 
+/// How far a roll has come.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Moves {
+    /// Pods of the present template.
+    new: usize,
+    /// Pods that hold the values and are ready.
+    ready: usize,
+    /// Pods of another template.
+    old: usize,
+}
+
+impl Moves {
+    fn of(judged: &[Judged<'_>]) -> Self {
+        let count = |counts: fn(&Judged<'_>) -> bool| judged.iter().filter(|it| counts(it)).count();
+        Self {
+            new: count(|judged| judged.one.is_current),
+            ready: count(|judged| judged.holds && judged.runs()),
+            old: count(|judged| !judged.one.is_current),
+        }
+    }
+
+    /// Returns the furthest of both: a pod that comes and goes again and again brings nothing nearer.
+    fn best(self, other: Self) -> Self {
+        Self {
+            new: self.new.max(other.new),
+            ready: self.ready.max(other.ready),
+            old: self.old.min(other.old),
+        }
+    }
+}
+
 impl Pace {
     /// Returns whether nothing came nearer to the end for too long.
-    fn is_over(&mut self, now: (usize, usize, usize)) -> bool {
-        if self.last != Some(now) {
-            *self = Self { last: Some(now), ..Self::new(self.within) };
+    fn is_over(&mut self, now: Moves) -> bool {
+        let best = self.best.filter(|_| !planted!("flapping_is_moving"));
+        let best = best.map_or(now, |best| best.best(now));
+        if self.best != Some(best) {
+            *self = Self { best: Some(best), ..Self::new(self.within) };
         }
         self.since.elapsed() > StdDuration::from(self.within)
     }
 
     fn new(within: Span) -> Self {
-        Self { within, last: None, since: Instant::now(), wait: SOON }
+        Self { within, best: None, since: Instant::now(), wait: SOON }
     }
 
     async fn rest(&mut self) {
@@ -116,18 +153,27 @@ impl Pods {
             };
             seen_at = Instant::now();
             let judged = self.judge(&seen, &known, ensure);
-            match self.next(&seen, &judged, &known, ensure, &done)? {
+            let next = self.next(&seen, &judged, &known, ensure, &done)?;
+            let is_over = pace.is_over(Moves::of(&judged)) && !planted!("refusals_have_no_end");
+            match next {
                 Next::Done => return Ok(()),
+                Next::Wait(why) if is_over => return Err(self.stuck(&why, &judged, ensure)),
+                Next::Patch(_) | Next::Remove(_) if is_over => {
+                    let why = "its template could not be changed";
+                    let stuck = || self.stuck(why, &judged, ensure);
+                    return Err(done.refused.take().unwrap_or_else(stuck));
+                }
                 Next::Patch(change) => {
-                    if !change.is_back {
+                    let began = Instant::now();
+                    if !change.is_at_once {
                         clock::pass(ensure.held_since, AFTER_THE_WRITE).await?;
                     }
-                    self.patch(&seen.target, change, &mut done).await?;
+                    pace.since += began.elapsed();
+                    if self.patch(&seen.target, change, &mut done).await? {
+                        pace = Pace::new(within);
+                    }
                 }
-                Next::Remove(pod) => self.remove(&pod).await?,
-                Next::Wait(why) if pace.is_over(moves(&seen, &judged)) => {
-                    return Err(self.stuck(&why, &judged, ensure));
-                }
+                Next::Remove(pod) => self.remove(&pod, &mut done).await?,
                 Next::Wait(_) => {}
             }
             pace.rest().await;
@@ -144,23 +190,17 @@ impl Pods {
         Ok(seen)
     }
 
-    /// Judges each pod as the core will: it holds the values if everything that it shows does.
+    /// Judges each pod as the core will.
     fn judge<'s>(&self, seen: &'s Seen, known: &Known, ensure: &Ensure<'_>) -> Vec<Judged<'s>> {
         let slots: Vec<_> = ensure.slots.iter().map(|(slot, _)| slot.clone()).collect();
         let look = self.look(&slots, known, seen.skew);
         let facts = keywheel_driver::Workload::facts(self);
-        let holds = |replicas: &[Replica]| {
-            let mut proofs = replicas.iter().map(|replica| ensure.judge(replica, facts));
-            proofs.all(|proof| proof == Proof::Holds)
-        };
         let judged = seen.pods.iter().map(|one| {
             let as_current = look.at(&one.pod, true);
-            let is_blind = as_current.iter().any(|replica| replica.shows == Shows::Nothing);
-            let would_hold = holds(&as_current);
-            let started_before = |replica: &Replica| {
-                replica.started_at.zip(ensure.untouched_before).is_some_and(|(at, it)| at < it)
-            };
-            let is_untouched = would_hold && as_current.iter().all(started_before);
+            let is_blind = as_current.shows == Shows::Nothing;
+            let would_hold = ensure.judge(&as_current, facts) == Proof::Holds;
+            let times = as_current.started_at.zip(ensure.untouched_before);
+            let is_untouched = would_hold && times.is_some_and(|(at, before)| at < before);
             Judged { one, holds: would_hold && one.is_current, is_untouched, is_blind }
         });
         judged.collect()
@@ -192,22 +232,31 @@ impl Pods {
             });
         }
         let spec = stamp::switched(target, |name| known.successor(name));
-        let is_as_left = |left: &Annotations| *left == target.ours() && spec.is_none();
+        let is_as_left = |left: &Annotations| {
+            spec.is_none() && stamp::same(left, &target.ours(), &ensure.stamps)
+        };
         if !done.stamped.as_ref().is_none_or(is_as_left) && !planted!("lost_stamp_is_put_back") {
             return Err(self.taken_away(target));
         }
         let former = former(judged).filter(|_| !done.again);
-        let is_back = former.is_some();
+        let untouched = judged.iter().filter(|judged| judged.is_untouched).count();
+        let are_all = target
+            .replicas()
+            .is_some_and(|all| usize::try_from(all).is_ok_and(|all| all <= untouched));
+        let is_at_once = former.is_some() && are_all;
         let wanted = former.unwrap_or_else(|| stamp::stamped(&target.ours(), &ensure.stamps));
         if wanted != target.ours() || spec.is_some() {
-            return Ok(Next::Patch(Change { wanted, spec, is_back }));
+            return Ok(Next::Patch(Change { wanted, spec, is_at_once }));
         }
-        if let Some(why) = self.why_not_up(judged, seen, ensure) {
+        if let Some(why) = why_not_up(judged, seen.skew.there(ensure.held_since)) {
             return Err(self.failed(&why));
         }
         match progress {
-            Progress::Failed(why) => Err(self.failed(&why)),
-            Progress::Waits(why) => Ok(self.in_the_way(judged).unwrap_or(Next::Wait(why))),
+            Progress::Failed(why) if !is_former(target, done) => Err(self.failed(&why)),
+            Progress::Failed(_) => Ok(Next::Wait("its rollout has not begun to move yet".into())),
+            Progress::Waits(why) => {
+                Ok(self.in_the_way(judged, seen, ensure).unwrap_or(Next::Wait(why)))
+            }
             Progress::Done => self.not_proven(target, judged, ensure, done),
         }
     }
@@ -240,14 +289,18 @@ impl Pods {
         }
         if done.again {
             return Err(self.failed(
-                "has pods that started too early to hold the new values, and replacing them did not help: compare the clocks of its nodes",
+                "has pods that started too early to hold the new values, and replacing them did not help: compare the clock of the cluster with this machine's",
             ));
         }
         Ok(once_more(target, ensure))
     }
 
-    /// A StatefulSet replaces no pod before the one that is not ready, also where only its replacement would help.
-    fn in_the_way(&self, judged: &[Judged<'_>]) -> Option<Next> {
+    /// A StatefulSet replaces no pod before the one that is not ready, also where only its replacement would help. What befell it
+    /// before the values, or on the way back the first of the rotation, were there is none of this roll's business, but in an
+    /// emergency.
+    fn in_the_way(&self, judged: &[Judged<'_>], seen: &Seen, ensure: &Ensure<'_>) -> Option<Next> {
+        let since = ensure.untouched_before.unwrap_or(ensure.held_since);
+        let since = ensure.emergency.is_none().then(|| seen.skew.there(since));
         if self.kind != Kind::StatefulSet || planted!("broken_pod_is_waited_for") {
             return None;
         }
@@ -256,55 +309,47 @@ impl Pods {
             !one.is_current
                 && !judged.is_leaving()
                 && !is_ready(&one.pod)
-                && trouble(&one.pod, None).is_some()
+                && is_broken(&one.pod, since)
         })?;
         Some(Next::Remove(Box::new(blocks.one.pod.clone())))
     }
 
-    /// Says which new pod does not come up, and why. What it did before the values were there does not count.
-    fn why_not_up(
-        &self,
-        judged: &[Judged<'_>],
-        seen: &Seen,
-        ensure: &Ensure<'_>,
-    ) -> Option<String> {
-        if planted!("crash_loop_is_waited_for") {
-            return None;
-        }
-        let since = seen.skew.there(ensure.held_since);
-        judged.iter().filter(|judged| judged.one.is_current).find_map(|judged| {
-            let why = trouble(&judged.one.pod, Some(since))?;
-            Some(format!("got pod `{}`, whose {why}", judged.one.name()))
-        })
-    }
-
+    /// Changes the template; tells whether that is certainly done.
     async fn patch(
         &self,
         target: &Target,
         change: Change,
         done: &mut Done,
-    ) -> Result<(), CallError> {
+    ) -> Result<bool, CallError> {
         let Change { wanted, spec, .. } = change;
         let patch = stamp::patch(target, &wanted, spec.as_ref());
         let patch = SecretValue::new(patch.to_string().into_bytes());
         let cluster = &self.namespace.cluster;
+        done.gave_up = target.gave_up_at();
         let answer = match cluster.change(&self.place(), &Asked::Merge(&patch), false).await {
             Ok(answer) => answer,
             // It names the state that it changes, so that it lands once at most, and the next look tells.
-            Err(CallError::Unknown(_)) => return Ok(()),
+            Err(error @ CallError::Unknown(_)) => {
+                done.refused = Some(error);
+                return Ok(false);
+            }
             Err(error) => return Err(error),
         };
         fail_point::pass("template_patched", &self.name);
         if answer.status.as_u16() == 409 {
             done.conflicts += 1;
             return match done.conflicts < TRIES {
-                true => Ok(()),
+                true => Ok(false),
                 false => Err(self.failed("is changed by somebody else again and again")),
             };
         }
         if !answer.status.is_success() {
             let error = answer.error(Effect::Changes);
-            return if passes(&error) { Ok(()) } else { Err(error) };
+            if !passes(&error) {
+                return Err(error);
+            }
+            done.refused = Some(error);
+            return Ok(false);
         }
         let patched = Target::parse(self.kind, answer.decode()?)?;
         if patched.ours() != wanted && !planted!("lost_stamp_is_put_back") {
@@ -314,11 +359,12 @@ impl Pods {
         }
         done.again |= stamp::is_again(&target.ours(), &wanted);
         done.stamped = Some(wanted);
-        Ok(())
+        done.refused = None;
+        Ok(true)
     }
 
     /// Removes this one pod, and not another one that got its name meanwhile.
-    async fn remove(&self, pod: &Pod) -> Result<(), CallError> {
+    async fn remove(&self, pod: &Pod, done: &mut Done) -> Result<(), CallError> {
         let meta = &pod.metadata;
         let options =
             json!({"preconditions": {"uid": meta.uid, "resourceVersion": meta.resource_version}});
@@ -330,7 +376,10 @@ impl Pods {
             Ok(answer) if answer.status.is_success() => Ok(()),
             Ok(answer) if matches!(answer.status.as_u16(), 404 | 409) => Ok(()),
             Ok(answer) => Err(answer.error(Effect::Changes)),
-            Err(CallError::Unknown(_)) => Ok(()),
+            Err(error @ CallError::Unknown(_)) => {
+                done.refused = Some(error);
+                Ok(())
+            }
             Err(error) => Err(error),
         }
     }
@@ -384,6 +433,21 @@ impl Judged<'_> {
     }
 }
 
+/// Says which new pod does not come up, and why. What it did before the values were there does not count.
+fn why_not_up(judged: &[Judged<'_>], since: Timestamp) -> Option<String> {
+    if planted!("crash_loop_is_waited_for") {
+        return None;
+    }
+    // One that is being deleted is told to end, and may call that an error.
+    let comes_up = |judged: &&Judged<'_>| {
+        judged.one.is_current && (!judged.is_leaving() || planted!("leaving_pod_must_come_up"))
+    };
+    judged.iter().filter(comes_up).find_map(|judged| {
+        let why = trouble(&judged.one.pod, Some(since))?;
+        Some(format!("got pod `{}`, whose {why}", judged.one.name()))
+    })
+}
+
 /// Returns our annotations as they are on pods that were there before: with those the cluster finds the template of these pods
 /// again, and leaves them alone.
 fn former(judged: &[Judged<'_>]) -> Option<Annotations> {
@@ -400,7 +464,13 @@ fn former(judged: &[Judged<'_>]) -> Option<Annotations> {
 /// Replaces every pod although the template is right.
 fn once_more(target: &Target, ensure: &Ensure<'_>) -> Next {
     let wanted = stamp::again(&stamp::stamped(&target.ours(), &ensure.stamps));
-    Next::Patch(Change { wanted, spec: None, is_back: false })
+    Next::Patch(Change { wanted, spec: None, is_at_once: false })
+}
+
+/// Whether what is said of a rollout that was given up is said of the one before ours.
+fn is_former(target: &Target, done: &Done) -> bool {
+    let former = done.gave_up.filter(|_| !planted!("former_rollout_counts"));
+    former.is_some() && former == target.gave_up_at()
 }
 
 /// Whether a question may get another answer a little later.
@@ -411,9 +481,56 @@ fn passes(error: &CallError) -> bool {
     }
 }
 
-/// Returns numbers that change whenever a roll comes nearer to its end.
-fn moves(seen: &Seen, judged: &[Judged<'_>]) -> (usize, usize, usize) {
-    let holds = judged.iter().filter(|judged| judged.holds).count();
-    let ready = judged.iter().filter(|judged| judged.holds && judged.runs()).count();
-    (seen.pods.len(), holds, ready)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn one(meta: Value) -> OnePod {
+        let ended = json!({"name": "app", "image": "", "imageID": "", "ready": false, "restartCount": 0,
+            "state": {"terminated": {"exitCode": 143, "startedAt": "2026-01-01T00:00:00Z"}}});
+        let pod = json!({"metadata": meta, "status": {"containerStatuses": [ended]}});
+        OnePod { pod: serde_json::from_value(pod).unwrap(), is_current: true }
+    }
+
+    fn judged(one: &OnePod) -> Judged<'_> {
+        Judged { one, holds: false, is_untouched: false, is_blind: false }
+    }
+
+    #[test]
+    fn h52_a_pod_that_is_being_deleted_may_end_as_it_likes() {
+        let why = |meta: Value| why_not_up(&[judged(&one(meta))], Timestamp::from_millis(0));
+        assert!(why(json!({"name": "app-1"})).unwrap().contains("exit code 143"));
+        let leaves = json!({"name": "app-1", "deletionTimestamp": "2026-01-01T00:00:00Z"});
+        assert_eq!(why(leaves), None);
+    }
+
+    #[test]
+    fn h52_a_rollout_that_was_given_up_before_ours_does_not_end_it() {
+        let given_up = |at: &str| {
+            let condition = json!({"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded", "lastUpdateTime": at});
+            let raw = json!({"metadata": {"generation": 2}, "spec": {"selector": {}, "template": {}},
+                "status": {"observedGeneration": 2, "conditions": [condition]}});
+            Target::parse(Kind::Deployment, raw).unwrap()
+        };
+        let (before, later) = (given_up("2026-01-01T00:00:00Z"), given_up("2026-01-01T00:10:00Z"));
+        let done = Done { gave_up: before.gave_up_at(), ..Done::default() };
+        assert!(is_former(&before, &done));
+        assert!(!is_former(&later, &done));
+        assert!(!is_former(&before, &Done::default()), "it is ours where nothing was changed");
+    }
+
+    #[test]
+    fn h52_a_pod_that_comes_and_goes_brings_nothing_nearer() {
+        let mut pace = Pace::new(Span::seconds(5));
+        let moves = |new: usize, old: usize| Moves { new, ready: 0, old };
+        assert!(!pace.is_over(moves(0, 3)));
+        for _ in 0..4 {
+            pace.since -= StdDuration::from_secs(1);
+            assert!(!pace.is_over(moves(1, 3)));
+            assert!(!pace.is_over(moves(0, 3)));
+        }
+        pace.since -= StdDuration::from_secs(3);
+        assert!(pace.is_over(moves(1, 3)));
+        assert!(!pace.is_over(moves(1, 2)), "an old one is gone");
+    }
 }

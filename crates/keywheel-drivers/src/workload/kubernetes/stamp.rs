@@ -9,6 +9,7 @@ use keywheel_driver::workload::Stamp;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
+use super::reads::DRIVERS;
 use super::target::Target;
 
 /// What every annotation of ours begins with.
@@ -65,6 +66,15 @@ pub(super) fn again(present: &Annotations) -> Annotations {
     let rolls = present.get(AGAIN).and_then(|rolls| rolls.parse::<u64>().ok()).unwrap_or(0);
     again.insert(AGAIN.into(), (rolls + 1).to_string());
     again
+}
+
+/// Whether the stamps of one roll are the same in both; those of others come and go.
+pub(super) fn same(left: &Annotations, right: &Annotations, stamps: &[Stamp]) -> bool {
+    if planted!("stamps_of_others_are_ours") {
+        return left == right;
+    }
+    let mut names = stamps.iter().map(|stamp| name(stamp.secret.name()));
+    names.all(|name| left.get(&name) == right.get(&name))
 }
 
 /// Whether a change of our annotations is for one roll more.
@@ -124,6 +134,7 @@ pub(super) fn switched(target: &Target, to: impl Fn(&str) -> Option<String>) -> 
     }
     for volume in items(&mut spec, "volumes") {
         at(volume, &["secret", "secretName"], &mut lead);
+        DRIVERS.iter().for_each(|path| at(volume, path, &mut lead));
         if let Some(projected) = volume.get_mut("projected") {
             items(projected, "sources").for_each(|it| at(it, &["secret", "name"], &mut lead));
         }
@@ -205,11 +216,11 @@ mod tests {
         let target = target(json!({"spec": {
             "initContainers": [{"name": "i", "envFrom": [{"secretRef": {"name": "keys"}}]}],
             "containers": [{"name": "c", "envFrom": [{"secretRef": {"name": "other"}}]}],
-            "volumes": [{"secret": {"secretName": "keys"}}, {"projected": {"sources": [{"secret": {"name": "keys"}}, {"configMap": {"name": "keys"}}]}}],
+            "volumes": [{"secret": {"secretName": "keys"}}, {"csi": {"nodePublishSecretRef": {"name": "keys"}}}, {"projected": {"sources": [{"secret": {"name": "keys"}}, {"configMap": {"name": "keys"}}]}}],
             "imagePullSecrets": [{"name": "keys"}]}}));
         let spec = switched(&target, |name| (name == "keys").then(|| "keys-2".into())).unwrap();
         let text = spec.to_string();
-        assert_eq!(text.matches("keys-2").count(), 4);
+        assert_eq!(text.matches("keys-2").count(), 5);
         assert_eq!(text.matches("\"keys\"").count(), 1, "the ConfigMap of that name stays: {text}");
         assert!(switched(&target, |_| None).is_none());
     }

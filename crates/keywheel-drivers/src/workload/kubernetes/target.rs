@@ -3,9 +3,14 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, StatefulSet};
+use k8s_openapi::api::apps::v1::{
+    DaemonSet, Deployment, DeploymentCondition, DeploymentStatus, RollingUpdateDeployment,
+    StatefulSet,
+};
 use k8s_openapi::api::core::v1::{PodSpec, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use keywheel_core::planted;
 use keywheel_driver::CallError;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -118,11 +123,16 @@ impl Target {
 
     /// Whether there is no replica that could show anything.
     pub(super) fn is_scaled_to_zero(&self) -> bool {
+        self.replicas() == Some(0)
+    }
+
+    /// Returns how many pods there should be, where that is known.
+    pub(super) fn replicas(&self) -> Option<i32> {
         match &self.typed {
-            Typed::Deployment(one) => one.spec.as_ref().and_then(|spec| spec.replicas) == Some(0),
-            Typed::StatefulSet(one) => one.spec.as_ref().and_then(|spec| spec.replicas) == Some(0),
+            Typed::Deployment(one) => one.spec.as_ref().map(|spec| spec.replicas.unwrap_or(1)),
+            Typed::StatefulSet(one) => one.spec.as_ref().map(|spec| spec.replicas.unwrap_or(1)),
             Typed::DaemonSet(one) => {
-                one.status.as_ref().is_some_and(|status| status.desired_number_scheduled == 0)
+                one.status.as_ref().map(|status| status.desired_number_scheduled)
             }
         }
     }
@@ -163,24 +173,30 @@ impl Target {
                             .into(),
                     );
                 }
-                let rolling = strategy.rolling_update.as_ref();
-                let unavailable = rolling.and_then(|rolling| rolling.max_unavailable.as_ref());
                 let replicas = one.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
-                let most = unavailable.map_or(0, |unavailable| share(unavailable, replicas));
+                let most = most_unavailable(strategy.rolling_update.as_ref(), replicas);
                 (most >= replicas && most > 0).then(|| {
                     format!("its `maxUnavailable` lets all of its {replicas} pods be gone at once")
                 })
             }
             Typed::StatefulSet(one) => {
                 let replicas = one.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
-                (replicas == 1)
-                    .then(|| "it has one pod, which ends before its successor starts".into())
+                let strategy = one.spec.as_ref().and_then(|spec| spec.update_strategy.as_ref());
+                let rolling = strategy.and_then(|strategy| strategy.rolling_update.as_ref());
+                let most = rolling.and_then(|rolling| rolling.max_unavailable.as_ref());
+                let most = most.map_or(1, |most| share(most, replicas, Rounded::Up));
+                if replicas == 1 {
+                    return Some("it has one pod, which ends before its successor starts".into());
+                }
+                (most >= replicas && replicas > 0).then(|| {
+                    format!("its `maxUnavailable` lets all of its {replicas} pods be gone at once")
+                })
             }
             Typed::DaemonSet(one) => {
                 let strategy = one.spec.as_ref().and_then(|spec| spec.update_strategy.as_ref());
                 let rolling = strategy.and_then(|strategy| strategy.rolling_update.as_ref());
                 let surge = rolling.and_then(|rolling| rolling.max_surge.as_ref());
-                let surges = surge.is_some_and(|surge| share(surge, 100) > 0);
+                let surges = surge.is_some_and(|surge| share(surge, 100, Rounded::Up) > 0);
                 (!surges).then(|| {
                     "its pod of a node ends before the successor starts there (`maxSurge` is 0)"
                         .into()
@@ -197,6 +213,15 @@ impl Target {
             }
             Typed::StatefulSet(_) | Typed::DaemonSet(_) => None,
         }
+    }
+
+    /// Returns when its controller gave the rollout up, where it did. It says so of the next rollout too, until that moves.
+    pub(super) fn gave_up_at(&self) -> Option<jiff::Timestamp> {
+        match &self.typed {
+            Typed::Deployment(one) => given_up(one.status.as_ref()?)?.last_update_time.as_ref(),
+            Typed::StatefulSet(_) | Typed::DaemonSet(_) => None,
+        }
+        .map(|at| at.0)
     }
 
     /// Whether the controller has seen the object as it is now.
@@ -243,26 +268,46 @@ fn replaces_by_itself(strategy: Option<&str>) -> Option<String> {
     })
 }
 
-/// Reads a number or a percentage, which is rounded down as it is for `maxUnavailable`.
-fn share(of: &k8s_openapi::apimachinery::pkg::util::intstr::IntOrString, all: i32) -> i32 {
-    use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+/// Returns how many pods of a Deployment may be gone while it rolls. Where that and the surge both come to none, it is one.
+fn most_unavailable(rolling: Option<&RollingUpdateDeployment>, replicas: i32) -> i32 {
+    let of = |of: Option<&IntOrString>, rounded| match of {
+        Some(of) => share(of, replicas, rounded),
+        None => share(&IntOrString::String("25%".into()), replicas, rounded),
+    };
+    let surge = of(rolling.and_then(|rolling| rolling.max_surge.as_ref()), Rounded::Up);
+    let most = of(rolling.and_then(|rolling| rolling.max_unavailable.as_ref()), Rounded::Down);
+    if surge == 0 && most == 0 && !planted!("outage_unforeseen") { 1 } else { most }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Rounded {
+    Up,
+    Down,
+}
+
+/// Reads a number or a percentage.
+fn share(of: &IntOrString, all: i32, rounded: Rounded) -> i32 {
     match of {
         IntOrString::Int(number) => *number,
         IntOrString::String(text) => {
             let percent = text.trim_end_matches('%').parse::<i32>().unwrap_or(0);
-            all.saturating_mul(percent) / 100
+            let up = if rounded == Rounded::Up { 99 } else { 0 };
+            all.saturating_mul(percent).saturating_add(up) / 100
         }
     }
+}
+
+fn given_up(status: &DeploymentStatus) -> Option<&DeploymentCondition> {
+    let mut conditions = status.conditions.iter().flatten();
+    let progressing = conditions.find(|condition| condition.type_ == "Progressing")?;
+    (progressing.reason.as_deref() == Some("ProgressDeadlineExceeded")).then_some(progressing)
 }
 
 fn deployment(one: &Deployment) -> Progress {
     let (Some(spec), Some(status)) = (&one.spec, &one.status) else {
         return Progress::Waits("it has no status yet".into());
     };
-    let conditions = status.conditions.iter().flatten();
-    let progressing = conditions.into_iter().find(|condition| condition.type_ == "Progressing");
-    let reason = progressing.and_then(|condition| condition.reason.as_deref());
-    if reason == Some("ProgressDeadlineExceeded") {
+    if given_up(status).is_some() {
         return Progress::Failed("its rollout made no progress before its deadline".into());
     }
     let wanted = spec.replicas.unwrap_or(1);
@@ -395,5 +440,26 @@ mod tests {
         assert!(unavailable(json!(2)));
         assert!(!unavailable(json!("50%")));
         assert!(!unavailable(json!(0)));
+    }
+
+    #[test]
+    fn h51_an_outage_is_foreseen_where_rounding_leaves_no_other_way() {
+        let deployment = |replicas: i32, surge: Value, unavailable: Value| {
+            let rolling = json!({"maxSurge": surge, "maxUnavailable": unavailable});
+            let strategy = json!({"type": "RollingUpdate", "rollingUpdate": rolling});
+            let raw = json!({"spec": {"replicas": replicas, "selector": {}, "template": {}, "strategy": strategy}});
+            Target::parse(Kind::Deployment, raw).unwrap().outage().is_some()
+        };
+        assert!(deployment(1, json!(0), json!("25%")), "it is one where both are none");
+        assert!(!deployment(1, json!("25%"), json!("25%")), "a surge is rounded up");
+        assert!(!deployment(2, json!(0), json!("25%")));
+        let stateful_set = |unavailable: Value| {
+            let strategy =
+                json!({"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": unavailable}});
+            let raw = json!({"spec": {"replicas": 3, "selector": {}, "template": {}, "updateStrategy": strategy}});
+            Target::parse(Kind::StatefulSet, raw).unwrap().outage().is_some()
+        };
+        assert!(stateful_set(json!("70%")) && stateful_set(json!(3)));
+        assert!(!stateful_set(json!(1)) && !stateful_set(Value::Null));
     }
 }

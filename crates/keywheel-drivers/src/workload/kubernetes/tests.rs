@@ -295,6 +295,12 @@ fn head(current: &str) -> Value {
     json!({"current": current, "known": "keys\nkeys-v1"})
 }
 
+/// Returns an instant that every pod that is there was certainly made before, and those of a roll that begins now after: it lets as
+/// much time pass itself.
+fn before_the_roll() -> Timestamp {
+    clock::now() + Span::millis(2_900)
+}
+
 fn message(result: Result<(), CallError>) -> String {
     match result {
         Err(CallError::Refused(refusal)) => {
@@ -365,8 +371,7 @@ async fn h51_a_crash_loop_ends_the_roll_at_once_and_the_way_back_touches_no_pod_
     let (ground, _) = Ground::deployment().await;
     let driver = ground.driver(json!({"deployment": "app", "ready_within": "5s"}));
     let before = ground.uids();
-    tokio::time::sleep(StdDuration::from_millis(2_100)).await;
-    let written = clock::now();
+    let written = before_the_roll();
     let since = ground.write(BAD);
     let why = message(ground.forward(&driver, BAD, since).await);
     assert!(why.contains("container `app` ended with exit code 3"), "{why}");
@@ -391,8 +396,7 @@ async fn h51_a_crash_loop_ends_the_roll_at_once_and_the_way_back_touches_no_pod_
 async fn h52_a_stateful_set_whose_new_pod_crashes_comes_back() {
     let (ground, _) = Ground::with(Kinds::StatefulSet, workload(2)).await;
     let driver = ground.driver(json!({"stateful_set": "app", "ready_within": "5s"}));
-    tokio::time::sleep(StdDuration::from_millis(2_100)).await;
-    let written = clock::now();
+    let written = before_the_roll();
     ground.add_version(BAD);
     let why = message(ground.roll_versions(&driver, BAD, None).await);
     assert!(why.contains("pod `app-1`"), "{why}");
@@ -628,27 +632,9 @@ async fn the_cluster_is_known_by_itself_and_not_by_its_context() {
 
 #[tokio::test]
 async fn a_half_replaced_deployment_goes_back_and_keeps_the_pods_that_were_not_replaced() {
-    let (ground, kept) = half_replaced_and_back(StdDuration::from_secs(50)).await;
-    assert!(ground.uids().is_superset(&kept));
-}
-
-#[tokio::test]
-async fn on_the_way_back_a_pod_that_started_too_early_is_replaced_once_more() {
-    let (ground, _) = half_replaced_and_back(Settings::default().creation).await;
-    let patches = ground.template_patches();
-    assert!(patches >= 3, "there, back, and at least once more: {patches}");
-}
-
-/// Replaces one of three pods and goes back. Returns which pods were not replaced.
-async fn half_replaced_and_back(creation: StdDuration) -> (Ground, BTreeSet<String>) {
-    let runtime = Runtime::simulated(StdDuration::from_secs(1));
-    let ground = Ground::start_with(runtime, creation);
-    ground.create(Kinds::Deployment, workload(3));
-    let driver = ground.driver(of(Kinds::Deployment));
-    ground.until("it is rolled out", async || ground.is_settled(Kinds::Deployment)).await;
+    let (ground, driver) = Ground::deployment().await;
     let before = ground.uids();
-    tokio::time::sleep(StdDuration::from_millis(2_100)).await;
-    let written = clock::now();
+    let written = before_the_roll();
     ground.run.switch(|switches| switches.slow = Some((2, StdDuration::from_secs(600))));
     let since = ground.write(NEW);
     let roll = ground.forward(&driver, NEW, since);
@@ -671,18 +657,93 @@ async fn half_replaced_and_back(creation: StdDuration) -> (Ground, BTreeSet<Stri
     };
     ground.roll(&driver, &wish).await.unwrap();
     assert_eq!(ground.held(), [OLD; 3]);
-    (ground, kept)
+    assert!(ground.uids().is_superset(&kept));
 }
 
 #[tokio::test]
-async fn h44_a_pod_that_reads_a_volume_is_replaced() {
+async fn h50_a_pod_counts_although_what_made_it_is_gone() {
+    let mut object = workload(3);
+    object["spec"]["revisionHistoryLimit"] = json!(0);
+    object["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] = json!(200);
+    let (ground, driver) = Ground::with(Kinds::Deployment, object).await;
+    ground.run.switch(|switches| switches.ignores_term = true);
+    ground.change(Kinds::Deployment, "app", |app| {
+        app["spec"]["template"]["metadata"]["annotations"] = json!({"their": "own"});
+    });
+    let is_new = |set: &Arc<Value>| set["spec"]["template"]["metadata"]["annotations"].is_object();
+    ground
+        .until("the former set is gone", async || {
+            ground.twin.objects().list(Kinds::ReplicaSet, Some(SPACE)).0.iter().all(is_new)
+        })
+        .await;
+    let replicas = driver.observe(&[ground.slot()], &ground.fingerprinter).await.unwrap();
+    assert!(replicas.len() > 3, "{replicas:?}");
+    let blind = replicas.iter().filter(|replica| replica.shows == Shows::Nothing).count();
+    assert_eq!(blind, replicas.len() - 3);
+}
+
+#[tokio::test]
+async fn h38_a_patch_that_is_refused_again_and_again_ends_the_roll() {
+    let (ground, _) = Ground::deployment().await;
+    let driver = ground.driver(json!({"deployment": "app", "ready_within": "1s"}));
+    let on = Class::new("patch", "deployments");
+    ground.twin.faults().set(vec![FaultRule::every(on, Fault::status(503))]);
+    let since = ground.write(NEW);
+    let roll = ground.forward(&driver, NEW, since);
+    let error = tokio::time::timeout(StdDuration::from_secs(30), roll).await.unwrap().unwrap_err();
+    assert!(error.to_string().contains("503"), "{error}");
+    assert_eq!(ground.held(), [OLD; 3]);
+}
+
+#[tokio::test]
+async fn h48_a_stamp_of_another_installation_is_none_of_ours() {
+    let (ground, driver) = Ground::deployment().await;
+    let since = ground.write(NEW);
+    let stamped = ground.until("it is stamped", async || {
+        let app = ground.get(Kinds::Deployment);
+        app.pointer("/spec/template/metadata/annotations").is_some()
+    });
+    let other = async {
+        stamped.await;
+        ground.change(Kinds::Deployment, "app", |app| {
+            let annotations = &mut app["spec"]["template"]["metadata"]["annotations"];
+            annotations["keywheel.dev/stamp.other"] = json!("theirs");
+        });
+    };
+    let (rolled, ()) = tokio::join!(ground.forward(&driver, NEW, since), other);
+    rolled.unwrap();
+    assert_eq!(ground.proofs(&driver, NEW, since).await, [Proof::Holds; 3]);
+    assert_eq!(ground.template_patches(), 1);
+}
+
+/// Returns a workload that reads its value from a file.
+fn reads_a_volume() -> Value {
     let mut object = workload(2);
     let spec = &mut object["spec"]["template"]["spec"];
     spec["volumes"] = json!([{"name": "v", "secret": {"secretName": "keys"}}]);
     let container = spec["containers"][0].as_object_mut().unwrap();
     container.remove("env");
     container.insert("volumeMounts".into(), json!([{"name": "v", "mountPath": "/v"}]));
-    let (ground, driver) = Ground::with(Kinds::Deployment, object).await;
+    object
+}
+
+#[tokio::test]
+async fn h44_on_the_way_back_a_pod_that_reads_a_volume_is_replaced() {
+    let (ground, driver) = Ground::with(Kinds::Deployment, reads_a_volume()).await;
+    let before = ground.uids();
+    let wish = Wish {
+        untouched_before: Some(before_the_roll()),
+        held: OLD,
+        since: ground.write(OLD),
+        secrets: &["jwt"],
+    };
+    ground.roll(&driver, &wish).await.unwrap();
+    assert_eq!(ground.uids().intersection(&before).count(), 0);
+}
+
+#[tokio::test]
+async fn h44_a_pod_that_reads_a_volume_is_replaced() {
+    let (ground, driver) = Ground::with(Kinds::Deployment, reads_a_volume()).await;
     let before = ground.uids();
     let since = ground.write(NEW);
     ground.forward(&driver, NEW, since).await.unwrap();
@@ -699,8 +760,7 @@ async fn h65_a_versioned_secret_is_switched_in_the_same_patch_and_back_again() {
     let before = ground.uids();
     let pinned = json!({"metadata": metadata("pinned"), "spec": pod_spec()});
     ground.create(Kinds::Pod, pinned);
-    tokio::time::sleep(StdDuration::from_millis(2_100)).await;
-    let written = clock::now();
+    let written = before_the_roll();
     ground.add_version(NEW);
     let slot = ground.versioned_slot();
     let names = [slot.clone()];

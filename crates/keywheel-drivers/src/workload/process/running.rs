@@ -127,23 +127,45 @@ struct Reading {
 }
 
 impl WallClock {
-    fn of(&self, start: u64, reading: Reading) -> Option<Timestamp> {
+    /// Returns since when the wall clock was not set, as far as this one knows; none where the machine is too busy to tell.
+    pub(in crate::workload) fn steady_since(&self) -> Option<Timestamp> {
+        Reading::now().map(|reading| self.steady_at(reading))
+    }
+
+    fn steady_at(&self, reading: Reading) -> Timestamp {
+        let set_at = self.set_at(reading);
+        Timestamp::from_millis((set_at + reading.offset()).div_euclid(1_000_000))
+    }
+
+    /// Returns when the wall clock was last set, on the boot clock.
+    fn set_at(&self, reading: Reading) -> i64 {
         // A panic leaves no half-made memory: each change is one assignment.
         let mut memory = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let offset = reading.wall - reading.boot;
+        let offset = reading.offset();
         let is_set = memory.offset.is_some_and(|before| before.abs_diff(offset) > STEP);
         if is_set && !planted!("set_clock_unnoticed") {
             *memory = Memory { offset: Some(offset), set_at: reading.boot };
         }
         memory.offset.get_or_insert(offset);
+        memory.set_at
+    }
+
+    fn of(&self, start: u64, reading: Reading) -> Option<Timestamp> {
+        let set_at = self.set_at(reading);
         let tick = 1_000_000_000 / rustix::param::clock_ticks_per_second();
         let started = i64::try_from(start.checked_mul(tick)?).ok()?;
-        let plausible = memory.set_at <= started && started <= reading.boot;
-        plausible.then(|| Timestamp::from_millis((started + offset).div_euclid(1_000_000)))
+        let plausible = set_at <= started && started <= reading.boot;
+        let at = || Timestamp::from_millis((started + reading.offset()).div_euclid(1_000_000));
+        plausible.then(at)
     }
 }
 
 impl Reading {
+    /// Wall clock less boot clock.
+    fn offset(self) -> i64 {
+        self.wall - self.boot
+    }
+
     /// Reads both clocks close enough together; none where the machine is too busy for that.
     fn now() -> Option<Self> {
         (0..5).find_map(|_| {
@@ -219,6 +241,8 @@ mod tests {
             assert_eq!(clock.of(ticks(40), reading(60, 1_000_000 + step)), None);
             assert_eq!(clock.of(ticks(61), reading(62, 1_000_000 + step)), at(1_000_061 + step));
             assert_eq!(clock.of(ticks(40), reading(63, 1_000_000 + step)), None);
+            let since = clock.steady_at(reading(64, 1_000_000 + step));
+            assert_eq!(Some(since), at(1_000_060 + step));
         }
         assert_eq!(WallClock::default().of(ticks(70), reading(60, 0)), None);
         assert_eq!(WallClock::default().of(u64::MAX, reading(60, 0)), None);
