@@ -151,6 +151,7 @@ impl Seen {
             Step::VerifyDead(_) => "step verify_dead",
             Step::Sweep => "step sweep",
             Step::Extend => "step extend",
+            Step::KeepAlive(_) => "step keep_alive",
             Step::CleanUp { .. } => "step clean_up",
         });
         name

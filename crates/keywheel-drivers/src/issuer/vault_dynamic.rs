@@ -60,6 +60,9 @@ pub struct Config {
     /// it nobody is asked whether a login is accepted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub login_at: Option<String>,
+    /// How long a new lease may be refused where it is used, and an ended one accepted.
+    #[serde(default = "at_once")]
+    pub propagation: Duration,
     /// How long a call without an answer can still take effect.
     #[serde(default = "minute")]
     pub settle_for: Duration,
@@ -67,6 +70,10 @@ pub struct Config {
 
 fn login() -> BTreeMap<String, String> {
     ["username", "password"].map(|name| (name.to_owned(), name.to_owned())).into()
+}
+
+fn at_once() -> Duration {
+    Span::ZERO.into()
 }
 
 fn minute() -> Duration {
@@ -107,7 +114,7 @@ impl Issuer for VaultDynamic {
             destroy: true,
             // A lease that nobody knows of ends by itself.
             reset_repeatable: true,
-            propagation: Span::ZERO,
+            propagation: self.config.propagation.span(),
             settle_for: self.config.settle_for.span(),
             lease: Some(LeaseFacts { longest_life: self.config.longest_life.map(Duration::span) }),
             ..IssuerFacts::new(ValueOrigin::Theirs, Observe::None, authority)
@@ -150,6 +157,7 @@ impl Issuer for VaultDynamic {
         if made.lease_id.is_empty() {
             return Err(unsupported("`path` returns no lease").into());
         }
+        self.check_new(&made.lease_id, request)?;
         let mut data = made.data;
         let mut credential = Credential::default();
         for (field, name) in &self.config.fields {
@@ -183,6 +191,10 @@ impl Issuer for VaultDynamic {
 
     async fn revoke(&self, id: &IssuedId) -> Result<(), CallError> {
         self.end(self.ours(id)?).await
+    }
+
+    async fn keep_alive(&self) -> Result<(), CallError> {
+        self.vault.keep_token().await
     }
 
     fn extend(&self) -> Option<&dyn Extend> {
@@ -269,6 +281,10 @@ impl VaultDynamic {
         }
         match (self.lease(lease_id).await, ended) {
             (Ok(None), _) => Ok(()),
+            // It is on its way, and may end the lease yet.
+            (Ok(Some(_)), Err(CallError::Unknown(why))) if !planted!("late_end_is_a_refusal") => {
+                Err(CallError::Unknown(why))
+            }
             (Ok(Some(_)), Err(CallError::Refused(refusal)))
                 if refusal.kind != RefusalKind::Unsupported =>
             {
@@ -282,6 +298,19 @@ impl VaultDynamic {
             }
             (Err(error), _) => Err(CallError::Unknown(error.to_string())),
         }
+    }
+
+    /// What a cache hands out again is no new lease, and is ended together with the one that it is.
+    fn check_new(&self, lease_id: &str, request: &Mint<'_>) -> Result<(), Refusal> {
+        let suspects = request.suspects.iter().filter_map(|suspect| suspect.issued.as_ref());
+        let mut known = request.previous.into_iter().chain(suspects);
+        if known.all(|known| known.id != lease_id) || planted!("cached_lease_is_new") {
+            return Ok(());
+        }
+        let message = format!(
+            "{TARGET}: `path` returns the lease that is in use already: does `address` name an agent that caches leases? Name the server"
+        );
+        Err(Refusal::operator(RefusalKind::Conflict, message))
     }
 
     /// Ends what mints without an answer left: every lease of the path that was issued after the one in use.
@@ -308,7 +337,7 @@ impl VaultDynamic {
         };
         let lives = self.config.longest_life.map(Duration::span);
         let outlives = lives.is_some_and(|lives| Span::seconds(own.ttl) >= lives);
-        if own.has_no_end() || outlives || planted!("lease_outlives_its_token") {
+        if self.vault.outlives_all(&own) || outlives || planted!("lease_outlives_its_token") {
             return Ok(None);
         }
         let left = Span::seconds(own.ttl);

@@ -63,7 +63,7 @@ pub struct Config {
     pub mount: String,
     /// The path of the secret below that, without `data/`.
     pub path: String,
-    /// Whether the secret is made where it is missing.
+    /// Whether the secret, or a key of it, is made where it is missing.
     #[serde(default)]
     pub create: bool,
     /// How many versions the engine must keep of it; 8 at the least.
@@ -118,6 +118,16 @@ struct Newest {
     keys: BTreeMap<String, Held>,
 }
 
+/// What became of a write without an answer.
+enum Landed {
+    /// It is the newest version, or another one that holds the same.
+    Here,
+    /// It was not made and never will be.
+    Never,
+    /// Others wrote, and theirs may be on top of it.
+    Perhaps,
+}
+
 #[async_trait]
 impl Store for VaultKv {
     fn facts(&self) -> StoreFacts {
@@ -165,6 +175,26 @@ impl Store for VaultKv {
         Ok(findings)
     }
 
+    async fn missing(&self, addresses: &[String]) -> Result<Vec<Finding>, CallError> {
+        let newest = self.newest().await?;
+        // That the secret is missing, or deleted, is among what `preflight` finds.
+        let is_there = newest.version > 0 && !newest.is_deleted;
+        if self.config.create || !is_there || planted!("mistyped_keys_are_made") {
+            return Ok(Vec::new());
+        }
+        let absent = addresses.iter().filter(|key| !newest.keys.contains_key(*key));
+        let others: Vec<&str> = newest.keys.keys().map(String::as_str).collect();
+        let finding = |key: &String| {
+            let message = format!(
+                "{TARGET}: {} has no key `{key}` among these: {}; a key that is to be new is made with `create: true`",
+                self.named(),
+                others.join(", "),
+            );
+            Finding::blocks(message)
+        };
+        Ok(absent.map(finding).collect())
+    }
+
     async fn addresses(&self) -> Result<Option<Vec<String>>, CallError> {
         Ok(Some(self.newest().await?.keys.into_keys().collect()))
     }
@@ -182,22 +212,18 @@ impl Store for VaultKv {
         if self.ours.is_some() {
             self.owner().await?.check(&self.named())?;
         }
+        let mut lost = None;
         for _ in 0..ATTEMPTS {
-            let newest = self.newest().await?;
-            let Some(due) = self.due(&newest, edits)? else {
-                return Ok(Written { changed: false });
-            };
-            match self.put(&newest, &due).await {
-                Ok(true) => return Ok(Written { changed: true }),
-                // Somebody else was faster: what the keys hold now is judged anew.
-                Ok(false) => {}
-                Err(CallError::Unknown(why)) => {
-                    if self.landed(&newest, &due).await.map_err(|_| CallError::Unknown(why))? {
-                        return Ok(Written { changed: true });
-                    }
-                }
-                Err(refused) => return Err(refused),
+            match self.attempt(edits, &mut lost).await {
+                Ok(None) => {}
+                Ok(Some(written)) => return Ok(written),
+                // One of ours may have been there for a while, and readers may have it.
+                Err(CallError::Refused(_)) if lost.is_some() && !planted!("overtaken_write_is_a_refusal") => break,
+                Err(error) => return Err(error),
             }
+        }
+        if let Some(why) = lost {
+            return Err(CallError::Unknown(why));
         }
         let message = format!("{TARGET}: {} changes all the time", self.named());
         Err(Refusal::retry(RefusalKind::Unavailable, None, message).into())
@@ -278,6 +304,33 @@ impl VaultKv {
         Ok(Some(due))
     }
 
+    /// Writes once, on top of what is there now; none where it is to be judged anew. `lost` is why one that may have landed had no
+    /// answer.
+    async fn attempt(
+        &self,
+        edits: &[Edit<'_>],
+        lost: &mut Option<String>,
+    ) -> Result<Option<Written>, CallError> {
+        let newest = self.newest().await?;
+        let Some(due) = self.due(&newest, edits)? else {
+            return Ok(Some(Written { changed: lost.is_some() }));
+        };
+        let why = match self.put(&newest, &due).await {
+            Ok(true) => return Ok(Some(Written { changed: true })),
+            // Somebody else was faster: what the keys hold now is judged anew.
+            Ok(false) => return Ok(None),
+            Err(CallError::Unknown(why)) => why,
+            Err(refused) => return Err(refused),
+        };
+        match self.landed(&newest, &due).await {
+            Some(Landed::Here) => return Ok(Some(Written { changed: true })),
+            Some(Landed::Never) => {}
+            Some(Landed::Perhaps) => *lost = Some(why),
+            None => return Err(CallError::Unknown(why)),
+        }
+        Ok(None)
+    }
+
     /// Writes one version on top of the one that was read; false where another one came in between.
     async fn put(&self, newest: &Newest, due: &Due<'_>) -> Result<bool, CallError> {
         let condition = Condition { cas: newest.version };
@@ -315,18 +368,21 @@ impl VaultKv {
         written(&answer)
     }
 
-    /// Returns whether a write without an answer landed. It never does any more once a newer version is there, for its condition
-    /// names the former one; until then it still may.
-    async fn landed(&self, before: &Newest, due: &Due<'_>) -> Result<bool, CallError> {
-        let now = self.newest().await?;
-        if now.version <= before.version {
-            return Err(CallError::Unknown(String::new()));
-        }
-        Ok(due.iter().all(|(key, wanted)| match (now.keys.get(*key), wanted) {
+    /// Returns what became of a write without an answer; none while nobody can tell. It never lands any more once a newer version is
+    /// there, for its condition names the former one; until then it still may.
+    async fn landed(&self, before: &Newest, due: &Due<'_>) -> Option<Landed> {
+        let now = self.newest().await.ok().filter(|now| now.version > before.version)?;
+        let is_ours = due.iter().all(|(key, wanted)| match (now.keys.get(*key), wanted) {
             (Some(Held::Text(held)), Some(wanted)) => held.expose() == wanted.as_bytes(),
             (None, None) => true,
             _ => false,
-        }))
+        });
+        Some(match is_ours {
+            true => Landed::Here,
+            // It would have been the version after the one that it names.
+            false if now.version == before.version + 1 => Landed::Never,
+            false => Landed::Perhaps,
+        })
     }
 
     async fn wrong_engine(&self) -> Result<Option<Finding>, CallError> {
@@ -352,17 +408,23 @@ impl VaultKv {
         let has = |at: usize, wanted: &[&str]| {
             may[at].iter().any(|one| one == "root" || wanted.contains(&one.as_str()))
         };
+        // The first write makes the secret; the next one is an update.
+        let writes = |at: usize| match newest.version {
+            0 => has(at, &["create"]) && has(at, &["patch", "update"]),
+            _ => has(at, &["patch", "update"]),
+        };
         let mut findings = Vec::new();
         let mut lacks = |path: &str, needed: &str| {
             findings.push(Finding::blocks(format!(
                 "{TARGET}: the token lacks a capability: its policy needs `path \"{path}\" {{ capabilities = [{needed}] }}`"
             )));
         };
-        let writes: &[&str] = if newest.version == 0 { &["create"] } else { &["patch", "update"] };
-        if !has(0, writes) {
-            lacks(&data, "\"read\", \"create\", \"patch\"");
+        let texts_only = newest.keys.values().all(|held| matches!(held, Held::Text(_)));
+        let keeps_others = has(0, &["patch"]) || texts_only || planted!("patch_not_asked_for");
+        if !(writes(0) && keeps_others) {
+            lacks(&data, "\"read\", \"create\", \"update\", \"patch\"");
         }
-        if self.ours.is_some() && !(has(1, &["read"]) && has(1, writes)) {
+        if self.ours.is_some() && !(has(1, &["read"]) && writes(1)) {
             lacks(&metadata, "\"read\", \"create\", \"update\", \"patch\"");
         }
         Ok(findings)
@@ -388,33 +450,36 @@ impl VaultKv {
         )
     }
 
-    /// Checks that the engine keeps the former values as long as a rotation may want them back.
-    async fn forgets_too_soon(&self) -> Result<Option<Finding>, CallError> {
+    /// Checks that the engine keeps the value in use, and former ones as long as a rotation may want them back.
+    async fn forgets_too_soon(&self) -> Result<Vec<Finding>, CallError> {
         let of_secret = match self.metadata().await {
             Err(CallError::Refused(no)) if no.kind == RefusalKind::Permission => None,
-            metadata => metadata?.map(|metadata| metadata.max_versions).filter(|most| *most > 0),
+            metadata => metadata?,
         };
-        let of_engine = async || {
-            let path = format!("{}/config", self.config.mount);
-            match self.vault.find::<Data<Limits>>(&path).await {
-                Ok(limits) => {
-                    limits.map(|limits| limits.data.max_versions).filter(|most| *most > 0)
-                }
-                Err(_) => None,
-            }
-        };
-        let kept = match of_secret {
-            Some(kept) => kept,
-            None => of_engine().await.unwrap_or(USUAL),
-        };
+        let of_engine: Option<Data<Metadata>> =
+            self.vault.find(&format!("{}/config", self.config.mount)).await.unwrap_or_default();
+        let of_engine = of_engine.map(|limits| limits.data);
+        let limits = || [of_secret.as_ref(), of_engine.as_ref()].into_iter().flatten();
+        let kept = limits().map(|limits| limits.max_versions).find(|most| *most > 0);
+        let kept = kept.unwrap_or(USUAL);
         let wanted = self.config.max_versions.unwrap_or(FEWEST).max(FEWEST);
         let Config { mount, path, .. } = &self.config;
-        Ok((kept < wanted && !planted!("versions_not_counted")).then(|| {
-            Finding::blocks(format!(
+        let mut findings = Vec::new();
+        if kept < wanted && !planted!("versions_not_counted") {
+            findings.push(Finding::blocks(format!(
                 "{TARGET}: {} keeps {kept} versions, and a rotation may want {wanted}: `vault kv metadata put -mount={mount} -max-versions={wanted} {path}`",
                 self.named()
-            ))
-        }))
+            )));
+        }
+        let is_off = limits().any(|limits| limits.delete_version_after.starts_with('-'));
+        let lasts = limits().find_map(Metadata::deletes_after).filter(|_| !is_off);
+        if let Some(lasts) = lasts.filter(|_| !planted!("deletion_unnoticed")) {
+            findings.push(Finding::blocks(format!(
+                "{TARGET}: {} loses each version after {lasts}, the one in use too: `vault kv metadata put -mount={mount} -delete-version-after=-1s {path}`",
+                self.named()
+            )));
+        }
+        Ok(findings)
     }
 
     async fn metadata(&self) -> Result<Option<Metadata>, CallError> {
@@ -570,18 +635,25 @@ struct Version {
     destroyed: bool,
 }
 
+/// What is kept beside a secret; the limits of the whole engine have the same names.
 #[derive(Deserialize)]
 struct Metadata {
     #[serde(default)]
-    max_versions: u64,
-    #[serde(default)]
     custom_metadata: Option<BTreeMap<String, String>>,
+    #[serde(default)]
+    max_versions: u64,
+    /// As `720h0m0s`; negative where it is off whatever else is said.
+    #[serde(default)]
+    delete_version_after: String,
 }
 
-#[derive(Deserialize)]
-struct Limits {
-    #[serde(default)]
-    max_versions: u64,
+impl Metadata {
+    /// After what time each version is deleted, in the server's words; none where they are not.
+    fn deletes_after(&self) -> Option<&str> {
+        let after = self.delete_version_after.as_str();
+        let is_time = after.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'.');
+        (is_time && after.bytes().any(|b| (b'1'..=b'9').contains(&b))).then_some(after)
+    }
 }
 
 #[derive(Deserialize)]
