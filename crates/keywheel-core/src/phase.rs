@@ -75,7 +75,9 @@ impl Phase {
     }
 
     fn retiring(rotation: &Rotation) -> Self {
-        if let Some(step) = rotation.open_step().filter(|step| *step != Step::Visit && is_of_the_rotation(step)) {
+        if let Some(step) =
+            rotation.open_step().filter(|step| *step != Step::Visit && is_of_the_rotation(step))
+        {
             return Self::of_step(step);
         }
         let ending = &rotation.ending;

@@ -108,9 +108,8 @@ impl Plan {
     /// Returns how long a move takes at the longest: every store is written and every workload rolled, each after a long trouble.
     pub fn longest_move(&self) -> Span {
         let Policy { call, roll, patience, .. } = &self.policy;
-        let times = |span: Span, count: usize| {
-            Span::millis(span.as_millis().saturating_mul(count as u64))
-        };
+        let times =
+            |span: Span, count: usize| Span::millis(span.as_millis().saturating_mul(count as u64));
         times(*call + *patience, 2 + self.stores.len())
             + times(*roll + *patience, self.workloads.len())
     }

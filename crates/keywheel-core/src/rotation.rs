@@ -1095,9 +1095,10 @@ impl Rotation {
     }
 
     /// Returns until when any call of this rotation can still change a store or the issuer, at the latest. A roll that was
-    /// broken off is not among them: whoever goes on rolls again, and looks at every replica.
+    /// broken off is not among them: whoever goes on rolls again, and looks at every replica. Nor is more time for a lease.
     pub fn unsettled_until(&self) -> Option<Timestamp> {
-        let lands = |open: &&Open| open.step.mutates() && !matches!(open.step, Step::Roll { .. });
+        let is_harmless = |step| matches!(step, Step::Roll { .. } | Step::KeepAlive(_));
+        let lands = |open: &&Open| open.step.mutates() && !is_harmless(open.step);
         let open = self.open.iter().filter(lands);
         let open = open.map(|open| open.until + self.settle_for(open.step)).max();
         open.max(self.minting.settles_at).max(self.walk.settles_at())

@@ -6,12 +6,12 @@ use std::sync::Arc;
 
 use keywheel_core::batch::{Turn, turn};
 use keywheel_core::call::{Refusal, RefusalKind};
-use keywheel_core::event::{Because, Death, Event, Outcome, ParkReason, Report, Step};
 use keywheel_core::due::{Lease, LeaseNeed, keep_alive};
+use keywheel_core::event::{Because, Death, Event, Outcome, ParkReason, Report, Step};
 use keywheel_core::evidence::Count;
 use keywheel_core::facts::{
-    Authority, IssuerFacts, LastUsedFacts, LeaseFacts, Observe, Pickup, ReadBack, Revert, StoreFacts,
-    ValueOrigin, WorkloadFacts,
+    Authority, IssuerFacts, LastUsedFacts, LeaseFacts, Observe, Pickup, ReadBack, Revert,
+    StoreFacts, ValueOrigin, WorkloadFacts,
 };
 use keywheel_core::forecast::forecast;
 use keywheel_core::gate::{Clocks, UsageSample, Visit};

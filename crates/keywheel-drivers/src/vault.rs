@@ -359,7 +359,8 @@ impl Vault {
             Some(_) if matches!(answer.status.as_u16(), 200 | 429 | 472 | 473) => Ok(None),
             None if planted!("another_answer_is_another_place") => Ok(None),
             _ if answer.status.is_success() => {
-                let message = format!("{}: `sys/health` is answered by something else", self.target);
+                let message =
+                    format!("{}: `sys/health` is answered by something else", self.target);
                 Err(Refusal::retry(RefusalKind::Unavailable, None, message).into())
             }
             _ => Err(answer.error(Effect::Reads)),
@@ -369,7 +370,8 @@ impl Vault {
     /// Returns whether leases that were asked for hang on a token without an end: it has none, or it was given to keywheel and each run
     /// renews it. A login makes a token anew, and nobody renews the one before.
     pub(crate) fn outlives_all(&self, own: &OwnToken) -> bool {
-        let is_given = matches!(self.auth, Auth::Token(_)) || planted!("login_renews_the_former_token");
+        let is_given =
+            matches!(self.auth, Auth::Token(_)) || planted!("login_renews_the_former_token");
         own.ttl == 0 || (is_given && own.is_periodic())
     }
 

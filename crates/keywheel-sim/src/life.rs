@@ -234,9 +234,8 @@ impl Life {
             if let Some(previous) = &plan.previous {
                 // A lease of which half is over: it is extended before all else.
                 let lease = plan.issuer.facts.lease.map(|_| EPOCH);
-                let lasts = |epoch: Millis, days: i64| {
-                    Timestamp::from_millis(epoch + days * 86_400_000)
-                };
+                let lasts =
+                    |epoch: Millis, days: i64| Timestamp::from_millis(epoch + days * 86_400_000);
                 row.versions.push(Version {
                     version: previous.version,
                     stage: Some(Stage::Current),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use keywheel_core::due::{Lease, LeaseNeed};
-use keywheel_core::inventory::Inventory;
+use keywheel_core::inventory::{Inventory, Version};
 use keywheel_core::strategy::Strategy;
 use keywheel_core::time::{Span, Timestamp};
 use keywheel_core::version::Stage;
@@ -111,6 +111,12 @@ pub(crate) fn stands(
         Stands::InTime
     };
     Some((stands, lease.expires_at))
+}
+
+/// Returns whether what readers use was leased by hand: nobody knows when it ends.
+pub(crate) fn is_unknown(secret: &Secret, row: &Inventory) -> bool {
+    let by_hand = |current: &Version| current.label.is_none() && current.expires_at.is_none();
+    secret.strategy == Strategy::Lease && row.at(Stage::Current).is_some_and(by_hand)
 }
 
 fn lease(config: &Config, secret: &Secret, row: &Inventory) -> Option<Lease> {

@@ -455,6 +455,8 @@ mod tests {
         h94_a_login_that_is_not_dropped_is_not_ended(&ground).await;
         h93_a_token_that_ends_before_the_lease_blocks(&ground).await;
         h04_a_lease_whose_answer_was_lost_is_ended_before_the_next(&ground).await;
+        h95_a_cache_between_is_no_server(&ground).await;
+        h94_an_end_on_its_way_is_no_refusal(&ground, &*issuer).await;
         assert!(!ground.postgres.log().contains("PASSWORD 'kw"), "no password of ours is logged");
     }
 
@@ -523,6 +525,8 @@ mod tests {
             blocking(&*ground.issuer("vault_dynamic", &settings("short", "30m"))).await,
             [""; 0]
         );
+        h95_a_login_does_not_renew_the_token_of_the_one_before(ground).await;
+        h95_a_token_is_renewed_whether_a_lease_needs_it_or_not(ground).await;
         let asked = json!({ "policies": ["leases"], "period": "1h" });
         let made = ground.bao.write("auth/token/create", &asked).unwrap();
         ground.keep("periodic", made["auth"]["client_token"].as_str().unwrap());
@@ -543,6 +547,72 @@ mod tests {
             tokio::time::sleep(std::time::Duration::from_millis(100)).await;
         }
         assert!(is_ended, "the lease outlives its token");
+    }
+
+    async fn h95_a_login_does_not_renew_the_token_of_the_one_before(ground: &Ground) {
+        let bao = &ground.bao;
+        bao.run(&["auth", "enable", "approle"], &json!(null)).unwrap();
+        let role = json!({ "token_policies": ["leases"], "token_period": "1h" });
+        bao.write("auth/approle/role/kw", &role).unwrap();
+        let role_id = bao.read("auth/approle/role/kw/role-id").unwrap()["data"]["role_id"].clone();
+        let made = bao.write("auth/approle/role/kw/secret-id", &json!({})).unwrap();
+        ground.keep("secret-id", made["data"]["secret_id"].as_str().unwrap());
+        let auth =
+            json!({ "app_role": { "role_id": role_id, "secret_id": { "file": "secret-id" } } });
+        let path = json!({ "path": "database/creds/app", "longest_life": "2h", "auth": auth });
+        let why = blocking(&*ground.issuer("vault_dynamic", &path)).await.join("");
+        assert!(why.contains("the token that asks for a lease ends in"), "{why}");
+    }
+
+    async fn h95_a_token_is_renewed_whether_a_lease_needs_it_or_not(ground: &Ground) {
+        let asked = json!({ "policies": ["leases"], "ttl": "1h" });
+        let made = ground.bao.write("auth/token/create", &asked).unwrap();
+        let token = made["auth"]["client_token"].as_str().unwrap();
+        ground.keep("kept", token);
+        // It is given less than half of the time that it had.
+        let less = json!({ "token": token, "increment": "10m" });
+        ground.bao.write("auth/token/renew", &less).unwrap();
+        let left = || {
+            let told = ground.bao.write("auth/token/lookup", &json!({ "token": token })).unwrap();
+            told["data"]["ttl"].as_u64().unwrap()
+        };
+        assert!(left() <= 600);
+        let settings =
+            json!({ "path": "database/creds/app", "auth": { "token": { "file": "kept" } } });
+        let issuer = ground.issuer("vault_dynamic", &settings);
+        issuer.keep_alive().await.unwrap();
+        assert!(left() > 1_800, "{}", left());
+        ground.bao.write("auth/token/revoke", &json!({ "token": token })).unwrap();
+        let ended = issuer.keep_alive().await.unwrap_err().to_string();
+        assert!(ended.contains("the token has ended"), "{ended}");
+    }
+
+    async fn h95_a_cache_between_is_no_server(ground: &Ground) {
+        let cache = Lossy::to(ground.bao.port());
+        let settings = json!({ "path": "database/creds/app", "address": cache.address() });
+        let issuer = ground.issuer("vault_dynamic", &settings);
+        let (in_use, held, _) = mint(&*issuer, None).await.unwrap();
+        cache.next("GET /v1/database/creds/app", Fault::Cached);
+        let Err(CallError::Refused(refusal)) = mint(&*issuer, Some(&in_use)).await else {
+            panic!("the lease in use passes for a new one")
+        };
+        assert!(refusal.message.contains("an agent that caches leases"), "{refusal}");
+        assert_eq!(issuer.verify(&held).await, Ok(Verdict::Accepted), "it was not ended");
+        assert!(mint(&*issuer, Some(&in_use)).await.is_ok());
+    }
+
+    async fn h94_an_end_on_its_way_is_no_refusal(ground: &Ground, issuer: &dyn Issuer) {
+        let lossy = Lossy::to(ground.bao.port());
+        let settings = json!({ "path": "database/creds/app", "address": lossy.address() });
+        let through = ground.issuer("vault_dynamic", &settings);
+        let (issued, _, _) = mint(issuer, None).await.unwrap();
+        for fault in [Fault::RequestLost, Fault::Status(503)] {
+            lossy.next("POST /v1/sys/leases/revoke", fault);
+            let lost = through.revoke(&issued).await;
+            assert!(matches!(lost, Err(CallError::Unknown(_))), "{fault:?}: {lost:?}");
+        }
+        lossy.next("POST /v1/sys/leases/revoke", Fault::AnswerLost);
+        assert_eq!(through.revoke(&issued).await, Ok(()), "it is gone");
     }
 
     async fn h04_a_lease_whose_answer_was_lost_is_ended_before_the_next(ground: &Ground) {

@@ -347,8 +347,8 @@ mod tests {
         let lossy = Lossy::to(ground.bao.port());
         let broken = Lossy::to(ground.bao.port());
         let issuer = ground.issuer("vault_static", &json!({ "role": "app" }));
-        let through =
-            ground.issuer("vault_static", &json!({ "role": "app", "address": lossy.address() }));
+        let settings = json!({ "role": "app", "address": lossy.address(), "settle_for": "600ms" });
+        let through = ground.issuer("vault_static", &settings);
         let token = canary("vault-token");
         ground.keep("canary", &token);
         let echoing = json!({ "role": "app", "address": broken.address(), "auth": { "token": { "file": "canary" } } });

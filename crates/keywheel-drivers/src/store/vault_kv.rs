@@ -218,7 +218,11 @@ impl Store for VaultKv {
                 Ok(None) => {}
                 Ok(Some(written)) => return Ok(written),
                 // One of ours may have been there for a while, and readers may have it.
-                Err(CallError::Refused(_)) if lost.is_some() && !planted!("overtaken_write_is_a_refusal") => break,
+                Err(CallError::Refused(_))
+                    if lost.is_some() && !planted!("overtaken_write_is_a_refusal") =>
+                {
+                    break;
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -823,13 +827,34 @@ mod tests {
         let refused = set(&*store, "a", "three").await.unwrap_err().to_string();
         assert!(refused.contains("only a token with `patch`"), "{refused}");
         assert_eq!(ground.raw("narrow")["n"], 7);
+        let asked = blocking(&*store, "a").await.join("\n");
+        assert!(asked.contains("lacks a capability"), "{asked}");
+        let policy = json!({ "secret/data/first": ["read", "create"] });
+        ground.keep("once", &ground.bao.token_for("once", &policy).unwrap());
+        let first = ground.store("first", &json!({ "auth": { "token": { "file": "once" } } }));
+        let asked = blocking(&*first, "a").await.join("\n");
+        assert!(asked.contains("lacks a capability"), "what makes the secret changes it next");
         // The same token may not touch another secret, and says what it lacks.
         let other = ground.store("siblings", &auth);
         let lacks = blocking(&*other, "a").await.join("\n");
         assert!(lacks.contains("the token may not `GET secret/data/siblings`"), "{lacks}");
     }
 
+    async fn a_mistyped_key_is_said(ground: &Ground) {
+        let typed = ground.store("siblings", &json!({ "create": false }));
+        let missing = async |store: &dyn Store, key: &str| {
+            let found = store.missing(&["a".to_owned(), key.to_owned()]).await.unwrap();
+            found.into_iter().map(|found| found.message).collect::<Vec<_>>().join("")
+        };
+        let said = missing(&*typed, "A").await;
+        assert!(said.contains("has no key `A` among these: a, n, o"), "{said}");
+        assert_eq!(missing(&*typed, "n").await, "");
+        assert_eq!(missing(&*ground.store("siblings", &json!({})), "A").await, "");
+        assert_eq!(missing(&*ground.store("absent", &json!({ "create": false })), "A").await, "");
+    }
+
     async fn what_cannot_be_written_is_said_before(ground: &Ground) {
+        a_mistyped_key_is_said(ground).await;
         let absent = ground.store("absent", &json!({ "create": false }));
         assert!(blocking(&*absent, "a").await.join("").contains("it is not there"));
         assert!(set(&*absent, "a", "one").await.is_err());
@@ -873,6 +898,19 @@ mod tests {
         let wants_more = ground.store("siblings", &json!({ "max_versions": 20 }));
         let why = blocking(&*wants_more, "a").await.join("");
         assert!(why.contains("keeps 10 versions, and a rotation may want 20"), "{why}");
+        let config = |after: &str| json!({ "delete_version_after": after });
+        ground.bao.write("secret/config", &config("720h")).unwrap();
+        let siblings = ground.store("siblings", &json!({}));
+        let why = blocking(&*siblings, "a").await.join("");
+        assert!(why.contains("loses each version after 720h0m0s"), "{why}");
+        let off =
+            ["kv", "metadata", "put", "-mount=secret", "-delete-version-after=-1s", "siblings"];
+        ground.bao.run(&off, &json!(null)).unwrap();
+        assert_eq!(blocking(&*siblings, "a").await, [""; 0]);
+        assert_eq!(set(&*siblings, "a", &canary("kept")).await, CHANGED);
+        let kept = ground.bao.read("secret/data/siblings").unwrap();
+        assert_eq!(kept["data"]["metadata"]["deletion_time"], "", "it is kept");
+        ground.bao.write("secret/config", &config("0s")).unwrap();
     }
 
     async fn h61_another_installation_is_refused(ground: &Ground) {
@@ -932,10 +970,54 @@ mod tests {
         let pin = direct.identity().await.unwrap();
         assert!(pin.is_some_and(|pin| pin.id.len() == 36), "the cluster has a name");
         assert_eq!(through.identity().await, direct.identity().await, "whatever leads to it");
+        let namespace = ground.store("lost", &json!({ "namespace": "nowhere" }));
+        assert_eq!(namespace.identity().await, direct.identity().await, "it is the server's");
         assert_eq!((lossy.fired(), ground.versions("lost")), (6, 3));
+        for status in [200, 400, 429, 502] {
+            lossy.next("GET /v1/sys/health", Fault::Status(status));
+            assert!(through.identity().await.is_err(), "{status} of something else is no place");
+        }
+        h05_a_write_that_others_are_on_top_of_is_unknown(&ground, &lossy, &**through).await;
+        a_token_that_was_replaced_is_read_again(&ground).await;
         assert_eq!(ground.raw("lost"), json!({ "a": "new 1", "b": "x" }));
         // A login ends in the middle of the work: it is made anew.
         an_approle_logs_in_again(&ground).await;
+    }
+
+    async fn h05_a_write_that_others_are_on_top_of_is_unknown(
+        ground: &Ground,
+        lossy: &Lossy,
+        store: &dyn Store,
+    ) {
+        lossy.next("PATCH /v1/secret/data/lost", Fault::AnswerHeld);
+        let before = ground.versions("lost");
+        let present = SecretValue::new(b"new 1".to_vec());
+        let accept = Accept::OneOf(vec![Some(&present)]);
+        let on_top = async {
+            while ground.versions("lost") == before {
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+            let others = json!({ "data": { "a": "theirs", "b": "x" } });
+            ground.bao.write("secret/data/lost", &others).unwrap();
+            lossy.release();
+        };
+        let (lost, ()) =
+            futures_util::future::join(set_from(store, "a", accept, "ours"), on_top).await;
+        assert!(matches!(lost, Err(CallError::Unknown(_))), "{lost:?}");
+        assert_eq!(ground.raw("lost")["a"], "theirs");
+        assert_eq!(set(store, "a", "new 1").await, CHANGED);
+    }
+
+    /// An agent puts another token into the file before the one that it gave ends.
+    async fn a_token_that_was_replaced_is_read_again(ground: &Ground) {
+        let policy = json!({ "secret/data/lost": ["read"] });
+        let first = ground.bao.token_for("reads", &policy).unwrap();
+        ground.keep("agent", &first);
+        let store = ground.store("lost", &json!({ "auth": { "token": { "file": "agent" } } }));
+        assert!(store.read(&["a".into()]).await.is_ok());
+        ground.keep("agent", &ground.bao.token_for("reads", &policy).unwrap());
+        ground.bao.write("auth/token/revoke", &json!({ "token": first })).unwrap();
+        assert!(store.read(&["a".into()]).await.is_ok(), "the next one is not read");
     }
 
     async fn an_approle_logs_in_again(ground: &Ground) {

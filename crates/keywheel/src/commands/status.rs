@@ -342,8 +342,15 @@ fn row(config: &Config, secret: &Secret, known: &Known, now: Timestamp) -> Row {
     if is_scheduled && standing != Standing::Fine && takes_a_person(config, secret) {
         detail.push_str("; guided: needs you at a terminal");
     }
-    let row =
-        Row { standing, name, state, detail, next, lease_is_late, told: told(known, standing, upcoming.as_ref()) };
+    let row = Row {
+        standing,
+        name,
+        state,
+        detail,
+        next,
+        lease_is_late,
+        told: told(known, standing, upcoming.as_ref()),
+    };
     refused_in_use(known, row)
 }
 
@@ -512,6 +519,12 @@ fn leased(
 ) -> Option<Words> {
     if upcoming.is_some_and(|due| due.reason != Reason::Expiring) || row.held_because.is_some() {
         return None;
+    }
+    if leases::is_unknown(secret, row) {
+        let detail =
+            format!("{}; its lease is not known, and nobody extends or replaces it", versions(row));
+        let next = format!("keywheel rotate {}", secret.name.name());
+        return Some((Standing::Due, "due".into(), detail, next));
     }
     let (stands, until) = leases::stands(config, secret, row, now)?;
     let (version, until) = (versions(row), words::when(until));
