@@ -375,21 +375,6 @@ impl Vault {
         own.ttl == 0 || (is_given && own.is_periodic())
     }
 
-    /// Renews the token in use where half of its life is over, and says where it has ended.
-    pub(crate) async fn keep_token(&self) -> Result<(), CallError> {
-        let token = self.token().await?;
-        let path = "auth/token/lookup-self";
-        let answer = self.send(&Method::GET, path, Some(&token), &Body::Empty).await?;
-        match answer.status.as_u16() {
-            403 if answer.says("invalid token") => {
-                Err(self.no(RefusalKind::Permission, "the token has ended, or was revoked"))
-            }
-            // Its policy leaves out `default`, and nobody can tell.
-            403 => Ok(()),
-            _ => answer.read::<Data<OwnToken>>(Effect::Reads).map(drop),
-        }
-    }
-
     /// Returns what the server says of the token in use; none where the token may not ask.
     pub(crate) async fn own_token(&self) -> Result<Option<OwnToken>, CallError> {
         let token = self.token().await?;

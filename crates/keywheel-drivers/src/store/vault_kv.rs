@@ -38,6 +38,9 @@ const FEWEST: u64 = 8;
 /// What an engine keeps that was told nothing.
 const USUAL: u64 = 10;
 
+/// For how many hours a version must be kept: a secret is rotated more often, and its way back is shorter.
+const LASTS_HOURS: u64 = 30 * 24;
+
 /// How often a write that another one overtook is judged anew.
 const ATTEMPTS: usize = 20;
 
@@ -475,15 +478,38 @@ impl VaultKv {
                 self.named()
             )));
         }
-        let is_off = limits().any(|limits| limits.delete_version_after.starts_with('-'));
-        let lasts = limits().find_map(Metadata::deletes_after).filter(|_| !is_off);
-        if let Some(lasts) = lasts.filter(|_| !planted!("deletion_unnoticed")) {
-            findings.push(Finding::blocks(format!(
-                "{TARGET}: {} loses each version after {lasts}, the one in use too: `vault kv metadata put -mount={mount} -delete-version-after=-1s {path}`",
-                self.named()
-            )));
-        }
+        findings.extend(self.deletes_by_itself(of_secret.as_ref(), of_engine.as_ref()));
         Ok(findings)
+    }
+
+    /// Says that the engine deletes each version after a time, the one in use too.
+    fn deletes_by_itself(
+        &self,
+        of_secret: Option<&Metadata>,
+        of_engine: Option<&Metadata>,
+    ) -> Option<Finding> {
+        let Config { mount, path, .. } = &self.config;
+        let is_off = of_engine.is_some_and(|engine| engine.delete_version_after.starts_with('-'));
+        if is_off || planted!("deletion_unnoticed") {
+            return None;
+        }
+        let for_secret =
+            format!("vault kv metadata put -mount={mount} -delete-version-after=0s {path}");
+        let for_engine = format!("vault write {mount}/config delete_version_after=0s");
+        let told = [(of_secret, for_secret), (of_engine, for_engine)];
+        let (after, mend) = told
+            .into_iter()
+            .filter_map(|(limits, mend)| Some((limits?.deletes_after()?, mend)))
+            .min_by_key(|(after, _)| after.hours)?;
+        let message = format!(
+            "{TARGET}: {} loses each version after {}, the one in use too: `{mend}`",
+            self.named(),
+            after.text
+        );
+        Some(match after.hours < LASTS_HOURS {
+            true => Finding::blocks(message),
+            false => Finding::note(message),
+        })
     }
 
     async fn metadata(&self) -> Result<Option<Metadata>, CallError> {
@@ -646,18 +672,26 @@ struct Metadata {
     custom_metadata: Option<BTreeMap<String, String>>,
     #[serde(default)]
     max_versions: u64,
-    /// As `720h0m0s`; negative where it is off whatever else is said.
+    /// As `720h0m0s`; negative where an engine turns it off.
     #[serde(default)]
     delete_version_after: String,
 }
 
 impl Metadata {
-    /// After what time each version is deleted, in the server's words; none where they are not.
-    fn deletes_after(&self) -> Option<&str> {
-        let after = self.delete_version_after.as_str();
-        let is_time = after.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'.');
-        (is_time && after.bytes().any(|b| (b'1'..=b'9').contains(&b))).then_some(after)
+    /// After what time each version is deleted; none where they are not.
+    fn deletes_after(&self) -> Option<After<'_>> {
+        let text = self.delete_version_after.as_str();
+        let is_time = text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'.');
+        let is_some = is_time && text.bytes().any(|b| (b'1'..=b'9').contains(&b));
+        let hours = text.split_once('h').and_then(|(hours, _)| hours.parse().ok());
+        is_some.then_some(After { text, hours: hours.unwrap_or(0) })
     }
+}
+
+/// A time in the server's words, and its whole hours.
+struct After<'a> {
+    text: &'a str,
+    hours: u64,
 }
 
 #[derive(Deserialize)]
@@ -899,17 +933,15 @@ mod tests {
         let why = blocking(&*wants_more, "a").await.join("");
         assert!(why.contains("keeps 10 versions, and a rotation may want 20"), "{why}");
         let config = |after: &str| json!({ "delete_version_after": after });
-        ground.bao.write("secret/config", &config("720h")).unwrap();
+        ground.bao.write("secret/config", &config("24h")).unwrap();
         let siblings = ground.store("siblings", &json!({}));
         let why = blocking(&*siblings, "a").await.join("");
-        assert!(why.contains("loses each version after 720h0m0s"), "{why}");
-        let off =
-            ["kv", "metadata", "put", "-mount=secret", "-delete-version-after=-1s", "siblings"];
-        ground.bao.run(&off, &json!(null)).unwrap();
+        let mend = "loses each version after 24h0m0s, the one in use too: `vault write secret/config delete_version_after=0s`";
+        assert!(why.contains(mend), "{why}");
+        ground.bao.write("secret/config", &config("8760h")).unwrap();
         assert_eq!(blocking(&*siblings, "a").await, [""; 0]);
-        assert_eq!(set(&*siblings, "a", &canary("kept")).await, CHANGED);
-        let kept = ground.bao.read("secret/data/siblings").unwrap();
-        assert_eq!(kept["data"]["metadata"]["deletion_time"], "", "it is kept");
+        let notes = siblings.preflight(&["a".into()]).await.unwrap();
+        assert!(notes.iter().any(|note| note.message.contains("after 8760h0m0s")), "{notes:?}");
         ground.bao.write("secret/config", &config("0s")).unwrap();
     }
 
