@@ -765,7 +765,7 @@ async fn h95_a_lease_in_use_lives_on_while_the_former_one_cannot_be_ended() {
     let extended =
         || setup.of("s", |place| place.effects.iter().filter(|one| **one == "extend").count());
     assert_eq!(extended(), 0);
-    for visit in 1..=5 {
+    for visit in 1..=5_usize {
         tokio::time::sleep(std::time::Duration::from_secs(31 * 60)).await;
         let mut group = setup.engine.recover(std::slice::from_ref(&secret)).await.unwrap();
         setup.run(&mut group).await;

@@ -32,9 +32,13 @@ pub(crate) async fn begin(
     config: &Config,
     environment: &Environment,
 ) -> Result<Taken, Failure> {
-    let mut taken = Taken { failures: kept_alive(config, environment).await, ..Taken::default() };
-    for secret in &environment.secrets {
-        let Some(row) = session.inventory(&secret.name).await? else { continue };
+    let mut leased = Vec::new();
+    for secret in environment.secrets.iter().filter(|one| one.strategy == Strategy::Lease) {
+        leased.extend(session.inventory(&secret.name).await?.map(|row| (secret, row)));
+    }
+    let secrets: Vec<&Secret> = leased.iter().map(|(secret, _)| *secret).collect();
+    let mut taken = Taken { failures: kept_alive(config, &secrets).await, ..Taken::default() };
+    for (secret, row) in leased {
         if row.open.is_some() || row.queued.as_ref().is_some_and(|queued| queued.after.is_none()) {
             continue;
         }
@@ -58,9 +62,8 @@ pub(crate) async fn begin(
 }
 
 /// Keeps alive what leases hang on, whether any of them needs something now or not. Returns what failed.
-async fn kept_alive(config: &Config, environment: &Environment) -> Vec<Failure> {
-    let leased = environment.secrets.iter().filter(|secret| secret.strategy == Strategy::Lease);
-    let kept = leased.map(async |secret: &Secret| {
+async fn kept_alive(config: &Config, secrets: &[&Secret]) -> Vec<Failure> {
+    let kept = secrets.iter().map(async |secret| {
         let kept = async {
             let issuer = secret.issuer.build(&Context::at(&config.folder))?;
             issuer.keep_alive().await
