@@ -1,11 +1,13 @@
 //! Why a secret is due: a list of small questions in order. The first to say yes gives the reason, and the sentence that
 //! people and the audit log both see.
 
+use crate::facts::LeaseFacts;
 use crate::inventory::{Inventory, Version};
 use crate::plan::{Policy, Reason};
+use crate::rotation::Rotation;
 use crate::secret::SecretName;
 use crate::time::{Span, Timestamp};
-use crate::version::{Stage, State};
+use crate::version::{Stage, State, VersionId};
 use sha2::{Digest, Sha256};
 
 /// Why a secret is due, and since when.
@@ -134,17 +136,71 @@ pub struct Lease {
     pub longest_life: Span,
 }
 
+/// Returns the version whose lease is to be extended while a rotation of its secret is open, and from when on: the one that readers
+/// are told to use, and the one that they are being given. The rotation begins with as much time as there is.
+pub fn keep_alive(rotation: &Rotation, row: &Inventory) -> Option<(VersionId, Timestamp)> {
+    let facts = rotation.plan().issuer.facts.lease?;
+    if rotation.plan().extend || crate::planted!("open_rotation_stops_extensions") {
+        return None;
+    }
+    let in_use = rotation.version(rotation.promoted_side());
+    let on_its_way = Some(rotation.plan().pending).filter(|_| rotation.is_minted());
+    let due_at = |version: VersionId| {
+        let known = row.version(version)?;
+        // A suspect is given no time.
+        let lease = Lease::of(known, facts).filter(|_| known.state == State::Active)?;
+        let due_at = lease.extended_while_open(rotation)?;
+        Some((version, due_at.max(rotation.keeps_alive_at())))
+    };
+    in_use.into_iter().chain(on_its_way).filter_map(due_at).min_by_key(|(_, at)| *at)
+}
+
 impl Lease {
+    /// Returns how the lease of a version runs; none where that is not known.
+    pub fn of(version: &Version, facts: LeaseFacts) -> Option<Self> {
+        let (created_at, expires_at) = (version.created_at?, version.expires_at?);
+        // What is not known by its id cannot be extended.
+        let longest_life = facts.longest_life.filter(|_| version.issued.is_some());
+        let longest_life = longest_life.unwrap_or(expires_at.since(created_at));
+        let dies_at = version.dies_at.map_or(longest_life, |dies_at| dies_at.since(created_at));
+        Some(Self {
+            created_at,
+            extended_at: version.extended_at.unwrap_or(created_at),
+            expires_at,
+            longest_life: longest_life.min(dies_at),
+        })
+    }
+
+    fn dies_at(&self) -> Timestamp {
+        self.created_at + self.longest_life
+    }
+
+    /// When half of what was left is over.
+    fn half_at(&self) -> Timestamp {
+        self.extended_at + self.expires_at.since(self.extended_at).part(1, 2)
+    }
+
+    /// From when on an open rotation extends it; none where that brings nothing.
+    fn extended_while_open(&self, rotation: &Rotation) -> Option<Timestamp> {
+        if self.expires_at >= self.dies_at() {
+            return None;
+        }
+        let began_at = rotation.began_at();
+        let is_of_before = self.extended_at < began_at
+            && self.expires_at < began_at + rotation.plan().longest_move();
+        let half_at = self.half_at();
+        Some(if is_of_before { half_at.min(began_at) } else { half_at })
+    }
+
     /// Returns what it needs at `now`: a replacement early enough for three moves and a visit, else an extension at half of what
     /// was left of it, as long as its longest life allows one.
     pub fn need(&self, longest_move: Span, visit: Span, now: Timestamp) -> LeaseNeed {
-        let (created_at, expires_at) = (self.created_at, self.expires_at);
-        let dies_at = created_at + self.longest_life;
+        let (created_at, expires_at, dies_at) = (self.created_at, self.expires_at, self.dies_at());
         let by_share = created_at + self.longest_life.part(2, 3);
         let by_moves = dies_at - (longest_move + longest_move + longest_move + visit);
         // A life too short for that many moves is used up to its half: it would be replaced at each visit otherwise.
         let replace_at = by_share.min(by_moves.max(created_at + self.longest_life.part(1, 2)));
-        let extend_at = self.extended_at + expires_at.since(self.extended_at).part(1, 2);
+        let extend_at = self.half_at();
         if now >= replace_at || now >= expires_at {
             LeaseNeed::Replace
         } else if now >= extend_at && expires_at < dies_at {

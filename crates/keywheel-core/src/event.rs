@@ -182,6 +182,8 @@ pub enum Step {
     Sweep,
     /// Extends a lease.
     Extend,
+    /// Extends the lease of a version that readers may hold, while another rotation of its secret is open.
+    KeepAlive(VersionId),
     /// Removes what one store kept for the way back, where nobody can need it any more.
     CleanUp {
         /// Which store, by index.
@@ -202,6 +204,7 @@ impl Step {
                 | Self::Resume(_)
                 | Self::Revoke(_)
                 | Self::Extend
+                | Self::KeepAlive(_)
         )
     }
 }
@@ -389,6 +392,7 @@ impl fmt::Display for Step {
             Self::VerifyDead(version) => write!(f, "prove that {version} is dead"),
             Self::Sweep => f.write_str("sweep for strays"),
             Self::Extend => f.write_str("extend the lease"),
+            Self::KeepAlive(version) => write!(f, "extend the lease of {version}"),
             Self::CleanUp { store } => write!(f, "clean up store {store}"),
         }
     }

@@ -88,7 +88,7 @@ fn ideal(rotation: &Rotation, step: Step, began_at: Timestamp, now: Timestamp) -
         Step::Evidence { .. } => Report::Seen(everyone),
         Step::Sweep => Report::Swept { strays: Vec::new() },
         Step::VerifyDead(_) => Report::Dead(Death::Refused),
-        Step::Extend => Report::Extended { expires_at: now },
+        Step::Extend | Step::KeepAlive(_) => Report::Extended { expires_at: now },
         Step::Visit => {
             let boot = now.since(began_at) + Span::hours(1);
             Report::Visited(Box::new(Visit {

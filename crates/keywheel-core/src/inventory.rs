@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::call::{Refusal, RefusalKind, Remedy};
 use crate::event::{Event, Outcome, ParkReason, Report, Step};
 use crate::fingerprint::Fingerprint;
 use crate::incident::IncidentId;
@@ -130,7 +131,7 @@ impl News {
             },
             _ => return None,
         };
-        let told = rotation.plan().policy.notify;
+        let told = rotation.plan().policy.notify && !rotation.plan().extend;
         told.then(|| Self { at, rotation: rotation.id().clone(), topic })
     }
 }
@@ -178,6 +179,9 @@ pub struct Version {
     /// When that was moved last, where it was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub extended_at: Option<Timestamp>,
+    /// When it ends whatever is asked, where its issuer showed that: an extension was refused, or gave less than the one before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dies_at: Option<Timestamp>,
     /// The fingerprint of its credential, where it was ever seen.
     pub fingerprint: Option<Fingerprint>,
 }
@@ -275,6 +279,7 @@ impl Inventory {
                 self.versions.push(Version::pending(plan.pending));
             }
             Event::Done { step, report } => self.done(rotation, *step, report, at),
+            Event::Refused { step, refusal } => self.refused(rotation, *step, refusal, at),
             Event::Promoted { side } => self.promoted(rotation, *side, at),
             Event::Identified { version, issued } => {
                 self.set(*version, |known| known.issued = Some(issued.clone()))
@@ -287,11 +292,14 @@ impl Inventory {
                 });
             }
             Event::Ended { outcome } | Event::Resolved { outcome, .. } => {
-                self.last_outcome = Some(*outcome);
+                // An extension is no rotation: it keeps the version.
                 if rotation.plan().extend {
                     self.versions.retain(|known| known.version != rotation.plan().pending);
+                } else {
+                    self.last_outcome = Some(*outcome);
                 }
                 match outcome {
+                    _ if rotation.plan().extend => {}
                     Outcome::Undone if rotation.was_ever_promoted() => {
                         self.held_because =
                             Some("the last rotation was reversed after its promotion".into())
@@ -322,6 +330,7 @@ impl Inventory {
                     known.label = Some(rotation.id().label(attempt));
                     known.created_at = Some(at);
                     known.expires_at = *expires_at;
+                    (known.extended_at, known.dies_at) = (None, None);
                     known.fingerprint = *fingerprint;
                     known.state = State::Active;
                 })
@@ -334,12 +343,9 @@ impl Inventory {
                     known.fingerprint = *fingerprint;
                     known.state = State::Active;
                 }),
-            (Step::Extend, Report::Extended { expires_at }) => {
-                if let Some(current) = rotation.version(Side::Previous) {
-                    self.set(current, |known| {
-                        known.expires_at = Some(*expires_at);
-                        known.extended_at = Some(at);
-                    });
+            (Step::Extend | Step::KeepAlive(_), Report::Extended { expires_at }) => {
+                if let Some(version) = extended(rotation, step) {
+                    self.set(version, |known| known.extended(*expires_at, at));
                 }
             }
             (Step::Suspend(version), _) => {
@@ -353,6 +359,20 @@ impl Inventory {
             }),
             _ => {}
         }
+    }
+
+    /// A lease whose extension is refused for good ends when it would have ended, or has ended.
+    fn refused(&mut self, rotation: &Rotation, step: Step, refusal: &Refusal, at: Timestamp) {
+        let Some(version) = extended(rotation, step) else { return };
+        if refusal.remedy != Remedy::Operator {
+            return;
+        }
+        self.set(version, |known| {
+            if refusal.kind == RefusalKind::NotFound {
+                known.expires_at = known.expires_at.map(|ends| ends.min(at));
+            }
+            known.dies_at = known.expires_at;
+        });
     }
 
     fn promoted(&mut self, rotation: &Rotation, side: Side, at: Timestamp) {
@@ -375,7 +395,28 @@ impl Inventory {
     }
 }
 
+/// The version whose lease a step extends.
+fn extended(rotation: &Rotation, step: Step) -> Option<VersionId> {
+    match step {
+        Step::Extend => rotation.version(Side::Previous),
+        Step::KeepAlive(version) => Some(version),
+        _ => None,
+    }
+}
+
 impl Version {
+    /// Notes an extension. One that gives clearly less than the one before shows the longest life that its issuer allows.
+    fn extended(&mut self, expires_at: Timestamp, at: Timestamp) {
+        let since = self.extended_at.or(self.created_at);
+        let former = self.expires_at.zip(since).map(|(ends, since)| ends.since(since));
+        let gives_less = former.is_some_and(|former| expires_at.since(at) < former.part(7, 8));
+        if gives_less && !crate::planted!("short_extension_unnoticed") {
+            self.dies_at = Some(expires_at);
+        }
+        self.expires_at = Some(expires_at);
+        self.extended_at = Some(at);
+    }
+
     fn pending(version: VersionId) -> Self {
         Self {
             version,
@@ -386,6 +427,7 @@ impl Version {
             created_at: None,
             expires_at: None,
             extended_at: None,
+            dies_at: None,
             fingerprint: None,
         }
     }

@@ -58,7 +58,7 @@ impl Phase {
     }
 
     fn moving(rotation: &Rotation) -> Self {
-        if let Some(step) = rotation.open_step() {
+        if let Some(step) = rotation.open_step().filter(is_of_the_rotation) {
             return Self::of_step(step);
         }
         if rotation.walk.moving_to().is_some() || rotation.walk.position() > 0 {
@@ -75,7 +75,9 @@ impl Phase {
     }
 
     fn retiring(rotation: &Rotation) -> Self {
-        if let Some(step) = rotation.open_step().filter(|step| *step != Step::Visit) {
+        if let Some(step) =
+            rotation.open_step().filter(|step| *step != Step::Visit && is_of_the_rotation(step))
+        {
             return Self::of_step(step);
         }
         let ending = &rotation.ending;
@@ -97,9 +99,11 @@ impl Phase {
         match step {
             Step::Preflight => Self::Preflight,
             Step::Capture => Self::Capturing,
-            Step::Mint { .. } | Step::FindMint { .. } | Step::RevokeStray { .. } | Step::Extend => {
-                Self::Minting
-            }
+            Step::Mint { .. }
+            | Step::FindMint { .. }
+            | Step::RevokeStray { .. }
+            | Step::Extend
+            | Step::KeepAlive(_) => Self::Minting,
             Step::Verify(_) => Self::Verifying,
             Step::Write { .. } => Self::Writing,
             Step::Roll { .. } => Self::Rolling,
@@ -112,6 +116,11 @@ impl Phase {
             Step::Sweep | Step::CleanUp { .. } => Self::Purging,
         }
     }
+}
+
+/// A lease is kept alive beside whatever the rotation does.
+fn is_of_the_rotation(step: &Step) -> bool {
+    !matches!(step, Step::KeepAlive(_))
 }
 
 impl fmt::Display for Phase {

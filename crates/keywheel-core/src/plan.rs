@@ -105,6 +105,15 @@ impl Plan {
         !self.is_emergency() && !matches!(self.strategy, Strategy::Lease | Strategy::Cutover)
     }
 
+    /// Returns how long a move takes at the longest: every store is written and every workload rolled, each after a long trouble.
+    pub fn longest_move(&self) -> Span {
+        let Policy { call, roll, patience, .. } = &self.policy;
+        let times =
+            |span: Span, count: usize| Span::millis(span.as_millis().saturating_mul(count as u64));
+        times(*call + *patience, 2 + self.stores.len())
+            + times(*roll + *patience, self.workloads.len())
+    }
+
     /// Returns how long a reader may go on with the value that it began with, where any store has such readers.
     pub fn longest_run(&self) -> Option<Span> {
         self.stores.iter().filter_map(|store| store.facts.longest_run).max()

@@ -31,6 +31,9 @@ use crate::walk::Walk;
 /// How often a value that the issuer rejects is made anew before the rotation turns round (H06).
 const VALUES: u32 = 3;
 
+/// How often a lease that nobody was given is made anew because its time was nearly over.
+const LEASES: u16 = 5;
+
 /// The one thing owed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Next {
@@ -106,6 +109,8 @@ pub struct Rotation {
     open: SmallVec<[Open; 1]>,
     pub(crate) tries: SmallVec<[Tries; 1]>,
     pub(crate) parked: Option<ParkReason>,
+    /// Before when no lease is extended again.
+    keeps_alive_at: Timestamp,
     pub(crate) outcome: Option<Outcome>,
 }
 
@@ -126,6 +131,8 @@ pub(crate) struct Minting {
     pub(crate) issued: Option<IssuedId>,
     pub(crate) minted_at: Timestamp,
     pub(crate) expires_at: Option<Timestamp>,
+    /// When that was said.
+    expiry_known_at: Timestamp,
     /// An attempt whose outcome is unknown.
     lost: Option<Lost>,
     /// Live credentials under our labels whose value nobody has.
@@ -209,6 +216,7 @@ impl Rotation {
             open: SmallVec::new(),
             tries: SmallVec::new(),
             parked: None,
+            keeps_alive_at: at,
             outcome: None,
             plan: Arc::clone(plan),
         })
@@ -291,12 +299,30 @@ impl Rotation {
                     .or_else(|| self.settle_inherited(now))
                     .or(Some(Next::Do(Step::Mint { attempt })));
             }
+            Side::Pending if self.is_spent(now) => {
+                return Some(Next::Do(Step::Mint { attempt: self.minting.attempts + 1 }));
+            }
             Side::Previous if self.ending.is_or_may_be_suspended(version) => {
                 return Some(self.resume_once_settled(version, now));
             }
             _ => {}
         }
         (!self.verified[self.toward.index()]).then_some(Next::Do(Step::Verify(version)))
+    }
+
+    /// Whether a lease that no store was given yet has used up half of its time: it was made before a long stop.
+    fn is_spent(&self, now: Timestamp) -> bool {
+        let minting = &self.minting;
+        let nobody_has_it = self.plan.strategy == Strategy::Lease
+            && !self.plan.extend
+            && !self.walk.is_touched()
+            && self.promoted == Side::Previous;
+        let since = minting.expiry_known_at;
+        let is_half_over = |ends: Timestamp| now >= since + ends.since(since).part(1, 2);
+        nobody_has_it
+            && minting.attempts < LEASES
+            && minting.expires_at.is_some_and(is_half_over)
+            && !crate::planted!("spent_lease_delivered")
     }
 
     /// Where one mint takes the place of another at the issuer, a lost one of the rotation that was taken over would end the
@@ -315,8 +341,13 @@ impl Rotation {
         let lost = self.minting.lost?;
         let facts = &self.plan.issuer.facts;
         if facts.observe == Observe::None {
-            return (!facts.reset_repeatable)
-                .then_some(Next::Record(Event::Parked { reason: ParkReason::MintUnobservable }));
+            if !facts.reset_repeatable {
+                return Some(Next::Record(Event::Parked { reason: ParkReason::MintUnobservable }));
+            }
+            // A lost one that landed after the next would take its place.
+            let repeat = Step::Mint { attempt: self.minting.attempts + 1 };
+            let lands = now < lost.settles_at && !crate::planted!("lost_reset_repeated_at_once");
+            return lands.then_some(wait(lost.settles_at, Why::Retry(repeat)));
         }
         if lost.ambiguous {
             return Some(Next::Record(Event::Parked { reason: ParkReason::MintUnobservable }));
@@ -497,6 +528,12 @@ impl Rotation {
         }
     }
 
+    /// A replacement goes forward only. What cannot be extended stays as it is, and the replacement comes.
+    fn is_lease_forward_only(&self) -> bool {
+        let stays = self.plan.extend && !crate::planted!("refused_extension_parks");
+        self.plan.strategy == Strategy::Lease && !stays
+    }
+
     /// Returns whether the rotation can turn round, or why it cannot (I10).
     ///
     /// # Errors
@@ -512,7 +549,7 @@ impl Rotation {
             || previous.is_some_and(|previous| previous.state == State::Compromised)
         {
             Err(NoWayBack::Compromised)
-        } else if matches!(self.plan.strategy, Strategy::Lease)
+        } else if self.is_lease_forward_only()
             || (self.plan.strategy == Strategy::Cutover && minted)
         {
             Err(NoWayBack::ForwardOnly)
@@ -619,6 +656,7 @@ impl Rotation {
                 self.open.is_empty()
             }
             Event::TurnedBack { .. } => self.open.is_empty() && self.way_back().is_ok(),
+            Event::Intended { step: Step::KeepAlive(_), .. } => self.open.is_empty(),
             Event::Intended { step, .. } => self.parked.is_none() && self.has_room_for(*step),
             _ => self.open.is_empty() && self.parked.is_none(),
         }
@@ -632,10 +670,13 @@ impl Rotation {
     }
 
     fn intended(&mut self, step: Step, at: Timestamp, until: Timestamp) {
+        if matches!(step, Step::KeepAlive(_)) {
+            return self.open.push(Open { step, since: at, until });
+        }
         self.forgive(self.tries.iter().map(|tries| tries.not_before).max(), at);
         self.open.push(Open { step, since: at, until });
         match step {
-            Step::Mint { attempt } => self.minting.attempts = attempt,
+            Step::Mint { attempt } => self.mints(attempt),
             Step::Write { store, to } => self.walk.writing(store, to, self.line(), at),
             Step::Revoke(version) => self.ending.revoking(version),
             Step::Resume(_) => self.ending.break_off_brown_out(at),
@@ -645,6 +686,9 @@ impl Rotation {
 
     fn done(&mut self, step: Step, report: &Report, at: Timestamp) {
         let open = self.close(step);
+        if let Step::KeepAlive(version) = step {
+            return self.kept_alive(version, report, at);
+        }
         match (step, report) {
             (Step::Preflight, _) => self.preflighted = true,
             (Step::Capture, _) => {
@@ -702,6 +746,7 @@ impl Rotation {
     fn refused(&mut self, step: Step, refusal: &Refusal, at: Timestamp) {
         self.close(step);
         match step {
+            Step::KeepAlive(_) => return self.not_kept_alive(at),
             Step::Write { store, .. } => self.walk.refused(store),
             Step::Roll { workload, .. } => self.walk.must_roll(workload),
             Step::Revoke(version) => self.ending.not_revoked(version),
@@ -715,6 +760,9 @@ impl Rotation {
 
     fn unknown(&mut self, step: Step, at: Timestamp) {
         let open = self.close(step);
+        if matches!(step, Step::KeepAlive(_)) {
+            return self.not_kept_alive(at);
+        }
         let settles_at = open.until + self.settle_for(step);
         self.forgive(Some(open.until), at);
         match step {
@@ -773,7 +821,32 @@ impl Rotation {
         minting.lost = None;
         minting.issued = issued;
         minting.expires_at = expires_at;
+        minting.expiry_known_at = at;
         minting.minted_at = at;
+    }
+
+    /// What was made before and no store was given is ended at the next occasion.
+    fn mints(&mut self, attempt: u16) {
+        self.minting.attempts = attempt;
+        if std::mem::take(&mut self.minting.done) {
+            self.minting.strays.extend(self.minting.issued.take());
+            self.minting.expires_at = None;
+            self.verified[Side::Pending.index()] =
+                self.plan.issuer.facts.authority != Authority::Issuer;
+        }
+    }
+
+    /// A lease is extended beside whatever the rotation does: its tries stay as they are.
+    fn kept_alive(&mut self, version: VersionId, report: &Report, at: Timestamp) {
+        self.keeps_alive_at = at + self.plan.policy.retry;
+        if let (Report::Extended { expires_at }, true) = (report, version == self.plan.pending) {
+            self.minting.expires_at = Some(*expires_at);
+            self.minting.expiry_known_at = at;
+        }
+    }
+
+    fn not_kept_alive(&mut self, at: Timestamp) {
+        self.keeps_alive_at = at + self.plan.policy.patience.part(1, 10);
     }
 
     /// A search that began before the last moment at which the mint could land proves no absence.
@@ -999,6 +1072,11 @@ impl Rotation {
         self.minting.expires_at
     }
 
+    /// Returns before when no lease is [kept alive](crate::due::keep_alive): after a try that brought nothing there is a pause.
+    pub fn keeps_alive_at(&self) -> Timestamp {
+        self.keeps_alive_at
+    }
+
     /// Returns the credential that the next [`Step::RevokeStray`] ends.
     pub fn stray(&self) -> Option<&IssuedId> {
         self.minting.strays.last()
@@ -1017,9 +1095,10 @@ impl Rotation {
     }
 
     /// Returns until when any call of this rotation can still change a store or the issuer, at the latest. A roll that was
-    /// broken off is not among them: whoever goes on rolls again, and looks at every replica.
+    /// broken off is not among them: whoever goes on rolls again, and looks at every replica. Nor is more time for a lease.
     pub fn unsettled_until(&self) -> Option<Timestamp> {
-        let lands = |open: &&Open| open.step.mutates() && !matches!(open.step, Step::Roll { .. });
+        let is_harmless = |step| matches!(step, Step::Roll { .. } | Step::KeepAlive(_));
+        let lands = |open: &&Open| open.step.mutates() && !is_harmless(open.step);
         let open = self.open.iter().filter(lands);
         let open = open.map(|open| open.until + self.settle_for(open.step)).max();
         open.max(self.minting.settles_at).max(self.walk.settles_at())

@@ -6,15 +6,16 @@ use std::sync::Arc;
 
 use keywheel_core::batch::{Turn, turn};
 use keywheel_core::call::{Refusal, RefusalKind};
+use keywheel_core::due::{Lease, LeaseNeed, keep_alive};
 use keywheel_core::event::{Because, Death, Event, Outcome, ParkReason, Report, Step};
 use keywheel_core::evidence::Count;
 use keywheel_core::facts::{
-    Authority, IssuerFacts, LastUsedFacts, Observe, Pickup, ReadBack, Revert, StoreFacts,
-    ValueOrigin, WorkloadFacts,
+    Authority, IssuerFacts, LastUsedFacts, LeaseFacts, Observe, Pickup, ReadBack, Revert,
+    StoreFacts, ValueOrigin, WorkloadFacts,
 };
 use keywheel_core::forecast::forecast;
 use keywheel_core::gate::{Clocks, UsageSample, Visit};
-use keywheel_core::inventory::Inventory;
+use keywheel_core::inventory::{Inventory, Version};
 use keywheel_core::plan::{
     Bound, CannotTell, FORMAT, IssuerPlan, Mode, Part, Plan, Policy, ProbePlan, Reason, Role, Slot,
     StorePlan, VersionRef, WorkloadPlan,
@@ -23,7 +24,7 @@ use keywheel_core::rotation::{Next, NoWayBack, Rotation, Why};
 use keywheel_core::secret::Field;
 use keywheel_core::strategy::{Side, Strategy};
 use keywheel_core::time::{Span, Timestamp};
-use keywheel_core::version::{IssuedId, State, VersionId};
+use keywheel_core::version::{IssuedId, Stage, State, VersionId};
 
 const START: Timestamp = Timestamp::from_millis(1_000_000);
 const KEYRING: Strategy =
@@ -1072,6 +1073,187 @@ fn an_extension_writes_nothing_and_ends_nothing() {
     world.apply(Event::Done { step, report: Report::Extended { expires_at: START } });
     assert_eq!(world.run_to_rest(), Next::Rest(Outcome::Completed));
     assert_eq!(world.steps, [Step::Extend]);
+}
+
+/// A lease of an hour that is extended, of an issuer that grants a day.
+fn lease() -> Plan {
+    let mut lease = plan(Strategy::Lease);
+    lease.issuer.facts.lease = Some(LeaseFacts { longest_life: Some(Span::hours(24)) });
+    lease
+}
+
+/// The row of its secret: version 7 was leased `ago`.
+fn leased(ago: Span) -> Inventory {
+    let mut row = Inventory::new("openai@production".parse().unwrap());
+    let issued = Some(IssuedId::new("old"));
+    let created_at = START - ago;
+    let mut version = Version::adopted(VersionId(7), issued, Some(created_at), None);
+    version.expires_at = Some(created_at + Span::hours(1));
+    row.versions.push(version);
+    row
+}
+
+impl World {
+    /// Begins a rotation, and the row of its secret.
+    fn of_a_lease(plan: Plan, ago: Span) -> (Self, Inventory) {
+        let (world, mut row) = (Self::new(plan), leased(ago));
+        row.follow(&world.rotation, &Event::Planned(Arc::clone(world.rotation.plan())), START);
+        (world, row)
+    }
+
+    fn follow(&mut self, row: &mut Inventory, event: Event) {
+        self.apply(event.clone());
+        row.follow(&self.rotation, &event, self.now);
+    }
+
+    fn intend(&mut self, row: &mut Inventory, step: Step) {
+        self.follow(row, Event::Intended { step, until: self.now + Span::seconds(30) });
+    }
+
+    /// Leads the rotation to the end of this step, and its row with it.
+    fn lead_to(&mut self, row: &mut Inventory, wanted: Step) {
+        loop {
+            match self.rotation.next(self.now) {
+                Next::Do(step) => {
+                    self.intend(row, step);
+                    let report = match step {
+                        Step::Mint { .. } => minted("new", self.now + Span::hours(1)),
+                        step => self.report(step),
+                    };
+                    self.follow(row, Event::Done { step, report });
+                    if step == wanted {
+                        return;
+                    }
+                }
+                Next::Record(event) => self.follow(row, event),
+                other => panic!("{other:?} before {wanted}"),
+            }
+        }
+    }
+}
+
+fn minted(id: &str, expires_at: Timestamp) -> Report {
+    let (issued, expires_at) = (Some(IssuedId::new(id)), Some(expires_at));
+    Report::Minted { issued, fingerprint: None, expires_at, notes: Vec::new() }
+}
+
+#[test]
+fn h95_a_lease_is_extended_while_a_rotation_of_its_secret_is_open_or_parked() {
+    let (mut world, mut row) = World::of_a_lease(lease(), Span::minutes(10));
+    let (old, new) = (VersionId(7), VersionId(8));
+    // What is left is less than a move may take: the rotation begins with all that there is.
+    assert_eq!(keep_alive(&world.rotation, &row), Some((old, START)));
+    let step = Step::KeepAlive(old);
+    world.intend(&mut row, step);
+    let expires_at = START + Span::hours(1);
+    world.follow(&mut row, Event::Done { step, report: Report::Extended { expires_at } });
+    assert_eq!(keep_alive(&world.rotation, &row), Some((old, START + Span::minutes(30))));
+    world.lead_to(&mut row, Step::Evidence { workload: 0, to: 1 });
+    while let Next::Record(event) = world.rotation.next(world.now) {
+        world.follow(&mut row, event);
+    }
+    assert_eq!(row.at(Stage::Current).map(|current| current.version), Some(new));
+    let half = world.now + Span::minutes(30);
+    assert_eq!(keep_alive(&world.rotation, &row), Some((new, half)), "the former one may end");
+    let step = Step::Revoke(old);
+    world.intend(&mut row, step);
+    let refusal = Refusal::operator(RefusalKind::Permission, "no");
+    world.follow(&mut row, Event::Refused { step, refusal });
+    let Next::Record(parked) = world.rotation.next(world.now) else { panic!("it is not parked") };
+    world.follow(&mut row, parked);
+    world.now = half;
+    let step = Step::KeepAlive(new);
+    assert_eq!(keep_alive(&world.rotation, &row), Some((new, half)));
+    world.intend(&mut row, step);
+    world.follow(&mut row, Event::Unknown { step });
+    assert!(keep_alive(&world.rotation, &row).is_some_and(|(_, at)| at > half), "at once again");
+    world.intend(&mut row, step);
+    let expires_at = half + Span::hours(1);
+    world.follow(&mut row, Event::Done { step, report: Report::Extended { expires_at } });
+    assert_eq!(row.version(new).and_then(|new| new.expires_at), Some(expires_at));
+    assert!(world.rotation.parked().is_some());
+    assert!(matches!(world.rotation.next(world.now), Next::Operator(_)));
+}
+
+#[test]
+fn a_suspect_lease_is_given_no_time() {
+    let mut row = leased(Span::minutes(40));
+    row.versions[0].state = State::Compromised;
+    assert_eq!(keep_alive(&World::new(lease()).rotation, &row), None);
+}
+
+#[test]
+fn h95_a_lease_that_ran_out_before_anybody_was_given_it_is_made_anew() {
+    let (mut world, mut row) = World::of_a_lease(lease(), Span::ZERO);
+    world.lead_to(&mut row, Step::Verify(VersionId(8)));
+    world.now = world.now + Span::minutes(31);
+    let again = Step::Mint { attempt: 2 };
+    assert_eq!(world.rotation.next(world.now), Next::Do(again));
+    world.intend(&mut row, again);
+    let report = minted("newer", world.now + Span::hours(1));
+    world.follow(&mut row, Event::Done { step: again, report });
+    assert_eq!(world.step(), Ok(Step::Verify(VersionId(8))));
+    assert_eq!(world.rotation.issued(VersionId(8)), Some(&IssuedId::new("newer")));
+    assert_eq!(world.run_to_rest(), Next::Rest(Outcome::Completed));
+    let ended = world.steps.iter().filter(|step| matches!(step, Step::RevokeStray { .. }));
+    assert_eq!(ended.count(), 1, "the one that nobody was given");
+}
+
+#[test]
+fn h95_an_extension_that_is_refused_ends_and_makes_way_for_a_replacement() {
+    let (kind, not_found) = (RefusalKind::Permission, RefusalKind::NotFound);
+    for (kind, ends_in) in [(kind, Span::minutes(30)), (not_found, Span::ZERO)] {
+        let mut extension = lease();
+        extension.extend = true;
+        let (mut world, mut row) = World::of_a_lease(extension, Span::minutes(30));
+        row.last_outcome = Some(Outcome::Completed);
+        world.intend(&mut row, Step::Extend);
+        let refusal = Refusal::operator(kind, "no");
+        world.follow(&mut row, Event::Refused { step: Step::Extend, refusal });
+        while let Next::Record(event) = world.rotation.next(world.now) {
+            world.follow(&mut row, event);
+        }
+        assert_eq!(world.rotation.outcome(), Some(Outcome::Undone));
+        assert_eq!((row.last_outcome, row.versions.len()), (Some(Outcome::Completed), 1));
+        let current = row.at(Stage::Current).unwrap();
+        assert_eq!(current.dies_at, Some(world.now + ends_in));
+        let lease = Lease::of(current, LeaseFacts { longest_life: Some(Span::hours(24)) }).unwrap();
+        let later = world.now + Span::minutes(11);
+        assert_eq!(lease.need(Span::minutes(1), Span::ZERO, later), LeaseNeed::Replace);
+    }
+}
+
+#[test]
+fn h95_a_lease_whose_extension_gives_less_is_replaced_before_it_ends() {
+    let mut extension = lease();
+    extension.extend = true;
+    let (mut world, mut row) = World::of_a_lease(extension, Span::minutes(30));
+    world.intend(&mut row, Step::Extend);
+    let report = Report::Extended { expires_at: world.now + Span::minutes(40) };
+    world.follow(&mut row, Event::Done { step: Step::Extend, report });
+    let current = row.at(Stage::Current).unwrap();
+    let lease = Lease::of(current, LeaseFacts { longest_life: Some(Span::days(30)) }).unwrap();
+    let due_at = world.now + Span::minutes(20);
+    assert_eq!(lease.need(Span::minutes(5), Span::minutes(5), due_at), LeaseNeed::Replace);
+    assert_eq!(keep_alive(&World::new(plan(Strategy::Lease)).rotation, &row), None);
+}
+
+#[test]
+fn h05_a_lost_reset_is_repeated_when_it_can_no_longer_land() {
+    let mut reset = plan(Strategy::Cutover);
+    reset.issuer.facts.observe = Observe::None;
+    reset.issuer.facts.reset_repeatable = true;
+    let mut world = World::new(reset);
+    let step = world.until(|step| matches!(step, Step::Mint { .. }));
+    let lands_until = world.now + Span::seconds(30) + Span::seconds(60);
+    world.apply(Event::Unknown { step });
+    let repeated = Step::Mint { attempt: 2 };
+    assert_eq!(
+        world.rotation.next(world.now),
+        Next::Wait { until: lands_until, why: Why::Retry(repeated) }
+    );
+    assert_eq!(world.begin(), Ok(repeated));
+    assert!(world.now >= lands_until);
 }
 
 #[test]

@@ -106,6 +106,12 @@ pub trait Issuer: Send + Sync {
         None
     }
 
+    /// Keeps alive what its leases hang on, such as the token that asked for them. Asked on each visit, whether any lease needs
+    /// something or not.
+    async fn keep_alive(&self) -> Result<(), CallError> {
+        Ok(())
+    }
+
     /// Returns the maker of harmless tokens, where the credential is a signing secret.
     fn tokens(&self) -> Option<&dyn Tokens> {
         None

@@ -164,9 +164,9 @@ pub struct OwnToken {
 }
 
 impl OwnToken {
-    /// Returns whether it is renewed for ever as long as somebody renews it, or needs none.
-    pub fn has_no_end(&self) -> bool {
-        self.ttl == 0 || (self.renewable == Some(true) && self.period.is_some_and(|p| p > 0))
+    /// Returns whether it can be renewed for ever.
+    fn is_periodic(&self) -> bool {
+        self.renewable == Some(true) && self.period.is_some_and(|period| period > 0)
     }
 }
 
@@ -238,13 +238,13 @@ impl Vault {
         if answer.status != StatusCode::FORBIDDEN || self.is_accepted(&token).await? {
             return Ok(answer);
         }
-        // It was refused for its token, so nothing was done.
+        // It was refused for its token, so nothing was done. An agent may have put another one into the file, and a login is made anew.
         *self.token.lock().await = None;
-        if matches!(self.auth, Auth::Token(_)) && !planted!("token_not_told_apart") {
+        let next = self.token().await?;
+        if next == token || planted!("replaced_token_is_not_read") {
             return Err(self.no(RefusalKind::Permission, "the token has ended, or was revoked"));
         }
-        let token = self.token().await?;
-        self.send(&method, path, Some(&token), &body).await
+        self.send(&method, path, Some(&next), &body).await
     }
 
     /// Reads a path; none where there is nothing.
@@ -343,16 +343,36 @@ impl Vault {
     pub(crate) async fn cluster(&self) -> Result<Option<String>, CallError> {
         #[derive(Deserialize)]
         struct Health {
+            /// What else answers instead of the server does not say this.
+            #[serde(rename = "initialized")]
+            _initialized: bool,
             #[serde(default)]
             cluster_id: String,
         }
-        let answer = self.send(&Method::GET, "sys/health", None, &Body::Empty).await?;
-        let health: Option<Health> = answer.decode();
-        match health.map(|health| health.cluster_id).filter(|id| !id.is_empty()) {
-            Some(id) => Ok(Some(id)),
-            None if matches!(answer.status.as_u16(), 501 | 503) => Err(answer.error(Effect::Reads)),
-            None => Ok(None),
+        // It is the whole server's: one that is asked for it in a namespace refuses.
+        let namespace = self.namespace.as_ref().filter(|_| planted!("health_of_a_namespace"));
+        let get = Method::GET;
+        let answer = self.send_in(namespace, &get, "sys/health", None, &Body::Empty).await?;
+        match answer.decode::<Health>() {
+            Some(health) if !health.cluster_id.is_empty() => Ok(Some(health.cluster_id)),
+            // A node that is no leader answers with one of these.
+            Some(_) if matches!(answer.status.as_u16(), 200 | 429 | 472 | 473) => Ok(None),
+            None if planted!("another_answer_is_another_place") => Ok(None),
+            _ if answer.status.is_success() => {
+                let message =
+                    format!("{}: `sys/health` is answered by something else", self.target);
+                Err(Refusal::retry(RefusalKind::Unavailable, None, message).into())
+            }
+            _ => Err(answer.error(Effect::Reads)),
         }
+    }
+
+    /// Returns whether leases that were asked for hang on a token without an end: it has none, or it was given to keywheel and each run
+    /// renews it. A login makes a token anew, and nobody renews the one before.
+    pub(crate) fn outlives_all(&self, own: &OwnToken) -> bool {
+        let is_given =
+            matches!(self.auth, Auth::Token(_)) || planted!("login_renews_the_former_token");
+        own.ttl == 0 || (is_given && own.is_periodic())
     }
 
     /// Returns what the server says of the token in use; none where the token may not ask.
@@ -483,6 +503,17 @@ impl Vault {
         token: Option<&HeaderValue>,
         body: &Body<'_>,
     ) -> Result<Answer, CallError> {
+        self.send_in(self.namespace.as_ref(), method, path, token, body).await
+    }
+
+    async fn send_in(
+        &self,
+        namespace: Option<&HeaderValue>,
+        method: &Method,
+        path: &str,
+        token: Option<&HeaderValue>,
+        body: &Body<'_>,
+    ) -> Result<Answer, CallError> {
         let mut url = self.base.clone();
         url.path_segments_mut()
             .expect("`new` took HTTP and HTTPS only")
@@ -493,7 +524,7 @@ impl Vault {
         // An agent that passes calls on wants to see it, so that no browser can be made to call.
         headers
             .insert(HeaderName::from_static("x-vault-request"), HeaderValue::from_static("true"));
-        if let Some(namespace) = &self.namespace {
+        if let Some(namespace) = namespace {
             headers.insert(HeaderName::from_static("x-vault-namespace"), namespace.clone());
         }
         if let Some(token) = token {

@@ -70,6 +70,7 @@ pub(crate) async fn perform(engine: &Engine, member: &Member, step: Step) -> Out
         Step::VerifyDead(version) => Ok(Report::Dead(work.verify_dead(version).await?).into()),
         Step::Sweep => work.sweep().await,
         Step::Extend => work.extend().await,
+        Step::KeepAlive(version) => work.keep_alive(version).await,
         Step::CleanUp { store } => {
             Ok(noted(member.drivers.stores[usize::from(store)].clean_up().await?).into())
         }
@@ -750,10 +751,14 @@ impl Work<'_> {
     }
 
     async fn extend(&self) -> Outcome {
-        let extend = self.member.drivers.issuer.extend().ok_or_else(|| unsupported("extend"))?;
         let current =
             self.plan.previous.as_ref().map_or(self.plan.pending, |previous| previous.version);
-        let expires_at = extend.extend(self.issued(current)?).await?;
+        self.keep_alive(current).await
+    }
+
+    async fn keep_alive(&self, version: VersionId) -> Outcome {
+        let extend = self.member.drivers.issuer.extend().ok_or_else(|| unsupported("extend"))?;
+        let expires_at = extend.extend(self.issued(version)?).await?;
         Ok(Report::Extended { expires_at }.into())
     }
 

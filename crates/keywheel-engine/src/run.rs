@@ -14,7 +14,7 @@ use keywheel_core::plan::RotationId;
 use keywheel_core::rotation::{Rotation, Why};
 use keywheel_core::time::{Span, Timestamp};
 use keywheel_core::version::VersionId;
-use keywheel_core::{batch, planted};
+use keywheel_core::{batch, due, planted};
 use keywheel_journal::{Append, Entry, Epoch, JournalError, Resource, Sealed, ValueKey};
 use smallvec::SmallVec;
 
@@ -48,6 +48,15 @@ impl Group {
     pub fn rotations(&self) -> impl Iterator<Item = &Rotation> {
         self.members.iter().map(|member| &member.rotation)
     }
+}
+
+/// The lease that a group extends next beside all else that it does, the parked ones too, and when.
+fn keep_alive(group: &Group) -> Option<(Timestamp, usize, Step)> {
+    let of_member = |(index, member): (usize, &Member)| {
+        let (version, at) = due::keep_alive(&member.rotation, &member.inventory)?;
+        Some((at, index, Step::KeepAlive(version)))
+    };
+    group.members.iter().enumerate().filter_map(of_member).min_by_key(|(at, ..)| *at)
 }
 
 /// Names a group: a rotation alone by its id, a batch by that of its first member, told apart so that no member's end gives
@@ -109,6 +118,11 @@ impl Engine {
                 return Ok(Ran::Stopped);
             }
             let now = self.clock.now();
+            let kept_alive = keep_alive(group);
+            if let Some((_, member, step)) = kept_alive.filter(|(at, ..)| *at <= now) {
+                self.step(group, &[(member, step)]).await?;
+                continue;
+            }
             let turn = batch::turn(&group.rotations().collect::<SmallVec<[&Rotation; 2]>>(), now);
             match turn {
                 batch::Turn::Record(member, event @ Event::MoveBegun { .. }) => {
@@ -126,6 +140,7 @@ impl Engine {
                         return Ok(Ran::Owes { at, why });
                     }
                     self.watch.waiting(at, why);
+                    let at = kept_alive.map_or(at, |(keep_alive_at, ..)| at.min(keep_alive_at));
                     self.sleep(at, until.stop).await;
                 }
                 batch::Turn::Rest => {
@@ -568,6 +583,7 @@ pub fn name(step: Step) -> &'static str {
         Step::VerifyDead(_) => "verify_dead",
         Step::Sweep => "sweep",
         Step::Extend => "extend",
+        Step::KeepAlive(_) => "keep_alive",
         Step::CleanUp { .. } => "clean_up",
     }
 }

@@ -15,17 +15,20 @@ use futures_util::FutureExt;
 use keywheel_core::call::{CallError, Refusal, RefusalKind};
 use keywheel_core::event::{Event, Outcome, ParkReason, Report, Step};
 use keywheel_core::evidence::{Replica, Shows};
-use keywheel_core::facts::{IssuerFacts, ReadBack, StoreFacts, ValueOrigin, WorkloadFacts};
+use keywheel_core::facts::{
+    IssuerFacts, LeaseFacts, ReadBack, StoreFacts, ValueOrigin, WorkloadFacts,
+};
 use keywheel_core::fingerprint::Fingerprinter;
 use keywheel_core::gate::Clocks;
 use keywheel_core::incident::{Behind, LogReference, WorkloadLogs};
 use keywheel_core::plan::{Bound, CannotTell, Label, Mode, Plan, Policy, ProbePlan, VersionRef};
 use keywheel_core::rotation::Rotation;
 use keywheel_core::secret::{Credential, SecretName, SecretValue};
+use keywheel_core::strategy::Strategy;
 use keywheel_core::time::{Span, Timestamp};
-use keywheel_core::version::{IssuedId, State, VersionId};
+use keywheel_core::version::{IssuedId, Stage, State, VersionId};
 use keywheel_driver::Finding;
-use keywheel_driver::issuer::{Issuer, Live, Mint, Minted, Randomness, Verdict};
+use keywheel_driver::issuer::{Extend, Issuer, Live, Mint, Minted, Randomness, Verdict};
 use keywheel_driver::probe::{Asked, Health, Probe};
 use keywheel_driver::store::{Edit, Store, Written};
 use keywheel_driver::workload::{Ensure, Workload};
@@ -746,6 +749,36 @@ async fn with_probes(fate: impl Fn(Call<'_>) -> Fate + Send + Sync + 'static) ->
 }
 
 #[tokio::test(start_paused = true)]
+async fn h95_a_lease_in_use_lives_on_while_the_former_one_cannot_be_ended() {
+    let setup = Setup::new(|call| match call.name {
+        "revoke" => Fate::Refused(Refusal::operator(RefusalKind::Permission, "no")),
+        _ => Fate::Well,
+    });
+    setup.of("s", |contents| contents.leased_until = Some(1));
+    let mut leased = plan("s", ValueOrigin::Theirs);
+    leased.strategy = Strategy::Lease;
+    leased.issuer.facts.lease = Some(LeaseFacts { longest_life: Some(Span::hours(24)) });
+    let secret = leased.secret.clone();
+    let mut group = setup.engine.begin(&[Arc::new(leased)]).await.unwrap();
+    assert_eq!(setup.rest(&mut group).await, None);
+    assert!(group.rotations().next().unwrap().parked().is_some());
+    let extended =
+        || setup.of("s", |place| place.effects.iter().filter(|one| **one == "extend").count());
+    assert_eq!(extended(), 0);
+    for visit in 1..=5_usize {
+        tokio::time::sleep(std::time::Duration::from_secs(31 * 60)).await;
+        let mut group = setup.engine.recover(std::slice::from_ref(&secret)).await.unwrap();
+        setup.run(&mut group).await;
+        assert!(group.rotations().next().unwrap().parked().is_some());
+        assert!(extended() >= visit.div_ceil(2), "{} at visit {visit}", extended());
+        let row = setup.engine.journal.inventory(&secret).await.unwrap().unwrap();
+        let ends = row.at(Stage::Current).unwrap().expires_at.unwrap();
+        let now = START + Span::minutes(31 * visit as u64);
+        assert!(ends > now, "it ran out at visit {visit}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn every_probe_is_asked_at_each_visit() {
     let (setup, mut group) = with_probes(|_| Fate::Well).await;
     assert_eq!(setup.rest(&mut group).await, Some(Outcome::Completed));
@@ -852,6 +885,8 @@ struct Contents {
     meddles: bool,
     /// Whether the store tells nothing of what it holds.
     unreadable: bool,
+    /// Until when what the issuer makes lives, in hours, where it ends.
+    leased_until: Option<u64>,
 }
 
 impl Contents {
@@ -944,7 +979,8 @@ impl Issuer for Place {
             let issued = IssuedId::new(format!("made by call {}", place.calls));
             place.live.push((issued.clone(), Some(request.label.clone()), value.duplicate()));
             let credential = theirs.then(|| Credential::of_value(value));
-            Ok(Minted { issued: Some(issued), credential, ..Minted::default() })
+            let expires_at = place.leased_until.map(|hours| START + Span::hours(hours));
+            Ok(Minted { issued: Some(issued), credential, expires_at, ..Minted::default() })
         })
         .await
     }
@@ -989,6 +1025,25 @@ impl Issuer for Place {
         self.call("end sessions").await?;
         self.change("end sessions", |_| ()).await;
         Ok(())
+    }
+
+    fn extend(&self) -> Option<&dyn Extend> {
+        Some(self)
+    }
+}
+
+#[async_trait]
+impl Extend for Place {
+    async fn extend(&self, id: &IssuedId) -> Result<Timestamp, CallError> {
+        self.call("extend").await?;
+        let is_live = self.with(|place| place.live.iter().any(|(issued, ..)| issued == id));
+        assert!(is_live, "{id} is not live");
+        self.change("extend", |place| {
+            let hours = place.leased_until.map_or(1, |hours| hours + 1);
+            place.leased_until = Some(hours);
+            Ok(START + Span::hours(hours))
+        })
+        .await
     }
 }
 

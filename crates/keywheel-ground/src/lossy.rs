@@ -1,5 +1,6 @@
 //! A way to an HTTP server on which answers are lost, and requests answered with an error, when a test says so.
 
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
@@ -12,8 +13,12 @@ pub enum Fault {
     AnswerLost,
     /// It is never heard of, and has no answer.
     RequestLost,
+    /// It is done, and its answer is lost once [`Lossy::release`] is called.
+    AnswerHeld,
     /// It is done, and answered with 500.
     DoneAnd500,
+    /// It is answered as the last request that began with the same line, by a cache, and never done.
+    Cached,
     /// It is answered with this status, which names no reason, and never done.
     Status(u16),
     /// It is answered with this status and with itself, its token included, and never done.
@@ -29,6 +34,9 @@ struct Armed {
     /// Whether it becomes of each such request, and not of the next one only.
     each: bool,
     fired: usize,
+    released: bool,
+    /// The last answer to each request, by its first line.
+    answers: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
 /// A way to a server. It serves as long as the process lives.
@@ -80,6 +88,15 @@ impl Lossy {
         armed.begins = begins.to_owned();
         armed.fault = Some(fault);
         armed.each = each;
+        armed.released = false;
+    }
+
+    /// Lets an answer be lost that is [held](Fault::AnswerHeld).
+    ///
+    /// # Panics
+    /// Where a connection has panicked.
+    pub fn release(&self) {
+        self.armed.lock().expect("nobody panicked").released = true;
     }
 
     /// Returns how many requests met a fault.
@@ -125,8 +142,34 @@ fn pass_on(mut client: TcpStream, port: u16, armed: &Mutex<Armed>) -> std::io::R
             answer(&request, port)?;
             client.write_all(&plain(500))
         }
-        None => client.write_all(&answer(&request, port)?),
+        Some(Fault::AnswerHeld) => {
+            answer(&request, port)?;
+            let is_released = || armed.lock().expect("nobody panicked").released;
+            for _ in 0..6_000 {
+                if is_released() {
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            client.shutdown(Shutdown::Both)
+        }
+        Some(Fault::Cached) => {
+            let known =
+                armed.lock().expect("nobody panicked").answers.get(first(&request)).cloned();
+            client.write_all(&known.unwrap_or_else(|| plain(404)))
+        }
+        None => {
+            let answer = answer(&request, port)?;
+            let mut armed = armed.lock().expect("nobody panicked");
+            armed.answers.insert(first(&request).to_vec(), answer.clone());
+            drop(armed);
+            client.write_all(&answer)
+        }
     }
+}
+
+fn first(request: &[u8]) -> &[u8] {
+    request.split(|byte| *byte == b'\r').next().unwrap_or_default()
 }
 
 /// Reads a whole request, and makes it the last one of its connection.

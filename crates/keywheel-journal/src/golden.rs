@@ -29,7 +29,7 @@ fn h15_the_golden_records_hold_every_variant() {
 
 /// Every variant that the fixture has to hold. The matches below do not compile when one is added to the core; add it here
 /// and in the fixture.
-const ALL: [&str; 62] = [
+const ALL: [&str; 63] = [
     "planned",
     "intended",
     "done",
@@ -66,6 +66,7 @@ const ALL: [&str; 62] = [
     "step sweep",
     "purged",
     "step extend",
+    "step keep_alive",
     "report plain",
     "report captured",
     "report noted",
@@ -151,6 +152,7 @@ impl Seen {
             Step::VerifyDead(_) => "step verify_dead",
             Step::Sweep => "step sweep",
             Step::Extend => "step extend",
+            Step::KeepAlive(_) => "step keep_alive",
             Step::CleanUp { .. } => "step clean_up",
         });
         name

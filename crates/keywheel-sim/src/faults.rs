@@ -27,11 +27,12 @@ pub enum StepKind {
     Sweep,
     Extend,
     CleanUp,
+    KeepAlive,
 }
 
 impl StepKind {
     /// Every kind of step.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::Preflight,
         Self::Capture,
         Self::Mint,
@@ -50,6 +51,7 @@ impl StepKind {
         Self::Sweep,
         Self::Extend,
         Self::CleanUp,
+        Self::KeepAlive,
     ];
 
     /// Returns the kind of a step.
@@ -73,6 +75,7 @@ impl StepKind {
             Step::Sweep => Self::Sweep,
             Step::Extend => Self::Extend,
             Step::CleanUp { .. } => Self::CleanUp,
+            Step::KeepAlive(_) => Self::KeepAlive,
         }
     }
 
@@ -80,7 +83,8 @@ impl StepKind {
     pub fn mutates(self) -> bool {
         match self {
             Self::Mint | Self::RevokeStray | Self::Write | Self::Roll => true,
-            Self::Suspend | Self::Resume | Self::Revoke | Self::Extend | Self::CleanUp => true,
+            Self::Suspend | Self::Resume | Self::Revoke => true,
+            Self::Extend | Self::CleanUp | Self::KeepAlive => true,
             Self::Preflight | Self::Capture | Self::FindMint | Self::Verify | Self::Evidence => {
                 false
             }

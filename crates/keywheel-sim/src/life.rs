@@ -35,7 +35,7 @@ use crate::faults::{Fault, Hit, Hits, StepKind};
 use crate::invariants::Violation;
 use crate::journal::SimJournal;
 use crate::scenario::{self, Scenario, Shape};
-use crate::world::{self, Kind, Millis, Order, Planned, RequestKind, Shared, State, Up};
+use crate::world::{self, EPOCH, Kind, Millis, Order, Planned, RequestKind, Shared, State, Up};
 
 /// What a life came to.
 #[derive(Clone)]
@@ -232,15 +232,20 @@ impl Life {
         for plan in self.groups.iter().flat_map(|group| group.plans.clone()) {
             let mut row = Inventory::new(plan.secret.clone());
             if let Some(previous) = &plan.previous {
+                // A lease of which half is over: it is extended before all else.
+                let lease = plan.issuer.facts.lease.map(|_| EPOCH);
+                let lasts =
+                    |epoch: Millis, days: i64| Timestamp::from_millis(epoch + days * 86_400_000);
                 row.versions.push(Version {
                     version: previous.version,
                     stage: Some(Stage::Current),
                     state: VersionState::Active,
                     issued: previous.issued.clone(),
                     label: None,
-                    created_at: None,
-                    expires_at: None,
+                    created_at: lease.map(|epoch| lasts(epoch, -35)),
+                    expires_at: lease.map(|epoch| lasts(epoch, 5)),
                     extended_at: None,
+                    dies_at: None,
                     fingerprint: None,
                 });
                 row.next = plan.pending;

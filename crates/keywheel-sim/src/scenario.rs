@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use keywheel_core::facts::{
-    Authority, IssuerFacts, LastUsedFacts, Observe, Pickup, ReadBack, Revert, StoreFacts,
-    ValueOrigin, WorkloadFacts,
+    Authority, IssuerFacts, LastUsedFacts, LeaseFacts, Observe, Pickup, ReadBack, Revert,
+    StoreFacts, ValueOrigin, WorkloadFacts,
 };
 use keywheel_core::fingerprint::Fingerprinter;
 use keywheel_core::plan::{
@@ -93,6 +93,7 @@ impl Shape {
                     return random.pick(&[Self::Keys, Self::Rereadable, Self::Lease]);
                 }
                 StepKind::Extend => return Self::Extension,
+                StepKind::KeepAlive => return Self::Lease,
                 StepKind::VerifyDead => {
                     return random.pick(&[Self::Keys, Self::Keyring, Self::Logins]);
                 }
@@ -192,7 +193,14 @@ pub(crate) fn draw(
     let mut random = world.random.clone();
     world.outside_clock = random.chance(30);
     let fixed = focus.is_some_and(|(step, _)| {
-        matches!(step, StepKind::Extend | StepKind::FindMint | StepKind::Sweep | StepKind::Revoke)
+        matches!(
+            step,
+            StepKind::Extend
+                | StepKind::KeepAlive
+                | StepKind::FindMint
+                | StepKind::Sweep
+                | StepKind::Revoke
+        )
     });
     let alone = shape.is_some() || fixed || random.chance(85);
     let secrets = if alone { 1 } else { 2 + random.below(2) as usize };
@@ -497,6 +505,8 @@ fn facts(random: &mut Random, shape: Shape, lag: Millis) -> IssuerFacts {
         },
         settle_for: Span::millis(60_000 + lag as u64),
         takes_turns: shape == Shape::Logins,
+        lease: (shape == Shape::Lease)
+            .then_some(LeaseFacts { longest_life: Some(Span::days(400)) }),
         ..IssuerFacts::new(shape.value(), shape.observe(), shape.authority())
     }
 }

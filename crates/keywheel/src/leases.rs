@@ -1,15 +1,20 @@
 //! Leases: what their issuer ends by itself, and `keywheel resume --all` extends and replaces in time, without being asked.
 
+use std::time::Duration;
+
+use futures_util::future::join_all;
 use keywheel_core::due::{Lease, LeaseNeed};
-use keywheel_core::facts::LeaseFacts;
-use keywheel_core::inventory::Inventory;
+use keywheel_core::inventory::{Inventory, Version};
 use keywheel_core::strategy::Strategy;
 use keywheel_core::time::{Span, Timestamp};
 use keywheel_core::version::Stage;
+use keywheel_driver::CallError;
 use keywheel_drivers::{Build, Context};
 
+use crate::code;
 use crate::config::{Config, Environment, Secret};
 use crate::drive::Taken;
+use crate::exit::Exit;
 use crate::output::Failure;
 use crate::prepare::{self, Request};
 use crate::session::Session;
@@ -17,15 +22,26 @@ use crate::session::Session;
 /// How far apart the visits are that the guide asks for.
 const VISIT: Span = Span::minutes(5);
 
-/// Begins what leases need now. One that cannot begin stops no other.
+/// How long a look at what leases hang on may hold a visit up.
+const LOOK: Duration = Duration::from_secs(10);
+
+/// Begins what leases need now. One that cannot begin stops no other. Where a rotation is open already, its run extends the lease in
+/// use, also while it is parked.
 pub(crate) async fn begin(
     session: &Session,
     config: &Config,
     environment: &Environment,
 ) -> Result<Taken, Failure> {
-    let mut taken = Taken::default();
-    for secret in &environment.secrets {
-        let Some(row) = session.inventory(&secret.name).await? else { continue };
+    let mut leased = Vec::new();
+    for secret in environment.secrets.iter().filter(|one| one.strategy == Strategy::Lease) {
+        leased.extend(session.inventory(&secret.name).await?.map(|row| (secret, row)));
+    }
+    let secrets: Vec<&Secret> = leased.iter().map(|(secret, _)| *secret).collect();
+    let mut taken = Taken { failures: kept_alive(config, &secrets).await, ..Taken::default() };
+    for (secret, row) in leased {
+        if row.open.is_some() || row.queued.as_ref().is_some_and(|queued| queued.after.is_none()) {
+            continue;
+        }
         let Some(lease) = lease(config, secret, &row) else { continue };
         let extend = match lease.need(secret.longest_move(), VISIT, session.now()) {
             LeaseNeed::Nothing(_) => continue,
@@ -45,6 +61,33 @@ pub(crate) async fn begin(
     Ok(taken)
 }
 
+/// Keeps alive what leases hang on, whether any of them needs something now or not. Returns what failed.
+async fn kept_alive(config: &Config, secrets: &[&Secret]) -> Vec<Failure> {
+    let kept = secrets.iter().map(async |secret| {
+        let kept = async {
+            let issuer = secret.issuer.build(&Context::at(&config.folder))?;
+            issuer.keep_alive().await
+        };
+        let kept = tokio::time::timeout(LOOK, kept).await;
+        let error = match kept {
+            Ok(Ok(())) => return None,
+            Ok(Err(error)) => error,
+            Err(_) => CallError::Unknown("it does not answer".into()),
+        };
+        Some(dies(secret, &error))
+    });
+    join_all(kept).await.into_iter().flatten().collect()
+}
+
+fn dies(secret: &Secret, error: &CallError) -> Failure {
+    let message = format!("what the lease of `{}` hangs on cannot be kept alive", secret.name);
+    let failure = Failure::new(message).code(code::ISSUER).exit(Exit::Refused);
+    failure
+        .caused_by(error.to_string())
+        .now("nothing changed; the lease may end with it, before its own time")
+        .hint("mend it, and run `keywheel resume --all` again")
+}
+
 /// How a lease stands, for people.
 pub(crate) enum Stands {
     /// It is served in time.
@@ -55,7 +98,7 @@ pub(crate) enum Stands {
     Ended,
 }
 
-/// Returns how the lease of a secret stands, and until when it runs; none where it has none, or a rotation of it is open.
+/// Returns how the lease of a secret in use stands, and until when it runs; none where it has none.
 pub(crate) fn stands(
     config: &Config,
     secret: &Secret,
@@ -73,20 +116,17 @@ pub(crate) fn stands(
     Some((stands, lease.expires_at))
 }
 
+/// Returns whether what readers use was leased by hand: nobody knows when it ends.
+pub(crate) fn is_unknown(secret: &Secret, row: &Inventory) -> bool {
+    let by_hand = |current: &Version| current.label.is_none() && current.expires_at.is_none();
+    secret.strategy == Strategy::Lease && row.at(Stage::Current).is_some_and(by_hand)
+}
+
 fn lease(config: &Config, secret: &Secret, row: &Inventory) -> Option<Lease> {
-    if secret.strategy != Strategy::Lease || row.open.is_some() || row.queued.is_some() {
+    if secret.strategy != Strategy::Lease {
         return None;
     }
     let current = row.at(Stage::Current)?;
-    let (created_at, expires_at) = (current.created_at?, current.expires_at?);
     let issuer = secret.issuer.build(&Context::at(&config.folder)).ok()?;
-    let LeaseFacts { longest_life } = issuer.facts().lease?;
-    // What is not known by its id cannot be extended.
-    let longest_life = longest_life.filter(|_| current.issued.is_some());
-    Some(Lease {
-        created_at,
-        extended_at: current.extended_at.unwrap_or(created_at),
-        expires_at,
-        longest_life: longest_life.unwrap_or(expires_at.since(created_at)),
-    })
+    Lease::of(current, issuer.facts().lease?)
 }

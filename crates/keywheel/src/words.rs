@@ -93,6 +93,7 @@ pub(crate) fn step(plan: &Plan, step: Step) -> Line {
             line("sweep", format!("{issuer}: nothing else carries this rotation's label"), "-")
         }
         Step::Extend => line("extend", format!("{name}: its lease"), "-"),
+        Step::KeepAlive(version) => line("extend", format!("{name}: the lease of {version}"), "-"),
         Step::CleanUp { store } => {
             let store = &plan.stores[usize::from(store)].bound.name;
             line("clean up", format!("{store}: what was kept for the way back"), "-")

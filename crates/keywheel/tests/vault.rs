@@ -26,7 +26,7 @@ const CONFIG: &str = r#"project: shop
 policies:
   default: { cryptoperiod: 90d, soak: 1s, rollback: 1s, watch: 1s }
 stores:
-  kv: { vault_kv: { address: "ADDRESS", auth: { token: { file: token } }, path: shop/backend, settle_for: 500ms } }
+  kv: { vault_kv: { address: "ADDRESS", auth: { token: { file: token } }, path: shop/backend, create: true, settle_for: 500ms } }
 workloads:
   web: { process: { replicas: [{ pid_file: run/web.pid }], shows: environ, ready_for: 100ms, settle_for: 500ms } }
 secrets:

@@ -60,6 +60,9 @@ pub struct Config {
     /// it nobody is asked whether a login is accepted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub login_at: Option<String>,
+    /// How long a new lease may be refused where it is used, and an ended one accepted.
+    #[serde(default = "at_once")]
+    pub propagation: Duration,
     /// How long a call without an answer can still take effect.
     #[serde(default = "minute")]
     pub settle_for: Duration,
@@ -67,6 +70,10 @@ pub struct Config {
 
 fn login() -> BTreeMap<String, String> {
     ["username", "password"].map(|name| (name.to_owned(), name.to_owned())).into()
+}
+
+fn at_once() -> Duration {
+    Span::ZERO.into()
 }
 
 fn minute() -> Duration {
@@ -107,7 +114,7 @@ impl Issuer for VaultDynamic {
             destroy: true,
             // A lease that nobody knows of ends by itself.
             reset_repeatable: true,
-            propagation: Span::ZERO,
+            propagation: self.config.propagation.span(),
             settle_for: self.config.settle_for.span(),
             lease: Some(LeaseFacts { longest_life: self.config.longest_life.map(Duration::span) }),
             ..IssuerFacts::new(ValueOrigin::Theirs, Observe::None, authority)
@@ -150,6 +157,7 @@ impl Issuer for VaultDynamic {
         if made.lease_id.is_empty() {
             return Err(unsupported("`path` returns no lease").into());
         }
+        self.check_new(&made.lease_id, request)?;
         let mut data = made.data;
         let mut credential = Credential::default();
         for (field, name) in &self.config.fields {
@@ -183,6 +191,11 @@ impl Issuer for VaultDynamic {
 
     async fn revoke(&self, id: &IssuedId) -> Result<(), CallError> {
         self.end(self.ours(id)?).await
+    }
+
+    /// Whatever is asked renews the token where half of its life is over.
+    async fn keep_alive(&self) -> Result<(), CallError> {
+        self.leases().await.map(drop)
     }
 
     fn extend(&self) -> Option<&dyn Extend> {
@@ -269,6 +282,10 @@ impl VaultDynamic {
         }
         match (self.lease(lease_id).await, ended) {
             (Ok(None), _) => Ok(()),
+            // It is on its way, and may end the lease yet.
+            (Ok(Some(_)), Err(CallError::Unknown(why))) if !planted!("late_end_is_a_refusal") => {
+                Err(CallError::Unknown(why))
+            }
             (Ok(Some(_)), Err(CallError::Refused(refusal)))
                 if refusal.kind != RefusalKind::Unsupported =>
             {
@@ -282,6 +299,19 @@ impl VaultDynamic {
             }
             (Err(error), _) => Err(CallError::Unknown(error.to_string())),
         }
+    }
+
+    /// What a cache hands out again is no new lease, and is ended together with the one that it is.
+    fn check_new(&self, lease_id: &str, request: &Mint<'_>) -> Result<(), Refusal> {
+        let suspects = request.suspects.iter().filter_map(|suspect| suspect.issued.as_ref());
+        let mut known = request.previous.into_iter().chain(suspects);
+        if known.all(|known| known.id != lease_id) || planted!("cached_lease_is_new") {
+            return Ok(());
+        }
+        let message = format!(
+            "{TARGET}: `path` returns the lease that is in use already: does `address` name an agent that caches leases? Name the server"
+        );
+        Err(Refusal::operator(RefusalKind::Conflict, message))
     }
 
     /// Ends what mints without an answer left: every lease of the path that was issued after the one in use.
@@ -308,7 +338,7 @@ impl VaultDynamic {
         };
         let lives = self.config.longest_life.map(Duration::span);
         let outlives = lives.is_some_and(|lives| Span::seconds(own.ttl) >= lives);
-        if own.has_no_end() || outlives || planted!("lease_outlives_its_token") {
+        if self.vault.outlives_all(&own) || outlives || planted!("lease_outlives_its_token") {
             return Ok(None);
         }
         let left = Span::seconds(own.ttl);
@@ -426,6 +456,8 @@ mod tests {
         h94_a_login_that_is_not_dropped_is_not_ended(&ground).await;
         h93_a_token_that_ends_before_the_lease_blocks(&ground).await;
         h04_a_lease_whose_answer_was_lost_is_ended_before_the_next(&ground).await;
+        h95_a_cache_between_is_no_server(&ground).await;
+        h94_an_end_on_its_way_is_no_refusal(&ground, &*issuer).await;
         assert!(!ground.postgres.log().contains("PASSWORD 'kw"), "no password of ours is logged");
     }
 
@@ -494,6 +526,8 @@ mod tests {
             blocking(&*ground.issuer("vault_dynamic", &settings("short", "30m"))).await,
             [""; 0]
         );
+        h95_a_login_does_not_renew_the_token_of_the_one_before(ground).await;
+        h95_a_token_is_renewed_whether_a_lease_needs_it_or_not(ground).await;
         let asked = json!({ "policies": ["leases"], "period": "1h" });
         let made = ground.bao.write("auth/token/create", &asked).unwrap();
         ground.keep("periodic", made["auth"]["client_token"].as_str().unwrap());
@@ -514,6 +548,68 @@ mod tests {
             tokio::time::sleep(std::time::Duration::from_millis(100)).await;
         }
         assert!(is_ended, "the lease outlives its token");
+    }
+
+    async fn h95_a_login_does_not_renew_the_token_of_the_one_before(ground: &Ground) {
+        let bao = &ground.bao;
+        bao.run(&["auth", "enable", "approle"], &json!(null)).unwrap();
+        let role = json!({ "token_policies": ["leases"], "token_period": "1h" });
+        bao.write("auth/approle/role/kw", &role).unwrap();
+        let role_id = bao.read("auth/approle/role/kw/role-id").unwrap()["data"]["role_id"].clone();
+        let made = bao.write("auth/approle/role/kw/secret-id", &json!({})).unwrap();
+        ground.keep("secret-id", made["data"]["secret_id"].as_str().unwrap());
+        let auth =
+            json!({ "app_role": { "role_id": role_id, "secret_id": { "file": "secret-id" } } });
+        let path = json!({ "path": "database/creds/app", "longest_life": "2h", "auth": auth });
+        let why = blocking(&*ground.issuer("vault_dynamic", &path)).await.join("");
+        assert!(why.contains("the token that asks for a lease ends in"), "{why}");
+    }
+
+    async fn h95_a_token_is_renewed_whether_a_lease_needs_it_or_not(ground: &Ground) {
+        let asked = json!({ "policies": ["leases"], "ttl": "1h" });
+        let made = ground.bao.write("auth/token/create", &asked).unwrap();
+        let token = made["auth"]["client_token"].as_str().unwrap();
+        ground.keep("kept", token);
+        // It is given less than half of the time that it had.
+        let less = json!({ "token": token, "increment": "10m" });
+        ground.bao.write("auth/token/renew", &less).unwrap();
+        let way = Lossy::to(ground.bao.port());
+        way.next("POST /v1/auth/token/renew-self", Fault::DoneAnd500);
+        let settings = json!({ "path": "database/creds/app", "address": way.address(), "auth": { "token": { "file": "kept" } } });
+        let issuer = ground.issuer("vault_dynamic", &settings);
+        issuer.keep_alive().await.unwrap();
+        assert_eq!(way.fired(), 1, "it is renewed");
+        ground.bao.write("auth/token/revoke", &json!({ "token": token })).unwrap();
+        let ended = issuer.keep_alive().await.unwrap_err().to_string();
+        assert!(ended.contains("the token has ended"), "{ended}");
+    }
+
+    async fn h95_a_cache_between_is_no_server(ground: &Ground) {
+        let cache = Lossy::to(ground.bao.port());
+        let settings = json!({ "path": "database/creds/app", "address": cache.address() });
+        let issuer = ground.issuer("vault_dynamic", &settings);
+        let (in_use, held, _) = mint(&*issuer, None).await.unwrap();
+        cache.next("GET /v1/database/creds/app", Fault::Cached);
+        let Err(CallError::Refused(refusal)) = mint(&*issuer, Some(&in_use)).await else {
+            panic!("the lease in use passes for a new one")
+        };
+        assert!(refusal.message.contains("an agent that caches leases"), "{refusal}");
+        assert_eq!(issuer.verify(&held).await, Ok(Verdict::Accepted), "it was not ended");
+        assert!(mint(&*issuer, Some(&in_use)).await.is_ok());
+    }
+
+    async fn h94_an_end_on_its_way_is_no_refusal(ground: &Ground, issuer: &dyn Issuer) {
+        let lossy = Lossy::to(ground.bao.port());
+        let settings = json!({ "path": "database/creds/app", "address": lossy.address() });
+        let through = ground.issuer("vault_dynamic", &settings);
+        let (issued, _, _) = mint(issuer, None).await.unwrap();
+        for fault in [Fault::RequestLost, Fault::Status(503)] {
+            lossy.next("POST /v1/sys/leases/revoke", fault);
+            let lost = through.revoke(&issued).await;
+            assert!(matches!(lost, Err(CallError::Unknown(_))), "{fault:?}: {lost:?}");
+        }
+        lossy.next("POST /v1/sys/leases/revoke", Fault::AnswerLost);
+        assert_eq!(through.revoke(&issued).await, Ok(()), "it is gone");
     }
 
     async fn h04_a_lease_whose_answer_was_lost_is_ended_before_the_next(ground: &Ground) {

@@ -8,6 +8,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
 use async_trait::async_trait;
 use keywheel_core::facts::{Authority, IssuerFacts, Observe, ValueOrigin};
@@ -32,8 +33,11 @@ const TARGET: &str = "issuer `vault_static`";
 /// A role that rotates by itself more often leaves no time to move its readers.
 const SHORTEST: Span = Span::hours(1);
 
-/// How often the password is read after a rotation that had no answer.
-const LOOKS: usize = 3;
+/// How long the password is looked at after a rotation that had no answer: an engine that failed half-way tries again by itself.
+const LOOKS_FOR: Span = Span::seconds(15);
+
+/// How far apart two looks are.
+const BETWEEN_LOOKS: std::time::Duration = std::time::Duration::from_millis(500);
 
 /// A static role of a database engine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -210,17 +214,19 @@ impl VaultStatic {
 
     /// Reads what holds after a rotation that had no answer, or an error: another password than before is the one that holds.
     async fn looked_for(&self, before: &Shown, why: String) -> Result<Minted, CallError> {
-        for look in 0..LOOKS {
-            if look > 0 {
-                tokio::time::sleep(std::time::Duration::from_millis(500)).await;
-            }
+        let looks_for = LOOKS_FOR.min(self.config.settle_for.span()).as_millis();
+        let until = Instant::now() + std::time::Duration::from_millis(looks_for);
+        loop {
             if let Ok(after) = self.must_be_shown().await
                 && !after.is_like(before)
             {
                 return self.let_in(after).await;
             }
+            if Instant::now() >= until {
+                return Err(CallError::Unknown(why));
+            }
+            tokio::time::sleep(BETWEEN_LOOKS).await;
         }
-        Err(CallError::Unknown(why))
     }
 
     /// Asks the database for what the engine shows. Of two rotations at once, the engine may keep the password of the one while
@@ -341,8 +347,8 @@ mod tests {
         let lossy = Lossy::to(ground.bao.port());
         let broken = Lossy::to(ground.bao.port());
         let issuer = ground.issuer("vault_static", &json!({ "role": "app" }));
-        let through =
-            ground.issuer("vault_static", &json!({ "role": "app", "address": lossy.address() }));
+        let settings = json!({ "role": "app", "address": lossy.address(), "settle_for": "600ms" });
+        let through = ground.issuer("vault_static", &settings);
         let token = canary("vault-token");
         ground.keep("canary", &token);
         let echoing = json!({ "role": "app", "address": broken.address(), "auth": { "token": { "file": "canary" } } });

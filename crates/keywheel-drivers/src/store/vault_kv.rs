@@ -38,6 +38,9 @@ const FEWEST: u64 = 8;
 /// What an engine keeps that was told nothing.
 const USUAL: u64 = 10;
 
+/// For how many hours a version must be kept: a secret is rotated more often, and its way back is shorter.
+const LASTS_HOURS: u64 = 30 * 24;
+
 /// How often a write that another one overtook is judged anew.
 const ATTEMPTS: usize = 20;
 
@@ -63,7 +66,7 @@ pub struct Config {
     pub mount: String,
     /// The path of the secret below that, without `data/`.
     pub path: String,
-    /// Whether the secret is made where it is missing.
+    /// Whether the secret, or a key of it, is made where it is missing.
     #[serde(default)]
     pub create: bool,
     /// How many versions the engine must keep of it; 8 at the least.
@@ -118,6 +121,16 @@ struct Newest {
     keys: BTreeMap<String, Held>,
 }
 
+/// What became of a write without an answer.
+enum Landed {
+    /// It is the newest version, or another one that holds the same.
+    Here,
+    /// It was not made and never will be.
+    Never,
+    /// Others wrote, and theirs may be on top of it.
+    Perhaps,
+}
+
 #[async_trait]
 impl Store for VaultKv {
     fn facts(&self) -> StoreFacts {
@@ -165,6 +178,26 @@ impl Store for VaultKv {
         Ok(findings)
     }
 
+    async fn missing(&self, addresses: &[String]) -> Result<Vec<Finding>, CallError> {
+        let newest = self.newest().await?;
+        // That the secret is missing, or deleted, is among what `preflight` finds.
+        let is_there = newest.version > 0 && !newest.is_deleted;
+        if self.config.create || !is_there || planted!("mistyped_keys_are_made") {
+            return Ok(Vec::new());
+        }
+        let absent = addresses.iter().filter(|key| !newest.keys.contains_key(*key));
+        let others: Vec<&str> = newest.keys.keys().map(String::as_str).collect();
+        let finding = |key: &String| {
+            let message = format!(
+                "{TARGET}: {} has no key `{key}` among these: {}; a key that is to be new is made with `create: true`",
+                self.named(),
+                others.join(", "),
+            );
+            Finding::blocks(message)
+        };
+        Ok(absent.map(finding).collect())
+    }
+
     async fn addresses(&self) -> Result<Option<Vec<String>>, CallError> {
         Ok(Some(self.newest().await?.keys.into_keys().collect()))
     }
@@ -182,22 +215,22 @@ impl Store for VaultKv {
         if self.ours.is_some() {
             self.owner().await?.check(&self.named())?;
         }
+        let mut lost = None;
         for _ in 0..ATTEMPTS {
-            let newest = self.newest().await?;
-            let Some(due) = self.due(&newest, edits)? else {
-                return Ok(Written { changed: false });
-            };
-            match self.put(&newest, &due).await {
-                Ok(true) => return Ok(Written { changed: true }),
-                // Somebody else was faster: what the keys hold now is judged anew.
-                Ok(false) => {}
-                Err(CallError::Unknown(why)) => {
-                    if self.landed(&newest, &due).await.map_err(|_| CallError::Unknown(why))? {
-                        return Ok(Written { changed: true });
-                    }
+            match self.attempt(edits, &mut lost).await {
+                Ok(None) => {}
+                Ok(Some(written)) => return Ok(written),
+                // One of ours may have been there for a while, and readers may have it.
+                Err(CallError::Refused(_))
+                    if lost.is_some() && !planted!("overtaken_write_is_a_refusal") =>
+                {
+                    break;
                 }
-                Err(refused) => return Err(refused),
+                Err(error) => return Err(error),
             }
+        }
+        if let Some(why) = lost {
+            return Err(CallError::Unknown(why));
         }
         let message = format!("{TARGET}: {} changes all the time", self.named());
         Err(Refusal::retry(RefusalKind::Unavailable, None, message).into())
@@ -278,6 +311,33 @@ impl VaultKv {
         Ok(Some(due))
     }
 
+    /// Writes once, on top of what is there now; none where it is to be judged anew. `lost` is why one that may have landed had no
+    /// answer.
+    async fn attempt(
+        &self,
+        edits: &[Edit<'_>],
+        lost: &mut Option<String>,
+    ) -> Result<Option<Written>, CallError> {
+        let newest = self.newest().await?;
+        let Some(due) = self.due(&newest, edits)? else {
+            return Ok(Some(Written { changed: lost.is_some() }));
+        };
+        let why = match self.put(&newest, &due).await {
+            Ok(true) => return Ok(Some(Written { changed: true })),
+            // Somebody else was faster: what the keys hold now is judged anew.
+            Ok(false) => return Ok(None),
+            Err(CallError::Unknown(why)) => why,
+            Err(refused) => return Err(refused),
+        };
+        match self.landed(&newest, &due).await {
+            Some(Landed::Here) => return Ok(Some(Written { changed: true })),
+            Some(Landed::Never) => {}
+            Some(Landed::Perhaps) => *lost = Some(why),
+            None => return Err(CallError::Unknown(why)),
+        }
+        Ok(None)
+    }
+
     /// Writes one version on top of the one that was read; false where another one came in between.
     async fn put(&self, newest: &Newest, due: &Due<'_>) -> Result<bool, CallError> {
         let condition = Condition { cas: newest.version };
@@ -315,18 +375,21 @@ impl VaultKv {
         written(&answer)
     }
 
-    /// Returns whether a write without an answer landed. It never does any more once a newer version is there, for its condition
-    /// names the former one; until then it still may.
-    async fn landed(&self, before: &Newest, due: &Due<'_>) -> Result<bool, CallError> {
-        let now = self.newest().await?;
-        if now.version <= before.version {
-            return Err(CallError::Unknown(String::new()));
-        }
-        Ok(due.iter().all(|(key, wanted)| match (now.keys.get(*key), wanted) {
+    /// Returns what became of a write without an answer; none while nobody can tell. It never lands any more once a newer version is
+    /// there, for its condition names the former one; until then it still may.
+    async fn landed(&self, before: &Newest, due: &Due<'_>) -> Option<Landed> {
+        let now = self.newest().await.ok().filter(|now| now.version > before.version)?;
+        let is_ours = due.iter().all(|(key, wanted)| match (now.keys.get(*key), wanted) {
             (Some(Held::Text(held)), Some(wanted)) => held.expose() == wanted.as_bytes(),
             (None, None) => true,
             _ => false,
-        }))
+        });
+        Some(match is_ours {
+            true => Landed::Here,
+            // It would have been the version after the one that it names.
+            false if now.version == before.version + 1 => Landed::Never,
+            false => Landed::Perhaps,
+        })
     }
 
     async fn wrong_engine(&self) -> Result<Option<Finding>, CallError> {
@@ -352,17 +415,23 @@ impl VaultKv {
         let has = |at: usize, wanted: &[&str]| {
             may[at].iter().any(|one| one == "root" || wanted.contains(&one.as_str()))
         };
+        // The first write makes the secret; the next one is an update.
+        let writes = |at: usize| match newest.version {
+            0 => has(at, &["create"]) && has(at, &["patch", "update"]),
+            _ => has(at, &["patch", "update"]),
+        };
         let mut findings = Vec::new();
         let mut lacks = |path: &str, needed: &str| {
             findings.push(Finding::blocks(format!(
                 "{TARGET}: the token lacks a capability: its policy needs `path \"{path}\" {{ capabilities = [{needed}] }}`"
             )));
         };
-        let writes: &[&str] = if newest.version == 0 { &["create"] } else { &["patch", "update"] };
-        if !has(0, writes) {
-            lacks(&data, "\"read\", \"create\", \"patch\"");
+        let texts_only = newest.keys.values().all(|held| matches!(held, Held::Text(_)));
+        let keeps_others = has(0, &["patch"]) || texts_only || planted!("patch_not_asked_for");
+        if !(writes(0) && keeps_others) {
+            lacks(&data, "\"read\", \"create\", \"update\", \"patch\"");
         }
-        if self.ours.is_some() && !(has(1, &["read"]) && has(1, writes)) {
+        if self.ours.is_some() && !(has(1, &["read"]) && writes(1)) {
             lacks(&metadata, "\"read\", \"create\", \"update\", \"patch\"");
         }
         Ok(findings)
@@ -388,33 +457,59 @@ impl VaultKv {
         )
     }
 
-    /// Checks that the engine keeps the former values as long as a rotation may want them back.
-    async fn forgets_too_soon(&self) -> Result<Option<Finding>, CallError> {
+    /// Checks that the engine keeps the value in use, and former ones as long as a rotation may want them back.
+    async fn forgets_too_soon(&self) -> Result<Vec<Finding>, CallError> {
         let of_secret = match self.metadata().await {
             Err(CallError::Refused(no)) if no.kind == RefusalKind::Permission => None,
-            metadata => metadata?.map(|metadata| metadata.max_versions).filter(|most| *most > 0),
+            metadata => metadata?,
         };
-        let of_engine = async || {
-            let path = format!("{}/config", self.config.mount);
-            match self.vault.find::<Data<Limits>>(&path).await {
-                Ok(limits) => {
-                    limits.map(|limits| limits.data.max_versions).filter(|most| *most > 0)
-                }
-                Err(_) => None,
-            }
-        };
-        let kept = match of_secret {
-            Some(kept) => kept,
-            None => of_engine().await.unwrap_or(USUAL),
-        };
+        let of_engine: Option<Data<Metadata>> =
+            self.vault.find(&format!("{}/config", self.config.mount)).await.unwrap_or_default();
+        let of_engine = of_engine.map(|limits| limits.data);
+        let limits = || [of_secret.as_ref(), of_engine.as_ref()].into_iter().flatten();
+        let kept = limits().map(|limits| limits.max_versions).find(|most| *most > 0);
+        let kept = kept.unwrap_or(USUAL);
         let wanted = self.config.max_versions.unwrap_or(FEWEST).max(FEWEST);
         let Config { mount, path, .. } = &self.config;
-        Ok((kept < wanted && !planted!("versions_not_counted")).then(|| {
-            Finding::blocks(format!(
+        let mut findings = Vec::new();
+        if kept < wanted && !planted!("versions_not_counted") {
+            findings.push(Finding::blocks(format!(
                 "{TARGET}: {} keeps {kept} versions, and a rotation may want {wanted}: `vault kv metadata put -mount={mount} -max-versions={wanted} {path}`",
                 self.named()
-            ))
-        }))
+            )));
+        }
+        findings.extend(self.deletes_by_itself(of_secret.as_ref(), of_engine.as_ref()));
+        Ok(findings)
+    }
+
+    /// Says that the engine deletes each version after a time, the one in use too.
+    fn deletes_by_itself(
+        &self,
+        of_secret: Option<&Metadata>,
+        of_engine: Option<&Metadata>,
+    ) -> Option<Finding> {
+        let Config { mount, path, .. } = &self.config;
+        let is_off = of_engine.is_some_and(|engine| engine.delete_version_after.starts_with('-'));
+        if is_off || planted!("deletion_unnoticed") {
+            return None;
+        }
+        let for_secret =
+            format!("vault kv metadata put -mount={mount} -delete-version-after=0s {path}");
+        let for_engine = format!("vault write {mount}/config delete_version_after=0s");
+        let told = [(of_secret, for_secret), (of_engine, for_engine)];
+        let (after, mend) = told
+            .into_iter()
+            .filter_map(|(limits, mend)| Some((limits?.deletes_after()?, mend)))
+            .min_by_key(|(after, _)| after.hours)?;
+        let message = format!(
+            "{TARGET}: {} loses each version after {}, the one in use too: `{mend}`",
+            self.named(),
+            after.text
+        );
+        Some(match after.hours < LASTS_HOURS {
+            true => Finding::blocks(message),
+            false => Finding::note(message),
+        })
     }
 
     async fn metadata(&self) -> Result<Option<Metadata>, CallError> {
@@ -570,18 +665,33 @@ struct Version {
     destroyed: bool,
 }
 
+/// What is kept beside a secret; the limits of the whole engine have the same names.
 #[derive(Deserialize)]
 struct Metadata {
     #[serde(default)]
-    max_versions: u64,
-    #[serde(default)]
     custom_metadata: Option<BTreeMap<String, String>>,
+    #[serde(default)]
+    max_versions: u64,
+    /// As `720h0m0s`; negative where an engine turns it off.
+    #[serde(default)]
+    delete_version_after: String,
 }
 
-#[derive(Deserialize)]
-struct Limits {
-    #[serde(default)]
-    max_versions: u64,
+impl Metadata {
+    /// After what time each version is deleted; none where they are not.
+    fn deletes_after(&self) -> Option<After<'_>> {
+        let text = self.delete_version_after.as_str();
+        let is_time = text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'.');
+        let is_some = is_time && text.bytes().any(|b| (b'1'..=b'9').contains(&b));
+        let hours = text.split_once('h').and_then(|(hours, _)| hours.parse().ok());
+        is_some.then_some(After { text, hours: hours.unwrap_or(0) })
+    }
+}
+
+/// A time in the server's words, and its whole hours.
+struct After<'a> {
+    text: &'a str,
+    hours: u64,
 }
 
 #[derive(Deserialize)]
@@ -751,13 +861,34 @@ mod tests {
         let refused = set(&*store, "a", "three").await.unwrap_err().to_string();
         assert!(refused.contains("only a token with `patch`"), "{refused}");
         assert_eq!(ground.raw("narrow")["n"], 7);
+        let asked = blocking(&*store, "a").await.join("\n");
+        assert!(asked.contains("lacks a capability"), "{asked}");
+        let policy = json!({ "secret/data/first": ["read", "create"] });
+        ground.keep("once", &ground.bao.token_for("once", &policy).unwrap());
+        let first = ground.store("first", &json!({ "auth": { "token": { "file": "once" } } }));
+        let asked = blocking(&*first, "a").await.join("\n");
+        assert!(asked.contains("lacks a capability"), "what makes the secret changes it next");
         // The same token may not touch another secret, and says what it lacks.
         let other = ground.store("siblings", &auth);
         let lacks = blocking(&*other, "a").await.join("\n");
         assert!(lacks.contains("the token may not `GET secret/data/siblings`"), "{lacks}");
     }
 
+    async fn a_mistyped_key_is_said(ground: &Ground) {
+        let typed = ground.store("siblings", &json!({ "create": false }));
+        let missing = async |store: &dyn Store, key: &str| {
+            let found = store.missing(&["a".to_owned(), key.to_owned()]).await.unwrap();
+            found.into_iter().map(|found| found.message).collect::<Vec<_>>().join("")
+        };
+        let said = missing(&*typed, "A").await;
+        assert!(said.contains("has no key `A` among these: a, n, o"), "{said}");
+        assert_eq!(missing(&*typed, "n").await, "");
+        assert_eq!(missing(&*ground.store("siblings", &json!({})), "A").await, "");
+        assert_eq!(missing(&*ground.store("absent", &json!({ "create": false })), "A").await, "");
+    }
+
     async fn what_cannot_be_written_is_said_before(ground: &Ground) {
+        a_mistyped_key_is_said(ground).await;
         let absent = ground.store("absent", &json!({ "create": false }));
         assert!(blocking(&*absent, "a").await.join("").contains("it is not there"));
         assert!(set(&*absent, "a", "one").await.is_err());
@@ -801,6 +932,17 @@ mod tests {
         let wants_more = ground.store("siblings", &json!({ "max_versions": 20 }));
         let why = blocking(&*wants_more, "a").await.join("");
         assert!(why.contains("keeps 10 versions, and a rotation may want 20"), "{why}");
+        let config = |after: &str| json!({ "delete_version_after": after });
+        ground.bao.write("secret/config", &config("24h")).unwrap();
+        let siblings = ground.store("siblings", &json!({}));
+        let why = blocking(&*siblings, "a").await.join("");
+        let mend = "loses each version after 24h0m0s, the one in use too: `vault write secret/config delete_version_after=0s`";
+        assert!(why.contains(mend), "{why}");
+        ground.bao.write("secret/config", &config("8760h")).unwrap();
+        assert_eq!(blocking(&*siblings, "a").await, [""; 0]);
+        let notes = siblings.preflight(&["a".into()]).await.unwrap();
+        assert!(notes.iter().any(|note| note.message.contains("after 8760h0m0s")), "{notes:?}");
+        ground.bao.write("secret/config", &config("0s")).unwrap();
     }
 
     async fn h61_another_installation_is_refused(ground: &Ground) {
@@ -860,10 +1002,54 @@ mod tests {
         let pin = direct.identity().await.unwrap();
         assert!(pin.is_some_and(|pin| pin.id.len() == 36), "the cluster has a name");
         assert_eq!(through.identity().await, direct.identity().await, "whatever leads to it");
+        let namespace = ground.store("lost", &json!({ "namespace": "nowhere" }));
+        assert_eq!(namespace.identity().await, direct.identity().await, "it is the server's");
         assert_eq!((lossy.fired(), ground.versions("lost")), (6, 3));
+        for status in [200, 400, 429, 502] {
+            lossy.next("GET /v1/sys/health", Fault::Status(status));
+            assert!(through.identity().await.is_err(), "{status} of something else is no place");
+        }
+        h05_a_write_that_others_are_on_top_of_is_unknown(&ground, &lossy, &**through).await;
+        a_token_that_was_replaced_is_read_again(&ground).await;
         assert_eq!(ground.raw("lost"), json!({ "a": "new 1", "b": "x" }));
         // A login ends in the middle of the work: it is made anew.
         an_approle_logs_in_again(&ground).await;
+    }
+
+    async fn h05_a_write_that_others_are_on_top_of_is_unknown(
+        ground: &Ground,
+        lossy: &Lossy,
+        store: &dyn Store,
+    ) {
+        lossy.next("PATCH /v1/secret/data/lost", Fault::AnswerHeld);
+        let before = ground.versions("lost");
+        let present = SecretValue::new(b"new 1".to_vec());
+        let accept = Accept::OneOf(vec![Some(&present)]);
+        let on_top = async {
+            while ground.versions("lost") == before {
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+            let others = json!({ "data": { "a": "theirs", "b": "x" } });
+            ground.bao.write("secret/data/lost", &others).unwrap();
+            lossy.release();
+        };
+        let (lost, ()) =
+            futures_util::future::join(set_from(store, "a", accept, "ours"), on_top).await;
+        assert!(matches!(lost, Err(CallError::Unknown(_))), "{lost:?}");
+        assert_eq!(ground.raw("lost")["a"], "theirs");
+        assert_eq!(set(store, "a", "new 1").await, CHANGED);
+    }
+
+    /// An agent puts another token into the file before the one that it gave ends.
+    async fn a_token_that_was_replaced_is_read_again(ground: &Ground) {
+        let policy = json!({ "secret/data/lost": ["read"] });
+        let first = ground.bao.token_for("reads", &policy).unwrap();
+        ground.keep("agent", &first);
+        let store = ground.store("lost", &json!({ "auth": { "token": { "file": "agent" } } }));
+        assert!(store.read(&["a".into()]).await.is_ok());
+        ground.keep("agent", &ground.bao.token_for("reads", &policy).unwrap());
+        ground.bao.write("auth/token/revoke", &json!({ "token": first })).unwrap();
+        assert!(store.read(&["a".into()]).await.is_ok(), "the next one is not read");
     }
 
     async fn an_approle_logs_in_again(ground: &Ground) {

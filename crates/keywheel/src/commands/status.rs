@@ -76,6 +76,8 @@ struct Row {
     state: String,
     detail: String,
     next: String,
+    /// Whether its lease is late, whatever else its row says.
+    lease_is_late: bool,
     told: Told,
 }
 
@@ -135,8 +137,11 @@ pub(crate) async fn run(args: &StatusArgs, globals: &Globals) -> Result<Exit, Fa
     for environment in chosen {
         pages.push((environment, rows(globals, &config, environment).await?));
     }
-    let found: Vec<Standing> =
-        pages.iter().flat_map(|(_, rows)| rows).map(|row| row.standing).collect();
+    let mut found: Vec<Standing> = Vec::new();
+    for row in pages.iter().flat_map(|(_, rows)| rows) {
+        found.push(row.standing);
+        found.extend(row.lease_is_late.then_some(Standing::Late));
+    }
     let output = globals.output();
     match output.format {
         Format::Text => {
@@ -300,6 +305,7 @@ fn unmanaged(secret: &Secret) -> Row {
         state: "unmanaged".into(),
         detail: "never adopted".into(),
         next: format!("keywheel adopt {name}"),
+        lease_is_late: false,
         told: Told { secret: secret.name.clone(), standing: Standing::Unmanaged, known: None },
         name,
     }
@@ -315,6 +321,7 @@ fn retired(known: &Known, now: Timestamp) -> Row {
         state,
         detail,
         next,
+        lease_is_late: false,
         told: told(known, standing, None),
     }
 }
@@ -323,16 +330,47 @@ fn row(config: &Config, secret: &Secret, known: &Known, now: Timestamp) -> Row {
     let name = secret.name.name().to_owned();
     let upcoming = due::next(&known.row, &secret.policy);
     let is_scheduled = known.row.open.is_none() && known.stage.is_none();
+    let (late, lease_is_late) = late_lease(config, secret, &known.row, now);
     let (standing, state, mut detail, next) = open(known, now)
+        .map(|(standing, state, detail, next)| match &late {
+            Some(late) => (standing.min(Standing::Late), state, format!("{detail}; {late}"), next),
+            None => (standing, state, detail, next),
+        })
         .or_else(|| staged(known))
         .or_else(|| leased(config, secret, &known.row, upcoming.as_ref(), now))
         .unwrap_or_else(|| scheduled(secret, &known.row, upcoming.as_ref(), now));
     if is_scheduled && standing != Standing::Fine && takes_a_person(config, secret) {
         detail.push_str("; guided: needs you at a terminal");
     }
-    let row =
-        Row { standing, name, state, detail, next, told: told(known, standing, upcoming.as_ref()) };
+    let row = Row {
+        standing,
+        name,
+        state,
+        detail,
+        next,
+        lease_is_late,
+        told: told(known, standing, upcoming.as_ref()),
+    };
     refused_in_use(known, row)
+}
+
+/// What is to be said of a lease that nobody serves in time while a rotation of its secret is open.
+fn late_lease(
+    config: &Config,
+    secret: &Secret,
+    row: &Inventory,
+    now: Timestamp,
+) -> (Option<String>, bool) {
+    let stands = leases::stands(config, secret, row, now);
+    let late = stands.and_then(|(stands, until)| match stands {
+        Stands::InTime => None,
+        Stands::Late => Some(format!("its lease in use ends {}", words::when(until))),
+        Stands::Ended => {
+            Some(format!("its lease ended {}, and its readers are refused", words::when(until)))
+        }
+    });
+    let is_late = late.is_some();
+    (late.filter(|_| row.open.is_some()), is_late)
 }
 
 /// What its issuer ended by itself needs a person, whatever else it waits for.
@@ -481,6 +519,12 @@ fn leased(
 ) -> Option<Words> {
     if upcoming.is_some_and(|due| due.reason != Reason::Expiring) || row.held_because.is_some() {
         return None;
+    }
+    if leases::is_unknown(secret, row) {
+        let detail =
+            format!("{}; its lease is not known, and nobody extends or replaces it", versions(row));
+        let next = format!("keywheel rotate {}", secret.name.name());
+        return Some((Standing::Due, "due".into(), detail, next));
     }
     let (stands, until) = leases::stands(config, secret, row, now)?;
     let (version, until) = (versions(row), words::when(until));
