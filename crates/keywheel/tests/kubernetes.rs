@@ -12,9 +12,11 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use keywheel_twins::kubernetes::run::{Fate, Given, Pace, Run, Runtime, Settings};
-use keywheel_twins::kubernetes::{Cluster, Key, Kind};
+use keywheel_twins::kubernetes::{ADMIN, Cluster, Key, Kind};
 use serde_json::{Value, json};
 
+#[path = "kubernetes/exports.rs"]
+mod exports;
 #[path = "kubernetes/load.rs"]
 mod load;
 
@@ -23,7 +25,7 @@ const OLD: &str = "kwcanary-0123456789abcdef";
 
 const CONFIG: &str = r#"
 project: shop
-cluster: { context: admin, kubeconfig: kubeconfig }
+cluster: { context: "USER", kubeconfig: kubeconfig }
 policies:
   fast: { soak: 1s, rollback: 1s, watch: 1s }
 stores:
@@ -41,7 +43,7 @@ secrets:
 
 struct Shop {
     cluster: Cluster,
-    run: Run,
+    run: Option<Run>,
     folder: tempfile::TempDir,
     approach: &'static str,
 }
@@ -49,12 +51,17 @@ struct Shop {
 impl Shop {
     /// Starts three simulated pods, which end at once with a key that is longer than they know.
     fn open(approach: &'static str) -> Self {
+        let (cluster, run) = started();
+        Self { run: Some(run), ..Self::begin(cluster, approach) }
+    }
+
+    /// Begins in a cluster in which nothing runs.
+    fn begin(cluster: Cluster, approach: &'static str) -> Self {
         let folder = tempfile::Builder::new().prefix("keywheel-shop-").tempdir().unwrap();
         for name in ["project", "state", "keys", "state-2", "keys-2"] {
             std::fs::DirBuilder::new().mode(0o700).create(folder.path().join(name)).unwrap();
         }
-        let (cluster, run) = started();
-        let shop = Self { cluster, run, folder, approach };
+        let shop = Self { cluster, run: None, folder, approach };
         shop.reach();
         shop.configure(32);
         shop
@@ -71,8 +78,13 @@ impl Shop {
 
     /// Configures how long a new key is.
     fn configure(&self, length: usize) {
-        let config =
-            CONFIG.replace("APPROACH", self.approach).replace("LENGTH", &length.to_string());
+        self.configure_as(ADMIN, length);
+    }
+
+    /// Configures who asks the cluster, too.
+    fn configure_as(&self, user: &str, length: usize) {
+        let config = CONFIG.replace("APPROACH", self.approach).replace("USER", user);
+        let config = config.replace("LENGTH", &length.to_string());
         std::fs::write(self.project().join("keywheel.yaml"), config).unwrap();
     }
 
@@ -109,7 +121,7 @@ impl Shop {
 
     /// Returns the key that each pod which runs was given.
     fn held(&self) -> Vec<String> {
-        let held = self.run.held().into_iter();
+        let held = self.run.iter().flat_map(Run::held);
         held.filter_map(|held| held.given.env.get("KEY").cloned()).collect()
     }
 
@@ -238,7 +250,7 @@ fn another_cluster_behind_the_same_context_is_not_touched() {
     let mut shop = Shop::open("in_place");
     shop.run(&["adopt", "key", "--yes"], 0);
     let (cluster, run) = started();
-    (shop.cluster, shop.run) = (cluster, run);
+    (shop.cluster, shop.run) = (cluster, Some(run));
     shop.reach();
     let before = shop.cluster.faults().writes();
     let said = shop.run(&["rotate", "key", "--yes"], 4);

@@ -7,6 +7,8 @@
 //! It refuses an operator that reads once only, a key that is pinned to a version (H65) or put together by a template, and an
 //! upstream that holds something else than the Secret: then it is not the place that the operator reads.
 
+pub mod export;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration as StdDuration;
