@@ -105,14 +105,14 @@ fn rbac(
         let object = json!({
             "apiVersion": "v1",
             "kind": "ServiceAccount",
-            "metadata": { "namespace": namespace, "name": name },
+            "metadata": { "name": name, "namespace": namespace },
         });
         printed.push(Printed { notes: Vec::new(), object });
     }
     let namespaces: BTreeSet<&str> = rights.iter().map(|one| one.namespace.as_str()).collect();
     let name = format!("keywheel-{}-{}", config.project, environment.name);
     for namespace in namespaces {
-        let metadata = json!({ "namespace": namespace, "name": name });
+        let metadata = json!({ "name": name, "namespace": namespace });
         let here: Vec<_> = rights.iter().filter(|right| right.namespace == namespace).collect();
         let role = json!({
             "apiVersion": "rbac.authorization.k8s.io/v1",
@@ -213,7 +213,7 @@ impl RbacArgs {
             (Some(user), _) => outside("User", user),
             (None, Some(group)) => outside("Group", group),
             (None, None) => {
-                json!({ "kind": "ServiceAccount", "namespace": namespace, "name": name })
+                json!({ "kind": "ServiceAccount", "name": name, "namespace": namespace })
             }
         }
     }
@@ -245,17 +245,19 @@ fn rules(rights: &[&Right]) -> Vec<Value> {
     for ((group, resource, verbs, _), names) in names {
         rules.entry((group, names, verbs)).or_default().push(resource);
     }
-    let rule = |((group, names, verbs), resources): (
-        (&str, BTreeSet<&str>, BTreeSet<&str>),
-        Vec<&str>,
-    )| {
-        let mut rule = json!({ "apiGroups": [group], "resources": resources, "verbs": verbs });
-        if !names.is_empty() {
-            rule["resourceNames"] = json!(names);
-        }
-        rule
-    };
-    rules.into_iter().map(rule).collect()
+    let mut written = Vec::new();
+    for ((group, names, verbs), resources) in rules {
+        written.push(match names.is_empty() {
+            true => json!({ "apiGroups": [group], "resources": resources, "verbs": verbs }),
+            false => json!({
+                "apiGroups": [group],
+                "resourceNames": names,
+                "resources": resources,
+                "verbs": verbs,
+            }),
+        });
+    }
+    written
 }
 
 fn external_secrets(

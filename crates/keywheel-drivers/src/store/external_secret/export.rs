@@ -69,7 +69,7 @@ impl Config {
             false => (keys.iter().map(|key| source.reference(key.key)).collect(), Value::Null),
         };
         let target = self.target.as_ref().unwrap_or(&self.name);
-        let metadata = json!({ "namespace": self.namespace, "name": self.name });
+        let metadata = json!({ "name": self.name, "namespace": self.namespace });
         let mut spec = json!({
             "refreshPolicy": "Periodic",
             "refreshInterval": "1h",
