@@ -677,7 +677,8 @@ async fn h61_a_secret_that_something_else_makes_is_refused_with_the_way_out() {
 
 #[tokio::test]
 async fn h61_what_an_operator_makes_is_known_without_an_owner_too() {
-    let edits: [(&str, fn(&mut Value), &str); 3] = [
+    type Mark = fn(&mut Value);
+    let edits: [(&str, Mark, &str); 3] = [
         (
             "cert-manager-certificates-issuing",
             |s| s["metadata"]["annotations"]["cert-manager.io/certificate-name"] = json!("web"),
