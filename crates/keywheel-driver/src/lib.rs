@@ -19,6 +19,7 @@ pub mod notifier;
 pub mod pin;
 pub mod probe;
 pub mod reference;
+pub mod right;
 pub mod slot;
 pub mod store;
 pub mod workload;
@@ -33,6 +34,7 @@ pub use keywheel_core::call::{CallError, Refusal, RefusalKind, Remedy};
 pub use notifier::Notifier;
 pub use probe::Probe;
 pub use reference::SecretReference;
+pub use right::Right;
 pub use store::Store;
 pub use workload::Workload;
 

@@ -9,7 +9,7 @@ use keywheel_core::secret::{Credential, SecretValue};
 use keywheel_core::time::Timestamp;
 
 use crate::issuer::Verdict;
-use crate::{Claims, Finding};
+use crate::{Claims, Finding, Right};
 
 /// A place that holds slots: a file, a Secret, a path.
 #[async_trait]
@@ -73,6 +73,11 @@ pub trait Store: Send + Sync {
     /// people. What fails here is tried again at the end of the next one.
     async fn clean_up(&self) -> Result<Vec<String>, CallError> {
         Ok(Vec::new())
+    }
+
+    /// Lists what an account must be allowed in a cluster that reads and writes it, and keeps its claim on it; nothing where it is not in one.
+    fn rights(&self) -> Vec<Right> {
+        Vec::new()
     }
 
     /// Returns how the container says which installation owns it, where it can carry that.

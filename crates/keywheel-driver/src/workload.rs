@@ -12,7 +12,7 @@ use keywheel_core::plan::Pin;
 use keywheel_core::secret::{SecretName, SecretValue};
 use keywheel_core::time::{Span, Timestamp};
 
-use crate::Finding;
+use crate::{Finding, Right};
 
 /// Something that runs as replicas and takes up values.
 #[async_trait]
@@ -64,6 +64,11 @@ pub trait Workload: Send + Sync {
         _reading: &mut Reading<'_>,
     ) -> Result<Option<Vec<ReadLog>>, CallError> {
         Ok(None)
+    }
+
+    /// Lists what an account must be allowed in a cluster that looks at it and rolls it; nothing where it is not in one.
+    fn rights(&self) -> Vec<Right> {
+        Vec::new()
     }
 
     /// Shows a bearer token to every replica at its own address, where the workload answers tokens.

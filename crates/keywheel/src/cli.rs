@@ -8,8 +8,8 @@ use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
-    adopt, audit, check, completions, config, doctor, drill, explain, incident, init, man, plan,
-    reconcile, resume, rotate, rotation, schema, status, token, vault, where_,
+    adopt, audit, check, completions, config, doctor, drill, explain, export, incident, init, man,
+    plan, reconcile, resume, rotate, rotation, schema, status, token, vault, where_,
 };
 use crate::config::Config;
 use crate::exit::Exit;
@@ -113,6 +113,7 @@ enum Command {
     Vault(vault::VaultArgs),
     Audit(audit::AuditArgs),
     Config(config::ConfigArgs),
+    Export(export::ExportArgs),
     Explain(explain::ExplainArgs),
     Schema(schema::SchemaArgs),
     Completions(completions::CompletionsArgs),
@@ -147,6 +148,7 @@ impl Command {
             Self::Vault(args) => vault::run(&args, globals).await,
             Self::Audit(args) => audit::run(&args, globals).await,
             Self::Config(args) => config::run(&args, globals),
+            Self::Export(args) => export::run(&args, globals),
             Self::Explain(args) => explain::run(&args, globals),
             Self::Schema(args) => schema::run(&args, globals),
             Self::Completions(args) => completions::run(&args, globals),

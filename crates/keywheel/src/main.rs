@@ -18,6 +18,7 @@ mod guide;
 mod incident;
 mod init;
 mod leases;
+mod manifest;
 mod notify;
 mod outlook;
 mod output;

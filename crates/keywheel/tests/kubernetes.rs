@@ -12,13 +12,15 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use keywheel_twins::kubernetes::run::{Fate, Given, Pace, Run, Runtime, Settings};
-use keywheel_twins::kubernetes::{Cluster, Deletion, Key, Kind};
+use keywheel_twins::kubernetes::{ADMIN, Cluster, Deletion, Key, Kind};
 use serde_json::{Value, json};
 
 #[path = "kubernetes/drill.rs"]
 mod drill;
 #[path = "kubernetes/emergency.rs"]
 mod emergency;
+#[path = "kubernetes/exports.rs"]
+mod exports;
 #[path = "kubernetes/load.rs"]
 mod load;
 
@@ -27,7 +29,7 @@ const OLD: &str = "kwcanary-0123456789abcdef";
 
 const CONFIG: &str = r#"
 project: shop
-cluster: { context: admin, kubeconfig: kubeconfig }
+cluster: { context: "USER", kubeconfig: kubeconfig }
 policies:
   fast: { soak: 1s, rollback: 1s, watch: 1s }
 stores:
@@ -45,7 +47,7 @@ secrets:
 
 struct Shop {
     cluster: Cluster,
-    run: Run,
+    run: Option<Run>,
     folder: tempfile::TempDir,
     approach: &'static str,
 }
@@ -58,12 +60,17 @@ impl Shop {
 
     /// Starts three simulated pods with a key, which end at once with one that they do not know.
     fn open_with(approach: &'static str, key: &str, knows: fn(&str) -> bool) -> Self {
+        let (cluster, run) = started(key, knows);
+        Self { run: Some(run), ..Self::begin(cluster, approach) }
+    }
+
+    /// Begins in a cluster in which nothing runs.
+    fn begin(cluster: Cluster, approach: &'static str) -> Self {
         let folder = tempfile::Builder::new().prefix("keywheel-shop-").tempdir().unwrap();
         for name in ["project", "state", "keys", "state-2", "keys-2"] {
             std::fs::DirBuilder::new().mode(0o700).create(folder.path().join(name)).unwrap();
         }
-        let (cluster, run) = started(key, knows);
-        let shop = Self { cluster, run, folder, approach };
+        let shop = Self { cluster, run: None, folder, approach };
         shop.reach();
         shop.configure(32);
         shop
@@ -80,8 +87,13 @@ impl Shop {
 
     /// Configures how long a new key is.
     fn configure(&self, length: usize) {
-        let config =
-            CONFIG.replace("APPROACH", self.approach).replace("LENGTH", &length.to_string());
+        self.configure_as(ADMIN, length);
+    }
+
+    /// Configures who asks the cluster, too.
+    fn configure_as(&self, user: &str, length: usize) {
+        let config = CONFIG.replace("APPROACH", self.approach).replace("USER", user);
+        let config = config.replace("LENGTH", &length.to_string());
         std::fs::write(self.project().join("keywheel.yaml"), config).unwrap();
     }
 
@@ -134,7 +146,7 @@ impl Shop {
 
     /// Returns the key that each pod which runs was given.
     fn held(&self) -> Vec<String> {
-        let held = self.run.held().into_iter();
+        let held = self.run.iter().flat_map(Run::held);
         held.filter_map(|held| held.given.env.get("KEY").cloned()).collect()
     }
 
@@ -263,7 +275,7 @@ fn another_cluster_behind_the_same_context_is_not_touched() {
     let mut shop = Shop::open("in_place");
     shop.run(&["adopt", "key", "--yes"], 0);
     let (cluster, run) = started(OLD, |_| true);
-    (shop.cluster, shop.run) = (cluster, run);
+    (shop.cluster, shop.run) = (cluster, Some(run));
     shop.reach();
     let before = shop.cluster.faults().writes();
     let said = shop.run(&["rotate", "key", "--yes"], 4);

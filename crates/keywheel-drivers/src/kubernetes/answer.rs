@@ -8,6 +8,7 @@ use reqwest::header::HeaderMap;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use super::WITHIN;
 use super::cluster::NO_LOGIN;
 use crate::http::{self, Effect};
 
@@ -80,6 +81,11 @@ impl Answer {
         }
     }
 
+    /// Whether the API server itself says that there is no such object; anything in between may answer 404.
+    pub(crate) fn is_absent(&self) -> bool {
+        self.status == StatusCode::NOT_FOUND && self.reason() == "NotFound"
+    }
+
     /// What an answer is that is no success.
     pub(crate) fn error(&self, effect: Effect) -> CallError {
         let target = format!("{}: {}", self.target, self.what);
@@ -139,33 +145,73 @@ fn is_path(text: &str) -> bool {
     (1..=100).contains(&text.len()) && text.bytes().all(fits)
 }
 
-/// Says what came of a request that got no whole answer. Where no connection came about, nothing was sent.
-pub(super) fn no_answer(target: &str, error: &kube::Error) -> CallError {
-    if let kube::Error::Auth(_) = error {
-        return unavailable(target, NO_LOGIN).into();
-    }
-    if is_connect(error) && !planted!("lost_answer_is_a_refusal") {
-        let why = match http::is_tls(error) {
-            true => "no secure connection: the certificate or protocol was not accepted",
-            false => "no connection",
-        };
-        return unavailable(target, why).into();
-    }
-    if planted!("lost_answer_is_a_refusal") {
-        return unavailable(target, "no answer").into();
-    }
-    CallError::Unknown(format!("{target}: the connection ended before the answer was whole"))
+/// Why a request got no whole answer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum NoAnswer {
+    /// Nobody logged in, so that nothing was sent.
+    NoLogin,
+    /// The server showed a certificate that is not trusted, so that nothing was sent.
+    NotTrusted,
+    /// No connection came about, so that nothing was sent.
+    NoConnection,
+    /// It was sent, as a whole or in part.
+    Cut,
+    /// It did not come in time.
+    Late,
 }
 
-fn is_connect(error: &kube::Error) -> bool {
+impl NoAnswer {
+    pub(super) fn of(error: &kube::Error) -> Self {
+        // One that is renewed while a request is on its way out comes wrapped.
+        if cause::<kube::client::AuthError>(error).is_some() {
+            return Self::NoLogin;
+        }
+        let refused = cause::<hyper_util::client::legacy::Error>(error);
+        match refused.is_some_and(hyper_util::client::legacy::Error::is_connect) {
+            true if http::is_tls(error) => Self::NotTrusted,
+            true => Self::NoConnection,
+            false => Self::Cut,
+        }
+    }
+
+    /// Whether the settings may have been renewed since they were read: login and certificates come from there.
+    pub(super) const fn may_be_outdated(self) -> bool {
+        matches!(self, Self::NoLogin | Self::NotTrusted)
+    }
+
+    /// Says what it is to the caller. Where nothing was sent, it is refused.
+    pub(super) fn error(self, target: &str) -> CallError {
+        if planted!("lost_answer_is_a_refusal") {
+            return unavailable(target, "no answer").into();
+        }
+        let why = match self {
+            Self::NoLogin => NO_LOGIN,
+            Self::NotTrusted => {
+                "no secure connection: the certificate or protocol was not accepted"
+            }
+            Self::NoConnection => "no connection",
+            Self::Cut => {
+                let why = "the connection ended before the answer was whole";
+                return CallError::Unknown(format!("{target}: {why}"));
+            }
+            Self::Late => {
+                let why = format!("{target}: no answer within {} s", WITHIN.as_secs());
+                return CallError::Unknown(why);
+            }
+        };
+        unavailable(target, why).into()
+    }
+}
+
+fn cause<T: std::error::Error + 'static>(error: &kube::Error) -> Option<&T> {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(here) = cause {
-        if let Some(error) = here.downcast_ref::<hyper_util::client::legacy::Error>() {
-            return error.is_connect();
+        if let Some(found) = here.downcast_ref() {
+            return Some(found);
         }
         cause = here.source();
     }
-    false
+    None
 }
 
 fn unavailable(target: &str, why: &str) -> Refusal {

@@ -81,11 +81,26 @@ impl Source {
     }
 
     /// Makes a client. Everything that can go wrong happens before anything is asked of the cluster.
-    pub(super) async fn connect(&self, target: &str) -> Result<kube::Client, Refusal> {
+    pub(super) async fn connect(
+        &self,
+        target: &str,
+        within: Duration,
+    ) -> Result<kube::Client, Refusal> {
         let (source, named) = (self.clone(), target.to_owned());
         // A kubeconfig may name a program that logs in, which is run here.
-        let made = tokio::task::spawn_blocking(move || source.client(&named)).await;
-        made.unwrap_or_else(|_| Err(local(target, "its settings could not be read")))
+        let made = tokio::task::spawn_blocking(move || source.client(&named));
+        match tokio::time::timeout(within, made).await {
+            Ok(made) => {
+                made.unwrap_or_else(|_| Err(local(target, "its settings could not be read")))
+            }
+            Err(_) => {
+                let why = format!(
+                    "{target}: {NO_LOGIN} within {} s; does it ask somebody?",
+                    within.as_secs()
+                );
+                Err(Refusal::retry(RefusalKind::Unavailable, None, why))
+            }
+        }
     }
 
     /// Whether the certificate of the server is checked.
@@ -274,6 +289,126 @@ mod tests {
         assert!(refused.contains(NO_LOGIN) && !refused.contains("kwcanary"), "{refused}");
     }
 
+    /// Writes a kubeconfig whose one context `works` logs in by this program of a shell.
+    fn write_login(folder: &Path, server: &str, program: &str) {
+        std::fs::write(folder.join("login"), program).unwrap();
+        let exec = format!(
+            "{{apiVersion: client.authentication.k8s.io/v1, command: sh, args: ['{}'], interactiveMode: Never}}",
+            folder.join("login").display()
+        );
+        let text = format!(
+            "apiVersion: v1\nkind: Config\nclusters:\n- {{name: c, cluster: {{server: '{server}'}}}}\n\
+             contexts:\n- {{name: works, context: {{cluster: c, user: works}}}}\nusers:\n- {{name: works, user: {{exec: {exec}}}}}\n"
+        );
+        std::fs::write(folder.join("kube"), text).unwrap();
+    }
+
+    fn cluster(folder: &Path, context: &str) -> super::super::Kubernetes {
+        let setting = named(context, Some("kube"));
+        super::super::Kubernetes::new(Some(&setting), &Context::at(folder)).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_kubeconfig_that_was_renewed_is_read_again_before_anything_fails() {
+        use keywheel_twins::kubernetes::{ADMIN, Cluster, rbac::Rule};
+        let twin = Cluster::start().unwrap();
+        let folder = tempfile::TempDir::new().unwrap();
+        let kube = folder.path().join("kube");
+        twin.write_kubeconfig(&kube).unwrap();
+        let asked = cluster(folder.path(), ADMIN);
+        asked.identity().await.unwrap();
+        // Another token, as whoever renews a login leaves it.
+        twin.remove_user(ADMIN);
+        twin.add_user(ADMIN, vec![Rule::everything()]);
+        twin.write_kubeconfig(&kube).unwrap();
+        assert_eq!(asked.identity().await.unwrap().id, twin.identity());
+        // A server whose certificate is not trusted, and one that is.
+        let good = std::fs::read_to_string(&kube).unwrap();
+        let (_, port) =
+            twin.url().rsplit_once(':').map(|(a, b)| (a.to_owned(), b.to_owned())).unwrap();
+        std::fs::write(&kube, good.replace(&twin.url(), &format!("https://127.0.0.1:{port}")))
+            .unwrap();
+        asked.forget();
+        let refused = asked.identity().await.unwrap_err();
+        assert!(refused.to_string().contains("was not accepted"), "{refused}");
+        std::fs::write(&kube, good).unwrap();
+        assert_eq!(asked.identity().await.unwrap().id, twin.identity());
+    }
+
+    #[tokio::test]
+    async fn a_login_that_cannot_be_renewed_is_refused_and_not_unknown() {
+        let twin = keywheel_twins::kubernetes::Cluster::start().unwrap();
+        let token = twin.token(keywheel_twins::kubernetes::ADMIN).unwrap();
+        let folder = tempfile::TempDir::new().unwrap();
+        let answer = format!(
+            "{{\"apiVersion\":\"client.authentication.k8s.io/v1\",\"kind\":\"ExecCredential\",\"status\":{{\"token\":\"{token}\",\"expirationTimestamp\":\"2020-01-01T00:00:00Z\"}}}}"
+        );
+        let file = folder.path().join("answer");
+        std::fs::write(&file, answer).unwrap();
+        write_login(folder.path(), &twin.url(), &format!("cat '{}'", file.display()));
+        let asked = cluster(folder.path(), "works");
+        asked.identity().await.unwrap();
+        std::fs::remove_file(&file).unwrap();
+        match asked.identity().await {
+            Err(keywheel_driver::CallError::Refused(refusal)) => {
+                assert_eq!(refusal.kind, RefusalKind::Unavailable);
+                assert!(refusal.message.contains(NO_LOGIN), "{refusal}");
+            }
+            other => panic!("nothing was sent: {other:?}"),
+        }
+        assert_eq!(twin.faults().seen().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_certificate_that_ends_is_asked_for_again() {
+        let twin = keywheel_twins::kubernetes::Cluster::start().unwrap();
+        let folder = tempfile::TempDir::new().unwrap();
+        let made = rcgen::generate_simple_self_signed(vec!["works".into()]).unwrap();
+        let pem = |what: &str, der: &[u8]| {
+            use base64::Engine as _;
+            let text = base64::engine::general_purpose::STANDARD.encode(der);
+            let lines: Vec<&str> =
+                (0..text.len()).step_by(64).map(|at| &text[at..text.len().min(at + 64)]).collect();
+            format!("-----BEGIN {what}-----\n{}\n-----END {what}-----\n", lines.join("\n"))
+        };
+        let answer = serde_json::json!({
+            "apiVersion": "client.authentication.k8s.io/v1",
+            "kind": "ExecCredential",
+            "status": {
+                "clientCertificateData": pem("CERTIFICATE", made.cert.der()),
+                "clientKeyData": pem("PRIVATE KEY", &made.signing_key.serialize_der()),
+                "expirationTimestamp": "2020-01-01T00:00:00Z",
+            },
+        });
+        let (file, runs) = (folder.path().join("answer"), folder.path().join("runs"));
+        std::fs::write(&file, answer.to_string()).unwrap();
+        let program = format!("echo run >> '{}'; cat '{}'", runs.display(), file.display());
+        write_login(folder.path(), &twin.url(), &program);
+        let asked = cluster(folder.path(), "works");
+        let ran = || std::fs::read_to_string(&runs).unwrap().lines().count();
+        asked.client().await.unwrap();
+        let once = ran();
+        asked.client().await.unwrap();
+        assert_eq!(ran(), 2 * once);
+    }
+
+    #[tokio::test]
+    async fn a_login_that_does_not_end_is_given_up() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let asks = folder.path().join("asks");
+        std::fs::write(&asks, "").unwrap();
+        // It ends with the folder at the latest.
+        let program = format!("while [ -e '{}' ]; do sleep 0.05; done", asks.display());
+        write_login(folder.path(), "http://127.0.0.1:1", &program);
+        let setting = named("works", Some("kube"));
+        let source = Source::new(Some(&setting), &Context::at(folder.path())).unwrap();
+        let waits = source.connect("cluster `x`", Duration::from_millis(100));
+        let refused = waits.await.err().unwrap();
+        std::fs::remove_file(&asks).unwrap();
+        assert_eq!(refused.kind, RefusalKind::Unavailable);
+        assert!(refused.message.contains("does it ask somebody?"), "{refused}");
+    }
+
     #[tokio::test]
     async fn what_is_wrong_with_a_kubeconfig_is_said_without_its_words() {
         let folder = tempfile::TempDir::new().unwrap();
@@ -292,7 +427,7 @@ mod tests {
         ] {
             let setting = named(context, Some(file));
             let source = Source::new(Some(&setting), &Context::at(folder.path())).unwrap();
-            let refusal = source.connect("cluster `x`").await.err().unwrap();
+            let refusal = source.connect("cluster `x`", super::super::LOGIN).await.err().unwrap();
             assert!(refusal.message.contains(says), "{refusal}");
             assert!(!format!("{refusal:?}").contains("kwcanary"), "{refusal}");
         }

@@ -16,6 +16,7 @@ use crate::http::Effect;
 
 const CURRENT: &str = "current";
 const KNOWN: &str = "known";
+const LAST: &str = "last";
 
 /// The versions of a Secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +25,8 @@ pub(crate) struct Head {
     pub(crate) current: String,
     /// The names of all Secrets that are or were current, oldest first. Some may be gone.
     pub(crate) known: Vec<String>,
+    /// The highest number that a version ever had; 0 where there is none, or the head does not tell it yet.
+    pub(crate) last: u64,
     /// The state of the head that this was read from; none where there is no head yet.
     pub(crate) resource_version: Option<String>,
     /// The claim on it, as it stands there.
@@ -64,7 +67,7 @@ impl Head {
         let place = Place::core("configmaps").within(namespace).named(&name);
         let Some(found) = cluster.find::<ConfigMap>(&place).await? else {
             let (current, known) = (secret.to_owned(), vec![secret.to_owned()]);
-            return Ok(Self { current, known, resource_version: None, claim: None });
+            return Ok(Self { current, known, last: 0, resource_version: None, claim: None });
         };
         let known = found.data.get(KNOWN).map(|names| names.lines().map(str::to_owned).collect());
         let known: Vec<String> = known.unwrap_or_default();
@@ -79,7 +82,8 @@ impl Head {
             claim.map(|(_, Shown(text))| String::from_utf8_lossy(text.expose()).into_owned());
         let resource_version = Some(found.metadata.resource_version);
         let known = if known.is_empty() { vec![secret.to_owned()] } else { known };
-        Ok(Self { current, known, resource_version, claim })
+        let last = found.data.get(LAST).and_then(|last| last.parse().ok()).unwrap_or(0);
+        Ok(Self { current, known, last, resource_version, claim })
     }
 
     /// Writes the head, if it is as it was read. Returns false where somebody else was first.
@@ -93,7 +97,8 @@ impl Head {
         secret: &str,
     ) -> Result<bool, CallError> {
         let name = name_of(secret);
-        let data = json!({ CURRENT: self.current, KNOWN: self.known.join("\n") });
+        let known = self.known.join("\n");
+        let data = json!({ CURRENT: self.current, KNOWN: known, LAST: self.last.to_string() });
         let annotations = json!({ super::CLAIM: self.claim });
         let place = Place::core("configmaps").within(namespace);
         let answer = match &self.resource_version {

@@ -18,6 +18,7 @@ pub mod throwaway;
 
 pub(crate) use access::Access;
 pub(crate) use answer::Answer;
+use answer::NoAnswer;
 pub use cluster::{Cluster, InCluster, TAKE_A_CLUSTER};
 pub(crate) use head::{Head, name_of as head_of};
 pub(crate) use place::Place;
@@ -59,6 +60,12 @@ const SERVER_TIMEOUT: &str = "20s";
 
 /// How long an answer may take.
 const WITHIN: Duration = Duration::from_secs(30);
+
+/// How long whoever logs in for a context may take.
+const LOGIN: Duration = Duration::from_secs(60);
+
+/// How long before a login ends it is made anew.
+const SPARE: Duration = Duration::from_secs(60);
 
 /// A cluster, as drivers speak to it. It costs nothing until it is asked something.
 #[derive(Clone)]
@@ -104,12 +111,22 @@ impl Kubernetes {
     /// A refusal: nothing was asked yet.
     pub(crate) async fn client(&self) -> Result<kube::Client, Refusal> {
         let key = (self.source.id(), tokio::runtime::Handle::current().id());
+        let now = jiff::Timestamp::now();
+        // One that logs in by a certificate for a while does not renew it by itself.
+        let lasts =
+            |client: &kube::Client| client.valid_until().is_none_or(|end| now + SPARE < end);
+        shared().retain(|(_, client)| lasts(client));
         if let Some(client) = shared().iter().find(|(known, _)| *known == key) {
             return Ok(client.1.clone());
         }
-        let client = self.source.connect(&self.target).await?;
+        let client = self.source.connect(&self.target, LOGIN).await?;
         shared().push((key, client.clone()));
         Ok(client)
+    }
+
+    /// Forgets the client, so that the next request reads the settings again.
+    fn forget(&self) {
+        shared().retain(|((id, _), _)| *id != self.source.id());
     }
 
     /// Returns whether it is made sure that it is the cluster itself which answers.
@@ -147,7 +164,7 @@ impl Kubernetes {
         if answer.status.is_success() { answer.decode() } else { Err(answer.error(Effect::Reads)) }
     }
 
-    /// Reads one object, or none where it is not there.
+    /// Reads one object, or none where the API server itself says that it is not there.
     ///
     /// # Errors
     /// As [`read`](Self::read).
@@ -155,10 +172,22 @@ impl Kubernetes {
         &self,
         place: &Place<'_>,
     ) -> Result<Option<T>, CallError> {
-        match self.read(place).await {
-            Err(CallError::Refused(refusal)) if refusal.kind == RefusalKind::NotFound => Ok(None),
-            found => found.map(Some),
+        let answer = self.ask(place, &[]).await?;
+        if answer.status.is_success() {
+            return answer.decode().map(Some);
         }
+        if answer.is_absent() {
+            return Ok(None);
+        }
+        Err(match answer.error(Effect::Reads) {
+            CallError::Refused(refusal) if refusal.kind == RefusalKind::NotFound => {
+                let message = format!(
+                    "{refusal}, and not in the form of an API server: something in between may have answered, or it serves no such kind"
+                );
+                Refusal::retry(RefusalKind::Unavailable, None, message).into()
+            }
+            error => error,
+        })
     }
 
     /// Asks for something, once.
@@ -198,6 +227,8 @@ impl Kubernetes {
         self.send(method, place, &query, Some((kind, body))).await
     }
 
+    /// Sends a request. One that certainly did nothing, since nobody knew who asks or nothing was sent, is sent once more with settings
+    /// that are read again: a kubeconfig is renewed while a rotation goes on.
     async fn send(
         &self,
         method: Method,
@@ -205,7 +236,25 @@ impl Kubernetes {
         query: &[(&str, &str)],
         body: Option<(&str, &SecretValue)>,
     ) -> Result<Answer, CallError> {
-        let what = place.in_words(&method);
+        let mut answered = self.send_once(&method, place, query, body).await?;
+        if is_outdated(&answered) {
+            self.forget();
+            answered = self.send_once(&method, place, query, body).await?;
+        }
+        if is_outdated(&answered) {
+            self.forget();
+        }
+        answered.map_err(|why| why.error(&self.target))
+    }
+
+    async fn send_once(
+        &self,
+        method: &Method,
+        place: &Place<'_>,
+        query: &[(&str, &str)],
+        body: Option<(&str, &SecretValue)>,
+    ) -> Result<Result<Answer, NoAnswer>, CallError> {
+        let what = place.in_words(method);
         let request = http::Request::builder()
             .method(method)
             .uri(place.path(query))
@@ -227,18 +276,10 @@ impl Kubernetes {
             let body = SecretValue::new(body.collect_bytes().await?.to_vec());
             Ok(Answer::new(&self.target, what.clone(), parts.status, parts.headers, body))
         };
-        let answered = match tokio::time::timeout(WITHIN, asked).await {
-            Ok(answered) => answered.map_err(|error| answer::no_answer(&self.target, &error)),
-            Err(_) => {
-                let why = format!("{}: no answer within {} s", self.target, WITHIN.as_secs());
-                Err(CallError::Unknown(why))
-            }
-        };
-        if answered.as_ref().is_ok_and(|answer| answer.status.as_u16() == 401) {
-            // The kubeconfig may have been renewed; the next request reads it again.
-            shared().retain(|((id, _), _)| *id != self.source.id());
-        }
-        answered
+        Ok(match tokio::time::timeout(WITHIN, asked).await {
+            Ok(answered) => answered.map_err(|error: kube::Error| NoAnswer::of(&error)),
+            Err(_) => Err(NoAnswer::Late),
+        })
     }
 
     /// Sends an object that holds no value.
@@ -254,6 +295,14 @@ impl Kubernetes {
         } else {
             Err(answer.error(Effect::Changes))
         }
+    }
+}
+
+/// Whether it may be otherwise with settings that are read again.
+fn is_outdated(answered: &Result<Answer, NoAnswer>) -> bool {
+    match answered {
+        Ok(answer) => answer.status.as_u16() == 401,
+        Err(why) => why.may_be_outdated(),
     }
 }
 

@@ -49,6 +49,11 @@ impl<'a> Place<'a> {
         Self { sub: Some(sub), ..self }
     }
 
+    /// Returns the namespace in which a role can allow it: a namespace is asked for within itself.
+    pub(crate) fn scope(&self) -> Option<&'a str> {
+        self.namespace.or(self.name.filter(|_| self.resource == "namespaces"))
+    }
+
     /// Returns the path of a request.
     pub(crate) fn path(&self, query: &[(&str, &str)]) -> String {
         let encoded = |part: &str| utf8_percent_encode(part, PART).to_string();

@@ -7,6 +7,8 @@
 //! It refuses an operator that reads once only, a key that is pinned to a version (H65) or put together by a template, and an
 //! upstream that holds something else than the Secret: then it is not the place that the operator reads.
 
+pub mod export;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration as StdDuration;
@@ -19,7 +21,7 @@ use keywheel_core::secret::SecretValue;
 use keywheel_core::time::Span;
 use keywheel_driver::duration::Duration;
 use keywheel_driver::store::{Edit, Written};
-use keywheel_driver::{CallError, Claims, Finding, Refusal, RefusalKind, Store};
+use keywheel_driver::{CallError, Claims, Finding, Refusal, RefusalKind, Right, Store};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -259,7 +261,7 @@ impl Store for ExternalSecret {
     }
 
     async fn preflight(&self, addresses: &[String]) -> Result<Vec<Finding>, CallError> {
-        let mut findings = self.denied().await?;
+        let mut findings = self.cluster.examine(&self.wanted()).await?;
         let external = match self.external().await {
             Err(CallError::Refused(refusal)) if refusal.kind == RefusalKind::NotFound => {
                 findings.push(Finding::blocks(refusal.message));
@@ -321,6 +323,11 @@ impl Store for ExternalSecret {
         self.upstream.clean_up().await
     }
 
+    fn rights(&self) -> Vec<Right> {
+        let own = self.cluster.rights(&self.wanted());
+        own.into_iter().chain(self.upstream.rights()).collect()
+    }
+
     fn claims(&self) -> Option<&dyn Claims> {
         self.upstream.claims()
     }
@@ -343,15 +350,15 @@ impl ExternalSecret {
     }
 
     async fn external(&self) -> Result<External, CallError> {
-        match self.cluster.find::<External>(&self.place()).await? {
-            Some(external) => Ok(external),
-            None => {
+        match self.cluster.read::<External>(&self.place()).await {
+            Err(CallError::Refused(refusal)) if refusal.kind == RefusalKind::NotFound => {
                 let message = format!(
                     "{} is not served as `external-secrets.io/v1`: it does not exist, or the operator is older than that version",
                     self.named()
                 );
                 Err(Refusal::operator(RefusalKind::NotFound, message).into())
             }
+            read => read,
         }
     }
 
@@ -361,17 +368,13 @@ impl ExternalSecret {
         Ok(found.map(|secret| secret.data).unwrap_or_default())
     }
 
-    async fn denied(&self) -> Result<Vec<Finding>, CallError> {
-        let wanted = [
-            Access { verb: "get", place: self.place() },
-            Access { verb: "patch", place: self.place() },
-            Access { verb: "get", place: self.secret() },
-        ];
-        let denied = self.cluster.denied(&wanted).await?;
-        let message = |access: &&Access<'_>| {
-            format!("{} does not allow {}", self.cluster.target(), access.in_words())
-        };
-        Ok(denied.iter().map(message).map(Finding::blocks).collect())
+    fn wanted(&self) -> [Access<'_>; 4] {
+        [
+            self.cluster.to_identify(),
+            Access::needed("get", self.place()),
+            Access::needed("patch", self.place()),
+            Access::needed("get", self.secret()),
+        ]
     }
 
     fn objections(&self, external: &External, addresses: &[String]) -> Vec<Finding> {

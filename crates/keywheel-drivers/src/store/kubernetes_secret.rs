@@ -23,7 +23,7 @@ use keywheel_core::planted;
 use keywheel_core::secret::SecretValue;
 use keywheel_driver::store::{Edit, Written};
 use keywheel_driver::{
-    CallError, Claim, Claims, Finding, Owner, Refusal, RefusalKind, Remedy, Severity, Store,
+    CallError, Claim, Claims, Finding, Owner, Refusal, RefusalKind, Remedy, Right, Severity, Store,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -78,6 +78,7 @@ impl Build for Config {
             cluster,
             namespace: self.namespace.clone(),
             name: self.name.clone(),
+            head: head_of(&self.name),
             approach: self.approach,
             create: self.create,
             ours: context.claim.clone(),
@@ -168,6 +169,10 @@ impl Store for KubernetesSecret {
         }
     }
 
+    fn rights(&self) -> Vec<Right> {
+        self.secret.cluster.rights(&self.secret.wanted())
+    }
+
     fn claims(&self) -> Option<&dyn Claims> {
         self.claimed.as_ref().map(|claimed| claimed as &dyn Claims)
     }
@@ -178,6 +183,8 @@ struct Secret {
     cluster: Kubernetes,
     namespace: String,
     name: String,
+    /// The ConfigMap that names the current version.
+    head: String,
     approach: Approach,
     create: bool,
     ours: Option<Claim>,
@@ -204,29 +211,19 @@ impl Secret {
 
     /// Returns the Secret that readers have: none where it is missing and may be made.
     async fn current(&self) -> Result<Option<Object>, CallError> {
-        let name = match self.approach {
-            Approach::InPlace => self.name.clone(),
-            Approach::Versioned => self.head().await?.current,
-        };
-        match self.object(&name).await? {
-            None if self.create && name == self.name => Ok(None),
-            None => Err(self.is_missing(&name).into()),
-            found => Ok(found),
+        match self.approach {
+            Approach::Versioned => self.current_version(&self.head().await?).await,
+            Approach::InPlace => match self.object(&self.name).await? {
+                None if !self.create => Err(self.is_missing().into()),
+                found => Ok(found),
+            },
         }
     }
 
-    fn is_missing(&self, name: &str) -> Refusal {
-        let what = self.named(name);
-        let message = match name == self.name {
-            true => format!(
-                "{what} does not exist; make it with `kubectl create secret generic`, or set `create: true`"
-            ),
-            false => format!(
-                "{what} does not exist, and ConfigMap `{}` names it as the current version; somebody deleted it",
-                head_of(&self.name)
-            ),
-        };
-        Refusal::operator(RefusalKind::NotFound, message)
+    fn is_missing(&self) -> Refusal {
+        let why =
+            "does not exist; make it with `kubectl create secret generic`, or set `create: true`";
+        Refusal::operator(RefusalKind::NotFound, format!("{} {why}", self.named(&self.name)))
     }
 
     async fn present(&self) -> Result<Data, CallError> {
@@ -425,7 +422,7 @@ impl Secret {
                 return Ok(vec![Finding::blocks(refusal.message)]);
             }
         }
-        let mut findings = self.denied().await?;
+        let mut findings = self.cluster.examine(&self.wanted()).await?;
         if !self.cluster.is_verified().await? {
             let why = "its kubeconfig says `insecure-skip-tls-verify`, so that whoever is between could read values";
             findings.push(Finding::note(format!("{}: {why}", self.cluster.target())));
@@ -477,6 +474,7 @@ impl Secret {
             findings.extend(owner.objection(&named).map(Finding::blocks));
         }
         if self.approach == Approach::InPlace {
+            findings.extend(self.has_versions(object).map(Finding::blocks));
             findings.extend(marks::writers(object, &named, addresses));
             if object.immutable && !planted!("immutable_is_tried") {
                 findings.push(Finding::blocks(self.is_immutable().message));
@@ -485,42 +483,23 @@ impl Secret {
         Ok(findings)
     }
 
-    /// Finds what this account may not do, as the cluster itself says.
-    async fn denied(&self) -> Result<Vec<Finding>, CallError> {
-        let secret = self.place();
-        let (secrets, maps) = (self.secrets(), Place::core("configmaps").within(&self.namespace));
-        let head = head_of(&self.name);
-        let access = |verb, place| Access { verb, place };
-        let mut wanted = match self.approach {
-            Approach::InPlace => vec![access("get", secret), access("patch", secret)],
-            Approach::Versioned => vec![
-                access("get", secrets),
-                access("create", secrets),
-                access("get", maps.named(&head)),
-                access("create", maps),
-                access("patch", maps.named(&head)),
-            ],
-        };
-        if self.create && self.approach == Approach::InPlace {
-            wanted.push(access("create", secrets));
+    /// Lists what is asked of the cluster.
+    fn wanted(&self) -> Vec<Access<'_>> {
+        let (secrets, secret) = (self.secrets(), self.place());
+        let mut wanted = vec![self.cluster.to_identify()];
+        match self.approach {
+            Approach::InPlace => {
+                wanted.extend([Access::needed("get", secret), Access::needed("patch", secret)]);
+                wanted.extend(self.create.then(|| Access::needed("create", secrets)));
+            }
+            Approach::Versioned => wanted.extend(self.wanted_for_versions()),
         }
-        let message = |access: &&Access<'_>| {
-            format!("{} does not allow {}", self.cluster.target(), access.in_words())
-        };
-        let denied = self.cluster.denied(&wanted).await?;
-        let mut findings: Vec<_> = denied.iter().map(message).map(Finding::blocks).collect();
-        if self.approach == Approach::Versioned {
-            let wanted = self.to_clean_up();
-            let denied = self.cluster.denied(&wanted).await?;
-            let stays = |message| format!("{message}, so that old versions stay");
-            findings.extend(denied.iter().map(message).map(stays).map(Finding::note));
-        }
-        Ok(findings)
+        wanted
     }
 
     /// Lets the cluster do everything but keep a write, so that admission has its say before anything changes.
     async fn rehearse(&self, object: &Object, key: &str) -> Result<Option<Finding>, CallError> {
-        let sample = SecretValue::new(b"keywheel-rehearsal".to_vec());
+        let sample = sample(object, key);
         let answer = match self.approach {
             Approach::InPlace => {
                 let data = BTreeMap::from([(key, Some(Encoded(&sample)))]);
@@ -528,7 +507,10 @@ impl Secret {
                 self.cluster.change(&self.place(), &Change::Merge(&patch), true).await?
             }
             Approach::Versioned => {
-                let data = Data::from([(key.to_owned(), sample.duplicate())]);
+                // A typed Secret without its other keys is none.
+                let held = object.data.iter().map(|(key, held)| (key.clone(), held.duplicate()));
+                let mut data: Data = held.collect();
+                data.insert(key.to_owned(), sample.duplicate());
                 let body = self.version_of(object, &self.rehearsal(), &data);
                 self.cluster.change(&self.secrets(), &Change::Create(&body), true).await?
             }
@@ -585,31 +567,26 @@ fn others(key: &str, present: Option<&Object>) -> Vec<String> {
     managers.filter(|manager| *manager != MANAGER).map(plain).collect()
 }
 
-/// Returns the key that is most like another one, if any is alike.
-fn nearest<'a>(key: &str, keys: impl Iterator<Item = &'a String>) -> Option<&'a str> {
-    let plain = |text: &str| -> Vec<u8> {
-        let letters = text.bytes().filter(u8::is_ascii_alphanumeric);
-        letters.map(|b| b.to_ascii_lowercase()).collect()
+/// Returns a value that tells nothing, of the form that a type of Secret wants in this key.
+fn sample(object: &Object, key: &str) -> SecretValue {
+    let text: &[u8] = match (object.kind.as_str(), key) {
+        ("kubernetes.io/dockerconfigjson", ".dockerconfigjson") => br#"{"auths":{}}"#,
+        ("kubernetes.io/dockercfg", ".dockercfg") => b"{}",
+        _ => b"keywheel-rehearsal",
     };
-    let wanted = plain(key);
-    let scored = keys.map(|other| (distance(&wanted, &plain(other)), other.as_str()));
-    let (apart, near) = scored.min()?;
-    (apart <= wanted.len() / 3).then_some(near)
+    SecretValue::new(text.to_vec())
 }
 
-/// Counts the letters that must be added, left out or replaced to make one text the other.
-fn distance(one: &[u8], other: &[u8]) -> usize {
-    let mut row: Vec<usize> = (0..=other.len()).collect();
-    for (i, a) in one.iter().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, b) in other.iter().enumerate() {
-            let replaced = diagonal + usize::from(a != b);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[other.len()]
+/// Returns the key that is most like another one, if any is alike.
+fn nearest<'a>(key: &str, keys: impl Iterator<Item = &'a String>) -> Option<&'a str> {
+    let plain = |text: &str| -> String {
+        let letters = text.chars().filter(char::is_ascii_alphanumeric);
+        letters.map(|letter| letter.to_ascii_lowercase()).collect()
+    };
+    let wanted = plain(key);
+    let apart = |other: &String| strsim::damerau_levenshtein(&wanted, &plain(other));
+    let (apart, near) = keys.map(|other| (apart(other), other.as_str())).min()?;
+    (apart <= wanted.len() / 3).then_some(near)
 }
 
 #[cfg(test)]

@@ -42,7 +42,7 @@ use keywheel_core::secret::SecretValue;
 use keywheel_core::time::Span;
 use keywheel_driver::duration::Duration;
 use keywheel_driver::workload::{Answer, Ensure, ReadLog, Reader, Reading, Workload};
-use keywheel_driver::{CallError, Finding, Refusal, RefusalKind};
+use keywheel_driver::{CallError, Finding, Refusal, RefusalKind, Right};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -239,6 +239,12 @@ impl Workload for Pods {
     ) -> Result<Option<Vec<ReadLog>>, CallError> {
         let pods: Vec<_> = self.pods().await?.into_iter().map(|one| one.pod).collect();
         Ok(Some(logs::read(&self.namespace, &pods, reading).await))
+    }
+
+    fn rights(&self) -> Vec<Right> {
+        let mut wanted = self.wanted();
+        wanted.extend(self.wanted_for_people());
+        self.namespace.cluster.rights(&wanted)
     }
 
     async fn present(&self, token: &SecretValue) -> Result<Vec<Answer>, CallError> {

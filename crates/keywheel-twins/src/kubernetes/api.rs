@@ -226,7 +226,11 @@ impl Asked<'_> {
 
     pub(super) fn authorize(&self, user: &User, target: &Target, verb: &str) -> Result<(), Status> {
         let name = self.call.name();
-        let (namespace, sub) = (target.namespace.as_deref(), target.subresource.as_str());
+        let sub = target.subresource.as_str();
+        // A namespace is asked for within itself, so that a role there can allow it.
+        let is_namespace = target.resource.kind == Kind::Namespace;
+        let own = name.as_deref().filter(|_| is_namespace);
+        let namespace = target.namespace.as_deref().or(own);
         let asked = rbac::attributes(verb, target.resource, sub, namespace, name.as_deref());
         match user.may(&asked, &self.api.objects) {
             true => Ok(()),

@@ -19,6 +19,8 @@ pub enum Kind {
     ServiceAccount,
     /// `v1`
     Event,
+    /// `v1`
+    ReplicationController,
     /// `apps/v1`
     Deployment,
     /// `apps/v1`
@@ -33,6 +35,8 @@ pub enum Kind {
     Job,
     /// `batch/v1`
     CronJob,
+    /// `networking.k8s.io/v1`
+    Ingress,
     /// `policy/v1`
     PodDisruptionBudget,
     /// `autoscaling/v2`
@@ -194,6 +198,15 @@ pub const RESOURCES: &[Resource] = &[
         ..PLAIN
     },
     Resource {
+        kind: Kind::ReplicationController,
+        group: "",
+        name: "ReplicationController",
+        plural: "replicationcontrollers",
+        singular: "replicationcontroller",
+        short: &["rc"],
+        ..SCALED
+    },
+    Resource {
         kind: Kind::Deployment,
         name: "Deployment",
         plural: "deployments",
@@ -254,6 +267,16 @@ pub const RESOURCES: &[Resource] = &[
         short: &["cj"],
         scale: false,
         ..SCALED
+    },
+    Resource {
+        kind: Kind::Ingress,
+        group: "networking.k8s.io",
+        name: "Ingress",
+        plural: "ingresses",
+        singular: "ingress",
+        short: &["ing"],
+        status: true,
+        ..PLAIN
     },
     Resource {
         kind: Kind::PodDisruptionBudget,

@@ -282,6 +282,14 @@ fn secret(new: &mut Value, old: Option<&Value>, causes: &mut Vec<Cause>) {
             causes.push(Cause::required(format!("data[{key}]"), ""));
         }
     }
+    if new["type"] == "kubernetes.io/dockerconfigjson" {
+        let held = new["data"][".dockerconfigjson"].as_str().unwrap_or_default();
+        let held = BASE64_STANDARD.decode(held).unwrap_or_default();
+        if serde_json::from_slice::<Value>(&held).is_err() {
+            let why = "<secret contents redacted>";
+            causes.push(Cause::invalid("data[.dockerconfigjson]", &json!(why), "must be JSON"));
+        }
+    }
     data_fields(new, old, causes);
 }
 

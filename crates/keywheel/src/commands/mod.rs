@@ -8,6 +8,7 @@ pub(crate) mod config;
 pub(crate) mod doctor;
 pub(crate) mod drill;
 pub(crate) mod explain;
+pub(crate) mod export;
 pub(crate) mod incident;
 pub(crate) mod init;
 pub(crate) mod man;

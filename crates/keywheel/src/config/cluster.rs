@@ -10,6 +10,9 @@ use super::tree::{Key, Node, Value};
 /// The key.
 const KEY: &str = "cluster";
 
+/// The key of a store that stands behind another one.
+const UPSTREAM: &str = "upstream";
+
 /// Returns the tree with the cluster of each environment in its drivers.
 pub(crate) fn inherit(mut tree: Node) -> Node {
     let Value::Map(entries) = &mut tree.value else { return tree };
@@ -28,7 +31,15 @@ fn hand_down(environment: &mut Node) {
     let declared = children(environment)
         .filter(|(key, _)| matches!(key.name.as_str(), "stores" | "workloads"))
         .flat_map(|(_, declared)| children(declared));
-    for (kind, settings) in declared.flat_map(|(_, driver)| children(driver)) {
+    declared.for_each(|(_, driver)| give(driver, &own));
+}
+
+/// Gives it to a driver that takes one and names none, and to the store behind it.
+fn give(driver: &mut Node, own: &(Key, Node)) {
+    for (kind, settings) in children(driver) {
+        if let Some((_, upstream)) = children(settings).find(|(key, _)| key.name == UPSTREAM) {
+            give(upstream, own);
+        }
         let names_one = settings.get(KEY).is_some();
         if let Value::Map(settings) = &mut settings.value
             && TAKE_A_CLUSTER.contains(&kind.name.as_str())

@@ -186,7 +186,7 @@ fn h124_pods_that_hold_a_suspect_are_named_and_it_is_ended_all_the_same() {
         }] },
     });
     leaked.shop.cluster.objects().create(Kind::Pod, by_hand, "test").unwrap();
-    leaked.shop.run.switch(|switches| switches.slow = Some((1, Duration::from_secs(36_000))));
+    leaked.shop.run.as_ref().unwrap().switch(|switches| switches.slow = Some((1, Duration::from_secs(36_000))));
     let emergency = ["rotate", "key", "--emergency", "--stage-for", "3s", "--yes"];
     let said = leaked.run(&emergency, 3);
     assert!(said.contains("keywheel resume key@default"), "{said}");
@@ -194,7 +194,7 @@ fn h124_pods_that_hold_a_suspect_are_named_and_it_is_ended_all_the_same() {
     assert!(!leaked.live().contains(&leaked.id) && leaked.live().len() == 1);
     let incident = leaked.incident(&[]);
     assert_eq!(pods_behind(&incident), before, "{incident:#}");
-    leaked.shop.run.switch(|switches| switches.slow = None);
+    leaked.shop.run.as_ref().unwrap().switch(|switches| switches.slow = None);
     leaked.shop.delete("by-hand");
     leaked.shop.pods().difference(&before).for_each(|stuck| leaked.shop.delete(stuck));
     leaked.shop.until("the new pods are up", |shop| {

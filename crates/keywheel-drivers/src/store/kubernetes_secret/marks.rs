@@ -4,6 +4,7 @@ use keywheel_core::planted;
 use keywheel_driver::Finding;
 
 use super::object::{LAST_APPLIED, Object};
+use crate::api::plain;
 use crate::kubernetes::MANAGER;
 
 /// Kinds that make Secrets, and what to do about each.
@@ -37,10 +38,29 @@ const MARKS: [(&str, &str); 5] = [
     ("pulumi.com/", "Pulumi"),
 ];
 
-/// Whether a label or annotation says who makes or deploys an object, which is not true of a copy.
+/// Other beginnings of names by which a deployer finds what it may delete.
+const PRUNED_BY: [&str; 10] = [
+    "addonmanager.kubernetes.io/",
+    "applyset.kubernetes.io/",
+    "config.k8s.io/",
+    "config.kubernetes.io/",
+    "configmanagement.gke.io/",
+    "configsync.gke.io/",
+    "kapp.k14s.io/",
+    "objectset.rio.cattle.io/",
+    "olm.",
+    "operators.coreos.com/",
+];
+
+/// The annotation by which cert-manager marks what it makes, also without an owner.
+const CERT_MANAGER: &str = "cert-manager.io/certificate-name";
+
+/// Whether a label or annotation says who makes or deploys an object, which is not true of a copy: it would be deleted as one too many.
 pub(super) fn is_mark(name: &str) -> bool {
     MARKS.iter().any(|(mark, _)| name.starts_with(mark))
+        || PRUNED_BY.iter().any(|mark| name.starts_with(mark))
         || name.starts_with("reconcile.external-secrets.io/")
+        || name.starts_with("cert-manager.io/")
         || matches!(name, "app.kubernetes.io/managed-by" | "app.kubernetes.io/instance")
         || name == LAST_APPLIED
         || name.starts_with("keywheel.dev/")
@@ -60,9 +80,18 @@ pub(super) fn maker(object: &Object, named: &str) -> Option<Finding> {
             object.metadata.labels.contains_key(name)
                 || object.metadata.annotations.contains_key(name)
         };
-        let is_external = has("reconcile.external-secrets.io/managed")
-            || object.metadata.managed_fields.iter().any(|m| m.manager == "external-secrets");
-        is_external.then(|| ("an ExternalSecret".to_owned(), MAKERS[0].1))
+        let is_operator = |manager: &str| {
+            manager == "external-secrets"
+                || manager.starts_with("externalsecrets.external-secrets.io/")
+        };
+        let managed = &object.metadata.managed_fields;
+        if has("reconcile.external-secrets.io/managed")
+            || managed.iter().any(|field| is_operator(&field.manager))
+        {
+            return Some(("an ExternalSecret".to_owned(), advice("ExternalSecret")));
+        }
+        let certificate = object.annotation(CERT_MANAGER).map(plain)?;
+        Some((format!("Certificate `{certificate}`"), advice("Certificate")))
     };
     let (maker, advice) = owner.or_else(labelled)?;
     Some(Finding::blocks(format!(
@@ -100,6 +129,10 @@ pub(super) fn writers(object: &Object, named: &str, keys: &[String]) -> Vec<Find
         findings.push(applied(named));
     }
     findings
+}
+
+fn advice(kind: &str) -> &'static str {
+    MAKERS.iter().find(|(maker, _)| *maker == kind).map_or("", |(_, advice)| advice)
 }
 
 fn from_git(named: &str, key: &str, deployer: &str) -> Finding {

@@ -426,7 +426,11 @@ async fn each_answer_that_is_no_success_is_told_for_what_it_is() {
             let body = if html { fault::Echo::Html } else { fault::Echo::EchoKey };
             let retry_after = (code == 429).then(|| "7".into());
             let fault = fault::Fault::Status { code, retry_after, body, applied: false };
-            bench.arm("patch", "secrets", Fault::Http(fault));
+            // Where nobody knows who asks, it is asked once more with a login that is read again.
+            let times = if code == 401 { 2 } else { 1 };
+            let class = Class::new("patch", "secrets");
+            let fault = FaultRule::times(class, times, Fault::Http(fault));
+            bench.twin.faults().set(vec![fault]);
             let answer = set(&*store, "OTHER", b"kwcanary-written").await;
             let told = format!("{answer:?}");
             assert!(!told.contains("kwcanary"), "{told}");
@@ -492,22 +496,21 @@ async fn a_look_that_is_behind_writes_nothing_over() {
         let store = bench.store(approach);
         swap(&*store, b"theirs", b"one").await.unwrap();
         let stale = Fault::Http(fault::Fault::DelayedList { for_ms: 3_600_000 });
-        let resource = if approach == Approach::InPlace { "secrets" } else { "configmaps" };
-        bench.twin.faults().set(vec![FaultRule::times(Class::new("get", resource), 2, stale)]);
-        let (one, two) = (secret(b"one"), secret(b"two"));
-        let theirs = secret(b"theirs");
-        let accept = Accept::OneOf(vec![Some(&one), Some(&theirs), None]);
+        let (resource, name) = match approach {
+            Approach::InPlace => ("secrets", NAME),
+            Approach::Versioned => ("configmaps", "api-keys.keywheel"),
+        };
+        let class = Class::new("get", resource).named(name);
+        bench.twin.faults().set(vec![FaultRule::times(class, 1, stale)]);
+        // What it sees is what is expected, and it is not there any more. An hour ago there was no Secret at all.
+        let (theirs, two) = (secret(b"theirs"), secret(b"two"));
+        let accept = Accept::OneOf(vec![Some(&theirs), None]);
         let edit = Edit { address: "OTHER", accept, value: Some(&two) };
-        let written = store.write(&[edit]).await;
+        let refused = refusal(store.write(&[edit]).await);
         assert!(bench.twin.faults().unfired().is_empty());
-        match written {
-            Ok(_) => {
-                let values = store.read(&["OTHER".into()]).await.unwrap();
-                assert!(values[0].as_ref().is_some_and(|value| value.expose() == b"two"));
-            }
-            // A state from before the Secret was made has none.
-            Err(error) => assert_eq!(refusal::<()>(Err(error)).kind, RefusalKind::NotFound),
-        }
+        assert!(matches!(refused.kind, RefusalKind::Conflict | RefusalKind::NotFound), "{refused}");
+        let values = store.read(&["OTHER".into()]).await.unwrap();
+        assert!(values[0].as_ref().is_some_and(|value| value.expose() == b"one"));
     }
 }
 
@@ -546,15 +549,19 @@ async fn a_secret_that_was_made_anew_is_written_for_what_it_holds_now() {
 async fn h19_what_the_account_may_not_do_is_named_before_anything_changes() {
     let bench = Bench::start();
     let reads = Rule::new(&["get"], "", &["secrets"]).named(&[NAME]);
+    let identifies = identifies();
     let store = bench.store_of("reader", Approach::InPlace, vec![reads.clone()]);
     let (blocks, _) = told(&*store, &["OTHER"]).await;
-    let said = "cluster `reader` does not allow `patch` of `secrets/api-keys` in namespace `shop`";
-    assert_eq!(blocks, [said]);
+    let said = [
+        "cluster `reader` does not allow `get` of `namespaces/kube-system`",
+        "cluster `reader` does not allow `patch` of `secrets/api-keys` in namespace `shop`",
+    ];
+    assert_eq!(blocks, said);
     let writes = Rule::new(&["get", "patch"], "", &["secrets"]).named(&[NAME]);
-    bench.twin.set_rules("reader", vec![writes]);
+    bench.twin.set_rules("reader", vec![writes, identifies.clone()]);
     assert_eq!(told(&*store, &["OTHER"]).await.0, [""; 0]);
     assert_eq!(swap(&*store, b"theirs", b"new").await, Ok(Written { changed: true }));
-    bench.twin.set_rules("reader", vec![reads]);
+    bench.twin.set_rules("reader", vec![reads, identifies]);
     let refused = refusal(swap(&*store, b"new", b"newer").await);
     assert_eq!(refused.kind, RefusalKind::Permission);
     assert!(refused.message.contains("patch of `secrets/api-keys`"), "{refused}");
@@ -564,22 +571,31 @@ async fn h19_what_the_account_may_not_do_is_named_before_anything_changes() {
     );
 }
 
+fn identifies() -> Rule {
+    Rule::new(&["get"], "", &["namespaces"]).named(&["kube-system"]).in_namespace("kube-system")
+}
+
 #[tokio::test]
 async fn the_guides_rules_are_enough_for_versions_and_without_a_list_old_ones_stay() {
     let bench = Bench::start();
     let secrets = Rule::new(&["get", "create", "delete"], "", &["secrets"]);
     let makes = Rule::new(&["create"], "", &["configmaps"]);
     let head = Rule::new(&["get", "patch"], "", &["configmaps"]).named(&["api-keys.keywheel"]);
-    let rules = vec![secrets, makes, head];
+    let marks = Rule::new(&["patch"], "", &["secrets"]).named(&[NAME]);
+    let rules = vec![secrets, makes, head, marks, identifies()];
     let store = bench.store_of("narrow", Approach::Versioned, rules.clone());
     let (blocks, notes) = told(&*store, &["OTHER"]).await;
     assert_eq!(blocks, [""; 0]);
-    assert_eq!(notes.len(), 9, "{notes:?}");
+    assert_eq!(notes.len(), 11, "{notes:?}");
     assert!(notes.iter().all(|note| note.ends_with("so that old versions stay")), "{notes:?}");
     swap(&*store, b"theirs", b"one").await.unwrap();
     swap(&*store, b"one", b"two").await.unwrap();
     assert_eq!(refusal(store.clean_up().await).kind, RefusalKind::Permission);
-    let lists = [("", &["pods", "serviceaccounts"][..]), ("batch", &["jobs", "cronjobs"])];
+    let lists = [
+        ("", &["pods", "serviceaccounts", "replicationcontrollers"][..]),
+        ("batch", &["jobs", "cronjobs"]),
+        ("networking.k8s.io", &["ingresses"]),
+    ];
     let apps = ["deployments", "statefulsets", "daemonsets", "replicasets", "controllerrevisions"];
     let lists = lists.into_iter().chain([("apps", &apps[..])]);
     let lists = lists.map(|(group, resources)| Rule::new(&["list"], group, resources));
@@ -655,6 +671,36 @@ async fn h61_a_secret_that_something_else_makes_is_refused_with_the_way_out() {
             assert_eq!(blocks.len(), 1, "{blocks:?}");
             assert!(blocks[0].contains(&format!("{kind} `keys`")), "{blocks:?}");
             assert!(blocks[0].contains(says), "{blocks:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn h61_what_an_operator_makes_is_known_without_an_owner_too() {
+    type Mark = fn(&mut Value);
+    let edits: [(&str, Mark, &str); 3] = [
+        (
+            "cert-manager-certificates-issuing",
+            |s| s["metadata"]["annotations"]["cert-manager.io/certificate-name"] = json!("web"),
+            "Certificate `web`",
+        ),
+        (
+            "externalsecrets.external-secrets.io/app",
+            |s| s["data"]["FROM"] = json!("YQ=="),
+            "an ExternalSecret",
+        ),
+        (
+            "other",
+            |s| s["metadata"]["labels"]["reconcile.external-secrets.io/managed"] = json!("true"),
+            "an ExternalSecret",
+        ),
+    ];
+    for (manager, edit, maker) in edits {
+        let bench = Bench::start();
+        bench.edit(manager, edit);
+        for approach in BOTH {
+            let (blocks, _) = told(&*bench.store(approach), &["OTHER"]).await;
+            assert!(blocks.len() == 1 && blocks[0].contains(maker), "{blocks:?}");
         }
     }
 }
@@ -787,7 +833,7 @@ async fn a_version_is_immutable_and_the_way_back_names_the_former_one() {
     let before = bench.secret(NAME).unwrap();
     swap(&*store, b"theirs", b"one").await.unwrap();
     swap(&*store, b"one", b"two").await.unwrap();
-    assert_eq!(bench.secret(NAME).unwrap(), before, "the Secret that was there never changes");
+    assert_eq!(bench.secret(NAME).unwrap()["data"], before["data"]);
     assert_eq!(bench.secrets(), [NAME, "api-keys-v1", "api-keys-v2"]);
     let made = bench.secret("api-keys-v2").unwrap();
     assert_eq!(made["immutable"], json!(true));
@@ -811,6 +857,167 @@ fn cluster_of(bench: &Bench) -> Kubernetes {
     Kubernetes::new(config.cluster.as_ref(), &Context::at(bench.folder.path())).unwrap()
 }
 
+fn head_key() -> Key {
+    Key::new(Kind::ConfigMap, NAMESPACE, "api-keys.keywheel")
+}
+
+#[tokio::test]
+async fn h63_versions_whose_head_is_lost_are_not_begun_anew_from_values_that_are_long_gone() {
+    let bench = Bench::start();
+    bench.edit("kubectl-patch", |s| s["data"]["SIBLING"] = json!(STANDARD.encode("old")));
+    let store = bench.store(Approach::Versioned);
+    set(&*store, "SIBLING", b"new").await.unwrap();
+    bench.twin.objects().delete(&head_key(), &Default::default()).unwrap();
+    let (blocks, _) = told(&*store, &["OTHER"]).await;
+    assert!(blocks.iter().any(|why| why.contains("is gone: restore that")), "{blocks:?}");
+    let refused = refusal(swap(&*store, b"theirs", b"one").await);
+    assert_eq!((refused.kind, refused.remedy), (RefusalKind::NotFound, Remedy::Operator));
+    let claimed =
+        bench.build(&bench.config(twin::ADMIN, Approach::Versioned), Some(claim_of("dana")));
+    assert!(claimed.claims().unwrap().take().await.is_err(), "a claim makes none anew either");
+    let head = json!({
+        "apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": { "name": "api-keys.keywheel", "namespace": NAMESPACE },
+        "data": { "current": "api-keys-v1", "last": "1" },
+    });
+    bench.twin.objects().create(Kind::ConfigMap, head, "kubectl-create").unwrap();
+    swap(&*store, b"theirs", b"one").await.unwrap();
+    assert_eq!(bench.current(), "api-keys-v2");
+    assert_eq!(bench.raw("api-keys-v2", "SIBLING").unwrap(), b"new");
+}
+
+#[tokio::test]
+async fn h61_keys_that_are_read_from_versions_are_not_written_in_place() {
+    let bench = Bench::start();
+    swap(&*bench.store(Approach::Versioned), b"theirs", b"one").await.unwrap();
+    let (blocks, _) = told(&*bench.store(Approach::InPlace), &["OTHER"]).await;
+    assert!(blocks.iter().any(|why| why.contains("set `approach: versioned`")), "{blocks:?}");
+}
+
+#[tokio::test]
+async fn what_the_head_names_counts_only_where_it_is_a_version() {
+    let bench = Bench::start();
+    bench.make(
+        json!({ "metadata": { "name": "payments" }, "data": { "OTHER": STANDARD.encode("a") } }),
+    );
+    let store = bench.store(Approach::Versioned);
+    swap(&*store, b"theirs", b"one").await.unwrap();
+    let name = |current: &str| {
+        let edit = |head: &mut Value| head["data"]["current"] = json!(current);
+        bench.twin.objects().change(&head_key(), "kubectl-edit", edit).unwrap();
+    };
+    name("payments");
+    for refused in [
+        refusal(store.read(&["OTHER".into()]).await.map(|values| values.len())),
+        refusal(set(&*store, "OTHER", b"two").await),
+    ] {
+        assert_eq!(refused.kind, RefusalKind::Conflict);
+        assert!(refused.message.contains("names Secret `payments`"), "{refused}");
+    }
+    name("api-keys-v1");
+    assert_eq!(swap(&*store, b"one", b"two").await, Ok(Written { changed: true }));
+}
+
+#[tokio::test]
+async fn a_current_version_that_somebody_deleted_is_told_with_the_way_out() {
+    let bench = Bench::start();
+    let store = bench.store(Approach::Versioned);
+    swap(&*store, b"theirs", b"one").await.unwrap();
+    swap(&*store, b"one", b"two").await.unwrap();
+    let key = Key::new(Kind::Secret, NAMESPACE, "api-keys-v2");
+    bench.twin.objects().delete(&key, &Default::default()).unwrap();
+    let refused = refusal(set(&*store, "OTHER", b"three").await);
+    assert_eq!(refused.kind, RefusalKind::NotFound);
+    let says = r#"`api-keys-v1`, `api-keys` is there: make one current with `kubectl --namespace shop patch configmap api-keys.keywheel --type merge --patch '{"data":{"current":"api-keys-v1"}}'`"#;
+    assert!(refused.message.contains(says), "{refused}");
+}
+
+#[tokio::test]
+async fn h65_the_number_of_a_version_is_given_once() {
+    let bench = Bench::start();
+    let store = bench.store(Approach::Versioned);
+    swap(&*store, b"theirs", b"one").await.unwrap();
+    swap(&*store, b"one", b"theirs").await.unwrap();
+    assert_eq!(store.clean_up().await.unwrap(), [""; 0]);
+    assert_eq!(bench.secrets(), [NAME]);
+    swap(&*store, b"theirs", b"two").await.unwrap();
+    assert_eq!(bench.current(), "api-keys-v2");
+}
+
+#[tokio::test]
+async fn a_version_that_was_changed_on_its_way_is_not_made_current() {
+    let bench = Bench::start();
+    let store = bench.store(Approach::Versioned);
+    bench.arm("create", "secrets", Fault::DropsAnnotation("keywheel.dev/version-of".into()));
+    let refused = refusal(swap(&*store, b"theirs", b"one").await);
+    assert!(refused.message.contains("made something else of a new version"), "{refused}");
+    assert!(bench.twin.objects().get(&head_key()).is_none());
+    assert_eq!(bench.secrets(), [NAME]);
+    assert_eq!(swap(&*store, b"theirs", b"one").await, Ok(Written { changed: true }));
+}
+
+#[tokio::test]
+async fn typed_secrets_are_tried_out_as_what_they_are() {
+    for approach in BOTH {
+        for (kind, key, data) in [
+            ("kubernetes.io/tls", "tls.key", json!({ "tls.crt": "YQ==", "tls.key": "YQ==" })),
+            (
+                "kubernetes.io/dockerconfigjson",
+                ".dockerconfigjson",
+                json!({ ".dockerconfigjson": STANDARD.encode("{}") }),
+            ),
+        ] {
+            let bench = Bench::empty();
+            bench.make(json!({ "metadata": { "name": NAME }, "type": kind, "data": data }));
+            assert_eq!(told(&*bench.store(approach), &[key]).await.0, [""; 0], "{kind}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_answer_404_of_something_else_is_no_proof_of_absence() {
+    for approach in BOTH {
+        let bench = Bench::empty();
+        let config = Config { create: true, ..bench.config(twin::ADMIN, approach) };
+        let store = bench.build(&config, None);
+        let html = |code| fault::Fault::Status {
+            code,
+            retry_after: None,
+            body: fault::Echo::Html,
+            applied: false,
+        };
+        let class = Class::new("get", "*");
+        bench.twin.faults().set(vec![FaultRule::first(class, Fault::Http(html(404)))]);
+        let refused = refusal(set(&*store, "OTHER", b"one").await);
+        assert_eq!(refused.kind, RefusalKind::Unavailable);
+        assert!(refused.message.contains("not in the form of an API server"), "{refused}");
+        assert_eq!(bench.twin.faults().writes(), 0);
+        assert_eq!(set(&*store, "OTHER", b"one").await, Ok(Written { changed: true }));
+    }
+}
+
+#[tokio::test]
+async fn marks_by_which_a_deployer_deletes_are_not_copied_to_versions() {
+    let bench = Bench::start();
+    bench.edit("kubectl-edit", |secret| {
+        let labels = &mut secret["metadata"]["labels"];
+        for mark in [
+            "applyset.kubernetes.io/part-of",
+            "kapp.k14s.io/app",
+            "olm.managed",
+            "objectset.rio.cattle.io/hash",
+        ] {
+            labels[mark] = json!("x");
+        }
+        secret["metadata"]["annotations"]["config.k8s.io/owning-inventory"] = json!("x");
+    });
+    swap(&*bench.store(Approach::Versioned), b"theirs", b"one").await.unwrap();
+    let made = bench.secret("api-keys-v1").unwrap();
+    assert_eq!(made["metadata"]["labels"], json!({ "team": "shop" }));
+    let annotations = made["metadata"]["annotations"].as_object().unwrap();
+    assert_eq!(annotations.len(), 2, "{annotations:?}");
+}
+
 #[tokio::test]
 async fn names_that_others_took_are_left_alone() {
     let bench = Bench::start();
@@ -827,8 +1034,8 @@ async fn names_that_others_took_are_left_alone() {
 async fn h55_a_version_stays_as_long_as_anything_names_it() {
     let bench = Bench::start();
     let store = bench.store(Approach::Versioned);
-    for (old, new) in [("theirs", "1"), ("1", "2"), ("2", "3"), ("3", "4"), ("4", "5"), ("5", "6")]
-    {
+    let values = ["theirs", "1", "2", "3", "4", "5", "6", "7", "8"];
+    for (old, new) in values.iter().zip(&values[1..]) {
         swap(&*store, old.as_bytes(), new.as_bytes()).await.unwrap();
     }
     let container = |env: Value| json!({ "metadata": { "labels": { "app": "x" } }, "spec": { "containers": [{ "name": "x", "image": "x", "env": [env] }], "restartPolicy": "Always" } });
@@ -856,20 +1063,30 @@ async fn h55_a_version_stays_as_long_as_anything_names_it() {
         "data": { "spec": { "template": reads("api-keys-v4") } },
     });
     make(Kind::ControllerRevision, revision);
+    let spec = json!({ "tls": [{ "hosts": ["x"], "secretName": "api-keys-v5" }] });
+    make(Kind::Ingress, named("Ingress", "networking.k8s.io/v1", spec));
+    let spec = json!({ "replicas": 0, "template": reads("api-keys-v6") });
+    make(Kind::ReplicationController, named("ReplicationController", "v1", spec));
     let mut stays = store.clean_up().await.unwrap();
     stays.sort();
-    assert_eq!(stays.len(), 4, "{stays:?}");
-    for (number, who) in
-        [(1, "replicasets"), (2, "cronjobs"), (3, "deployments"), (4, "controllerrevisions")]
-    {
+    assert_eq!(stays.len(), 6, "{stays:?}");
+    for (number, who) in [
+        (1, "replicasets"),
+        (2, "cronjobs"),
+        (3, "deployments"),
+        (4, "controllerrevisions"),
+        (5, "ingresses"),
+        (6, "replicationcontrollers"),
+    ] {
         let words = [format!("api-keys-v{number}`"), format!("`{who}/old` names it")];
         assert!(words.iter().all(|part| stays[number - 1].contains(part)), "{stays:?}");
     }
-    let left = [NAME, "api-keys-v1", "api-keys-v2", "api-keys-v3", "api-keys-v4", "api-keys-v6"];
+    let left = [1, 2, 3, 4, 5, 6, 8].map(|number| format!("api-keys-v{number}"));
+    let left: Vec<_> = [NAME.to_owned()].into_iter().chain(left).collect();
     assert_eq!(bench.secrets(), left);
     let key = Key::new(Kind::CronJob, NAMESPACE, "old");
     bench.twin.objects().delete(&key, &Default::default()).unwrap();
-    assert_eq!(store.clean_up().await.unwrap().len(), 3);
+    assert_eq!(store.clean_up().await.unwrap().len(), 5);
     assert!(bench.secret("api-keys-v2").is_none(), "what stayed is looked at again");
 }
 

@@ -8,18 +8,22 @@ use std::collections::BTreeMap;
 use keywheel_core::planted;
 use keywheel_core::secret::SecretValue;
 use keywheel_driver::store::{Edit, Written};
-use keywheel_driver::{CallError, RefusalKind};
+use keywheel_driver::{CallError, Refusal, RefusalKind};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::object::{Data, New, NewMetadata, Object, same};
 use super::{RACES, Secret, claim, marks};
 use crate::http::Effect;
-use crate::kubernetes::{Access, Change, Head, Place};
+use crate::kubernetes::{Access, Answer, Change, Head, Place};
 use crate::secret_json;
 
 /// The annotation that says which Secret a version is one of.
 const VERSION_OF: &str = "keywheel.dev/version-of";
+
+/// The annotation on the Secret that was there first, which says that another one is current: without it, a head that somebody
+/// deletes would be made anew from values that are long gone.
+const VERSIONS: &str = "keywheel.dev/versions";
 
 /// How many names are tried for a new version, where others have taken some.
 const NAMES: u64 = 16;
@@ -28,9 +32,10 @@ const NAMES: u64 = 16;
 const LOOKED_BACK: usize = 8;
 
 /// Where something may name a Secret: what runs, what may run again, and the histories to which one goes back.
-const REFERRERS: [(&str, &str); 9] = [
+const REFERRERS: [(&str, &str); 11] = [
     ("", "pods"),
     ("", "serviceaccounts"),
+    ("", "replicationcontrollers"),
     ("apps", "deployments"),
     ("apps", "statefulsets"),
     ("apps", "daemonsets"),
@@ -38,6 +43,7 @@ const REFERRERS: [(&str, &str); 9] = [
     ("apps", "controllerrevisions"),
     ("batch", "jobs"),
     ("batch", "cronjobs"),
+    ("networking.k8s.io", "ingresses"),
 ];
 
 #[derive(Deserialize)]
@@ -48,7 +54,88 @@ struct List {
 impl Secret {
     /// Reads which versions there are.
     pub(super) async fn head(&self) -> Result<Head, CallError> {
-        Head::read(&self.cluster, &self.namespace, &self.name).await
+        let head = Head::read(&self.cluster, &self.namespace, &self.name).await?;
+        let tells_of_none = head.last == 0 && head.known.iter().all(|name| *name == self.name);
+        if tells_of_none && !planted!("lost_head_is_made_anew") {
+            self.check_never_versioned().await?;
+        }
+        Ok(head)
+    }
+
+    async fn check_never_versioned(&self) -> Result<(), CallError> {
+        let first = self.object(&self.name).await?;
+        if first.is_none_or(|first| first.annotation(VERSIONS).is_none()) {
+            return Ok(());
+        }
+        let (head, name) = (&self.head, &self.name);
+        let why = format!(
+            "it has versions, and ConfigMap `{head}`, which names the current one, is gone: restore that, with `data: {{current: {name}-vN, last: \"N\"}}` for the version that readers name; if they name `{name}` itself, remove the annotation `{VERSIONS}` from it"
+        );
+        Err(self.refused(RefusalKind::NotFound, &why).into())
+    }
+
+    /// Returns the Secret that a head names as the current one: none where there is none yet, and the first may be made.
+    pub(super) async fn current_version(&self, head: &Head) -> Result<Option<Object>, CallError> {
+        let name = &head.current;
+        match self.object(name).await? {
+            None if *name != self.name => Err(self.is_deleted(head).await?.into()),
+            None if !self.create => Err(self.is_missing().into()),
+            Some(object) if *name != self.name && !self.is_version(&object) => {
+                let why = format!(
+                    "ConfigMap `{}` names Secret `{name}` as its current version, and that is none: correct `data.current` there",
+                    self.head
+                );
+                Err(self.refused(RefusalKind::Conflict, &why).into())
+            }
+            found => Ok(found),
+        }
+    }
+
+    /// Says that the current version is gone, and which way leads out.
+    async fn is_deleted(&self, head: &Head) -> Result<Refusal, CallError> {
+        let mut there = Vec::new();
+        for name in head.known.iter().rev().take(LOOKED_BACK) {
+            if self.object(name).await?.is_some() {
+                there.push(name.as_str());
+            }
+        }
+        let (gone, map, namespace) = (self.named(&head.current), &self.head, &self.namespace);
+        let way = match there.first() {
+            Some(last) => format!(
+                "`{}` is there: make one current with `kubectl --namespace {namespace} patch configmap {map} --type merge --patch '{{\"data\":{{\"current\":\"{last}\"}}}}'`, and let `keywheel doctor` compare what it holds",
+                there.join("`, `")
+            ),
+            None => format!(
+                "no other version is there: make Secret `{}` with its values, and delete the ConfigMap",
+                self.name
+            ),
+        };
+        let why = format!(
+            "{gone} does not exist, and ConfigMap `{map}` names it as the current version; somebody deleted it; {way}"
+        );
+        Ok(Refusal::operator(RefusalKind::NotFound, why))
+    }
+
+    /// Says that the keys of a Secret are read from its versions, and not from itself.
+    pub(super) fn has_versions(&self, object: &Object) -> Option<String> {
+        object.annotation(VERSIONS)?;
+        let why = format!(
+            "it is kept in versions, of which ConfigMap `{}` names the current one: set `approach: versioned`; if its readers name `{}` itself again, remove the annotation `{VERSIONS}` from it and delete the ConfigMap",
+            self.head, self.name
+        );
+        Some(self.refused(RefusalKind::Conflict, &why).message)
+    }
+
+    /// Marks the Secret that was there first. What comes of it changes nothing for the write that was done.
+    async fn mark_first(&self) {
+        let Ok(Some(first)) = self.object(&self.name).await else { return };
+        if first.annotation(VERSIONS).is_some() {
+            return;
+        }
+        let annotations = BTreeMap::from([(VERSIONS, Some(self.head.clone()))]);
+        let patch = self.patch_of(&first, BTreeMap::new(), annotations);
+        let place = self.secrets().named(&self.name);
+        drop(self.cluster.change(&place, &Change::Merge(&patch), false).await);
     }
 
     pub(super) async fn claim_of_head(&self) -> Result<Option<String>, CallError> {
@@ -59,10 +146,7 @@ impl Secret {
         for _ in 0..RACES {
             let mut head = self.head().await?;
             self.check_owner(claim::Found(head.claim.as_deref()))?;
-            let present = self.object(&head.current).await?;
-            if present.is_none() && !(self.create && head.current == self.name) {
-                return Err(self.is_missing(&head.current).into());
-            }
+            let present = self.current_version(&head).await?;
             let due = self.due(edits, present.as_ref())?;
             if due.is_empty() {
                 return Ok(Written { changed: false });
@@ -78,6 +162,7 @@ impl Secret {
             }
             head.current = name;
             if head.write(&self.cluster, &self.namespace, &self.name).await? {
+                self.mark_first().await;
                 return Ok(Written { changed: true });
             }
         }
@@ -89,7 +174,7 @@ impl Secret {
         let others = head.known.iter().rev().filter(|name| **name != head.current);
         for name in others.take(LOOKED_BACK) {
             let Some(object) = self.object(name).await? else { continue };
-            let stays = object.immutable || *name == self.name;
+            let stays = self.is_version(&object) || *name == self.name;
             if stays && object.metadata.deletion_timestamp.is_none() && same(&object.data, wanted) {
                 return Ok(Some(name.clone()));
             }
@@ -105,9 +190,12 @@ impl Secret {
         present: Option<&Object>,
         wanted: &Data,
     ) -> Result<String, CallError> {
-        let first = head.known.iter().filter_map(|name| self.number(name)).max().unwrap_or(0) + 1;
-        for number in first..first + NAMES {
+        let known = head.known.iter().filter_map(|name| self.number(name)).max().unwrap_or(0);
+        // A number is given once: nodes keep what an immutable Secret of a name held.
+        let last = if planted!("numbers_are_given_again") { known } else { known.max(head.last) };
+        for number in last + 1..=last + NAMES {
             let name = self.version_name(number);
+            head.last = number;
             let body = match present {
                 Some(object) => self.version_of(object, &name, wanted),
                 None => self.first_version(&name, wanted),
@@ -115,7 +203,10 @@ impl Secret {
             let answer =
                 self.cluster.change(&self.secrets(), &Change::Create(&body), false).await?;
             match answer.status.as_u16() {
-                _ if answer.status.is_success() => return Ok(name),
+                _ if answer.status.is_success() => {
+                    self.check_made(&answer, &name, wanted).await?;
+                    return Ok(name);
+                }
                 409 => {}
                 _ => return Err(answer.error(Effect::Changes)),
             }
@@ -129,6 +220,23 @@ impl Secret {
         }
         let why = format!("others took all of the next {NAMES} names for a version");
         Err(self.refused(RefusalKind::Conflict, &why).into())
+    }
+
+    /// Looks at what the server says it made: an admission webhook may have changed it on the way. Nobody reads it yet, so it is
+    /// taken away again.
+    async fn check_made(
+        &self,
+        answer: &Answer,
+        name: &str,
+        wanted: &Data,
+    ) -> Result<(), CallError> {
+        let made: Object = answer.decode()?;
+        if same(&made.data, wanted) && self.is_version(&made) {
+            return Ok(());
+        }
+        drop(self.remove(name, &made).await);
+        let why = "the cluster made something else of a new version than was asked for; an admission webhook may change it";
+        Err(self.refused(RefusalKind::Unsupported, why).into())
     }
 
     fn version_name(&self, number: u64) -> String {
@@ -145,9 +253,11 @@ impl Secret {
     }
 
     fn is_ours(&self, object: &Object) -> bool {
-        object.immutable
-            && object.metadata.deletion_timestamp.is_none()
-            && object.annotation(VERSION_OF) == Some(&self.name)
+        object.metadata.deletion_timestamp.is_none() && self.is_version(object)
+    }
+
+    fn is_version(&self, object: &Object) -> bool {
+        object.immutable && object.annotation(VERSION_OF) == Some(&self.name)
     }
 
     /// Copies a Secret under another name and with other values, without the marks of who made or deploys it: a deployer would
@@ -171,13 +281,26 @@ impl Secret {
         secret_json::write(&New::of(metadata, "Opaque", true, data))
     }
 
-    /// What an account needs to clean up.
-    pub(super) fn to_clean_up(&self) -> Vec<Access<'_>> {
-        let lists = REFERRERS.map(|(group, resource)| Access {
-            verb: "list",
-            place: Place::of(group, "v1", resource).within(&self.namespace),
+    /// Lists what is asked of the cluster.
+    pub(super) fn wanted_for_versions(&self) -> Vec<Access<'_>> {
+        const STAY: &str = "old versions stay";
+        let (secrets, maps) = (self.secrets(), Place::core("configmaps").within(&self.namespace));
+        let (first, head) = (secrets.named(&self.name), maps.named(&self.head));
+        let needed = [
+            ("get", secrets),
+            ("create", secrets),
+            ("get", head),
+            ("create", maps),
+            ("patch", head),
+        ];
+        let needed = needed.map(|(verb, place)| Access::needed(verb, place));
+        let lists = REFERRERS.map(|(group, resource)| {
+            Access::wanted("list", Place::of(group, "v1", resource).within(&self.namespace), STAY)
         });
-        lists.into_iter().chain([Access { verb: "delete", place: self.secrets() }]).collect()
+        let unmarked = "it would not be missed if somebody deleted that ConfigMap";
+        let others =
+            [Access::wanted("delete", secrets, STAY), Access::wanted("patch", first, unmarked)];
+        needed.into_iter().chain(lists).chain(others).collect()
     }
 
     /// Deletes versions that nothing names any more, and says of the others who does.
@@ -201,6 +324,8 @@ impl Secret {
                 _ => unnamed.push(name),
             }
         }
+        let numbers = head.known.iter().filter_map(|name| self.number(name));
+        head.last = numbers.max().unwrap_or(0).max(head.last);
         // Nobody goes back to what the head does not know; only then it is deleted.
         head.known.retain(|name| !unnamed.contains(name));
         if unnamed.is_empty() || !head.write(&self.cluster, &self.namespace, &self.name).await? {
@@ -230,10 +355,14 @@ impl Secret {
     }
 
     async fn delete(&self, name: &str) -> Result<(), CallError> {
-        let Some(object) = self.object(name).await? else { return Ok(()) };
-        if !self.is_ours(&object) {
-            return Ok(());
+        match self.object(name).await? {
+            Some(object) if self.is_ours(&object) => self.remove(name, &object).await,
+            _ => Ok(()),
         }
+    }
+
+    /// Deletes this one Secret, and not another one that got its name meanwhile.
+    async fn remove(&self, name: &str, object: &Object) -> Result<(), CallError> {
         let options = json!({
             "apiVersion": "v1",
             "kind": "DeleteOptions",
@@ -243,8 +372,8 @@ impl Secret {
         let place = self.secrets().named(name);
         let answer = self.cluster.change(&place, &Change::Delete(&body), false).await?;
         match answer.status.as_u16() {
-            404 | 409 => Ok(()),
-            _ if answer.status.is_success() => Ok(()),
+            409 => Ok(()),
+            _ if answer.status.is_success() || answer.is_absent() => Ok(()),
             _ => Err(answer.error(Effect::Changes)),
         }
     }

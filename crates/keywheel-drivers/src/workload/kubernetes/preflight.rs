@@ -17,6 +17,17 @@ use crate::kubernetes::{Access, Change, Place};
 /// The stamp with which admission is tried.
 const TRIAL: &str = "keywheel.dev/stamp.trial";
 
+/// What is listed to find every pod and every reader.
+const LISTED: [(&str, &str); 7] = [
+    ("", "pods"),
+    ("apps", "deployments"),
+    ("apps", "statefulsets"),
+    ("apps", "daemonsets"),
+    ("apps", "replicasets"),
+    ("batch", "jobs"),
+    ("batch", "cronjobs"),
+];
+
 impl Pods {
     /// Says what stands in the way of a roll, and what people should know of it.
     pub(super) async fn examine(&self) -> Result<Vec<Finding>, CallError> {
@@ -62,27 +73,46 @@ impl Pods {
         if planted!("permissions_unasked") {
             return Ok(Vec::new());
         }
+        self.namespace.cluster.examine(&self.wanted()).await
+    }
+
+    /// Lists what is asked of the cluster.
+    pub(super) fn wanted(&self) -> Vec<Access<'_>> {
         let (target, pods) = (self.place(), self.namespace.place("", "pods"));
-        let mut wanted = vec![access("get", target), access("patch", target), access("list", pods)];
+        let mut wanted = vec![
+            self.namespace.cluster.to_identify(),
+            Access::needed("get", target),
+            Access::needed("patch", target),
+        ];
+        wanted.extend(LISTED.map(|(group, resource)| {
+            Access::needed("list", self.namespace.place(group, resource))
+        }));
         match self.kind {
-            Kind::Deployment => {
-                wanted.push(access("list", self.namespace.place("apps", "replicasets")));
-            }
-            Kind::StatefulSet => wanted.push(access("delete", pods)),
+            Kind::Deployment => {}
+            Kind::StatefulSet => wanted.push(Access::needed("delete", pods)),
             Kind::DaemonSet => {
-                wanted.push(access("list", self.namespace.place("apps", "controllerrevisions")));
+                let revisions = self.namespace.place("apps", "controllerrevisions");
+                wanted.push(Access::needed("list", revisions));
             }
         }
         if self.config.token.is_some() {
-            wanted.push(access("create", pods.sub("portforward")));
-            wanted.push(access("get", pods.sub("portforward")));
+            wanted.push(Access::needed("create", pods.sub("portforward")));
+            wanted.push(Access::needed("get", pods.sub("portforward")));
         }
-        let denied = self.namespace.cluster.denied(&wanted).await?;
-        let told = denied.iter().map(|access| {
-            let cluster = self.namespace.cluster.target();
-            Finding::blocks(format!("{cluster} does not allow {}", access.in_words()))
-        });
-        Ok(told.collect())
+        wanted
+    }
+
+    /// Lists what is looked at for people only, and done without.
+    pub(super) fn wanted_for_people(&self) -> Vec<Access<'_>> {
+        const UNSEEN: &str = "it is not told";
+        let place = |group, version, resource| {
+            Place::of(group, version, resource).within(&self.config.namespace)
+        };
+        vec![
+            Access::wanted("get", self.namespace.place("", "pods").sub("log"), UNSEEN),
+            Access::wanted("list", place("policy", "v1", "poddisruptionbudgets"), UNSEEN),
+            Access::wanted("list", place("autoscaling", "v2", "horizontalpodautoscalers"), UNSEEN),
+        ]
     }
 
     /// Says what of the pods makes a roll drop requests.
@@ -203,10 +233,6 @@ impl Pods {
             ))
         }))
     }
-}
-
-fn access<'a>(verb: &'a str, place: Place<'a>) -> Access<'a> {
-    Access { verb, place }
 }
 
 #[derive(Deserialize)]
