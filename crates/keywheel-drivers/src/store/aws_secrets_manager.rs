@@ -20,7 +20,6 @@ use aws_sdk_secretsmanager::error::SdkError;
 use aws_sdk_secretsmanager::operation::describe_secret::DescribeSecretOutput;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
-use hmac::{Hmac, KeyInit, Mac};
 use keywheel_core::facts::{Pickup, ReadBack, Revert, StoreFacts};
 use keywheel_core::plan::Pin;
 use keywheel_core::planted;
@@ -32,9 +31,9 @@ use keywheel_driver::{
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use sha2::Sha256;
 
-use super::json_object::{self, Unfit};
+use super::document::{Bad, Document, Format};
+use super::mark;
 use crate::api::{now, unsupported};
 use crate::aws::{Access, Aws, Failed, ago};
 use crate::http::Effect;
@@ -44,18 +43,12 @@ mod tags;
 
 const TARGET: &str = "store `aws_secrets_manager`";
 
-/// The one slot of a secret that is no JSON.
-const CONTENT: &str = "content";
-
 const CURRENT: &str = "AWSCURRENT";
 const PENDING: &str = "AWSPENDING";
 const PREVIOUS: &str = "AWSPREVIOUS";
 
 /// What the id of a version of ours begins with.
 const OURS: &str = "keywheel-";
-
-/// The longest content that a secret holds, in bytes.
-const LARGEST: usize = 65_536;
 
 /// How often a secret may get a new version for long, by AWS's advice.
 const BETWEEN_PUTS: Span = Span::minutes(10);
@@ -75,7 +68,7 @@ pub struct Config {
     #[serde(default)]
     pub credentials: Access,
     /// What it holds.
-    #[serde(default)]
+    #[serde(default = "default_format")]
     pub format: Format,
     /// Labels of your own that stay on the version that they are on: their readers are not given the new one.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
@@ -85,15 +78,8 @@ pub struct Config {
     pub settle_for: Duration,
 }
 
-/// What a secret holds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Format {
-    /// A JSON object; a slot is a member of it that holds a text.
-    #[default]
-    Json,
-    /// One value and nothing else; its one slot is `content`.
-    Text,
+const fn default_format() -> Format {
+    Format::Json
 }
 
 /// AWS takes no request whose signature is older than five minutes.
@@ -207,16 +193,13 @@ impl Store for SecretsManager {
 
     async fn addresses(&self) -> Result<Option<Vec<String>>, CallError> {
         let Some(held) = self.current().await? else { return Ok(Some(Vec::new())) };
-        match self.config.format {
-            Format::Text => Ok(Some(vec![CONTENT.into()])),
-            Format::Json => Ok(Some(json_object::names(&held).map_err(|why| self.unfit(&why))?)),
-        }
+        Ok(Some(self.document().addresses(&held).map_err(|bad| self.unfit(bad))?))
     }
 
     async fn read(&self, addresses: &[String]) -> Result<Vec<Option<SecretValue>>, CallError> {
         let held = self.current().await?;
-        let slots = addresses.iter().map(|address| self.slot(held.as_ref(), address));
-        Ok(slots.collect::<Result<_, _>>()?)
+        let slots = addresses.iter().map(|address| self.document().slot(held.as_ref(), address));
+        Ok(slots.collect::<Result<_, _>>().map_err(|bad| self.unfit(bad))?)
     }
 
     async fn write(&self, edits: &[Edit<'_>]) -> Result<Written, CallError> {
@@ -230,7 +213,8 @@ impl Store for SecretsManager {
             Some(base) => Some(self.content(base).await?.ok_or_else(|| self.changed_meanwhile())?),
             None => None,
         };
-        let Some(new) = self.edited(held.as_ref(), edits)? else {
+        let edited = self.document().edited(held.as_ref(), edits);
+        let Some(new) = edited.map_err(|bad| self.unfit(bad))? else {
             self.take_off(holder(&described, PENDING)).await?;
             return Ok(Written { changed: false });
         };
@@ -275,8 +259,12 @@ impl SecretsManager {
         Refusal::retry(RefusalKind::Unavailable, None, why)
     }
 
-    fn unfit(&self, why: &Unfit) -> Refusal {
-        self.refused(RefusalKind::Unsupported, &why.to_string())
+    fn document(&self) -> Document {
+        Document { format: self.config.format, only_utf8: true, kept: "secret" }
+    }
+
+    fn unfit(&self, (kind, why): Bad) -> Refusal {
+        self.refused(kind, &why)
     }
 
     fn failed<E>(&self, effect: Effect, error: &SdkError<E, HttpResponse>) -> Failed
@@ -323,79 +311,6 @@ impl SecretsManager {
         let content = content.map(|content| SecretValue::new(content.into_bytes()));
         let why = "it holds binary data, which is not read here";
         content.ok_or_else(|| self.refused(RefusalKind::Unsupported, why).into())
-    }
-
-    fn slot(
-        &self,
-        held: Option<&SecretValue>,
-        address: &str,
-    ) -> Result<Option<SecretValue>, Refusal> {
-        match (self.config.format, held) {
-            (Format::Text, _) if address != CONTENT => {
-                let why = format!("it is one text, and its one slot is `{CONTENT}`");
-                Err(self.refused(RefusalKind::Unsupported, &why))
-            }
-            (_, None) => Ok(None),
-            (Format::Text, Some(held)) => Ok(Some(held.duplicate())),
-            (Format::Json, Some(held)) => {
-                json_object::read(held, address).map_err(|why| self.unfit(&why))
-            }
-        }
-    }
-
-    /// Applies all edits, or none; returns nothing where there is nothing to write.
-    fn edited(
-        &self,
-        held: Option<&SecretValue>,
-        edits: &[Edit<'_>],
-    ) -> Result<Option<SecretValue>, Refusal> {
-        let mut names = BTreeSet::new();
-        let mut due = Vec::new();
-        for edit in edits {
-            let present = self.slot(held, edit.address)?;
-            if !names.insert(edit.address) {
-                let why = format!("two edits name `{}`", edit.address);
-                return Err(self.refused(RefusalKind::Unsupported, &why));
-            }
-            if !edit.accepts(present.as_ref()) {
-                let why = format!("`{}` holds something else than expected", edit.address);
-                return Err(self.refused(RefusalKind::Conflict, &why));
-            }
-            let same = match (&present, edit.value) {
-                (Some(present), Some(value)) => present.same_as(value),
-                (present, value) => present.is_none() && value.is_none(),
-            };
-            due.extend((!same).then_some(edit));
-        }
-        if due.is_empty() {
-            return Ok(None);
-        }
-        let mut new = held.map_or_else(|| SecretValue::new(b"{}".to_vec()), SecretValue::duplicate);
-        for edit in due {
-            new = self.applied(&new, edit)?;
-        }
-        if new.expose().is_empty() || new.expose().len() > LARGEST {
-            let why = format!("it would have {} bytes; 1 to {LARGEST} can be", new.expose().len());
-            return Err(self.refused(RefusalKind::Unsupported, &why));
-        }
-        Ok(Some(new))
-    }
-
-    fn applied(&self, held: &SecretValue, edit: &Edit<'_>) -> Result<SecretValue, Refusal> {
-        let applied = match (self.config.format, edit.value) {
-            (Format::Json, Some(value)) => json_object::set(held, edit.address, value),
-            (Format::Json, None) => json_object::remove(held, edit.address),
-            (Format::Text, Some(value)) if secret_json::text(value).is_some() => {
-                return Ok(value.duplicate());
-            }
-            (Format::Text, Some(_)) => Err(Unfit::NotUtf8(edit.address.into())),
-            (Format::Text, None) => {
-                let why =
-                    "a secret always holds something, so that its one slot cannot be empty again";
-                return Err(self.refused(RefusalKind::Unsupported, why));
-            }
-        };
-        applied.map_err(|why| self.unfit(&why))
     }
 
     /// Finds the version that holds what is to be written, or puts it; either way it was read.
@@ -635,14 +550,8 @@ fn holder<'a>(described: &'a DescribeSecretOutput, label: &str) -> Option<&'a st
 /// Names the version that replaces `base`: the same replacement has the same name, and who has not both contents learns nothing
 /// of either from it.
 fn token(base: Option<&str>, held: Option<&SecretValue>, new: &SecretValue) -> String {
-    let held = held.map_or(&b""[..], SecretValue::expose);
-    let length = u64::try_from(held.len()).unwrap_or(u64::MAX).to_be_bytes();
-    let key = SecretValue::new([&length[..], held, new.expose()].concat());
-    let mut mac =
-        Hmac::<Sha256>::new_from_slice(key.expose()).expect("a key of any length is taken");
-    mac.update(base.unwrap_or_default().as_bytes());
-    let digest = mac.finalize().into_bytes();
-    format!("{OURS}{}", hex::encode(&digest[..24]))
+    let mark = mark::of(base.unwrap_or_default(), held, new);
+    format!("{OURS}{}", hex::encode(&mark[..24]))
 }
 
 #[cfg(test)]
@@ -661,6 +570,7 @@ mod tests {
     use serde_json::json;
     use tempfile::TempDir;
 
+    use super::super::document::{CONTENT, LARGEST};
     use super::*;
 
     const NAME: &str = "shop/app";

@@ -15,7 +15,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use hmac::{Hmac, KeyInit, Mac};
 use keywheel_core::facts::{Pickup, ReadBack, Revert, StoreFacts};
 use keywheel_core::planted;
 use keywheel_core::secret::SecretValue;
@@ -29,8 +28,9 @@ use reqwest::{Method, Url};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use sha2::Sha256;
 
+use super::document::CONTENT;
+use super::mark;
 use crate::api::{Answer, Api, JSON, MOST_PAGES, instant, now, plain, unsupported};
 use crate::bearer::{Azure, Tokens};
 use crate::http::Effect;
@@ -38,9 +38,6 @@ use crate::secret_json::{self, Text};
 use crate::{Build, Context};
 
 const TARGET: &str = "store `azure_key_vault`";
-
-/// The one slot.
-const CONTENT: &str = "content";
 
 const API_VERSION: &str = "7.4";
 
@@ -664,13 +661,8 @@ fn last(id: &str) -> &str {
 /// Names the write that replaces `base`: the same replacement has the same name, and who has not both contents learns nothing of
 /// either from it.
 fn mark(base: Option<(&str, &SecretValue)>, new: &SecretValue) -> String {
-    let (id, held) = base.map_or(("", &b""[..]), |(id, held)| (id, held.expose()));
-    let length = u64::try_from(held.len()).unwrap_or(u64::MAX).to_be_bytes();
-    let key = SecretValue::new([&length[..], held, new.expose()].concat());
-    let mut mac =
-        Hmac::<Sha256>::new_from_slice(key.expose()).expect("a key of any length is taken");
-    mac.update(id.as_bytes());
-    hex::encode(&mac.finalize().into_bytes()[..16])
+    let (id, held) = base.unzip();
+    hex::encode(&mark::of(id.unwrap_or_default(), held, new)[..16])
 }
 
 #[cfg(test)]

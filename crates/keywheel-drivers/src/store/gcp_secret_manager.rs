@@ -32,7 +32,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::json_object::{self, Unfit};
+use super::document::{Bad, Document, Format};
 use crate::api::{Answer, Api, JSON, moment, unsupported};
 use crate::bearer::{Google, Tokens};
 use crate::http::Effect;
@@ -43,14 +43,8 @@ const TARGET: &str = "store `gcp_secret_manager`";
 
 const OFFICIAL: &str = "https://secretmanager.googleapis.com";
 
-/// The one slot of a secret that is no JSON.
-const CONTENT: &str = "content";
-
 /// The annotation that says whose the secret is.
 const CLAIM: &str = "keywheel-claim";
-
-/// The longest payload, in bytes.
-const LARGEST: usize = 65_536;
 
 /// How many of the newest versions are compared before one is added.
 const COMPARED: usize = 5;
@@ -73,8 +67,8 @@ pub struct Config {
     /// verified.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub alias: Option<String>,
-    /// What it holds.
-    #[serde(default)]
+    /// What it holds; a JSON object needs an `alias`.
+    #[serde(default = "default_format")]
     pub format: Format,
     /// Where the API is, if not at the official address; HTTPS, or a loopback address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -89,15 +83,8 @@ pub struct Config {
     pub settle_for: Duration,
 }
 
-/// What a secret holds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Format {
-    /// One value and nothing else; its one slot is `content`.
-    #[default]
-    Text,
-    /// A JSON object; a slot is a member of it that holds a text. It needs an `alias`.
-    Json,
+const fn default_format() -> Format {
+    Format::Text
 }
 
 fn default_settle_for() -> Duration {
@@ -267,18 +254,13 @@ impl Store for SecretManager {
 
     async fn addresses(&self) -> Result<Option<Vec<String>>, CallError> {
         let Some(held) = self.given().await? else { return Ok(Some(Vec::new())) };
-        match self.config.format {
-            Format::Text => Ok(Some(vec![CONTENT.into()])),
-            Format::Json => {
-                Ok(Some(json_object::names(&held.content).map_err(|why| self.unfit(&why))?))
-            }
-        }
+        Ok(Some(self.document().addresses(&held.content).map_err(|bad| self.unfit(bad))?))
     }
 
     async fn read(&self, addresses: &[String]) -> Result<Vec<Option<SecretValue>>, CallError> {
         let held = self.given().await?.map(|held| held.content);
-        let slots = addresses.iter().map(|address| self.slot(held.as_ref(), address));
-        Ok(slots.collect::<Result<_, _>>()?)
+        let slots = addresses.iter().map(|address| self.document().slot(held.as_ref(), address));
+        Ok(slots.collect::<Result<_, _>>().map_err(|bad| self.unfit(bad))?)
     }
 
     async fn write(&self, edits: &[Edit<'_>]) -> Result<Written, CallError> {
@@ -288,7 +270,8 @@ impl Store for SecretManager {
             owner(&secret, ours).check(&self.name())?;
         }
         let base = self.in_use(&headers, &secret).await?;
-        let Some(new) = self.edited(base.as_ref().map(|base| &base.content), edits)? else {
+        let edited = self.document().edited(base.as_ref().map(|base| &base.content), edits);
+        let Some(new) = edited.map_err(|bad| self.unfit(bad))? else {
             return Ok(Written { changed: false });
         };
         let base = base.map(|base| base.number);
@@ -344,8 +327,12 @@ impl SecretManager {
         Refusal::retry(RefusalKind::Unavailable, None, format!("{}: {why}", self.name()))
     }
 
-    fn unfit(&self, why: &Unfit) -> Refusal {
-        self.refused(RefusalKind::Unsupported, &why.to_string())
+    fn document(&self) -> Document {
+        Document { format: self.config.format, only_utf8: false, kept: "version" }
+    }
+
+    fn unfit(&self, (kind, why): Bad) -> Refusal {
+        self.refused(kind, &why)
     }
 
     /// Returns the address of the secret, or of something that is called on it: `:addVersion`.
@@ -440,76 +427,6 @@ impl SecretManager {
             return Err(self.later("what was read does not have its checksum").into());
         }
         Ok(Some(Held { number: last(&name).to_owned(), content }))
-    }
-
-    fn slot(
-        &self,
-        held: Option<&SecretValue>,
-        address: &str,
-    ) -> Result<Option<SecretValue>, Refusal> {
-        match (self.config.format, held) {
-            (Format::Text, _) if address != CONTENT => {
-                let why = format!("it is one text, and its one slot is `{CONTENT}`");
-                Err(self.refused(RefusalKind::Unsupported, &why))
-            }
-            (_, None) => Ok(None),
-            (Format::Text, Some(held)) => Ok(Some(held.duplicate())),
-            (Format::Json, Some(held)) => {
-                json_object::read(held, address).map_err(|why| self.unfit(&why))
-            }
-        }
-    }
-
-    /// Applies all edits, or none; returns nothing where there is nothing to write.
-    fn edited(
-        &self,
-        held: Option<&SecretValue>,
-        edits: &[Edit<'_>],
-    ) -> Result<Option<SecretValue>, Refusal> {
-        let mut names = BTreeSet::new();
-        let mut due = Vec::new();
-        for edit in edits {
-            let present = self.slot(held, edit.address)?;
-            if !names.insert(edit.address) {
-                let why = format!("two edits name `{}`", edit.address);
-                return Err(self.refused(RefusalKind::Unsupported, &why));
-            }
-            if !edit.accepts(present.as_ref()) {
-                let why = format!("`{}` holds something else than expected", edit.address);
-                return Err(self.refused(RefusalKind::Conflict, &why));
-            }
-            let same = match (&present, edit.value) {
-                (Some(present), Some(value)) => present.same_as(value),
-                (present, value) => present.is_none() && value.is_none(),
-            };
-            due.extend((!same).then_some(edit));
-        }
-        if due.is_empty() {
-            return Ok(None);
-        }
-        let mut new = held.map_or_else(|| SecretValue::new(b"{}".to_vec()), SecretValue::duplicate);
-        for edit in due {
-            new = self.applied(&new, edit)?;
-        }
-        if new.expose().is_empty() || new.expose().len() > LARGEST {
-            let why = format!("it would have {} bytes; 1 to {LARGEST} can be", new.expose().len());
-            return Err(self.refused(RefusalKind::Unsupported, &why));
-        }
-        Ok(Some(new))
-    }
-
-    fn applied(&self, held: &SecretValue, edit: &Edit<'_>) -> Result<SecretValue, Refusal> {
-        let applied = match (self.config.format, edit.value) {
-            (Format::Json, Some(value)) => json_object::set(held, edit.address, value),
-            (Format::Json, None) => json_object::remove(held, edit.address),
-            (Format::Text, Some(value)) => return Ok(value.duplicate()),
-            (Format::Text, None) => {
-                let why =
-                    "a version always holds something, so that its one slot cannot be empty again";
-                return Err(self.refused(RefusalKind::Unsupported, why));
-            }
-        };
-        applied.map_err(|why| self.unfit(&why))
     }
 
     /// Finds the version that holds what is to be written, or adds it; either way it was read.
@@ -900,6 +817,7 @@ mod tests {
     use keywheel_twins::gcp::{PROJECT, Twin, TwinOptions, VersionState};
     use tempfile::TempDir;
 
+    use super::super::document::{CONTENT, LARGEST};
     use super::*;
 
     const NAME: &str = "api-key";
