@@ -8,6 +8,9 @@
 //! way back. The id of a new version follows from what it replaces and what it holds, so that a put whose answer is lost is the
 //! same put when it is made again. It is keyed with both contents, and tells neither to anyone who has not both (H118).
 //!
+//! The first version of a secret is current at once, whatever label it is put under: nothing that fails after that put is a
+//! refusal. The id of a version begins with the rotation that made it.
+//!
 //! A move whose answer is lost can land for as long as its signature is good, which is what `settle_for` covers. What AWS or a
 //! partner rotates itself, a copy of another region's secret, and a secret that is to be deleted are refused.
 
@@ -50,6 +53,10 @@ const PREVIOUS: &str = "AWSPREVIOUS";
 /// What the id of a version of ours begins with.
 const OURS: &str = "keywheel-";
 
+/// The longest id of a version, and how much of a mark there is in it at most.
+const LONGEST_TOKEN: usize = 64;
+const MARK: usize = 48;
+
 /// How often a secret may get a new version for long, by AWS's advice.
 const BETWEEN_PUTS: Span = Span::minutes(10);
 
@@ -82,9 +89,10 @@ const fn default_format() -> Format {
     Format::Json
 }
 
-/// AWS takes no request whose signature is older than five minutes.
+/// AWS takes no request whose signature is more than five minutes away from its own time: by a clock that is five minutes fast, one
+/// is good for ten.
 fn default_settle_for() -> Duration {
-    Span::minutes(6).into()
+    Span::minutes(11).into()
 }
 
 impl Build for Config {
@@ -98,8 +106,10 @@ impl Build for Config {
         let container = format!("aws-secrets-manager:{}:{}", self.region, named.name);
         let endpoint = self.endpoint.as_deref();
         let aws = Aws::new(TARGET, &self.region, endpoint, &self.credentials, context)?;
-        let (client, claim) = (Client::new(aws.own()), context.claim.clone());
-        Ok(Arc::new(SecretsManager { config: self.clone(), aws, client, claim, container }))
+        let client = Client::new(aws.own());
+        let Context { claim, rotation, .. } = context.clone();
+        let config = self.clone();
+        Ok(Arc::new(SecretsManager { config, aws, client, claim, rotation, container }))
     }
 }
 
@@ -133,6 +143,7 @@ struct SecretsManager {
     aws: Aws,
     client: Client,
     claim: Option<Claim>,
+    rotation: Option<String>,
     container: String,
 }
 
@@ -219,7 +230,10 @@ impl Store for SecretsManager {
             return Ok(Written { changed: false });
         };
         let made = self.made(&described, base, held.as_ref(), &new).await?;
-        self.move_current(base, &made.version).await?;
+        self.give(base, &made, &new).await.map_err(|error| match base {
+            None if !planted!("first_version_is_staged") => CallError::Unknown(error.to_string()),
+            _ => error,
+        })?;
         // From here on readers have it: whatever fails now, it was not refused.
         let cleaned = self.take_off(made.pending.as_deref()).await;
         cleaned.map_err(|error| CallError::Unknown(error.to_string()))?;
@@ -241,6 +255,8 @@ impl Store for SecretsManager {
 /// A version that holds what is to be written.
 struct Made {
     version: String,
+    /// Whether it was put now, and not read since.
+    is_new: bool,
     /// Which version has the pending label.
     pending: Option<String>,
 }
@@ -313,7 +329,7 @@ impl SecretsManager {
         content.ok_or_else(|| self.refused(RefusalKind::Unsupported, why).into())
     }
 
-    /// Finds the version that holds what is to be written, or puts it; either way it was read.
+    /// Finds the version that holds what is to be written, or puts it.
     async fn made(
         &self,
         described: &DescribeSecretOutput,
@@ -326,21 +342,28 @@ impl SecretsManager {
         for version in before.filter(|version| Some(*version) != base) {
             if self.content(version).await?.is_some_and(|content| content.same_as(new)) {
                 let (version, pending) = (version.to_owned(), pending.map(str::to_owned));
-                return Ok(Made { version, pending });
+                return Ok(Made { version, is_new: false, pending });
             }
         }
-        let version = token(base, held, new);
+        let version = token(self.rotation.as_deref(), base, held, new);
         self.put(&version, new).await?;
-        // Its answer proves nothing: the same put again is done without a look at what it holds.
-        match self.content(&version).await? {
-            Some(content) if content.same_as(new) => {
-                Ok(Made { pending: Some(version.clone()), version })
-            }
-            _ => {
-                let why = format!("{}: the new version cannot be read back yet", self.name());
-                Err(Refusal::retry(RefusalKind::Unavailable, None, why).into())
-            }
+        Ok(Made { pending: Some(version.clone()), is_new: true, version })
+    }
+
+    /// Reads a version that was put, and gives it to readers.
+    async fn give(
+        &self,
+        base: Option<&str>,
+        made: &Made,
+        new: &SecretValue,
+    ) -> Result<(), CallError> {
+        // The answer to the put proves nothing: the same put again is done without a look at what it holds.
+        if made.is_new && !self.content(&made.version).await?.is_some_and(|held| held.same_as(new))
+        {
+            let why = format!("{}: the new version cannot be read back yet", self.name());
+            return Err(Refusal::retry(RefusalKind::Unavailable, None, why).into());
         }
+        self.move_current(base, &made.version).await
     }
 
     async fn put(&self, version: &str, new: &SecretValue) -> Result<(), CallError> {
@@ -477,6 +500,11 @@ impl SecretsManager {
                 "{name}: a tag says that {manager} manages it; what that writes back is drift, and nothing is revoked until it is put right"
             )));
         }
+        if holder(described, CURRENT).is_none() {
+            findings.push(Finding::note(format!(
+                "{name}: it has no version yet, and AWS gives readers the first one at once, before it was verified"
+            )));
+        }
         let pending = holder(described, PENDING);
         if pending.is_some_and(|pending| pending.starts_with(OURS)) {
             findings.push(Finding::note(format!(
@@ -549,9 +577,17 @@ fn holder<'a>(described: &'a DescribeSecretOutput, label: &str) -> Option<&'a st
 
 /// Names the version that replaces `base`: the same replacement has the same name, and who has not both contents learns nothing
 /// of either from it.
-fn token(base: Option<&str>, held: Option<&SecretValue>, new: &SecretValue) -> String {
-    let mark = mark::of(base.unwrap_or_default(), held, new);
-    format!("{OURS}{}", hex::encode(&mark[..24]))
+fn token(
+    rotation: Option<&str>,
+    base: Option<&str>,
+    held: Option<&SecretValue>,
+    new: &SecretValue,
+) -> String {
+    let fits = |id: &&str| id.len() <= 16 && id.bytes().all(|b| b.is_ascii_alphanumeric());
+    let by = rotation.filter(fits).map(|id| format!("{id}-")).unwrap_or_default();
+    let mark = hex::encode(mark::of(base.unwrap_or_default(), held, new));
+    let left = LONGEST_TOKEN - OURS.len() - by.len();
+    format!("{OURS}{by}{}", &mark[..left.min(MARK)])
 }
 
 #[cfg(test)]
@@ -970,6 +1006,32 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn h40_the_first_version_is_given_at_once_so_that_nothing_after_its_put_is_a_refusal() {
+        for (operation, fault) in [
+            ("get_secret_value", Fault::status(403)),
+            ("get_secret_value", Fault::busy()),
+            ("update_secret_version_stage", Fault::status(400)),
+        ] {
+            let bench = Bench::new(None);
+            let notes = bench.messages(Severity::Note).await;
+            assert!(notes.iter().any(|note| note.contains("no version yet")), "{notes:?}");
+            bench.script(operation, fault);
+            let lost = bench.set("new").await;
+            assert!(matches!(lost, Err(CallError::Unknown(_))), "{operation}: {lost:?}");
+            bench.no_faults();
+            assert_eq!(bench.twin.content(NAME, CURRENT).as_deref(), Some(r#"{"key":"new"}"#));
+            assert_eq!(bench.set("new").await, Ok(Written { changed: false }));
+        }
+    }
+
+    #[test]
+    fn h04_a_lost_move_is_waited_for_as_long_as_a_fast_clock_keeps_it_good() {
+        let config = json!({ "region": "eu-west-1", "secret_id": NAME });
+        let config: Config = serde_json::from_value(config).unwrap();
+        assert!(config.settle_for.span() > Span::minutes(2 * 5));
+    }
+
+    #[tokio::test]
     async fn h25_what_aws_or_a_partner_rotates_is_refused() {
         let yes = || Some("us-east-1".to_owned());
         for (peculiar, why) in [
@@ -1075,17 +1137,20 @@ mod tests {
     fn h118_the_id_of_a_version_tells_nothing_without_both_contents() {
         let value = |text: &str| SecretValue::new(text.into());
         let (old, new) = (value("old"), value("new"));
-        let one = token(Some("base"), Some(&old), &new);
-        assert_eq!(one, token(Some("base"), Some(&old), &new));
+        let one = token(None, Some("base"), Some(&old), &new);
+        assert_eq!(one, token(None, Some("base"), Some(&old), &new));
         assert!((32..=64).contains(&one.len()) && one.starts_with(OURS), "{one}");
         let others = [
-            token(Some("base"), Some(&value("older")), &new),
-            token(Some("base"), Some(&old), &value("newer")),
-            token(Some("other"), Some(&old), &new),
-            token(None, None, &new),
-            token(Some("base"), Some(&value("oldn")), &value("ew")),
+            token(None, Some("base"), Some(&value("older")), &new),
+            token(None, Some("base"), Some(&old), &value("newer")),
+            token(None, Some("other"), Some(&old), &new),
+            token(None, None, None, &new),
+            token(Some("773afe11d4d1"), Some("base"), Some(&old), &new),
+            token(None, Some("base"), Some(&value("oldn")), &value("ew")),
         ];
         assert!(!others.contains(&one));
+        assert!(others.iter().all(|other| (32..=64).contains(&other.len())), "{others:?}");
+        assert!(others[4].starts_with("keywheel-773afe11d4d1-"), "{others:?}");
     }
 
     #[test]
