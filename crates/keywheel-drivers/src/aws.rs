@@ -136,9 +136,11 @@ impl Aws {
     /// Returns the ids of the access keys that keywheel itself calls with: the one that signs its calls, and those by which that
     /// one was had, such as the key that assumes a role.
     pub(crate) async fn own_key_ids(&self) -> Result<BTreeSet<String>, CallError> {
+        let asked_with = || self.asked_with.lock().unwrap_or_else(PoisonError::into_inner);
+        asked_with().clear();
         let own = self.keys.provide_credentials().await;
         let own = own.map_err(|error| no_credentials(self.target, &error))?;
-        let mut ids = self.asked_with.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut ids = asked_with().clone();
         ids.insert(own.access_key_id().to_owned());
         Ok(ids)
     }
