@@ -549,8 +549,8 @@ impl KeyVault {
             return Err(self.error(&answer, Effect::Reads).await);
         }
         let held: Bundle = answer.decode()?;
-        let is_asked = last(&held.id) == version;
-        if !(is_asked && held.value.0.same_as(&newest.value.0)) && !planted!("mark_is_believed") {
+        let is_same = last(&held.id) == version && held.value.0.same_as(&newest.value.0);
+        if !is_same && !planted!("mark_is_believed") {
             return Ok(());
         }
         let change = json!({ "attributes": { "enabled": false } });

@@ -16,6 +16,9 @@ use crate::query::{fields, one};
 
 const SCOPE: &str = "https://www.googleapis.com/auth/cloud-platform";
 
+/// What Google's own client asks for where it becomes a service account next.
+const ONLY_TO_BECOME: &str = "https://www.googleapis.com/auth/iam";
+
 /// For how many seconds a token is good.
 const AN_HOUR: u64 = 3_600;
 
@@ -70,11 +73,11 @@ async fn exchange(Held(shared): Held<Shared>, body: Bytes) -> Response {
     let wanted = [
         ("grant_type", "urn:ietf:params:oauth:grant-type:token-exchange"),
         ("audience", AUDIENCE),
-        ("scope", SCOPE),
         ("requested_token_type", "urn:ietf:params:oauth:token-type:access_token"),
         ("subject_token_type", "urn:ietf:params:oauth:token-type:jwt"),
     ];
-    if wanted.iter().any(|(name, value)| one(&fields, name) != Some(value)) {
+    let has_scope = [SCOPE, ONLY_TO_BECOME].map(Some).contains(&one(&fields, "scope"));
+    if !has_scope || wanted.iter().any(|(name, value)| one(&fields, name) != Some(value)) {
         return no(400, "invalid_request");
     }
     if one(&fields, "subject_token") != Some(&state.subject) {
