@@ -1,7 +1,7 @@
 //! Google's own client of Secret Manager before the twin: what it reads, writes and refuses is what the service's would be.
 
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use keywheel_twins::gcp::{ACCOUNT, AUDIENCE, NAME, PROJECT, Twin, TwinOptions, VersionState};
@@ -119,38 +119,45 @@ for wrong in [lambda: signed_in(of_url, "//iam.googleapis.com/another"),
     raise AssertionError("it was let in")
 "#;
 
-/// Runs a program with Google's client, which is told these words; returns whether that client is here.
-fn run(program: &str, told: &str) -> bool {
+/// Returns the Python that has Google's client, where it is installed.
+fn python() -> Option<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let tools = root.join("target/tools/google/bin");
-    if !tools.join("normalizer").is_file() {
-        writeln!(std::io::stdout(), "skipped: Google's client is not installed").unwrap();
-        return false;
-    }
-    let mut command = Command::new(tools.join("python3"));
+    tools.join("normalizer").is_file().then(|| tools.join("python3"))
+}
+
+/// Runs a program with Google's client, which is told these words.
+fn run(python: &Path, program: &str, told: &str) -> std::io::Result<()> {
+    let mut command = Command::new(python);
     command.args(["-I", "-c", program]).env_clear().stdin(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().unwrap();
-    child.stdin.take().unwrap().write_all(told.as_bytes()).unwrap();
-    let done = child.wait_with_output().unwrap();
+    let mut child = command.spawn()?;
+    if let Some(mut stdin) = child.stdin.take() {
+        stdin.write_all(told.as_bytes())?;
+    }
+    let done = child.wait_with_output()?;
     assert!(done.status.success(), "{NAME} {PROJECT}: {}", String::from_utf8_lossy(&done.stderr));
-    true
+    Ok(())
 }
 
 #[test]
 fn googles_client_signs_in_by_what_it_is_known_by() {
+    let Some(python) = python() else {
+        return writeln!(std::io::stdout(), "skipped: Google's client is not installed").unwrap();
+    };
     let twin = Twin::start(TwinOptions::default()).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("subject");
     let told = [&*twin.endpoint(), &*twin.subject(), ACCOUNT, AUDIENCE, file.to_str().unwrap()];
-    run(SIGNS_IN, &told.join(" "));
+    run(&python, SIGNS_IN, &told.join(" ")).unwrap();
 }
 
 #[test]
 fn googles_client_finds_what_it_expects() {
+    let Some(python) = python() else {
+        return writeln!(std::io::stdout(), "skipped: Google's client is not installed").unwrap();
+    };
     let twin = Twin::start(TwinOptions::default()).unwrap();
-    if !run(PROGRAM, &format!("{} {}", twin.endpoint(), twin.token())) {
-        return;
-    }
+    run(&python, PROGRAM, &format!("{} {}", twin.endpoint(), twin.token())).unwrap();
     let states: Vec<_> = twin.versions("api-key").into_iter().map(|(_, state, _)| state).collect();
     assert_eq!(states, [VersionState::Enabled, VersionState::Destroyed, VersionState::Disabled]);
 }

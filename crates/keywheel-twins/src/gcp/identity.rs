@@ -115,6 +115,7 @@ async fn impersonate(
         return no(400, "invalid argument");
     };
     state.sign_ins += 1;
-    let ends = now() + i64::try_from(lifetime * 1_000).unwrap_or(0);
+    // In whole seconds, as Google's own client insists.
+    let ends = (now() / 1_000 + i64::try_from(lifetime).unwrap_or(0)) * 1_000;
     Json(json!({ "accessToken": state.token, "expireTime": rfc3339(ends) })).into_response()
 }
