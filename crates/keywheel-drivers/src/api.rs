@@ -50,13 +50,30 @@ impl Api {
     /// # Errors
     /// Those of [`Api::new`].
     pub(crate) fn named(target: &'static str, key: &str, base: &str) -> Result<Self, Refusal> {
+        Self::at(target, key, base, http::is_private)
+    }
+
+    /// The same for who tells a machine what it is: there is no HTTPS there, and nothing leaves the machine.
+    ///
+    /// # Errors
+    /// Those of [`Api::new`].
+    pub(crate) fn of_machine(target: &'static str, key: &str, base: &str) -> Result<Self, Refusal> {
+        Self::at(target, key, base, |url| http::is_private(url) || http::is_of_machine(url))
+    }
+
+    fn at(
+        target: &'static str,
+        key: &str,
+        base: &str,
+        is_private: impl Fn(&Url) -> bool,
+    ) -> Result<Self, Refusal> {
         let no = |why: &str| unsupported(&format!("`{key}` {why}"));
         let base = Url::parse(base).map_err(|_| no("is not a URL"))?;
         let plain = base.username().is_empty()
             && base.password().is_none()
             && base.query().is_none()
             && base.fragment().is_none();
-        match (http::is_private(&base), plain) {
+        match (is_private(&base), plain) {
             (false, _) => Err(no("must begin with `https://`, or name a loopback address")),
             (_, false) => Err(no("must have no user, query or fragment")),
             _ => Ok(Self { target, base, http: http::client() }),

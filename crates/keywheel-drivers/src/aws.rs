@@ -1,11 +1,14 @@
 //! The clients of AWS: its official SDK, over the one HTTP client of all drivers.
 //!
 //! So the SDK too follows no redirect, asks no proxy and repeats nothing (H04, H117), and what it says of a failure keeps status
-//! and code and loses the rest (H115). The addresses of the services come from the configuration only; where the SDK itself
-//! looks for credentials (a role, a sign-in), it heeds the variables and profiles of AWS's own tools, `AWS_ENDPOINT_URL` among them. The SDK believes any success of a call that answers nothing, so that the page of a proxy would end a key;
-//! here it is none.
+//! and code and loses the rest (H115). The addresses of the services come from the configuration only. Where the SDK itself looks
+//! for credentials (a role, a sign-in), it heeds the variables and profiles of AWS's own tools, `AWS_ENDPOINT_URL` among them: what
+//! they name must be HTTPS, this machine, or where AWS tells a machine who it is, and nothing is sent elsewhere. The SDK believes
+//! any success of a call that answers nothing, so that the page of a proxy would end a key; here it is none.
 
+use std::collections::BTreeSet;
 use std::error::Error;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use aws_config::SdkConfig;
@@ -35,7 +38,6 @@ use reqwest::StatusCode;
 use reqwest::header::HeaderMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tokio::sync::OnceCell;
 
 use crate::api::{now, unsupported};
 use crate::http::{self, Effect};
@@ -67,8 +69,13 @@ pub(crate) struct Aws {
     endpoint: Option<String>,
     http: SharedHttpClient,
     keys: SharedCredentialsProvider,
+    /// The access keys that signed what was asked to be given credentials.
+    asked_with: Ids,
     own: SdkConfig,
 }
+
+/// Ids of access keys.
+type Ids = Arc<Mutex<BTreeSet<String>>>;
 
 impl Aws {
     /// `target` names the other side, such as ``issuer `aws_access_key` ``.
@@ -94,15 +101,16 @@ impl Aws {
                 ));
             }
         }
-        let http = http_client_fn(move |_, _| SharedHttpConnector::new(Connector { target }));
+        let asked_with = Ids::default();
+        let http = client(target, &Ids::default());
         let source = Source::of(access, context)?;
-        let own = Own { source, region: region.into(), http: http.clone(), found: OnceCell::new() };
+        let own = Own { source, region: region.into(), http: client(target, &asked_with) };
         // A reference is read each time. What the SDK finds, it keeps for as long as it is good.
         let is_read_each_time = matches!(own.source, Source::Key { .. });
         let keys = SharedCredentialsProvider::new(own);
         let (region, endpoint) = (region.to_owned(), endpoint.map(str::to_owned));
         let own = settings(&region, endpoint.as_deref(), &http, keys.clone(), is_read_each_time);
-        Ok(Self { target, region, endpoint, http, keys, own })
+        Ok(Self { target, region, endpoint, http, keys, asked_with, own })
     }
 
     /// Returns the settings of a client that calls with keywheel's own credentials.
@@ -125,11 +133,16 @@ impl Aws {
         Ok(settings(&self.region, self.endpoint.as_deref(), &self.http, key, true))
     }
 
-    /// Returns the id of the access key that keywheel itself calls with.
-    pub(crate) async fn own_key_id(&self) -> Result<String, CallError> {
+    /// Returns the ids of the access keys that keywheel itself calls with: the one that signs its calls, and those by which that
+    /// one was had, such as the key that assumes a role.
+    pub(crate) async fn own_key_ids(&self) -> Result<BTreeSet<String>, CallError> {
+        let asked_with = || self.asked_with.lock().unwrap_or_else(PoisonError::into_inner);
+        asked_with().clear();
         let own = self.keys.provide_credentials().await;
         let own = own.map_err(|error| no_credentials(self.target, &error))?;
-        Ok(own.access_key_id().to_owned())
+        let mut ids = asked_with().clone();
+        ids.insert(own.access_key_id().to_owned());
+        Ok(ids)
     }
 
     /// Says what came of a call that did not succeed.
@@ -345,7 +358,6 @@ struct Own {
     source: Source,
     region: String,
     http: SharedHttpClient,
-    found: OnceCell<SharedCredentialsProvider>,
 }
 
 impl ProvideCredentials for Own {
@@ -359,30 +371,21 @@ impl ProvideCredentials for Own {
 
 impl Own {
     async fn provide(&self) -> Result<Credentials, CredentialsError> {
-        let provider = match &self.source {
+        // A file that was read is kept by who has read it, so each time somebody new looks. The SDK keeps what is good for a while.
+        match &self.source {
             Source::Key { id, secret, token } => {
-                return read(id, secret, token.as_ref())
-                    .await
-                    .map_err(CredentialsError::provider_error);
+                read(id, secret, token.as_ref()).await.map_err(CredentialsError::provider_error)
             }
             Source::Profile(name) => {
-                let profile = async || {
-                    let provider = ProfileFileCredentialsProvider::builder()
-                        .profile_name(name)
-                        .configure(&self.settings());
-                    SharedCredentialsProvider::new(provider.build())
-                };
-                self.found.get_or_init(profile).await
+                let provider = ProfileFileCredentialsProvider::builder();
+                let provider = provider.profile_name(name).configure(&self.settings()).build();
+                provider.provide_credentials().await
             }
             Source::Chain => {
-                let chain = async || {
-                    let chain = DefaultCredentialsChain::builder().configure(self.settings());
-                    SharedCredentialsProvider::new(chain.build().await)
-                };
-                self.found.get_or_init(chain).await
+                let chain = DefaultCredentialsChain::builder().configure(self.settings());
+                chain.build().await.provide_credentials().await
             }
-        };
-        provider.provide_credentials().await
+        }
     }
 
     fn settings(&self) -> ProviderConfig {
@@ -416,20 +419,37 @@ fn key(id: &SecretValue, secret: &SecretValue, token: Option<&SecretValue>) -> O
     Some(Credentials::new(text(id)?, text(secret)?, token, None::<SystemTime>, "keywheel"))
 }
 
+fn client(target: &'static str, signed_with: &Ids) -> SharedHttpClient {
+    let signed_with = Arc::clone(signed_with);
+    http_client_fn(move |_, _| {
+        SharedHttpConnector::new(Connector { target, signed_with: Arc::clone(&signed_with) })
+    })
+}
+
 /// The one HTTP client of all drivers, as the SDK calls it.
 #[derive(Debug)]
 struct Connector {
     target: &'static str,
+    signed_with: Ids,
 }
 
 impl HttpConnector for Connector {
     fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
         let target = self.target;
+        if let Some(id) = request.headers().get("authorization").and_then(signer) {
+            self.signed_with.lock().unwrap_or_else(PoisonError::into_inner).insert(id.to_owned());
+        }
         HttpConnectorFuture::new(async move {
             let sent = send(target, request).await;
             sent.map_err(|error| ConnectorError::other(error, None))
         })
     }
+}
+
+/// Returns the id of the key that a header was signed with.
+fn signer(header: &str) -> Option<&str> {
+    let (_, credential) = header.split_once("Credential=")?;
+    credential.split('/').next()
 }
 
 /// A success that does not come from AWS: the page of a proxy.
@@ -448,7 +468,13 @@ async fn send(target: &str, request: HttpRequest) -> Result<HttpResponse, BoxErr
     let is_signed = parts.headers.contains_key("authorization");
     let body = body.bytes().ok_or_else(odd)?.to_vec();
     let request = reqwest::Request::try_from(::http::Request::from_parts(parts, body));
-    let answer = http::client().execute(request.map_err(|_| odd())?).await;
+    let request = request.map_err(|_| odd())?;
+    let is_safe = http::is_private(request.url()) || http::is_of_machine(request.url());
+    if !is_safe && !planted!("keys_in_the_open") {
+        let why = "a variable or profile of AWS's tools (`AWS_ENDPOINT_URL…`, `endpoint_url`) names an address that is neither HTTPS nor this machine's, to which no credential goes";
+        return Err(unsupported(&format!("{target}: {why}")).into());
+    }
+    let answer = http::client().execute(request).await;
     let answer = answer.map_err(|error| http::call_error(target, &error))?;
     let (status, headers) = (answer.status(), answer.headers().clone());
     let is_of_aws = headers.contains_key("x-amzn-requestid") || planted!("any_success_is_of_aws");

@@ -67,6 +67,18 @@ pub(crate) fn is_private(url: &reqwest::Url) -> bool {
     url.scheme() == "https" || (url.scheme() == "http" && loopback)
 }
 
+/// Returns whether a URL is one at which a cloud tells a machine, a pod or a task who it is. There is no HTTPS there, and what is
+/// sent goes no further than the machine.
+pub(crate) fn is_of_machine(url: &reqwest::Url) -> bool {
+    const NAMED: [&str; 4] =
+        ["metadata.google.internal", "[fd00:ec2::254]", "[fd00:ec2::23]", "[fd20:ce::254]"];
+    let is_known = |host: &str| {
+        let address = host.parse::<std::net::Ipv4Addr>();
+        NAMED.contains(&host) || address.is_ok_and(|address| address.is_link_local())
+    };
+    url.scheme() == "http" && url.host_str().is_some_and(is_known)
+}
+
 /// Makes the value of a header that holds a credential; `Debug`, which traces of requests use, does not show it (H110).
 pub(crate) fn secret_header(value: &[u8]) -> Result<HeaderValue, InvalidHeaderValue> {
     let mut value = HeaderValue::from_bytes(value)?;

@@ -49,12 +49,14 @@ pub struct Context {
     pub guide: Arc<dyn Guide>,
     /// The claim of the installation that acts; without one, claims are neither made nor compared.
     pub claim: Option<Claim>,
+    /// The id of the rotation that acts, where one does: targets that can carry it say by it who wrote.
+    pub rotation: Option<String>,
 }
 
 impl Context {
     /// Begins at a folder, with nobody to ask, and for no installation.
     pub fn at(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into(), guide: Arc::new(Nobody), claim: None }
+        Self { root: root.into(), guide: Arc::new(Nobody), claim: None, rotation: None }
     }
 }
 

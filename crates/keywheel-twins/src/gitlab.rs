@@ -28,6 +28,8 @@ pub struct TwinOptions {
     pub port: u16,
     /// Whether the token is one of a developer, who is shown no variable.
     pub developer: bool,
+    /// For how many seconds a job may go on, if not for an hour.
+    pub build_timeout: Option<u64>,
 }
 
 /// A variable as the twin keeps it.
@@ -236,9 +238,10 @@ async fn nowhere(_: Uri) -> Failure {
     Failure(StatusCode::NOT_FOUND, "Not Found")
 }
 
-async fn project(_: Caller, Path(project): Path<String>) -> Answer {
+async fn project(_: Caller, Held(shared): Held<Shared>, Path(project): Path<String>) -> Answer {
     is_there(&project)?;
-    Ok(Json(json!({ "id": 42, "path_with_namespace": PROJECT })))
+    let timeout = shared.state().options.build_timeout.unwrap_or(3_600);
+    Ok(Json(json!({ "id": 42, "path_with_namespace": PROJECT, "build_timeout": timeout })))
 }
 
 async fn list(_: Caller, Held(shared): Held<Shared>, Path(project): Path<String>) -> Answer {

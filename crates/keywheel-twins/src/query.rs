@@ -9,6 +9,13 @@ use crate::random;
 /// The parameters of a URL, in order and as often as they stand there.
 pub(crate) type Parameters = Query<Vec<(String, String)>>;
 
+/// Returns the fields of a form, which is written as the parameters of a URL are.
+pub(crate) fn fields(body: &[u8]) -> Vec<(String, String)> {
+    let uri = std::str::from_utf8(body).ok().and_then(|body| format!("/?{body}").parse().ok());
+    let fields = uri.as_ref().and_then(|uri| Parameters::try_from_uri(uri).ok());
+    fields.map(|Query(fields)| fields).unwrap_or_default()
+}
+
 /// Returns the value of a parameter.
 pub(crate) fn one<'a>(query: &'a [(String, String)], name: &'a str) -> Option<&'a str> {
     many(query, name).next()

@@ -1,10 +1,10 @@
 //! Google's own client of Secret Manager before the twin: what it reads, writes and refuses is what the service's would be.
 
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use keywheel_twins::gcp::{NAME, PROJECT, Twin, TwinOptions, VersionState};
+use keywheel_twins::gcp::{ACCOUNT, AUDIENCE, NAME, PROJECT, Twin, TwinOptions, VersionState};
 
 const PROGRAM: &str = r#"
 import sys
@@ -78,21 +78,86 @@ stranger = sm.SecretManagerServiceClient(
 refused(RefreshError, stranger.get_secret, name=name)
 "#;
 
-#[test]
-fn googles_client_finds_what_it_expects() {
+const SIGNS_IN: &str = r#"
+import os
+import sys
+from google.auth import exceptions, identity_pool
+from google.auth.transport.requests import Request
+
+endpoint, subject, account, audience, file = sys.stdin.read().split()
+os.environ["GCE_METADATA_HOST"] = endpoint.removeprefix("http://")
+from google.auth.compute_engine import _metadata
+
+token, _ = _metadata.get_service_account_token(Request(), service_account="default")
+assert token.startswith("ya29.")
+
+def signed_in(source, audience=audience):
+    credentials = identity_pool.Credentials.from_info({
+        "type": "external_account",
+        "audience": audience,
+        "subject_token_type": "urn:ietf:params:oauth:token-type:jwt",
+        "token_url": f"{endpoint}/v1/token",
+        "service_account_impersonation_url":
+            f"{endpoint}/v1/projects/-/serviceAccounts/{account}:generateAccessToken",
+        "credential_source": source,
+    }, scopes=["https://www.googleapis.com/auth/cloud-platform"])
+    credentials.refresh(Request())
+    return credentials.token
+
+of_url = {"url": f"{endpoint}/subject", "headers": {"X-Job": "7"},
+          "format": {"type": "json", "subject_token_field_name": "value"}}
+assert signed_in(of_url) == token
+with open(file, "w") as out:
+    out.write(subject)
+assert signed_in({"file": file}) == token
+for wrong in [lambda: signed_in(of_url, "//iam.googleapis.com/another"),
+              lambda: signed_in({**of_url, "headers": {}})]:
+    try:
+        wrong()
+    except exceptions.GoogleAuthError:
+        continue
+    raise AssertionError("it was let in")
+"#;
+
+/// Returns the Python that has Google's client, where it is installed.
+fn python() -> Option<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let tools = root.join("target/tools/google/bin");
-    if !tools.join("normalizer").is_file() {
-        return writeln!(std::io::stdout(), "skipped: Google's client is not installed").unwrap();
+    tools.join("normalizer").is_file().then(|| tools.join("python3"))
+}
+
+/// Runs a program with Google's client, which is told these words.
+fn run(python: &Path, program: &str, told: &str) -> std::io::Result<()> {
+    let mut command = Command::new(python);
+    command.args(["-I", "-c", program]).env_clear().stdin(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn()?;
+    if let Some(mut stdin) = child.stdin.take() {
+        stdin.write_all(told.as_bytes())?;
     }
-    let twin = Twin::start(TwinOptions::default()).unwrap();
-    let mut program = Command::new(tools.join("python3"));
-    program.args(["-I", "-c", PROGRAM]).env_clear().stdin(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = program.spawn().unwrap();
-    let asked = format!("{} {}", twin.endpoint(), twin.token());
-    child.stdin.take().unwrap().write_all(asked.as_bytes()).unwrap();
-    let done = child.wait_with_output().unwrap();
+    let done = child.wait_with_output()?;
     assert!(done.status.success(), "{NAME} {PROJECT}: {}", String::from_utf8_lossy(&done.stderr));
+    Ok(())
+}
+
+#[test]
+fn googles_client_signs_in_by_what_it_is_known_by() {
+    let Some(python) = python() else {
+        return writeln!(std::io::stdout(), "skipped: Google's client is not installed").unwrap();
+    };
+    let twin = Twin::start(TwinOptions::default()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("subject");
+    let told = [&*twin.endpoint(), &*twin.subject(), ACCOUNT, AUDIENCE, file.to_str().unwrap()];
+    run(&python, SIGNS_IN, &told.join(" ")).unwrap();
+}
+
+#[test]
+fn googles_client_finds_what_it_expects() {
+    let Some(python) = python() else {
+        return writeln!(std::io::stdout(), "skipped: Google's client is not installed").unwrap();
+    };
+    let twin = Twin::start(TwinOptions::default()).unwrap();
+    run(&python, PROGRAM, &format!("{} {}", twin.endpoint(), twin.token())).unwrap();
     let states: Vec<_> = twin.versions("api-key").into_iter().map(|(_, state, _)| state).collect();
     assert_eq!(states, [VersionState::Enabled, VersionState::Destroyed, VersionState::Disabled]);
 }

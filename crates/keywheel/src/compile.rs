@@ -121,7 +121,8 @@ pub(crate) fn compile(config: &Config, name: &SecretName, inputs: Inputs) -> Res
 pub(crate) fn drivers_of(plan: &Plan) -> Result<Built, Failure> {
     let guide = Terminal::for_secret(&plan.secret);
     let claim = Some(session::claim(&plan.installation, &plan.folder, plan.secret.environment()));
-    let context = Context { guide, claim, ..Context::at(&plan.folder) };
+    let rotation = Some(plan.rotation().0);
+    let context = Context { guide, claim, rotation, ..Context::at(&plan.folder) };
     let stores = plan.stores.iter().map(|store| rebuild::<StoreConfig>(&store.bound, &context));
     let workloads =
         plan.workloads.iter().map(|workload| rebuild::<WorkloadConfig>(&workload.bound, &context));

@@ -187,10 +187,15 @@ impl Issuer for AccessKeys {
         };
         let user = &self.config.user;
         let mut findings = Vec::new();
-        let own = self.aws.own_key_id().await?;
-        if keys.iter().any(|key| key.id == own) && !planted!("own_key_is_rotated") {
+        let is_own = match self.is_own_user(&keys).await {
+            Err(CallError::Refused(refusal)) if refusal.remedy == Remedy::Operator => {
+                return Ok(vec![Finding::blocks(refusal.message)]);
+            }
+            is_own => is_own?,
+        };
+        if is_own && !planted!("own_key_is_rotated") {
             findings.push(Finding::blocks(format!(
-                "keywheel calls AWS with a key of user `{user}` itself, and would lock itself out: let `credentials` be another's"
+                "keywheel calls AWS with a key of user `{user}` itself, or by one, and would lock itself out: let `credentials` be another's"
             )));
         }
         let mut told = Vec::new();
@@ -223,7 +228,7 @@ impl Issuer for AccessKeys {
             || CallError::Unknown(format!("{TARGET} made another key than was asked for"));
         let made = made.access_key.ok_or_else(another)?;
         let was_there = before.iter().any(|key| key.id == made.access_key_id);
-        let is_another = was_there || made.user_name != self.config.user;
+        let is_another = was_there || !self.is_user(&made.user_name);
         if is_another && !planted!("made_key_not_compared") {
             return Err(another());
         }
@@ -245,11 +250,12 @@ impl Issuer for AccessKeys {
         let asked = aws_sdk_sts::Client::new(&key).get_caller_identity().send().await;
         let error = match asked {
             Ok(answer) => {
-                let name = answer.arn().and_then(|arn| arn.rsplit('/').next());
-                return Ok(match name == Some(self.config.user.as_str()) {
-                    true => Verdict::Accepted,
-                    false => Verdict::CannotTell("the key is one of another user".into()),
-                });
+                return Ok(
+                    match answer.arn().and_then(user_of).is_some_and(|user| self.is_user(user)) {
+                        true => Verdict::Accepted,
+                        false => Verdict::CannotTell("the key is one of another user".into()),
+                    },
+                );
             }
             Err(error) => error,
         };
@@ -353,6 +359,22 @@ impl AccessKeys {
         self.aws.failed(effect, error)
     }
 
+    /// IAM does not tell names apart that differ in case only.
+    fn is_user(&self, name: &str) -> bool {
+        name.eq_ignore_ascii_case(&self.config.user)
+    }
+
+    /// Whether keywheel itself calls with one of these keys, by a role that one of them assumes, or by a session of the user.
+    async fn is_own_user(&self, keys: &[Key]) -> Result<bool, CallError> {
+        let own = self.aws.own_key_ids().await?;
+        if keys.iter().any(|key| own.contains(&key.id)) {
+            return Ok(true);
+        }
+        let asked = aws_sdk_sts::Client::new(self.aws.own()).get_caller_identity().send().await;
+        let answer = asked.map_err(|error| self.failed(Effect::Reads, &error).error)?;
+        Ok(answer.arn().and_then(user_of).is_some_and(|user| self.is_user(user)))
+    }
+
     fn is_full(&self, keys: &[Key]) -> Refusal {
         let ids: Vec<String> = keys.iter().map(|key| format!("`{}`", plain(&key.id))).collect();
         let user = &self.config.user;
@@ -386,7 +408,7 @@ impl AccessKeys {
     async fn use_of(&self, id: &str) -> Result<(Option<Timestamp>, Option<String>), CallError> {
         let asked = self.iam.get_access_key_last_used().access_key_id(id).send().await;
         let answer = asked.map_err(|error| self.failed(Effect::Reads, &error).error)?;
-        if answer.user_name.is_some_and(|user| user != self.config.user) {
+        if answer.user_name.is_some_and(|user| !self.is_user(&user)) {
             let why = format!("{TARGET}: the key is one of another user");
             return Err(Refusal::operator(RefusalKind::Conflict, why).into());
         }
@@ -406,6 +428,11 @@ impl AccessKeys {
         };
         format!("{state}, made {made}, {used}")
     }
+}
+
+/// Returns the name of the user whose ARN this is; none where it is the ARN of something else, such as a role.
+fn user_of(arn: &str) -> Option<&str> {
+    arn.split_once(":user/")?.1.rsplit('/').next()
 }
 
 fn moment(at: &DateTime) -> Option<Timestamp> {
@@ -763,6 +790,90 @@ mod tests {
         assert_eq!(gone.kind, RefusalKind::Permission);
         let nothing = Bench::with(TwinOptions::default(), json!({ "usage": "nothing" }));
         assert!(nothing.issuer.usage().is_none() && nothing.issuer.facts().last_used.is_none());
+    }
+
+    #[tokio::test]
+    async fn h76_a_session_of_the_user_itself_is_recognised() {
+        let bench = Bench::new();
+        let (session, token) =
+            bench.twin.make_session(&format!("arn:aws:iam::123456789012:user/{USER}"));
+        let write =
+            |name: &str, text: &str| std::fs::write(bench.folder.path().join(name), text).unwrap();
+        write("id.key", &session.id);
+        write("secret.key", &session.secret);
+        write("token.key", &token);
+        let given = json!({ "credentials": {
+            "access_key_id": { "file": "id.key" },
+            "secret_access_key": { "file": "secret.key" },
+            "session_token": { "file": "token.key" },
+        }});
+        let issuer = issuer(&bench.twin.endpoint(), &bench.folder, given);
+        let found = issuer.preflight().await.unwrap();
+        assert!(found.iter().any(|one| one.message.contains("lock itself out")), "{found:?}");
+    }
+
+    /// What is found with the credentials of a profile, in a process that has the variables of AWS's tools.
+    #[test]
+    fn h76_h117_a_key_that_assumes_a_role_is_recognised_and_goes_nowhere_in_the_open() {
+        const FOLDER: &str = "KEYWHEEL_TEST_PROFILES";
+        const NAME: &str =
+            "h76_h117_a_key_that_assumes_a_role_is_recognised_and_goes_nowhere_in_the_open";
+        if let Some(folder) = std::env::var_os(FOLDER) {
+            return with_a_profile(std::path::Path::new(&folder));
+        }
+        let bench = Bench::new();
+        let profile = |key: &Made| {
+            let Made { id, secret } = key;
+            let role = "[profile rotation]\nrole_arn = arn:aws:iam::123456789012:role/rotator\nsource_profile = base\n";
+            format!(
+                "[profile base]\naws_access_key_id = {id}\naws_secret_access_key = {secret}\n{role}"
+            )
+        };
+        let file = |name: &str| bench.folder.path().join(name);
+        std::fs::write(file("profiles"), profile(bench.twin.administrator())).unwrap();
+        std::fs::write(file("profiles.later"), profile(&bench.twin.make_key(USER))).unwrap();
+        std::fs::write(file("endpoint"), bench.twin.endpoint()).unwrap();
+        let module = module_path!().split_once("::").unwrap().1;
+        for endpoint in [bench.twin.endpoint(), "http://keywheel.invalid".into()] {
+            let mut again = std::process::Command::new(std::env::current_exe().unwrap());
+            again.args(["--exact", &format!("{module}::{NAME}")]).env(FOLDER, bench.folder.path());
+            again.env("AWS_CONFIG_FILE", file("profiles")).env("AWS_ENDPOINT_URL", endpoint);
+            again.env("AWS_SHARED_CREDENTIALS_FILE", file("none"));
+            let output = again.output().unwrap();
+            let said = String::from_utf8_lossy(&output.stdout);
+            assert!(output.status.success() && said.contains("1 passed"), "{said}");
+        }
+    }
+
+    #[tokio::main(flavor = "current_thread")]
+    async fn with_a_profile(folder: &std::path::Path) {
+        let endpoint = std::fs::read_to_string(folder.join("endpoint")).unwrap();
+        let config = json!({
+            "user": USER, "endpoint": endpoint, "credentials": { "profile": "rotation" },
+        });
+        let config: Config = serde_json::from_value(config).unwrap();
+        let issuer = config.build(&Context::at(folder)).unwrap_or_else(|no| panic!("{no}"));
+        let blocks = async || {
+            let found = issuer.preflight().await.unwrap_or_else(|e| panic!("{e}"));
+            let blocks = found.into_iter().filter(|one| one.severity == Severity::Blocks);
+            blocks.map(|one| one.message).collect::<Vec<_>>().join("; ")
+        };
+        if std::env::var("AWS_ENDPOINT_URL").unwrap() != endpoint {
+            let told = blocks().await;
+            return assert!(told.contains("to which no credential goes"), "{told}");
+        }
+        assert_eq!(blocks().await, "");
+        // The profile has another key from now on.
+        std::fs::rename(folder.join("profiles.later"), folder.join("profiles")).unwrap();
+        let told = blocks().await;
+        assert!(told.contains("lock itself out"), "{told}");
+    }
+
+    #[tokio::test]
+    async fn a_user_is_the_same_whatever_the_case_of_its_name() {
+        let bench = Bench::with(TwinOptions::default(), json!({ "user": "BackEnd" }));
+        let (_, credential) = bench.minted().await;
+        assert_eq!(bench.verdict(&credential).await, Verdict::Accepted);
     }
 
     #[tokio::test]

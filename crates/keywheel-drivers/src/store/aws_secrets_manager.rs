@@ -8,6 +8,9 @@
 //! way back. The id of a new version follows from what it replaces and what it holds, so that a put whose answer is lost is the
 //! same put when it is made again. It is keyed with both contents, and tells neither to anyone who has not both (H118).
 //!
+//! The first version of a secret is current at once, whatever label it is put under: nothing that fails after that put is a
+//! refusal. The id of a version begins with the rotation that made it.
+//!
 //! A move whose answer is lost can land for as long as its signature is good, which is what `settle_for` covers. What AWS or a
 //! partner rotates itself, a copy of another region's secret, and a secret that is to be deleted are refused.
 
@@ -20,7 +23,6 @@ use aws_sdk_secretsmanager::error::SdkError;
 use aws_sdk_secretsmanager::operation::describe_secret::DescribeSecretOutput;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
-use hmac::{Hmac, KeyInit, Mac};
 use keywheel_core::facts::{Pickup, ReadBack, Revert, StoreFacts};
 use keywheel_core::plan::Pin;
 use keywheel_core::planted;
@@ -32,9 +34,9 @@ use keywheel_driver::{
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use sha2::Sha256;
 
-use super::json_object::{self, Unfit};
+use super::document::{Bad, Document, Format};
+use super::mark;
 use crate::api::{now, unsupported};
 use crate::aws::{Access, Aws, Failed, ago};
 use crate::http::Effect;
@@ -44,9 +46,6 @@ mod tags;
 
 const TARGET: &str = "store `aws_secrets_manager`";
 
-/// The one slot of a secret that is no JSON.
-const CONTENT: &str = "content";
-
 const CURRENT: &str = "AWSCURRENT";
 const PENDING: &str = "AWSPENDING";
 const PREVIOUS: &str = "AWSPREVIOUS";
@@ -54,8 +53,9 @@ const PREVIOUS: &str = "AWSPREVIOUS";
 /// What the id of a version of ours begins with.
 const OURS: &str = "keywheel-";
 
-/// The longest content that a secret holds, in bytes.
-const LARGEST: usize = 65_536;
+/// The longest id of a version, and how much of a mark there is in it at most.
+const LONGEST_TOKEN: usize = 64;
+const MARK: usize = 48;
 
 /// How often a secret may get a new version for long, by AWS's advice.
 const BETWEEN_PUTS: Span = Span::minutes(10);
@@ -75,7 +75,7 @@ pub struct Config {
     #[serde(default)]
     pub credentials: Access,
     /// What it holds.
-    #[serde(default)]
+    #[serde(default = "default_format")]
     pub format: Format,
     /// Labels of your own that stay on the version that they are on: their readers are not given the new one.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
@@ -85,20 +85,14 @@ pub struct Config {
     pub settle_for: Duration,
 }
 
-/// What a secret holds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Format {
-    /// A JSON object; a slot is a member of it that holds a text.
-    #[default]
-    Json,
-    /// One value and nothing else; its one slot is `content`.
-    Text,
+const fn default_format() -> Format {
+    Format::Json
 }
 
-/// AWS takes no request whose signature is older than five minutes.
+/// AWS takes no request whose signature is more than five minutes away from its own time: by a clock that is five minutes fast, one
+/// is good for ten.
 fn default_settle_for() -> Duration {
-    Span::minutes(6).into()
+    Span::minutes(11).into()
 }
 
 impl Build for Config {
@@ -112,8 +106,10 @@ impl Build for Config {
         let container = format!("aws-secrets-manager:{}:{}", self.region, named.name);
         let endpoint = self.endpoint.as_deref();
         let aws = Aws::new(TARGET, &self.region, endpoint, &self.credentials, context)?;
-        let (client, claim) = (Client::new(aws.own()), context.claim.clone());
-        Ok(Arc::new(SecretsManager { config: self.clone(), aws, client, claim, container }))
+        let client = Client::new(aws.own());
+        let Context { claim, rotation, .. } = context.clone();
+        let config = self.clone();
+        Ok(Arc::new(SecretsManager { config, aws, client, claim, rotation, container }))
     }
 }
 
@@ -147,6 +143,7 @@ struct SecretsManager {
     aws: Aws,
     client: Client,
     claim: Option<Claim>,
+    rotation: Option<String>,
     container: String,
 }
 
@@ -207,16 +204,13 @@ impl Store for SecretsManager {
 
     async fn addresses(&self) -> Result<Option<Vec<String>>, CallError> {
         let Some(held) = self.current().await? else { return Ok(Some(Vec::new())) };
-        match self.config.format {
-            Format::Text => Ok(Some(vec![CONTENT.into()])),
-            Format::Json => Ok(Some(json_object::names(&held).map_err(|why| self.unfit(&why))?)),
-        }
+        Ok(Some(self.document().addresses(&held).map_err(|bad| self.unfit(bad))?))
     }
 
     async fn read(&self, addresses: &[String]) -> Result<Vec<Option<SecretValue>>, CallError> {
         let held = self.current().await?;
-        let slots = addresses.iter().map(|address| self.slot(held.as_ref(), address));
-        Ok(slots.collect::<Result<_, _>>()?)
+        let slots = addresses.iter().map(|address| self.document().slot(held.as_ref(), address));
+        Ok(slots.collect::<Result<_, _>>().map_err(|bad| self.unfit(bad))?)
     }
 
     async fn write(&self, edits: &[Edit<'_>]) -> Result<Written, CallError> {
@@ -230,12 +224,16 @@ impl Store for SecretsManager {
             Some(base) => Some(self.content(base).await?.ok_or_else(|| self.changed_meanwhile())?),
             None => None,
         };
-        let Some(new) = self.edited(held.as_ref(), edits)? else {
+        let edited = self.document().edited(held.as_ref(), edits);
+        let Some(new) = edited.map_err(|bad| self.unfit(bad))? else {
             self.take_off(holder(&described, PENDING)).await?;
             return Ok(Written { changed: false });
         };
         let made = self.made(&described, base, held.as_ref(), &new).await?;
-        self.move_current(base, &made.version).await?;
+        self.give(base, &made, &new).await.map_err(|error| match base {
+            None if !planted!("first_version_is_staged") => CallError::Unknown(error.to_string()),
+            _ => error,
+        })?;
         // From here on readers have it: whatever fails now, it was not refused.
         let cleaned = self.take_off(made.pending.as_deref()).await;
         cleaned.map_err(|error| CallError::Unknown(error.to_string()))?;
@@ -257,6 +255,8 @@ impl Store for SecretsManager {
 /// A version that holds what is to be written.
 struct Made {
     version: String,
+    /// Whether it was put now, and not read since.
+    is_new: bool,
     /// Which version has the pending label.
     pending: Option<String>,
 }
@@ -275,8 +275,12 @@ impl SecretsManager {
         Refusal::retry(RefusalKind::Unavailable, None, why)
     }
 
-    fn unfit(&self, why: &Unfit) -> Refusal {
-        self.refused(RefusalKind::Unsupported, &why.to_string())
+    fn document(&self) -> Document {
+        Document { format: self.config.format, only_utf8: true, kept: "secret" }
+    }
+
+    fn unfit(&self, (kind, why): Bad) -> Refusal {
+        self.refused(kind, &why)
     }
 
     fn failed<E>(&self, effect: Effect, error: &SdkError<E, HttpResponse>) -> Failed
@@ -325,80 +329,7 @@ impl SecretsManager {
         content.ok_or_else(|| self.refused(RefusalKind::Unsupported, why).into())
     }
 
-    fn slot(
-        &self,
-        held: Option<&SecretValue>,
-        address: &str,
-    ) -> Result<Option<SecretValue>, Refusal> {
-        match (self.config.format, held) {
-            (Format::Text, _) if address != CONTENT => {
-                let why = format!("it is one text, and its one slot is `{CONTENT}`");
-                Err(self.refused(RefusalKind::Unsupported, &why))
-            }
-            (_, None) => Ok(None),
-            (Format::Text, Some(held)) => Ok(Some(held.duplicate())),
-            (Format::Json, Some(held)) => {
-                json_object::read(held, address).map_err(|why| self.unfit(&why))
-            }
-        }
-    }
-
-    /// Applies all edits, or none; returns nothing where there is nothing to write.
-    fn edited(
-        &self,
-        held: Option<&SecretValue>,
-        edits: &[Edit<'_>],
-    ) -> Result<Option<SecretValue>, Refusal> {
-        let mut names = BTreeSet::new();
-        let mut due = Vec::new();
-        for edit in edits {
-            let present = self.slot(held, edit.address)?;
-            if !names.insert(edit.address) {
-                let why = format!("two edits name `{}`", edit.address);
-                return Err(self.refused(RefusalKind::Unsupported, &why));
-            }
-            if !edit.accepts(present.as_ref()) {
-                let why = format!("`{}` holds something else than expected", edit.address);
-                return Err(self.refused(RefusalKind::Conflict, &why));
-            }
-            let same = match (&present, edit.value) {
-                (Some(present), Some(value)) => present.same_as(value),
-                (present, value) => present.is_none() && value.is_none(),
-            };
-            due.extend((!same).then_some(edit));
-        }
-        if due.is_empty() {
-            return Ok(None);
-        }
-        let mut new = held.map_or_else(|| SecretValue::new(b"{}".to_vec()), SecretValue::duplicate);
-        for edit in due {
-            new = self.applied(&new, edit)?;
-        }
-        if new.expose().is_empty() || new.expose().len() > LARGEST {
-            let why = format!("it would have {} bytes; 1 to {LARGEST} can be", new.expose().len());
-            return Err(self.refused(RefusalKind::Unsupported, &why));
-        }
-        Ok(Some(new))
-    }
-
-    fn applied(&self, held: &SecretValue, edit: &Edit<'_>) -> Result<SecretValue, Refusal> {
-        let applied = match (self.config.format, edit.value) {
-            (Format::Json, Some(value)) => json_object::set(held, edit.address, value),
-            (Format::Json, None) => json_object::remove(held, edit.address),
-            (Format::Text, Some(value)) if secret_json::text(value).is_some() => {
-                return Ok(value.duplicate());
-            }
-            (Format::Text, Some(_)) => Err(Unfit::NotUtf8(edit.address.into())),
-            (Format::Text, None) => {
-                let why =
-                    "a secret always holds something, so that its one slot cannot be empty again";
-                return Err(self.refused(RefusalKind::Unsupported, why));
-            }
-        };
-        applied.map_err(|why| self.unfit(&why))
-    }
-
-    /// Finds the version that holds what is to be written, or puts it; either way it was read.
+    /// Finds the version that holds what is to be written, or puts it.
     async fn made(
         &self,
         described: &DescribeSecretOutput,
@@ -411,21 +342,28 @@ impl SecretsManager {
         for version in before.filter(|version| Some(*version) != base) {
             if self.content(version).await?.is_some_and(|content| content.same_as(new)) {
                 let (version, pending) = (version.to_owned(), pending.map(str::to_owned));
-                return Ok(Made { version, pending });
+                return Ok(Made { version, is_new: false, pending });
             }
         }
-        let version = token(base, held, new);
+        let version = token(self.rotation.as_deref(), base, held, new);
         self.put(&version, new).await?;
-        // Its answer proves nothing: the same put again is done without a look at what it holds.
-        match self.content(&version).await? {
-            Some(content) if content.same_as(new) => {
-                Ok(Made { pending: Some(version.clone()), version })
-            }
-            _ => {
-                let why = format!("{}: the new version cannot be read back yet", self.name());
-                Err(Refusal::retry(RefusalKind::Unavailable, None, why).into())
-            }
+        Ok(Made { pending: Some(version.clone()), is_new: true, version })
+    }
+
+    /// Reads a version that was put, and gives it to readers.
+    async fn give(
+        &self,
+        base: Option<&str>,
+        made: &Made,
+        new: &SecretValue,
+    ) -> Result<(), CallError> {
+        // The answer to the put proves nothing: the same put again is done without a look at what it holds.
+        if made.is_new && !self.content(&made.version).await?.is_some_and(|held| held.same_as(new))
+        {
+            let why = format!("{}: the new version cannot be read back yet", self.name());
+            return Err(Refusal::retry(RefusalKind::Unavailable, None, why).into());
         }
+        self.move_current(base, &made.version).await
     }
 
     async fn put(&self, version: &str, new: &SecretValue) -> Result<(), CallError> {
@@ -562,6 +500,11 @@ impl SecretsManager {
                 "{name}: a tag says that {manager} manages it; what that writes back is drift, and nothing is revoked until it is put right"
             )));
         }
+        if holder(described, CURRENT).is_none() {
+            findings.push(Finding::note(format!(
+                "{name}: it has no version yet, and AWS gives readers the first one at once, before it was verified"
+            )));
+        }
         let pending = holder(described, PENDING);
         if pending.is_some_and(|pending| pending.starts_with(OURS)) {
             findings.push(Finding::note(format!(
@@ -634,15 +577,17 @@ fn holder<'a>(described: &'a DescribeSecretOutput, label: &str) -> Option<&'a st
 
 /// Names the version that replaces `base`: the same replacement has the same name, and who has not both contents learns nothing
 /// of either from it.
-fn token(base: Option<&str>, held: Option<&SecretValue>, new: &SecretValue) -> String {
-    let held = held.map_or(&b""[..], SecretValue::expose);
-    let length = u64::try_from(held.len()).unwrap_or(u64::MAX).to_be_bytes();
-    let key = SecretValue::new([&length[..], held, new.expose()].concat());
-    let mut mac =
-        Hmac::<Sha256>::new_from_slice(key.expose()).expect("a key of any length is taken");
-    mac.update(base.unwrap_or_default().as_bytes());
-    let digest = mac.finalize().into_bytes();
-    format!("{OURS}{}", hex::encode(&digest[..24]))
+fn token(
+    rotation: Option<&str>,
+    base: Option<&str>,
+    held: Option<&SecretValue>,
+    new: &SecretValue,
+) -> String {
+    let fits = |id: &&str| id.len() <= 16 && id.bytes().all(|b| b.is_ascii_alphanumeric());
+    let by = rotation.filter(fits).map(|id| format!("{id}-")).unwrap_or_default();
+    let mark = hex::encode(mark::of(base.unwrap_or_default(), held, new));
+    let left = LONGEST_TOKEN - OURS.len() - by.len();
+    format!("{OURS}{by}{}", &mark[..left.min(MARK)])
 }
 
 #[cfg(test)]
@@ -661,6 +606,7 @@ mod tests {
     use serde_json::json;
     use tempfile::TempDir;
 
+    use super::super::document::{CONTENT, LARGEST};
     use super::*;
 
     const NAME: &str = "shop/app";
@@ -1060,6 +1006,32 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn h40_the_first_version_is_given_at_once_so_that_nothing_after_its_put_is_a_refusal() {
+        for (operation, fault) in [
+            ("get_secret_value", Fault::status(403)),
+            ("get_secret_value", Fault::busy()),
+            ("update_secret_version_stage", Fault::status(400)),
+        ] {
+            let bench = Bench::new(None);
+            let notes = bench.messages(Severity::Note).await;
+            assert!(notes.iter().any(|note| note.contains("no version yet")), "{notes:?}");
+            bench.script(operation, fault);
+            let lost = bench.set("new").await;
+            assert!(matches!(lost, Err(CallError::Unknown(_))), "{operation}: {lost:?}");
+            bench.no_faults();
+            assert_eq!(bench.twin.content(NAME, CURRENT).as_deref(), Some(r#"{"key":"new"}"#));
+            assert_eq!(bench.set("new").await, Ok(Written { changed: false }));
+        }
+    }
+
+    #[test]
+    fn h04_a_lost_move_is_waited_for_as_long_as_a_fast_clock_keeps_it_good() {
+        let config = json!({ "region": "eu-west-1", "secret_id": NAME });
+        let config: Config = serde_json::from_value(config).unwrap();
+        assert!(config.settle_for.span() > Span::minutes(2 * 5));
+    }
+
+    #[tokio::test]
     async fn h25_what_aws_or_a_partner_rotates_is_refused() {
         let yes = || Some("us-east-1".to_owned());
         for (peculiar, why) in [
@@ -1165,17 +1137,20 @@ mod tests {
     fn h118_the_id_of_a_version_tells_nothing_without_both_contents() {
         let value = |text: &str| SecretValue::new(text.into());
         let (old, new) = (value("old"), value("new"));
-        let one = token(Some("base"), Some(&old), &new);
-        assert_eq!(one, token(Some("base"), Some(&old), &new));
+        let one = token(None, Some("base"), Some(&old), &new);
+        assert_eq!(one, token(None, Some("base"), Some(&old), &new));
         assert!((32..=64).contains(&one.len()) && one.starts_with(OURS), "{one}");
         let others = [
-            token(Some("base"), Some(&value("older")), &new),
-            token(Some("base"), Some(&old), &value("newer")),
-            token(Some("other"), Some(&old), &new),
-            token(None, None, &new),
-            token(Some("base"), Some(&value("oldn")), &value("ew")),
+            token(None, Some("base"), Some(&value("older")), &new),
+            token(None, Some("base"), Some(&old), &value("newer")),
+            token(None, Some("other"), Some(&old), &new),
+            token(None, None, None, &new),
+            token(Some("773afe11d4d1"), Some("base"), Some(&old), &new),
+            token(None, Some("base"), Some(&value("oldn")), &value("ew")),
         ];
         assert!(!others.contains(&one));
+        assert!(others.iter().all(|other| (32..=64).contains(&other.len())), "{others:?}");
+        assert!(others[4].starts_with("keywheel-773afe11d4d1-"), "{others:?}");
     }
 
     #[test]

@@ -7,7 +7,8 @@
 //! A put is not repeated blindly: it carries a mark, which follows from what it replaces and what it holds, as a tag; where a
 //! version with that mark is there and not shown to readers yet, nothing is put. The mark is keyed with both contents, and tells
 //! neither to anyone who has not both (H118). A put that was done twice leaves two versions with one mark; at the end of the
-//! rotation the older one is disabled. The newest version never is, since readers would get nothing.
+//! rotation the older one is disabled, if it holds the same: tags are copied by other programs too. The newest version never is,
+//! since readers would get nothing.
 //!
 //! The claim stands in tags. A secret that a certificate of the vault owns is refused.
 
@@ -15,8 +16,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use hmac::{Hmac, KeyInit, Mac};
 use keywheel_core::facts::{Pickup, ReadBack, Revert, StoreFacts};
+use keywheel_core::plan::Pin;
 use keywheel_core::planted;
 use keywheel_core::secret::SecretValue;
 use keywheel_core::time::Span;
@@ -29,8 +30,9 @@ use reqwest::{Method, Url};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use sha2::Sha256;
 
+use super::document::CONTENT;
+use super::mark;
 use crate::api::{Answer, Api, JSON, MOST_PAGES, instant, now, plain, unsupported};
 use crate::bearer::{Azure, Tokens};
 use crate::http::Effect;
@@ -39,13 +41,13 @@ use crate::{Build, Context};
 
 const TARGET: &str = "store `azure_key_vault`";
 
-/// The one slot.
-const CONTENT: &str = "content";
-
 const API_VERSION: &str = "7.4";
 
 /// The tag that says which write made a version.
 const MARK: &str = "keywheel-write";
+
+/// The tag that says which rotation made a version.
+const ROTATION: &str = "keywheel-rotation";
 
 /// What the tags of a claim begin with; a number follows.
 const CLAIM: &str = "keywheel-claim-";
@@ -90,6 +92,7 @@ impl Build for Config {
             tokens: self.credentials.tokens(TARGET, &resource, context)?,
             api,
             claim: context.claim.clone(),
+            rotation: context.rotation.clone(),
         }))
     }
 }
@@ -108,6 +111,7 @@ struct KeyVault {
     api: Api,
     tokens: Tokens,
     claim: Option<Claim>,
+    rotation: Option<String>,
 }
 
 /// A version with what it holds.
@@ -136,6 +140,7 @@ struct Item {
 #[derive(Clone, Deserialize)]
 struct Attributes {
     enabled: bool,
+    created: Option<i64>,
     nbf: Option<i64>,
     exp: Option<i64>,
 }
@@ -192,6 +197,21 @@ impl Store for KeyVault {
         format!("azure-key-vault:{host}{port}:{}", self.config.name.to_ascii_lowercase())
     }
 
+    /// Versions are never deleted one by one, so the time of the oldest one stays, and one that was purged and made anew has another.
+    async fn identity(&self) -> Result<Option<Pin>, CallError> {
+        let headers = self.tokens.headers(&self.api).await?;
+        if self.newest(&headers).await?.is_none() {
+            return Ok(None);
+        }
+        let versions = self.list(&headers).await?;
+        let oldest = versions.iter().filter_map(|version| version.attributes.created).min();
+        Ok(oldest.map(|made| Pin {
+            id: format!("{}, made {}", self.name(), in_words(made)),
+            machine: String::new(),
+            folder: String::new(),
+        }))
+    }
+
     async fn preflight(&self, addresses: &[String]) -> Result<Vec<Finding>, CallError> {
         let blocked = |refusal: Refusal| Ok(vec![Finding::blocks(refusal.message)]);
         let looked = async {
@@ -217,7 +237,9 @@ impl Store for KeyVault {
         let note = |text: &str| Finding::note(format!("{name}: {text}"));
         let mut findings = Vec::new();
         if let Some(newest) = &newest {
-            findings.extend(self.objection(newest).err().map(|no| Finding::blocks(no.message)));
+            let tags = self.tags(Some(&newest.tags), &mark(None, &newest.value.0));
+            let objections = [self.objection(newest).err(), tags.err()].into_iter().flatten();
+            findings.extend(objections.map(|no| Finding::blocks(no.message)));
             findings.extend(self.ends(newest).map(|ends| note(&ends)));
             findings.extend(managers(&newest.tags).map(|manager| {
                 note(&format!("the tag `{manager}` says that another program manages it; what that writes back is drift, and nothing is revoked until it is put right"))
@@ -295,10 +317,9 @@ impl Store for KeyVault {
             if is_newest || !version.attributes.enabled || version.tags.get(MARK) != Some(mark) {
                 continue;
             }
-            let change = json!({ "attributes": { "enabled": false } });
-            if let Err(error) = self.update(&headers, last(&version.id), &change).await {
+            if let Err(error) = self.disable(&headers, last(&version.id), &newest).await {
                 left.push(format!(
-                    "version `{}` of {}, which one write has put twice: {error}",
+                    "version `{}` of {}, which one write may have put twice: {error}",
                     plain(last(&version.id)),
                     self.name()
                 ));
@@ -353,8 +374,7 @@ impl KeyVault {
         let ends = instant(newest.attributes.exp?);
         let left = ends.millis().saturating_sub(now().millis());
         (left < 30 * 86_400_000).then(|| {
-            let when = jiff::Timestamp::from_millisecond(ends.millis());
-            let when = when.map(|when| when.to_string()).unwrap_or_default();
+            let when = in_words(ends.millis() / 1_000);
             format!("its version is said to end at {when}, which goes from version to version; set another time")
         })
     }
@@ -464,6 +484,10 @@ impl KeyVault {
         let before = before.filter(|_| !planted!("tags_are_dropped"));
         let mut tags = before.cloned().unwrap_or_default();
         tags.insert(MARK.into(), mark.into());
+        tags.remove(ROTATION);
+        if let Some(rotation) = &self.rotation {
+            tags.insert(ROTATION.into(), rotation.clone());
+        }
         if let Some(ours) = &self.claim {
             tags = self.with_claim(&tags, Some(ours))?;
         }
@@ -512,6 +536,27 @@ impl KeyVault {
         }
     }
 
+    /// Disables a version that holds the same as the newest one: a mark alone may have been copied with other tags.
+    async fn disable(
+        &self,
+        headers: &HeaderMap,
+        version: &str,
+        newest: &Bundle,
+    ) -> Result<(), CallError> {
+        let url = self.url(&["secrets", &self.config.name, version]);
+        let answer = self.api.send(Method::GET, url, headers, None).await?;
+        if !answer.status.is_success() {
+            return Err(self.error(&answer, Effect::Reads).await);
+        }
+        let held: Bundle = answer.decode()?;
+        let is_same = last(&held.id) == version && held.value.0.same_as(&newest.value.0);
+        if !is_same && !planted!("mark_is_believed") {
+            return Ok(());
+        }
+        let change = json!({ "attributes": { "enabled": false } });
+        self.update(headers, version, &change).await
+    }
+
     /// Replaces the claim on the newest version.
     async fn claimed(&self, claim: Option<&Claim>) -> Result<(), CallError> {
         let headers = self.tokens.headers(&self.api).await?;
@@ -532,10 +577,11 @@ impl KeyVault {
         );
         let no = |kind, why: &str| Refusal::operator(kind, format!("{told}{why}")).into();
         match (answer.status.as_u16(), word) {
-            (401, _) => {
-                self.tokens.forget().await;
-                no(RefusalKind::Permission, &challenge(&answer.headers))
+            // A token that was kept may have been ended meanwhile: the next call signs in anew.
+            (401, _) if self.tokens.forget().await => {
+                Refusal::retry(RefusalKind::Permission, None, told).into()
             }
+            (401, _) => no(RefusalKind::Permission, &challenge(&answer.headers)),
             (403, Some("SecretDisabled")) => no(
                 RefusalKind::Unsupported,
                 ": its newest version is disabled, so that readers get nothing; enable it",
@@ -657,6 +703,11 @@ fn word(answer: &Answer) -> Option<&'static str> {
     error.innererror.and_then(|inner| known(&inner.code)).or_else(|| known(&error.code))
 }
 
+/// Writes a time that is told in seconds since 1970.
+fn in_words(seconds: i64) -> String {
+    jiff::Timestamp::from_second(seconds).map(|at| at.to_string()).unwrap_or_default()
+}
+
 fn last(id: &str) -> &str {
     id.rsplit('/').next().unwrap_or(id)
 }
@@ -664,13 +715,8 @@ fn last(id: &str) -> &str {
 /// Names the write that replaces `base`: the same replacement has the same name, and who has not both contents learns nothing of
 /// either from it.
 fn mark(base: Option<(&str, &SecretValue)>, new: &SecretValue) -> String {
-    let (id, held) = base.map_or(("", &b""[..]), |(id, held)| (id, held.expose()));
-    let length = u64::try_from(held.len()).unwrap_or(u64::MAX).to_be_bytes();
-    let key = SecretValue::new([&length[..], held, new.expose()].concat());
-    let mut mac =
-        Hmac::<Sha256>::new_from_slice(key.expose()).expect("a key of any length is taken");
-    mac.update(id.as_bytes());
-    hex::encode(&mac.finalize().into_bytes()[..16])
+    let (id, held) = base.unzip();
+    hex::encode(&mark::of(id.unwrap_or_default(), held, new)[..16])
 }
 
 #[cfg(test)]
@@ -751,16 +797,20 @@ mod tests {
         }
     }
 
-    fn store(twin: &Twin, folder: &Path, changes: Value, claim: Option<Claim>) -> Arc<dyn Store> {
+    fn config(twin: &Twin, changes: &Value) -> Config {
         let mut config = json!({
             "vault_url": twin.url(),
             "name": NAME,
             "credentials": { "token": { "file": "token" } },
         });
         config.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
-        let config: Config = serde_json::from_value(config).unwrap();
+        serde_json::from_value(config).unwrap()
+    }
+
+    fn store(twin: &Twin, folder: &Path, changes: Value, claim: Option<Claim>) -> Arc<dyn Store> {
         let context = Context { claim, ..Context::at(folder) };
-        config.build(&context).unwrap_or_else(|refusal| panic!("{refusal}"))
+        let built = config(twin, &changes).build(&context);
+        built.unwrap_or_else(|refusal| panic!("{refusal}"))
     }
 
     async fn set(store: &dyn Store, value: &str) -> Result<Written, CallError> {
@@ -952,6 +1002,46 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn h09_a_version_that_holds_something_else_stays_whatever_its_tags_say() {
+        let bench = Bench::new(Some("old"));
+        assert_eq!(bench.set("new").await, Ok(Written { changed: true }));
+        let mark = bench.twin.versions(NAME)[1].tags[MARK].clone();
+        bench.twin.put(NAME, "by a program that copies tags", &[(MARK, &mark)]);
+        assert_eq!(bench.store.clean_up().await, Ok(vec![]));
+        assert!(bench.twin.versions(NAME).iter().all(|version| version.enabled));
+    }
+
+    #[tokio::test]
+    async fn a_version_says_which_rotation_made_it() {
+        let bench = Bench::new(Some("old"));
+        let of = |rotation: &str| {
+            let config = config(&bench.twin, &json!({}));
+            let rotation = Some(rotation.to_owned());
+            let context = Context { rotation, ..Context::at(bench.folder.path()) };
+            config.build(&context).unwrap_or_else(|refusal| panic!("{refusal}"))
+        };
+        for (rotation, value) in [("773afe11d4d1", "new"), ("0123456789ab", "newer")] {
+            assert_eq!(set(&*of(rotation), value).await, Ok(Written { changed: true }));
+            assert_eq!(bench.twin.versions(NAME).last().unwrap().tags[ROTATION], rotation);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_secret_that_was_purged_and_made_anew_is_another_one() {
+        let bench = Bench::new(Some("old"));
+        bench.twin.age(NAME, Time::from_secs(3_600));
+        let pinned = bench.store.identity().await.unwrap().unwrap();
+        for number in 0..30 {
+            bench.twin.put(NAME, &format!("value {number}"), &[]);
+        }
+        assert_eq!(bench.store.identity().await, Ok(Some(pinned.clone())));
+        bench.twin.purge(NAME);
+        bench.twin.put(NAME, "old", &[]);
+        assert_ne!(bench.store.identity().await.unwrap(), Some(pinned));
+        assert_eq!(Bench::new(None).store.identity().await, Ok(None));
+    }
+
+    #[tokio::test]
     async fn h126_a_put_that_readers_are_not_shown_is_unknown() {
         let bench = Bench::new(Some("old"));
         bench.twin.age(NAME, Time::from_secs(3_600));
@@ -1039,6 +1129,10 @@ mod tests {
         let tags: Vec<_> = tags.iter().map(|tag| (tag.as_str(), "x")).collect();
         bench.twin.put(NAME, "with tags", &tags);
         assert!(refusal(set(&*theirs, "new").await).message.contains("15 can be"));
+        let found = theirs.preflight(&[CONTENT.into()]).await.unwrap();
+        let blocks = found.iter().filter(|one| one.severity == Severity::Blocks);
+        assert!(blocks.map(|one| &one.message).all(|why| why.contains("15 can be")), "{found:?}");
+        assert!(found.iter().any(|one| one.message.contains("15 can be")), "{found:?}");
     }
 
     #[tokio::test]
@@ -1060,10 +1154,14 @@ mod tests {
             assert_eq!(set(&*signing, value).await, Ok(Written { changed: true }));
         }
         assert_eq!(bench.twin.sign_ins(), 1);
-        bench.script("get_secret", Fault::status(401));
-        assert_eq!(refusal(set(&*signing, "newest").await).kind, RefusalKind::Permission);
+        // One that was kept may have been ended; a new one that is refused stays refused.
+        for remedy in [Remedy::Retry { after: None }, Remedy::Operator] {
+            bench.script("get_secret", Fault::status(401));
+            let refused = refusal(set(&*signing, "newest").await);
+            assert_eq!((refused.kind, refused.remedy), (RefusalKind::Permission, remedy));
+        }
         assert_eq!(set(&*signing, "newest").await, Ok(Written { changed: true }));
-        assert_eq!(bench.twin.sign_ins(), 2);
+        assert_eq!(bench.twin.sign_ins(), 3);
         let refused = refusal(set(&*store("elsewhere.example"), "x").await);
         assert!(refused.message.contains("cannot sign in: it answered 401"), "{refused}");
         let wrong = canary("client");

@@ -7,8 +7,8 @@
 //! what somebody else writes to another member would be lost (I12).
 //!
 //! A version is added once: after an answer that was lost, and on the way back, the newest versions are compared first. What was
-//! added twice all the same is destroyed at the end of the rotation; the version that readers have, the newest one, and one that
-//! any alias names are never touched. No version is ever disabled.
+//! added twice all the same is disabled at the end of the rotation, which can be taken back; the version that readers have, the
+//! newest one, and one that any alias names are never touched.
 //!
 //! Every payload goes and comes with its checksum. The claim is an annotation of the secret.
 
@@ -19,6 +19,7 @@ use async_trait::async_trait;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use keywheel_core::facts::{Pickup, ReadBack, Revert, StoreFacts};
+use keywheel_core::plan::Pin;
 use keywheel_core::planted;
 use keywheel_core::secret::SecretValue;
 use keywheel_core::time::Span;
@@ -32,8 +33,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::json_object::{self, Unfit};
-use crate::api::{Answer, Api, JSON, moment, unsupported};
+use super::document::{Bad, Document, Format};
+use crate::api::{Answer, Api, JSON, moment, plain, unsupported};
 use crate::bearer::{Google, Tokens};
 use crate::http::Effect;
 use crate::secret_json::{self, Text};
@@ -43,14 +44,8 @@ const TARGET: &str = "store `gcp_secret_manager`";
 
 const OFFICIAL: &str = "https://secretmanager.googleapis.com";
 
-/// The one slot of a secret that is no JSON.
-const CONTENT: &str = "content";
-
 /// The annotation that says whose the secret is.
 const CLAIM: &str = "keywheel-claim";
-
-/// The longest payload, in bytes.
-const LARGEST: usize = 65_536;
 
 /// How many of the newest versions are compared before one is added.
 const COMPARED: usize = 5;
@@ -73,8 +68,8 @@ pub struct Config {
     /// verified.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub alias: Option<String>,
-    /// What it holds.
-    #[serde(default)]
+    /// What it holds; a JSON object needs an `alias`.
+    #[serde(default = "default_format")]
     pub format: Format,
     /// Where the API is, if not at the official address; HTTPS, or a loopback address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -89,15 +84,8 @@ pub struct Config {
     pub settle_for: Duration,
 }
 
-/// What a secret holds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Format {
-    /// One value and nothing else; its one slot is `content`.
-    #[default]
-    Text,
-    /// A JSON object; a slot is a member of it that holds a text. It needs an `alias`.
-    Json,
+const fn default_format() -> Format {
+    Format::Text
 }
 
 fn default_settle_for() -> Duration {
@@ -137,7 +125,7 @@ impl Build for Config {
         Ok(Arc::new(SecretManager {
             config: self.clone(),
             api,
-            tokens: self.credentials.tokens(context),
+            tokens: self.credentials.tokens(TARGET, context)?,
             claim: context.claim.clone(),
         }))
     }
@@ -154,7 +142,9 @@ struct SecretManager {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Secret {
+    name: String,
     etag: String,
+    create_time: String,
     #[serde(default)]
     labels: BTreeMap<String, String>,
     #[serde(default)]
@@ -240,6 +230,14 @@ impl Store for SecretManager {
         format!("gcp-secret-manager:{}:{}", self.config.project, self.config.secret)
     }
 
+    /// Google names the project by its number, and says when the secret was made: one that was deleted and made anew is another.
+    async fn identity(&self) -> Result<Option<Pin>, CallError> {
+        let headers = self.tokens.headers(&self.api).await?;
+        let Secret { name, create_time, .. } = self.secret(&headers).await?;
+        let id = format!("{}, made {}", plain(&name), plain(&create_time));
+        Ok(Some(Pin { id, machine: String::new(), folder: String::new() }))
+    }
+
     async fn preflight(&self, addresses: &[String]) -> Result<Vec<Finding>, CallError> {
         let blocked = |refusal: Refusal| Ok(vec![Finding::blocks(refusal.message)]);
         let headers = match self.tokens.headers(&self.api).await {
@@ -267,18 +265,13 @@ impl Store for SecretManager {
 
     async fn addresses(&self) -> Result<Option<Vec<String>>, CallError> {
         let Some(held) = self.given().await? else { return Ok(Some(Vec::new())) };
-        match self.config.format {
-            Format::Text => Ok(Some(vec![CONTENT.into()])),
-            Format::Json => {
-                Ok(Some(json_object::names(&held.content).map_err(|why| self.unfit(&why))?))
-            }
-        }
+        Ok(Some(self.document().addresses(&held.content).map_err(|bad| self.unfit(bad))?))
     }
 
     async fn read(&self, addresses: &[String]) -> Result<Vec<Option<SecretValue>>, CallError> {
         let held = self.given().await?.map(|held| held.content);
-        let slots = addresses.iter().map(|address| self.slot(held.as_ref(), address));
-        Ok(slots.collect::<Result<_, _>>()?)
+        let slots = addresses.iter().map(|address| self.document().slot(held.as_ref(), address));
+        Ok(slots.collect::<Result<_, _>>().map_err(|bad| self.unfit(bad))?)
     }
 
     async fn write(&self, edits: &[Edit<'_>]) -> Result<Written, CallError> {
@@ -288,7 +281,8 @@ impl Store for SecretManager {
             owner(&secret, ours).check(&self.name())?;
         }
         let base = self.in_use(&headers, &secret).await?;
-        let Some(new) = self.edited(base.as_ref().map(|base| &base.content), edits)? else {
+        let edited = self.document().edited(base.as_ref().map(|base| &base.content), edits);
+        let Some(new) = edited.map_err(|bad| self.unfit(bad))? else {
             return Ok(Written { changed: false });
         };
         let base = base.map(|base| base.number);
@@ -314,7 +308,7 @@ impl Store for SecretManager {
         let Some(held) = self.in_use(&headers, &secret).await? else { return Ok(Vec::new()) };
         let mut left = Vec::new();
         for double in self.doubles(&headers, &secret, &held).await? {
-            if let Err(error) = self.destroy(&headers, &double).await {
+            if let Err(error) = self.disable(&headers, &double).await {
                 left.push(format!(
                     "version {} of {}, which holds the same as version {}: {error}",
                     double.number(),
@@ -344,8 +338,12 @@ impl SecretManager {
         Refusal::retry(RefusalKind::Unavailable, None, format!("{}: {why}", self.name()))
     }
 
-    fn unfit(&self, why: &Unfit) -> Refusal {
-        self.refused(RefusalKind::Unsupported, &why.to_string())
+    fn document(&self) -> Document {
+        Document { format: self.config.format, only_utf8: false, kept: "version" }
+    }
+
+    fn unfit(&self, (kind, why): Bad) -> Refusal {
+        self.refused(kind, &why)
     }
 
     /// Returns the address of the secret, or of something that is called on it: `:addVersion`.
@@ -362,22 +360,31 @@ impl SecretManager {
 
     async fn secret(&self, headers: &HeaderMap) -> Result<Secret, CallError> {
         let answer = self.api.send(Method::GET, self.at_secret(""), headers, None).await?;
-        self.decoded(&answer, Effect::Reads)
+        self.decoded(&answer, Effect::Reads).await
     }
 
-    fn decoded<T: serde::de::DeserializeOwned>(
+    async fn decoded<T: serde::de::DeserializeOwned>(
         &self,
         answer: &Answer,
         effect: Effect,
     ) -> Result<T, CallError> {
-        if answer.status.is_success() { answer.decode() } else { Err(self.error(answer, effect)) }
+        if answer.status.is_success() {
+            answer.decode()
+        } else {
+            Err(self.error(answer, effect).await)
+        }
     }
 
     /// What an answer is that is no success, with the word that says why.
-    fn error(&self, answer: &Answer, effect: Effect) -> CallError {
+    async fn error(&self, answer: &Answer, effect: Effect) -> CallError {
+        // A token that was kept may have been ended meanwhile: the next call signs in anew.
+        let was_kept = answer.status.as_u16() == 401 && self.tokens.forget().await;
         let named = |refusal: &mut Refusal| {
             let word = word(answer).map(|word| format!(" {word}")).unwrap_or_default();
             refusal.message = format!("{}: {}{word}", self.name(), answer.in_words());
+            if was_kept {
+                refusal.remedy = Remedy::Retry { after: None };
+            }
         };
         match answer.error(effect) {
             CallError::Refused(mut refusal) if !planted!("body_repeated") => {
@@ -431,7 +438,7 @@ impl SecretManager {
             );
             return Err(self.refused(RefusalKind::Unsupported, &why).into());
         }
-        let Accessed { name, payload } = self.decoded(&answer, Effect::Reads)?;
+        let Accessed { name, payload } = self.decoded(&answer, Effect::Reads).await?;
         let data = payload.data.map_or_else(|| SecretValue::new(Vec::new()), |Text(data)| data);
         let content = STANDARD.decode(data.expose()).map_err(|_| answer.not_understood())?;
         let content = SecretValue::new(content);
@@ -440,76 +447,6 @@ impl SecretManager {
             return Err(self.later("what was read does not have its checksum").into());
         }
         Ok(Some(Held { number: last(&name).to_owned(), content }))
-    }
-
-    fn slot(
-        &self,
-        held: Option<&SecretValue>,
-        address: &str,
-    ) -> Result<Option<SecretValue>, Refusal> {
-        match (self.config.format, held) {
-            (Format::Text, _) if address != CONTENT => {
-                let why = format!("it is one text, and its one slot is `{CONTENT}`");
-                Err(self.refused(RefusalKind::Unsupported, &why))
-            }
-            (_, None) => Ok(None),
-            (Format::Text, Some(held)) => Ok(Some(held.duplicate())),
-            (Format::Json, Some(held)) => {
-                json_object::read(held, address).map_err(|why| self.unfit(&why))
-            }
-        }
-    }
-
-    /// Applies all edits, or none; returns nothing where there is nothing to write.
-    fn edited(
-        &self,
-        held: Option<&SecretValue>,
-        edits: &[Edit<'_>],
-    ) -> Result<Option<SecretValue>, Refusal> {
-        let mut names = BTreeSet::new();
-        let mut due = Vec::new();
-        for edit in edits {
-            let present = self.slot(held, edit.address)?;
-            if !names.insert(edit.address) {
-                let why = format!("two edits name `{}`", edit.address);
-                return Err(self.refused(RefusalKind::Unsupported, &why));
-            }
-            if !edit.accepts(present.as_ref()) {
-                let why = format!("`{}` holds something else than expected", edit.address);
-                return Err(self.refused(RefusalKind::Conflict, &why));
-            }
-            let same = match (&present, edit.value) {
-                (Some(present), Some(value)) => present.same_as(value),
-                (present, value) => present.is_none() && value.is_none(),
-            };
-            due.extend((!same).then_some(edit));
-        }
-        if due.is_empty() {
-            return Ok(None);
-        }
-        let mut new = held.map_or_else(|| SecretValue::new(b"{}".to_vec()), SecretValue::duplicate);
-        for edit in due {
-            new = self.applied(&new, edit)?;
-        }
-        if new.expose().is_empty() || new.expose().len() > LARGEST {
-            let why = format!("it would have {} bytes; 1 to {LARGEST} can be", new.expose().len());
-            return Err(self.refused(RefusalKind::Unsupported, &why));
-        }
-        Ok(Some(new))
-    }
-
-    fn applied(&self, held: &SecretValue, edit: &Edit<'_>) -> Result<SecretValue, Refusal> {
-        let applied = match (self.config.format, edit.value) {
-            (Format::Json, Some(value)) => json_object::set(held, edit.address, value),
-            (Format::Json, None) => json_object::remove(held, edit.address),
-            (Format::Text, Some(value)) => return Ok(value.duplicate()),
-            (Format::Text, None) => {
-                let why =
-                    "a version always holds something, so that its one slot cannot be empty again";
-                return Err(self.refused(RefusalKind::Unsupported, why));
-            }
-        };
-        applied.map_err(|why| self.unfit(&why))
     }
 
     /// Finds the version that holds what is to be written, or adds it; either way it was read.
@@ -543,7 +480,7 @@ impl SecretManager {
         let mut url = self.api.url(&["v1", "projects", project, "secrets", secret, "versions"]);
         url.query_pairs_mut().append_pair("pageSize", &LISTED.to_string());
         let answer = self.api.send(Method::GET, url, headers, None).await?;
-        Ok(self.decoded::<Versions>(&answer, Effect::Reads)?.versions)
+        Ok(self.decoded::<Versions>(&answer, Effect::Reads).await?.versions)
     }
 
     /// Adds a version and returns its number.
@@ -554,7 +491,7 @@ impl SecretManager {
         let body = secret_json::write(&Addition { payload: Added { data: text, data_crc32c } });
         let url = self.at_secret(":addVersion");
         let answer = self.api.send_secret(Method::POST, url, headers, (JSON, &body)).await?;
-        let made: Version = self.decoded(&answer, Effect::Changes)?;
+        let made: Version = self.decoded(&answer, Effect::Changes).await?;
         Ok(made.number().to_owned())
     }
 
@@ -628,7 +565,7 @@ impl SecretManager {
         if is_stale(&answer) {
             return Ok(None);
         }
-        self.decoded(&answer, Effect::Changes).map(Some)
+        self.decoded(&answer, Effect::Changes).await.map(Some)
     }
 
     /// Returns versions that hold the same as the one in use and were added at nearly the same time: one write, done twice.
@@ -654,7 +591,7 @@ impl SecretManager {
             let number = version.number();
             let is_needed = number == held.number
                 || (is_named(number) || number.parse().ok() == newest)
-                    && !planted!("needed_double_destroyed");
+                    && !planted!("needed_double_disabled");
             if is_needed || version.state != "ENABLED" || !is_at_once(&version) {
                 continue;
             }
@@ -666,11 +603,15 @@ impl SecretManager {
         Ok(doubles)
     }
 
-    async fn destroy(&self, headers: &HeaderMap, version: &Version) -> Result<(), CallError> {
-        let url = self.at_version(version.number(), ":destroy");
+    async fn disable(&self, headers: &HeaderMap, version: &Version) -> Result<(), CallError> {
+        let url = self.at_version(version.number(), ":disable");
         let condition = json!({ "etag": version.etag });
         let answer = self.api.send(Method::POST, url, headers, Some(&condition)).await?;
-        if answer.status.is_success() { Ok(()) } else { Err(self.error(&answer, Effect::Changes)) }
+        if answer.status.is_success() {
+            Ok(())
+        } else {
+            Err(self.error(&answer, Effect::Changes).await)
+        }
     }
 
     /// Names the permissions that a rotation needs and these credentials lack.
@@ -680,24 +621,19 @@ impl SecretManager {
             #[serde(default)]
             permissions: BTreeSet<String>,
         }
-        let needed: &[&str] = match self.config.alias {
-            Some(_) => &[
-                "secrets.get",
-                "secrets.update",
-                "versions.access",
-                "versions.add",
-                "versions.list",
-            ],
-            None => &["secrets.get", "versions.access", "versions.add", "versions.list"],
-        };
-        let destroy = "secretmanager.versions.destroy";
+        let mut needed = vec!["secrets.get", "versions.access", "versions.add", "versions.list"];
+        // An alias is moved, and a claim written, by a change of the secret itself.
+        if self.config.alias.is_some() || self.claim.is_some() {
+            needed.push("secrets.update");
+        }
+        let disable = "secretmanager.versions.disable";
         let needed: Vec<_> = needed.iter().map(|name| format!("secretmanager.{name}")).collect();
         let mut asked = needed.clone();
-        asked.push(destroy.into());
+        asked.push(disable.into());
         let url = self.at_secret(":testIamPermissions");
         let body = json!({ "permissions": asked });
         let answer = self.api.send(Method::POST, url, headers, Some(&body)).await?;
-        let granted: Granted = self.decoded(&answer, Effect::Reads)?;
+        let granted: Granted = self.decoded(&answer, Effect::Reads).await?;
         let lacking: Vec<_> =
             needed.iter().filter(|name| !granted.permissions.contains(*name)).collect();
         let mut findings = Vec::new();
@@ -705,9 +641,9 @@ impl SecretManager {
             findings
                 .push(Finding::blocks(format!("{}: the credentials lack `{name}`", self.name())));
         }
-        if !granted.permissions.contains(destroy) {
+        if !granted.permissions.contains(disable) {
             findings.push(Finding::note(format!(
-                "{}: without `{destroy}`, a version that was added twice stays",
+                "{}: without `{disable}`, a version that was added twice stays",
                 self.name()
             )));
         }
@@ -749,7 +685,7 @@ impl SecretManager {
         for (label, value) in &secret.labels {
             let marks = ["managed-by", "managed_by", "managedby", "goog-terraform-provisioned"];
             if marks.contains(&label.as_str()) && !planted!("manager_unseen") {
-                let manager = crate::api::plain(value);
+                let manager = plain(value);
                 findings.push(Finding::note(format!(
                     "{name}: the label `{label}: {manager}` says that another program manages it; what that writes back is drift, and nothing is revoked until it is put right"
                 )));
@@ -900,6 +836,7 @@ mod tests {
     use keywheel_twins::gcp::{PROJECT, Twin, TwinOptions, VersionState};
     use tempfile::TempDir;
 
+    use super::super::document::{CONTENT, LARGEST};
     use super::*;
 
     const NAME: &str = "api-key";
@@ -1183,7 +1120,7 @@ mod tests {
                         .count()
                 };
                 assert_eq!(live(b"old"), 1, "{case}");
-                // The newest is never destroyed, also where it is the double.
+                // The newest is never disabled, also where it is the double.
                 assert!((1..=2).contains(&live(b"new")), "{case}");
                 assert_eq!(bench.live(), "new", "{case}");
             }
@@ -1207,15 +1144,15 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn h09_a_version_that_was_added_twice_is_destroyed_unless_somebody_may_need_it() {
-        use VersionState::{Destroyed, Enabled};
+    async fn h09_a_version_that_was_added_twice_is_disabled_unless_somebody_may_need_it() {
+        use VersionState::{Disabled, Enabled};
         let bench = Bench::staged("old");
         bench.script("add_version", Fault::Twice);
         assert_eq!(bench.set("new").await, Ok(Written { changed: true }));
         assert_eq!(bench.twin.aliases(NAME)["live"], 3);
         for _ in 0..2 {
             assert_eq!(bench.store.clean_up().await, Ok(vec![]));
-            assert_eq!(bench.states(), [Enabled, Destroyed, Enabled]);
+            assert_eq!(bench.states(), [Enabled, Disabled, Enabled]);
         }
         // The newest, the one that another alias names, and what was made by somebody long ago.
         for version in 4..=6 {
@@ -1224,13 +1161,36 @@ mod tests {
         bench.twin.set_alias(NAME, "blue", 4);
         bench.twin.age(NAME, 5, Time::from_secs(3_600));
         assert_eq!(bench.store.clean_up().await, Ok(vec![]));
-        assert_eq!(bench.states(), [Enabled, Destroyed, Enabled, Enabled, Enabled, Enabled]);
+        assert_eq!(bench.states(), [Enabled, Disabled, Enabled, Enabled, Enabled, Enabled]);
         bench.twin.add_version(NAME, b"other");
-        bench.twin.deny("secretmanager.versions.destroy");
+        bench.twin.deny("secretmanager.versions.disable");
         let left = bench.store.clean_up().await.unwrap();
         assert!(left.len() == 1 && left[0].starts_with("version 6 of secret"), "{left:?}");
         assert!(left[0].contains("403 PERMISSION_DENIED"), "{left:?}");
         assert_eq!(bench.live(), "new");
+    }
+
+    #[tokio::test]
+    async fn a_secret_that_was_deleted_and_made_anew_is_another_one() {
+        let bench = Bench::staged("old");
+        let pinned = bench.store.identity().await.unwrap().unwrap();
+        assert!(pinned.id.contains("projects/481516234200/secrets/api-key"), "{pinned}");
+        bench.twin.add_version(NAME, b"new");
+        bench.twin.set_alias(NAME, "live", 2);
+        assert_eq!(bench.store.identity().await, Ok(Some(pinned.clone())));
+        bench.twin.make_secret(NAME);
+        assert_ne!(bench.store.identity().await, Ok(Some(pinned)));
+    }
+
+    #[tokio::test]
+    async fn a_claim_is_written_only_by_who_may_change_the_secret() {
+        let bench = Bench::with(TwinOptions::default(), json!({}));
+        bench.twin.add_version(NAME, b"old");
+        bench.twin.deny("secretmanager.secrets.update");
+        assert_eq!(bench.messages(Severity::Blocks).await, [""; 0]);
+        let blocks = bench.claimed("one").preflight(&[CONTENT.into()]).await.unwrap();
+        let lacks = |one: &Finding| one.message.contains("lack `secretmanager.secrets.update`");
+        assert!(blocks.iter().any(|one| one.severity == Severity::Blocks && lacks(one)));
     }
 
     #[tokio::test]
@@ -1310,7 +1270,7 @@ mod tests {
     async fn preflight_names_what_a_write_would_stumble_over() {
         let bench = Bench::staged("old");
         bench.twin.deny("secretmanager.versions.add");
-        bench.twin.deny("secretmanager.versions.destroy");
+        bench.twin.deny("secretmanager.versions.disable");
         let blocks = bench.messages(Severity::Blocks).await;
         assert!(
             blocks.len() == 1 && blocks[0].contains("`secretmanager.versions.add`"),

@@ -23,7 +23,7 @@ use keywheel_driver::duration::Duration;
 use keywheel_driver::store::{Edit, Written};
 use keywheel_driver::{CallError, Finding, Refusal, RefusalKind, SecretReference, Store};
 use reqwest::header::{ACCEPT, DATE, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
-use reqwest::{Method, StatusCode};
+use reqwest::{Method, StatusCode, Url};
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -62,8 +62,8 @@ pub struct Config {
     /// Where the API is, if not at the official address; HTTPS, or a loopback address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base_url: Option<String>,
-    /// How long the longest run of a workflow goes on with the value that it was given when it was queued.
-    #[serde(default = "hours::<24>")]
+    /// How long the longest run of a workflow goes on, from when it is queued and with every wait for an approval: for so long it has
+    /// the value that it was given. GitHub lets one go on for 35 days.
     pub longest_run: Duration,
     /// Whether a secret that is not there is made. Without it, one that is missing is taken for a mistyped name.
     #[serde(default)]
@@ -71,10 +71,6 @@ pub struct Config {
     /// How long a write without an answer can still take effect.
     #[serde(default = "minutes::<2>")]
     pub settle_for: Duration,
-}
-
-fn hours<const N: u64>() -> Duration {
-    Span::hours(N).into()
 }
 
 fn minutes<const N: u64>() -> Duration {
@@ -162,10 +158,7 @@ impl Store for GithubActions {
         }
         for name in addresses {
             if self.secret(&caller, name).await?.is_none() && !self.config.create {
-                findings.push(Finding::blocks(format!(
-                    "{} has no secret `{name}`: correct the name, make it once by hand, or say `create: true`",
-                    self.place()
-                )));
+                findings.push(Finding::blocks(self.no_secret(name)));
             }
         }
         findings.extend(self.shadows(&caller, addresses).await?.into_iter().map(Finding::note));
@@ -200,6 +193,13 @@ impl Store for GithubActions {
         }
         let caller = self.caller().await?;
         let key = self.public_key(&caller).await?;
+        for edit in edits.iter().filter(|edit| edit.value.is_some() && !self.config.create) {
+            let is_missing = self.secret(&caller, edit.address).await?.is_none();
+            if is_missing && !planted!("missing_secret_is_made") {
+                let why = self.no_secret(edit.address);
+                return Err(Refusal::operator(RefusalKind::NotFound, why).into());
+            }
+        }
         for (number, edit) in edits.iter().enumerate() {
             let made = self.change(&caller, &key, edit).await;
             // What was written before it stays written.
@@ -235,9 +235,19 @@ impl GithubActions {
         path: &[&str],
         body: Option<&Value>,
     ) -> Result<Answer, CallError> {
+        self.api.send(method, self.url(path), caller, body).await
+    }
+
+    fn url(&self, path: &[&str]) -> Url {
         let [owner, name] = &self.repository;
-        let path = [&["repos", owner, name], path].concat();
-        self.api.send(method, self.api.url(&path), caller, body).await
+        self.api.url(&[&["repos", owner, name], path].concat())
+    }
+
+    /// Reads the longest page of a list; nothing where it is not there, or not shown to this token.
+    async fn list<T: DeserializeOwned>(&self, caller: &HeaderMap, path: &[&str]) -> Option<T> {
+        let mut url = self.url(path);
+        url.query_pairs_mut().append_pair("per_page", "100");
+        self.api.read(caller, url).await.ok()
     }
 
     /// Reads one thing, or none where it is not there, or not shown to this token.
@@ -377,8 +387,8 @@ impl GithubActions {
             return Ok(told);
         }
         // What the token is not shown is not known, and holds nothing up.
-        let shared = self.find::<Secrets>(caller, &["actions", "organization-secrets"]).await;
-        for shared in shared.ok().flatten().into_iter().flat_map(|list| list.secrets) {
+        let shared = self.list::<Secrets>(caller, &["actions", "organization-secrets"]).await;
+        for shared in shared.into_iter().flat_map(|list| list.secrets) {
             if addresses.contains(&shared.name) {
                 let name = plain(&shared.name);
                 told.push(format!(
@@ -386,9 +396,8 @@ impl GithubActions {
                 ));
             }
         }
-        let environments = self.find::<Environments>(caller, &["environments"]).await;
-        let environments =
-            environments.ok().flatten().into_iter().flat_map(|list| list.environments);
+        let environments = self.list::<Environments>(caller, &["environments"]).await;
+        let environments = environments.into_iter().flat_map(|list| list.environments);
         for environment in environments.take(MOST_ENVIRONMENTS) {
             for name in addresses {
                 let path = ["environments", &environment.name, "secrets", name];
@@ -407,6 +416,13 @@ impl GithubActions {
             Some(environment) => format!("environment `{environment}` of {repository}"),
             None => repository,
         }
+    }
+
+    fn no_secret(&self, name: &str) -> String {
+        format!(
+            "{} has no secret `{name}`: correct the name, make it once by hand, or say `create: true`",
+            self.place()
+        )
     }
 
     /// GitHub says that it has no such thing of what it has and does not show, too.
@@ -552,7 +568,7 @@ mod tests {
         fn configured(&self, more: &str) -> Arc<dyn Store> {
             let base = self.twin.base_url();
             let config = format!(
-                r#"{{ "repository": "acme/shop", "token": {{ "file": "token" }}, "base_url": "{base}"{more} }}"#
+                r#"{{ "repository": "acme/shop", "token": {{ "file": "token" }}, "longest_run": "6h", "base_url": "{base}"{more} }}"#
             );
             let config: Config = serde_json::from_str(&config).unwrap();
             config.build(&Context::at(self.folder.path())).unwrap_or_else(|no| panic!("{no}"))
@@ -709,10 +725,32 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn h107_a_secret_that_is_gone_meanwhile_is_not_made_unless_that_is_wanted() {
+        let world = World::new();
+        world.twin.set_by_hand("OTHER_KEY", b"old");
+        let value = SecretValue::new(b"new".to_vec());
+        let edit = |address| Edit { address, accept: Accept::Anything, value: Some(&value) };
+        let answer = world.store().write(&[edit("OTHER_KEY"), edit(NAME)]).await;
+        assert_eq!(kind(answer), RefusalKind::NotFound);
+        assert_eq!((world.holds(), world.twin.writes("OTHER_KEY")), (None, 1));
+        put(&*world.configured(r#", "create": true"#), "new").await.unwrap();
+        assert_eq!(world.holds().as_deref(), Some("new"));
+    }
+
+    #[test]
+    fn h56_how_long_a_run_goes_on_is_not_guessed() {
+        let config = json!({ "repository": "acme/shop", "token": { "file": "token" } });
+        let error = serde_json::from_value::<Config>(config).unwrap_err().to_string();
+        assert!(error.contains("longest_run"), "{error}");
+    }
+
+    #[tokio::test]
     async fn a_secret_that_goes_before_another_of_its_name_is_told() {
         let world = World::new();
         world.twin.set_by_hand(NAME, b"old");
         world.twin.set_by_hand_in_environment(NAME, b"its own");
+        // As many as come first in a list are on a page of their own, where nobody says how long it may be.
+        (0..40).for_each(|number| world.twin.share_of_organisation(&format!("SHARED_{number}")));
         world.twin.share_of_organisation(NAME);
         let told = async |store: &dyn Store| {
             let findings = store.preflight(&[NAME.to_owned()]).await.unwrap();

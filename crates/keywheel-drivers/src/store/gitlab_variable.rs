@@ -139,6 +139,15 @@ impl Store for GitlabVariable {
             Err(error) => return Err(error),
         };
         let mut findings = Vec::new();
+        let project: Option<Project> = self.api.find(&caller, &self.url(&[])).await?;
+        let timeout = project.and_then(|project| project.build_timeout).map(Span::seconds);
+        let longest_run = self.config.longest_run.span();
+        if let Some(timeout) = timeout.filter(|timeout| *timeout > longest_run) {
+            findings.push(Finding::blocks(format!(
+                "jobs of project `{}` may go on for {timeout} (its timeout), and `longest_run` is {longest_run}: let one of both be as the other",
+                self.config.project
+            )));
+        }
         for key in addresses {
             match self.variable(&caller, key).await? {
                 None => findings.push(Finding::blocks(self.no_variable(key))),
@@ -327,6 +336,9 @@ struct Told {
 #[derive(Deserialize)]
 struct Project {
     id: u64,
+    /// For how many seconds a job may go on, where the token is shown it.
+    #[serde(default)]
+    build_timeout: Option<u64>,
 }
 
 #[derive(Deserialize)]
@@ -455,6 +467,20 @@ mod tests {
         let developer = TwinOptions { developer: true, ..TwinOptions::default() };
         let world = World::with(developer, vec![Variable::new(KEY, OLD)]);
         assert!(blocks(&*world.store(), KEY).await.contains("may not see variables"));
+    }
+
+    #[tokio::test]
+    async fn h56_a_job_that_may_go_on_for_longer_than_is_said_stops_the_rotation() {
+        let options = TwinOptions { build_timeout: Some(24 * 3_600), ..TwinOptions::default() };
+        let world = World::with(options, vec![Variable::new(KEY, OLD)]);
+        let blocks = async |store: &dyn Store| {
+            let findings = store.preflight(&[KEY.to_owned()]).await.unwrap();
+            findings.into_iter().filter(|one| one.severity == Severity::Blocks).collect::<Vec<_>>()
+        };
+        let found = blocks(&*world.store()).await;
+        assert!(found.len() == 1 && found[0].message.contains("`longest_run` is"), "{found:?}");
+        let said = world.configured(r#", "longest_run": "24h""#);
+        assert!(blocks(&*said).await.is_empty());
     }
 
     #[tokio::test]

@@ -6,9 +6,11 @@ use keywheel_driver::Store;
 use crate::list::drivers;
 
 mod claim;
+mod document;
 mod dotenv;
 mod json_object;
 mod local;
+mod mark;
 mod replace;
 mod userlist;
 

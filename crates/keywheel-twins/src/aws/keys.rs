@@ -22,11 +22,19 @@ pub(super) struct Held {
     pub(super) id: String,
     pub(super) secret: String,
     pub(super) user: String,
+    /// Whose a session is, and the token that goes with it; a key of a user has none.
+    pub(super) session: Option<Session>,
     life: Life,
     switch: Switch,
     /// Whether it is known to live, which its deletion ends.
     lives: Switch,
     used: Option<i64>,
+}
+
+/// A session: a key for a while.
+pub(super) struct Session {
+    pub(super) arn: String,
+    pub(super) token: String,
 }
 
 impl Held {
@@ -56,6 +64,17 @@ impl Keys {
         made
     }
 
+    /// Begins a session of whom the ARN names.
+    pub(super) fn begin_session(&mut self, arn: &str) -> (Key, String) {
+        let Key { id, secret } = self.add("");
+        let held = self.keys.last_mut().expect("it was made");
+        let token = random(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789", 60);
+        let id = id.replacen("AKIA", "ASIA", 1);
+        (held.id, held.switch) = (id.clone(), Switch::on_since_long());
+        held.session = Some(Session { arn: arn.into(), token: token.clone() });
+        (Key { id, secret }, token)
+    }
+
     fn add(&mut self, user: &str) -> Key {
         let id = format!("AKIA{}", random(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", 16));
         // Most of a real one's characters; two of them need an encoding in a URL.
@@ -65,6 +84,7 @@ impl Keys {
             id: id.clone(),
             secret: secret.clone(),
             user: user.into(),
+            session: None,
             life: Life::begin(&mut self.order),
             switch: Switch::on(),
             lives: Switch::on_since_long(),
@@ -111,18 +131,23 @@ impl Keys {
         let given = |name: &str| parameter(body, name);
         if operation == "GetCallerIdentity" {
             return Ok(format!(
-                "<Arn>arn:aws:iam::123456789012:user/{}</Arn><UserId>AIDA{}</UserId><Account>123456789012</Account>",
-                caller.user, caller.key
+                "<Arn>{}</Arn><UserId>AIDA{}</UserId><Account>123456789012</Account>",
+                caller.arn, caller.key
             ));
+        }
+        if operation == "AssumeRole" {
+            return Ok(self.assumed(&given("RoleArn").unwrap_or_default()));
         }
         if operation == "GetAccessKeyLastUsed" {
             return self.last_used(&given("AccessKeyId").unwrap_or_default());
         }
         let user = given("UserName").unwrap_or_else(|| caller.user.clone());
-        if !self.users.contains(&user) {
+        // Names are told apart without their case, and shown with the one that they were made with.
+        let known = self.users.iter().find(|known| known.eq_ignore_ascii_case(&user)).cloned();
+        let user = known.ok_or_else(|| {
             let message = format!("The user with name {user} cannot be found.");
-            return Err(failure(404, "NoSuchEntity", message));
-        }
+            failure(404, "NoSuchEntity", message)
+        })?;
         match operation {
             "CreateAccessKey" => self.create(&user),
             "ListAccessKeys" => self.list(&user, given("Marker")),
@@ -136,6 +161,18 @@ impl Keys {
                 Ok(String::new())
             }
         }
+    }
+
+    fn assumed(&mut self, role: &str) -> String {
+        let arn = format!(
+            "{}/session",
+            role.replacen(":iam:", ":sts:", 1).replacen(":role/", ":assumed-role/", 1)
+        );
+        let (Key { id, secret }, token) = self.begin_session(&arn);
+        let ends = rfc3339(now() + crate::life::millis(Duration::from_secs(3_600)));
+        format!(
+            "<Credentials><AccessKeyId>{id}</AccessKeyId><SecretAccessKey>{secret}</SecretAccessKey><SessionToken>{token}</SessionToken><Expiration>{ends}</Expiration></Credentials><AssumedRoleUser><Arn>{arn}</Arn><AssumedRoleId>AROA:session</AssumedRoleId></AssumedRoleUser>"
+        )
     }
 
     fn create(&mut self, user: &str) -> Result<String, Failure> {

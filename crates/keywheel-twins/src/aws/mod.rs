@@ -140,6 +140,11 @@ impl Twin {
         self.shared.state().keys.make(user)
     }
 
+    /// Begins a session of the user or role that an ARN names; returns its key, and the token that goes with it.
+    pub fn make_session(&self, arn: &str) -> (Key, String) {
+        self.shared.state().keys.begin_session(arn)
+    }
+
     /// Returns every key that a user ever had, in order.
     pub fn keys(&self, user: &str) -> Vec<KeyState> {
         self.shared.state().keys.of(user)
@@ -224,6 +229,7 @@ pub const OPERATIONS: &[Operation] = &[
     operation("delete_access_key", "/query/DeleteAccessKey"),
     operation("get_access_key_last_used", "/query/GetAccessKeyLastUsed"),
     operation("get_caller_identity", "/query/GetCallerIdentity"),
+    operation("assume_role", "/query/AssumeRole"),
 ];
 
 const fn operation(name: &'static str, path: &'static str) -> Operation {

@@ -10,6 +10,7 @@ use super::{Failure, failure};
 /// Who called.
 pub(super) struct Caller {
     pub(super) user: String,
+    pub(super) arn: String,
     pub(super) key: String,
 }
 
@@ -26,7 +27,17 @@ pub(super) fn caller(keys: &Keys, headers: &HeaderMap, body: &[u8]) -> Result<Ca
         let wrong = if is_json { "InvalidSignatureException" } else { "SignatureDoesNotMatch" };
         return Err(failure(403, wrong, "The request signature we calculated does not match."));
     }
-    Ok(Caller { user: key.user.clone(), key: key.id.clone() })
+    let token = headers.get("x-amz-security-token").and_then(|token| token.to_str().ok());
+    if key.session.as_ref().map(|session| session.token.as_str()) != token {
+        return Err(failure(
+            403,
+            unknown,
+            "The security token included in the request is invalid.",
+        ));
+    }
+    let of_user = || format!("arn:aws:iam::123456789012:user/{}", key.user);
+    let arn = key.session.as_ref().map_or_else(of_user, |session| session.arn.clone());
+    Ok(Caller { user: key.user.clone(), arn, key: key.id.clone() })
 }
 
 struct Signed<'a> {

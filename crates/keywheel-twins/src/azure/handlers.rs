@@ -2,17 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use axum::body::Bytes;
 use axum::extract::{Extension, Path, Query, State as Held};
 use axum::http::header::{AUTHORIZATION, HOST, WWW_AUTHENTICATE};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::get;
 use axum::{Json, Router};
 use serde_json::{Value, json};
 
 use super::state::{State, Version};
-use super::{CLIENT, DELETED, NEWEST, SECRET, SIGN_IN, Shared, TENANT, VERSION, VERSIONS};
+use super::{DELETED, NEWEST, SECRET, Shared, TENANT, VERSION, VERSIONS, identity};
 use crate::fault::Lag;
 use crate::life::as_of;
 use crate::query::{Parameters, one};
@@ -35,7 +34,7 @@ pub(super) fn routes(shared: Shared) -> Router {
         .route(VERSIONS, get(list_versions))
         .route(VERSION, get(get_version).patch(update_version))
         .route(DELETED, get(get_deleted))
-        .route(SIGN_IN, post(sign_in))
+        .merge(identity::routes())
         .fallback(nowhere)
         .with_state(shared)
 }
@@ -291,27 +290,4 @@ async fn get_deleted(
     }
     let host = host(&headers);
     Ok(Json(json!({ "recoveryId": format!("https://{host}/deletedsecrets/{name}") })))
-}
-
-async fn sign_in(
-    Held(shared): Held<Shared>,
-    Path(tenant): Path<String>,
-    body: Bytes,
-) -> Result<Json<Value>, (StatusCode, Json<Value>)> {
-    let mut state = shared.state();
-    let body = String::from_utf8_lossy(&body).into_owned();
-    let field =
-        |name: &str| body.split('&').find_map(|pair| pair.strip_prefix(&format!("{name}=")));
-    let fits = tenant == TENANT
-        && field("grant_type") == Some("client_credentials")
-        && field("client_id") == Some(CLIENT)
-        && field("client_secret") == Some(&state.client_secret)
-        && field("scope") == Some("https%3A%2F%2Fvault.azure.net%2F.default");
-    if !fits {
-        let no = json!({ "error": "invalid_client", "error_description": "AADSTS7000215" });
-        return Err((StatusCode::UNAUTHORIZED, Json(no)));
-    }
-    state.sign_ins += 1;
-    let token = &state.token;
-    Ok(Json(json!({ "token_type": "Bearer", "expires_in": 3_599, "access_token": token })))
 }

@@ -1,9 +1,11 @@
-//! The twin of the secrets of an Azure Key Vault, and of the sign-in that gives tokens for it.
+//! The twin of the secrets of an Azure Key Vault, of the sign-in that gives tokens for it, and of the address at which a machine or an
+//! app of Azure is given one.
 //!
 //! It is as strict as the service: a request without a token is answered with a challenge, each put makes a version, the newest
 //! version is what readers get, disabled or not, a list is in no order of time, and the name of a deleted secret stays taken.
 
 mod handlers;
+mod identity;
 mod state;
 
 use std::collections::BTreeMap;
@@ -28,6 +30,8 @@ pub const CLIENT: &str = "c0ffee00-1111-4222-8333-444455556666";
 pub struct TwinOptions {
     /// The port, or 0 for a free one.
     pub port: u16,
+    /// For how many seconds a token is said to be good, if not for an hour.
+    pub lasts: Option<u64>,
 }
 
 /// A version as the twin knows it.
@@ -60,7 +64,7 @@ impl Twin {
     /// Where the port is taken.
     pub fn start(options: TwinOptions) -> io::Result<Self> {
         let faults = Faults::new(NAME, OPERATIONS, handlers::error_body);
-        let shared = Shared::new(State::new(), faults);
+        let shared = Shared::new(State::new(options.lasts), faults);
         let router = shared.faults.clone().wrap(handlers::routes(shared.clone()));
         Ok(Self { server: Server::start(options.port, router)?, shared })
     }
@@ -78,6 +82,21 @@ impl Twin {
     /// Returns the secret of the application.
     pub fn client_secret(&self) -> String {
         self.shared.state().client_secret.clone()
+    }
+
+    /// Returns the token of a cluster that the application trusts.
+    pub fn federated(&self) -> String {
+        self.shared.state().federated.clone()
+    }
+
+    /// Returns where a machine is given a token.
+    pub fn instance(&self) -> String {
+        format!("{}{INSTANCE}", self.url())
+    }
+
+    /// Returns where an app is given a token, and the secret by which it is known there.
+    pub fn app(&self) -> (String, String) {
+        (format!("{}{APP}", self.url()), self.shared.state().app_secret.clone())
     }
 
     /// Returns how often somebody has signed in.
@@ -117,6 +136,11 @@ impl Twin {
     /// Deletes a secret, so that it can be recovered and its name stays taken.
     pub fn delete(&self, name: &str) {
         self.shared.state().delete(name);
+    }
+
+    /// Deletes a secret for good, so that its name is free.
+    pub fn purge(&self, name: &str) {
+        self.shared.state().secrets.remove(name);
     }
 
     /// Lets every request be refused that has this method.
@@ -161,6 +185,8 @@ const VERSIONS: &str = "/secrets/{name}/versions";
 const VERSION: &str = "/secrets/{name}/{version}";
 const DELETED: &str = "/deletedsecrets/{name}";
 const SIGN_IN: &str = "/{tenant}/oauth2/v2.0/token";
+const INSTANCE: &str = "/metadata/identity/oauth2/token";
+const APP: &str = "/msi/token";
 
 /// The operations that a script can name.
 pub const OPERATIONS: &[Operation] = &[
@@ -171,4 +197,6 @@ pub const OPERATIONS: &[Operation] = &[
     Operation { name: "update_version", method: "PATCH", path: VERSION },
     Operation { name: "get_deleted_secret", method: "GET", path: DELETED },
     Operation { name: "sign_in", method: "POST", path: SIGN_IN },
+    Operation { name: "get_token_of_machine", method: "GET", path: INSTANCE },
+    Operation { name: "get_token_of_app", method: "GET", path: APP },
 ];

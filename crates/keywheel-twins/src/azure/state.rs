@@ -8,6 +8,9 @@ use crate::random;
 pub(super) struct State {
     pub(super) token: String,
     pub(super) client_secret: String,
+    pub(super) federated: String,
+    pub(super) app_secret: String,
+    pub(super) lasts: u64,
     pub(super) sign_ins: usize,
     pub(super) denied: BTreeSet<String>,
     /// The versions of each secret, the newest last.
@@ -29,11 +32,14 @@ pub(super) struct Version {
 }
 
 impl State {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(lasts: Option<u64>) -> Self {
         let letters = b"abcdefghijkmnpqrstuvwxyz0123456789";
         Self {
             token: format!("eyJ0eXAi.{}", random(letters, 40)),
             client_secret: random(letters, 40),
+            federated: format!("eyJhbGci.{}", random(letters, 40)),
+            app_secret: random(letters, 32),
+            lasts: lasts.unwrap_or(3_599),
             sign_ins: 0,
             denied: BTreeSet::new(),
             secrets: BTreeMap::new(),

@@ -11,7 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
 use super::state::{Secret, State, VersionState, crc32c};
-use super::{PROJECT, SECRET, SECRETS, Shared, VERSION, VERSIONS};
+use super::{PROJECT, SECRET, SECRETS, Shared, VERSION, VERSIONS, identity};
 use crate::fault::Lag;
 use crate::life::as_of;
 use crate::query::{Parameters, one};
@@ -30,6 +30,7 @@ pub(super) fn routes(shared: Shared) -> Router {
         .route(SECRET, get(get_secret).patch(update_secret).post(call_on_secret))
         .route(VERSIONS, get(list_versions))
         .route(VERSION, get(access_version).post(change_version))
+        .merge(identity::routes())
         .fallback(nowhere)
         .with_state(shared)
 }
@@ -81,7 +82,8 @@ async fn nowhere(_: Uri) -> Failure {
 fn may(state: &State, headers: &HeaderMap, permission: &str) -> Result<(), Failure> {
     let header = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
     let token = header.and_then(|header| header.strip_prefix("Bearer "));
-    if token != Some(&state.token) {
+    let is_federated = state.options.takes_federated && token == Some(&state.federated);
+    if token != Some(&state.token) && !is_federated {
         let message = "Request had invalid authentication credentials.";
         return Err(Failure(StatusCode::UNAUTHORIZED, message, None));
     }

@@ -2,8 +2,12 @@
 //!
 //! It is as strict as the service: etags and checksums are compared, a destroyed version stays destroyed, the names in its answers
 //! have the number of the project, and `latest` is the version that was made last, whatever its state.
+//!
+//! It is also who gives tokens for that: the metadata server of a machine, and the exchange of a token of somebody else for one of a
+//! federated identity and then of a service account.
 
 mod handlers;
+mod identity;
 mod state;
 
 use std::collections::BTreeMap;
@@ -21,6 +25,12 @@ pub const NAME: &str = "google-secret-manager";
 /// The project that it has.
 pub const PROJECT: &str = "shop-production";
 
+/// The service account that may do everything.
+pub const ACCOUNT: &str = "keywheel@shop-production.iam.gserviceaccount.com";
+
+/// The provider of a pool whose tokens are exchanged.
+pub const AUDIENCE: &str = "//iam.googleapis.com/projects/481516234200/locations/global/workloadIdentityPools/ci/providers/cluster";
+
 /// How a twin behaves where nothing goes wrong.
 #[derive(Clone, Debug, Default)]
 pub struct TwinOptions {
@@ -30,6 +40,12 @@ pub struct TwinOptions {
     pub list_lag: Duration,
     /// Whether an etag that does not match is answered with 409 `ABORTED`, and not with 400 `FAILED_PRECONDITION`.
     pub aborts: bool,
+    /// For how many seconds a token is said to be good, if not for an hour.
+    pub lasts: Option<u64>,
+    /// Whether the metadata server does not say what it is.
+    pub has_no_flavor: bool,
+    /// Whether a federated identity may do everything too, and not only become a service account.
+    pub takes_federated: bool,
 }
 
 /// A running twin. It ends when it is dropped.
@@ -59,6 +75,16 @@ impl Twin {
     /// Returns the access token that it takes.
     pub fn token(&self) -> String {
         self.shared.state().token.clone()
+    }
+
+    /// Returns the token of somebody else that it exchanges.
+    pub fn subject(&self) -> String {
+        self.shared.state().subject.clone()
+    }
+
+    /// Returns how often a token was given.
+    pub fn sign_ins(&self) -> usize {
+        self.shared.state().sign_ins
     }
 
     /// Returns its script of faults, and its recorder.
@@ -148,6 +174,11 @@ const SECRET: &str = "/v1/projects/{project}/secrets/{secret}";
 const VERSIONS: &str = "/v1/projects/{project}/secrets/{secret}/versions";
 const VERSION: &str = "/v1/projects/{project}/secrets/{secret}/versions/{version}";
 
+const MACHINE: &str = "/computeMetadata/v1/instance/service-accounts/{account}/token";
+const SUBJECT: &str = "/subject";
+const EXCHANGE: &str = "/v1/token";
+const IMPERSONATE: &str = "/v1/projects/-/serviceAccounts/{account}";
+
 /// The operations that a script can name. What is called by a word after a colon shares an operation with its neighbours.
 pub const OPERATIONS: &[Operation] = &[
     Operation { name: "create_secret", method: "POST", path: SECRETS },
@@ -156,5 +187,9 @@ pub const OPERATIONS: &[Operation] = &[
     Operation { name: "add_version", method: "POST", path: SECRET },
     Operation { name: "list_versions", method: "GET", path: VERSIONS },
     Operation { name: "access_version", method: "GET", path: VERSION },
-    Operation { name: "destroy_version", method: "POST", path: VERSION },
+    Operation { name: "change_version", method: "POST", path: VERSION },
+    Operation { name: "get_token_of_machine", method: "GET", path: MACHINE },
+    Operation { name: "get_subject_token", method: "GET", path: SUBJECT },
+    Operation { name: "exchange_token", method: "POST", path: EXCHANGE },
+    Operation { name: "generate_access_token", method: "POST", path: IMPERSONATE },
 ];

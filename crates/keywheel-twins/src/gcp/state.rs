@@ -25,18 +25,35 @@ pub enum VersionState {
 pub(super) struct State {
     pub(super) options: TwinOptions,
     pub(super) token: String,
+    pub(super) federated: String,
+    pub(super) subject: String,
+    pub(super) sign_ins: usize,
     pub(super) denied: BTreeSet<String>,
     secrets: BTreeMap<String, Secret>,
+    /// How many secrets were made.
+    made: u32,
 }
 
 impl State {
     pub(super) fn new(options: TwinOptions) -> Self {
-        let token = format!("ya29.{}", random(b"abcdefghijkmnpqrstuvwxyz0123456789", 40));
-        Self { options, token, denied: BTreeSet::new(), secrets: BTreeMap::new() }
+        let random =
+            |begins: &str| format!("{begins}{}", random(b"abcdefghijkmnpqrstuvwxyz0123456789", 40));
+        let (token, federated, subject) = (random("ya29."), random("ya29.d."), random("eyJhbGci."));
+        Self {
+            options,
+            token,
+            federated,
+            subject,
+            sign_ins: 0,
+            denied: BTreeSet::new(),
+            secrets: BTreeMap::new(),
+            made: 0,
+        }
     }
 
     pub(super) fn make_secret(&mut self, name: &str) {
-        self.secrets.insert(name.into(), Secret::new(name));
+        self.made += 1;
+        self.secrets.insert(name.into(), Secret::new(name, self.made));
     }
 
     /// Returns a secret that a test has made.
@@ -52,6 +69,8 @@ impl State {
 
 pub(super) struct Secret {
     name: String,
+    /// How many were made before it, this one included.
+    made: u32,
     etag: u64,
     order: u64,
     pub(super) labels: BTreeMap<String, String>,
@@ -69,9 +88,10 @@ pub(super) struct Version {
 }
 
 impl Secret {
-    fn new(name: &str) -> Self {
+    fn new(name: &str, made: u32) -> Self {
         Self {
             name: name.into(),
+            made,
             etag: 1,
             order: 0,
             labels: BTreeMap::new(),
@@ -132,7 +152,7 @@ impl Secret {
         let mut secret = json!({
             "name": self.full_name(),
             "replication": { "automatic": {} },
-            "createTime": "2026-01-31T09:14:00.000000Z",
+            "createTime": format!("2026-01-31T09:14:00.{:06}Z", self.made),
             "etag": self.etag(),
         });
         for (field, map) in [

@@ -1,6 +1,6 @@
 //! The handlers of the GitHub twin: what each operation answers.
 
-use axum::extract::{FromRef, FromRequestParts, Path, State as Held};
+use axum::extract::{FromRef, FromRequestParts, Path, Query, State as Held};
 use axum::http::header::{ACCEPT, AUTHORIZATION, USER_AGENT};
 use axum::http::request::Parts;
 use axum::http::{Method, StatusCode, Uri};
@@ -16,6 +16,7 @@ use super::{
     REPO, REPOSITORY, SECRET, Shared, State,
 };
 use crate::life::rfc3339;
+use crate::query::{Parameters, one};
 
 /// The longest value, in bytes.
 const LONGEST: usize = 48 * 1024;
@@ -112,6 +113,11 @@ async fn repository(_: Caller, Path((owner, name)): Path<(String, String)>) -> A
     Ok(Json(json!({ "id": 4711, "full_name": REPOSITORY, "private": true })).into_response())
 }
 
+/// How many of a list are on its first page.
+fn page(query: &[(String, String)]) -> usize {
+    one(query, "per_page").and_then(|size| size.parse().ok()).unwrap_or(30).clamp(1, 100)
+}
+
 async fn environments(_: Caller, Path((owner, name)): Path<(String, String)>) -> Answer {
     is_there(&owner, &name)?;
     let all = [json!({ "id": 1, "name": ENVIRONMENT })];
@@ -122,13 +128,14 @@ async fn of_organisation(
     _: Caller,
     Held(shared): Held<Shared>,
     Path((owner, name)): Path<(String, String)>,
+    Query(query): Parameters,
 ) -> Answer {
     is_there(&owner, &name)?;
     let at = rfc3339(0);
     let state = shared.state();
-    let one = |name: &String| json!({ "name": name, "created_at": at, "updated_at": at });
-    let all: Vec<Value> = state.shared.iter().map(one).collect();
-    Ok(Json(json!({ "total_count": all.len(), "secrets": all })).into_response())
+    let secret = |name: &String| json!({ "name": name, "created_at": at, "updated_at": at });
+    let shown: Vec<Value> = state.shared.iter().take(page(&query)).map(secret).collect();
+    Ok(Json(json!({ "total_count": state.shared.len(), "secrets": shown })).into_response())
 }
 
 async fn public_key(
