@@ -598,7 +598,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn h81_a_key_id_is_of_one_key() {
+    async fn a_key_id_is_of_one_key() {
         let bench = Bench::of(json!({}));
         let mut ids = Vec::new();
         for key in [FORMER, LATTER, FORMER] {
