@@ -819,7 +819,8 @@ impl Work<'_> {
         if let Some(at) = issuer.ends_at(&dead).await?
             && at > self.engine.clock.now()
         {
-            return Ok(Death::EndsAt { at });
+            let is_planted = planted!("end_ahead_is_death");
+            return Ok(if is_planted { Death::Refused } else { Death::EndsAt { at } });
         }
         let definite = self.one_refusal_is_definite();
         if definite && issuer.verify(&control).await? != Verdict::Accepted {

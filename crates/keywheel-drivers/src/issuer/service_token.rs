@@ -145,7 +145,7 @@ impl Config {
         if life > LONGEST {
             return Err(unsupported("`life` is longer than 24 hours"));
         }
-        if life.is_zero() || life.as_millis() % 1_000 != 0 {
+        if life.is_zero() || !life.as_millis().is_multiple_of(1_000) {
             return Err(unsupported("`life` must be whole seconds"));
         }
         if self.subject.trim().is_empty() {

@@ -224,9 +224,10 @@ fn show(file: &Path, ports: &[u16], stop: &AtomicBool) -> Shown {
 
 #[test]
 fn h79_no_token_is_refused_before_its_end_while_the_key_rotates() {
-    let project = project(CONFIG);
+    let config = CONFIG.replace("4s", "2s").replace("skew: 1s", "skew: 500ms");
+    let project = project(&config);
     let backends = Backends::start(&project);
-    let readers = CONFIG.replacen("read_by: nobody\n    because: a test", "read_by: [api]", 1);
+    let readers = config.replacen("read_by: nobody\n    because: a test", "read_by: [api]", 1);
     project.write("keywheel.yaml", &readers.replace("workloads: {}\n", &backends.workloads()));
     project.run(&["rotate", "worker-token", "--yes"]).ends(0);
     let first = project.read("token");
