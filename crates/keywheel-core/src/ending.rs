@@ -477,7 +477,7 @@ impl Ending {
     /// Notes what a proof of death found; returns whether it settles the question.
     pub(crate) fn died(&mut self, version: VersionId, death: Death) -> bool {
         let settled = match death {
-            Death::Refused | Death::NoOneToAsk => true,
+            Death::Refused | Death::NoOneToAsk | Death::EndsAt { .. } => true,
             Death::StillAccepted | Death::CannotTell => crate::planted!("unproven_death_is_fine"),
         };
         if settled {

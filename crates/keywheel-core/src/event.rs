@@ -293,6 +293,11 @@ pub enum Death {
     CannotTell,
     /// There is no one to ask.
     NoOneToAsk,
+    /// Nobody can end it before it ends by itself.
+    EndsAt {
+        /// When that is, for whoever accepts it last.
+        at: Timestamp,
+    },
 }
 
 /// Why a rotation turned round.

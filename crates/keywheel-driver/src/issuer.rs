@@ -101,6 +101,18 @@ pub trait Issuer: Send + Sync {
         None
     }
 
+    /// Says why a version must be replaced before its time, where it must: what it was made with is no longer in use. Asked at
+    /// each visit of what ends by itself, and of nothing else.
+    async fn outdated(&self, _id: &IssuedId) -> Result<Option<String>, CallError> {
+        Ok(None)
+    }
+
+    /// Returns when a live credential is refused by everybody without anybody's doing, where nobody can end it before: all that
+    /// there is to say of one that was replaced.
+    async fn ends_at(&self, _credential: &Credential) -> Result<Option<Timestamp>, CallError> {
+        Ok(None)
+    }
+
     /// Returns how to extend a short-lived credential, where the issuer can.
     fn extend(&self) -> Option<&dyn Extend> {
         None

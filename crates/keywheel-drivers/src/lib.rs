@@ -37,8 +37,9 @@ pub use workload::WorkloadConfig;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use keywheel_core::strategy::Strategy;
 use keywheel_driver::guide::{Guide, Nobody};
-use keywheel_driver::{Claim, Refusal};
+use keywheel_driver::{Claim, Refusal, RefusalKind};
 
 /// What a driver is built with beside its own configuration.
 #[derive(Clone)]
@@ -70,4 +71,31 @@ pub trait Build {
     /// # Errors
     /// A refusal that names what is wrong with the configuration.
     fn build(&self, context: &Context) -> Result<Arc<Self::Driver>, Refusal>;
+
+    /// Names the secret of the same environment that the driver works with, where there is one.
+    fn borrows(&self) -> Option<&str> {
+        None
+    }
+
+    /// Notes where that secret is, so that a plan holds everything by which it is finished.
+    ///
+    /// # Errors
+    /// A refusal that says why that secret will not do.
+    fn lend(&mut self, _lent: &Lent<'_>) -> Result<(), Refusal> {
+        Err(Refusal::operator(RefusalKind::Unsupported, "it works with no other secret"))
+    }
+}
+
+/// A secret that another one is made with.
+pub struct Lent<'a> {
+    /// What mints its versions.
+    pub issuer: &'a IssuerConfig,
+    /// How one version gives way to the next.
+    pub strategy: Strategy,
+    /// A store where readers get it, and that can be read.
+    pub store: &'a StoreConfig,
+    /// The slot of the version that readers use, which holds nothing else.
+    pub current: &'a str,
+    /// The slot of a second version that they accept.
+    pub also_accepted: Option<&'a str>,
 }

@@ -32,6 +32,14 @@ macro_rules! drivers {
             fn build(&self, context: &crate::Context) -> Result<std::sync::Arc<$contract>, keywheel_driver::Refusal> {
                 match self { $($(#[$only])* Self::$variant(config) => config.build(context)),+ }
             }
+
+            fn borrows(&self) -> Option<&str> {
+                match self { $($(#[$only])* Self::$variant(config) => config.borrows()),+ }
+            }
+
+            fn lend(&mut self, lent: &crate::Lent<'_>) -> Result<(), keywheel_driver::Refusal> {
+                match self { $($(#[$only])* Self::$variant(config) => config.lend(lent)),+ }
+            }
         }
     };
 }

@@ -821,6 +821,12 @@ impl Work<'_> {
             let spreads = self.is_spreading(version);
             return Ok(if spreads { Death::CannotTell } else { Death::NoOneToAsk });
         };
+        if let Some(at) = issuer.ends_at(&dead).await?
+            && at > self.engine.clock.now()
+        {
+            let is_planted = planted!("end_ahead_is_death");
+            return Ok(if is_planted { Death::Refused } else { Death::EndsAt { at } });
+        }
         let definite = self.one_refusal_is_definite();
         if definite && issuer.verify(&control).await? != Verdict::Accepted {
             return Ok(Death::CannotTell);

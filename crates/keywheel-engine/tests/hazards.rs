@@ -13,7 +13,7 @@ use std::task::Poll;
 use async_trait::async_trait;
 use futures_util::FutureExt;
 use keywheel_core::call::{CallError, Refusal, RefusalKind};
-use keywheel_core::event::{Event, Outcome, ParkReason, Report, Step};
+use keywheel_core::event::{Death, Event, Outcome, ParkReason, Report, Step};
 use keywheel_core::evidence::{Replica, Shows};
 use keywheel_core::facts::{
     IssuerFacts, LeaseFacts, ReadBack, StoreFacts, ValueOrigin, WorkloadFacts,
@@ -594,6 +594,28 @@ async fn h87_nothing_is_written_before_the_new_version_is_accepted_several_times
 }
 
 #[tokio::test(start_paused = true)]
+async fn h88_what_ends_by_itself_is_not_called_refused_before_it_does() {
+    for (left, is_live) in [(Span::hours(1), true), (Span::ZERO, false)] {
+        let setup = Setup::new(|_| Fate::Well);
+        let ends_at = setup.engine.clock.now() + left;
+        setup.of("s", |contents| {
+            contents.ends_at = Some(ends_at);
+            contents.live.retain(|_| is_live);
+        });
+        let mut plan = plan("s", ValueOrigin::Theirs);
+        plan.strategy = Strategy::Lease;
+        plan.issuer.facts.destroy = false;
+        plan.issuer.facts.lease = Some(LeaseFacts { longest_life: None });
+        let previous = plan.previous.as_ref().unwrap().version;
+        let mut group = setup.engine.begin(&[Arc::new(plan)]).await.unwrap();
+        assert_eq!(setup.rest(&mut group).await, Some(Outcome::Completed));
+        let death = group.rotations().next().unwrap().ending().death(previous);
+        let told = if is_live { Death::EndsAt { at: ends_at } } else { Death::Refused };
+        assert_eq!(death, Some(told));
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_new_version_is_tried_once_where_nothing_has_to_spread() {
     let setup = Setup::new(|_| Fate::Well);
     let mut group = setup.begin("s").await;
@@ -877,6 +899,8 @@ struct Contents {
     /// What it said since the last write.
     said: Vec<bool>,
     said_before_write: Vec<bool>,
+    /// When the issuer says that every version ends by itself.
+    ends_at: Option<Timestamp>,
     /// When the store was written last, in seconds.
     changed_at: i64,
     /// Whether the store keeps its time to itself when it is written.
@@ -1019,6 +1043,10 @@ impl Issuer for Place {
         self.call("revoke").await?;
         self.change("revoke", |place| place.live.retain(|(issued, ..)| issued != id)).await;
         Ok(())
+    }
+
+    async fn ends_at(&self, _credential: &Credential) -> Result<Option<Timestamp>, CallError> {
+        Ok(self.with(|place| place.ends_at))
     }
 
     async fn end_sessions(&self, _id: &IssuedId) -> Result<(), CallError> {

@@ -58,6 +58,11 @@ impl OpenBao {
         Ok(bao)
     }
 
+    /// Returns the program, which is its client too.
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
     /// Returns the address of its API.
     pub fn address(&self) -> &str {
         &self.address

@@ -9,7 +9,7 @@ use keywheel_core::plan::RotationId;
 use keywheel_core::planted;
 use keywheel_core::rotation::{Next, Rotation};
 use keywheel_core::strategy::Side;
-use keywheel_core::time::Span;
+use keywheel_core::time::{Span, Timestamp};
 use keywheel_core::version::VersionId;
 use keywheel_engine::run::{Group, Until};
 use serde_json::{Value, json};
@@ -66,6 +66,35 @@ pub(crate) async fn run(
     } else {
         go(session, groups, rest, output).await.and_then(|ran| ran.tell(session, queued, output))
     };
+    notify::deliver(session, output).await;
+    ended(ran, failures)
+}
+
+/// Runs what can run, and then what follows from it, and says how all of it stands then.
+pub(crate) async fn run_followed(
+    session: &Session,
+    Taken { groups, mut failures }: Taken,
+    follow: impl AsyncFnOnce() -> Result<Taken, Failure>,
+    rest: bool,
+    output: Output,
+) -> Result<Exit, Failure> {
+    let ran = async {
+        let mut stand = go(session, groups, rest, output).await?;
+        let followed = follow().await;
+        let ran = match followed {
+            Ok(followed) => {
+                failures.extend(followed.failures);
+                go(session, followed.groups, rest, output).await
+            }
+            Err(failure) => Err(failure),
+        };
+        match ran {
+            Ok(ran) => stand.extend(ran),
+            Err(failure) => failures.push(failure),
+        }
+        stand.tell(session, &[], output)
+    };
+    let ran = ran.await;
     notify::deliver(session, output).await;
     ended(ran, failures)
 }
@@ -284,10 +313,24 @@ pub(crate) fn old_refused(rotation: &Rotation) -> Option<bool> {
         .then_some(true)
 }
 
-fn reason_unasked(rotation: &Rotation) -> Option<&'static str> {
+fn reason_unasked(rotation: &Rotation) -> Option<String> {
     let mut deaths =
-        rotation.retiring().into_iter().map(|version| rotation.ending().death(version));
-    if deaths.any(|death| death == Some(Death::NoOneToAsk)) { Some("no one to ask") } else { None }
+        rotation.retiring().into_iter().filter_map(|version| rotation.ending().death(version));
+    deaths.find_map(|death| match death {
+        Death::NoOneToAsk => Some("no one to ask".into()),
+        Death::EndsAt { at } => Some(format!("it ends by itself at {}", words::rfc3339(at))),
+        _ => None,
+    })
+}
+
+/// Returns when the version that was replaced ends, where nobody can end it before.
+fn ends_at(rotation: &Rotation) -> Option<Timestamp> {
+    let deaths = rotation.retiring().into_iter().map(|version| rotation.ending().death(version));
+    let ends = deaths.filter_map(|death| match death {
+        Some(Death::EndsAt { at }) => Some(at),
+        _ => None,
+    });
+    ends.max()
 }
 
 fn ending(session: &Session, rotation: &Rotation, back: &str) -> String {
@@ -300,10 +343,12 @@ fn ending(session: &Session, rotation: &Rotation, back: &str) -> String {
             format!("{secret}: completed; {new} is current, the first version\n")
         }
         (Some(Outcome::Completed), _) => {
-            let dead = if old_refused(rotation) == Some(true) {
-                "refused everywhere"
-            } else {
-                "ended; there was no one to ask"
+            let dead = match (old_refused(rotation), ends_at(rotation)) {
+                (Some(true), _) => "refused everywhere".into(),
+                (_, Some(at)) => {
+                    format!("accepted until {}, when it ends by itself", words::when(at))
+                }
+                _ => "ended; there was no one to ask".into(),
             };
             format!("{secret}: completed; {new} is current, {old} is {dead}\n")
         }

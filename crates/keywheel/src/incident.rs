@@ -67,6 +67,8 @@ pub(crate) enum End {
     Proven(Timestamp),
     /// It was ended then, and there is no one to ask whether it is dead.
     NobodyToAsk(Timestamp),
+    /// It ends then by itself, and nobody can end it before.
+    ByItself(Timestamp),
     /// An operator closed the rotation then, on their word.
     Word(Timestamp),
     /// Another emergency took it over then.
@@ -278,15 +280,23 @@ impl Suspect {
         let ended_at = || revoked_at.max(delivered_at).unwrap_or(last_at);
         let was_closed =
             records.iter().any(|record| matches!(record.event, Event::Resolved { .. }));
-        let end = match (dead_at(Death::Refused), rotation.outcome()) {
-            (Some(at), _) => End::Proven(at),
-            (None, _) if dead_at(Death::NoOneToAsk).is_some() => End::NobodyToAsk(ended_at()),
-            (None, Some(Outcome::Superseded)) => End::TakenOver(last_at),
+        let ends_at = records.iter().find_map(|record| match &record.event {
+            Event::Done {
+                step: Step::VerifyDead(of),
+                report: Report::Dead(Death::EndsAt { at }),
+            } if *of == version => Some(*at),
+            _ => None,
+        });
+        let end = match (dead_at(Death::Refused), ends_at, rotation.outcome()) {
+            (Some(at), ..) => End::Proven(at),
+            (None, Some(at), _) => End::ByItself(at),
+            (None, None, _) if dead_at(Death::NoOneToAsk).is_some() => End::NobodyToAsk(ended_at()),
+            (None, None, Some(Outcome::Superseded)) => End::TakenOver(last_at),
             // The former version is current again on somebody's word, and as suspect as before.
-            (None, Some(Outcome::Undone)) => End::Open,
-            (None, Some(_)) if was_closed => End::Word(last_at),
-            (None, Some(_)) => End::NobodyToAsk(ended_at()),
-            (None, None) => End::Open,
+            (None, None, Some(Outcome::Undone)) => End::Open,
+            (None, None, Some(_)) if was_closed => End::Word(last_at),
+            (None, None, Some(_)) => End::NobodyToAsk(ended_at()),
+            (None, None, None) => End::Open,
         };
         Self { version, made_at, revoked_at, end }
     }
@@ -294,7 +304,11 @@ impl Suspect {
     /// Returns when it was of no more use, as far as anybody knows.
     pub(crate) fn ended_at(&self) -> Option<Timestamp> {
         match self.end {
-            End::Proven(at) | End::NobodyToAsk(at) | End::Word(at) | End::TakenOver(at) => Some(at),
+            End::Proven(at)
+            | End::ByItself(at)
+            | End::NobodyToAsk(at)
+            | End::Word(at)
+            | End::TakenOver(at) => Some(at),
             End::Open => None,
         }
     }

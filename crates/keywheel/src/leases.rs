@@ -43,13 +43,15 @@ pub(crate) async fn begin(
             continue;
         }
         let Some(lease) = lease(config, secret, &row) else { continue };
-        let extend = match lease.need(secret.longest_move(), VISIT, session.now()) {
-            LeaseNeed::Nothing(_) => continue,
-            LeaseNeed::Extend => true,
-            LeaseNeed::Replace => false,
-        };
         let begun = async {
-            let request = Request::of_a_lease(extend);
+            let request = match lease.need(secret.longest_move(), VISIT, session.now()) {
+                LeaseNeed::Extend => Request::of_a_lease(true),
+                LeaseNeed::Replace => Request::of_a_lease(false),
+                LeaseNeed::Nothing(_) => match outdated(config, secret, &row).await? {
+                    Some(because) => Request::of_a_lease(false).because(because),
+                    None => return Ok(Taken::default()),
+                },
+            };
             let prepared = prepare::plans(session, config, &[secret], &request).await?;
             prepare::begin(session, &prepared).await
         };
@@ -86,6 +88,20 @@ fn dies(secret: &Secret, error: &CallError) -> Failure {
         .caused_by(error.to_string())
         .now("nothing changed; the lease may end with it, before its own time")
         .hint("mend it, and run `keywheel resume --all` again")
+}
+
+/// Asks the issuer whether what it made the version in use with is no longer in use.
+async fn outdated(
+    config: &Config,
+    secret: &Secret,
+    row: &Inventory,
+) -> Result<Option<String>, Failure> {
+    let Some(issued) = row.at(Stage::Current).and_then(|current| current.issued.as_ref()) else {
+        return Ok(None);
+    };
+    let Ok(issuer) = secret.issuer.build(&Context::at(&config.folder)) else { return Ok(None) };
+    let outdated = issuer.outdated(issued).await;
+    outdated.map_err(|error| prepare::unreachable(secret, &error))
 }
 
 /// How a lease stands, for people.

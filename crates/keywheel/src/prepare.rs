@@ -61,6 +61,11 @@ impl Request {
         let request = Self::at_a_steady_pace(Some(because.into()));
         Self { reason: Reason::Expiring, extend, ..request }
     }
+
+    /// Gives another reason in words.
+    pub(crate) fn because(self, because: String) -> Self {
+        Self { because: Some(because), ..self }
+    }
 }
 
 /// One secret, ready to be rotated.
@@ -472,7 +477,7 @@ pub(crate) async fn agreed(plan: &Plan, built: &Built) -> Result<Option<Credenti
     })
 }
 
-fn unreachable(secret: &Secret, error: &CallError) -> Failure {
+pub(crate) fn unreachable(secret: &Secret, error: &CallError) -> Failure {
     let failure = Failure::new(format!("the issuer of `{}` cannot be asked", secret.name));
     failure
         .code(code::ISSUER)

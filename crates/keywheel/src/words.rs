@@ -111,7 +111,11 @@ fn acceptance(plan: &Plan, version: VersionId) -> String {
 
 fn death(plan: &Plan, version: VersionId) -> String {
     let name = plan.secret.name();
-    match plan.issuer.facts.authority {
+    let facts = &plan.issuer.facts;
+    match facts.authority {
+        Authority::Issuer if facts.lease.is_some() && !facts.destroy => {
+            format!("{name} {version}: it ends by itself")
+        }
         Authority::Issuer => {
             format!("{name} {version}: its issuer refuses it, and accepts the other")
         }

@@ -37,6 +37,9 @@ mod quiet;
 mod redis_user;
 #[path = "rotations/refused.rs"]
 mod refused;
+#[cfg(feature = "demo")]
+#[path = "rotations/service_tokens.rs"]
+mod service_tokens;
 #[path = "rotations/staged.rs"]
 mod staged;
 #[path = "rotations/tokens.rs"]

@@ -199,6 +199,7 @@ async fn everything_said(issuer: &dyn Issuer, canary: &Credential, label: &Label
     said += &format!("{:?}\n", issuer.reread(&id).await.map(drop));
     said += &format!("{:?}\n", issuer.revoke(&id).await);
     said += &format!("{:?}\n", issuer.identify(canary).await);
+    said += &format!("{:?} {:?}\n", issuer.outdated(&id).await, issuer.ends_at(canary).await);
     if let Some(suspend) = issuer.suspend() {
         said += &format!("{:?} {:?}\n", suspend.suspend(&id).await, suspend.resume(&id).await);
     }

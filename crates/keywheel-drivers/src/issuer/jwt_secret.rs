@@ -168,25 +168,38 @@ impl Issuer for JwtSecret {
 impl Tokens for JwtSecret {
     /// Returns none where the secret is not written as the configuration says, which can be so with an adopted one.
     fn harmless(&self, credential: &Credential, now: Timestamp) -> Option<SecretValue> {
-        let value = credential.value()?;
-        let key = match (self.config.token.key, self.config.encoding) {
-            (Key::Text, _) => value.duplicate(),
-            (Key::Decoded, Encoding::Base64url) => {
+        let key = self.config.token.key.of(credential.value()?, self.config.encoding)?;
+        let Algorithm::HS256 = self.config.token.algorithm;
+        Some(sign(json!({ "alg": "HS256", "typ": "JWT" }), self.claims(now), &key))
+    }
+}
+
+impl Key {
+    /// Returns the bytes that an application signs with; none where a value is not written as the configuration says.
+    pub(super) fn of(self, value: &SecretValue, encoding: Encoding) -> Option<SecretValue> {
+        Some(match (self, encoding) {
+            (Self::Text, _) => value.duplicate(),
+            (Self::Decoded, Encoding::Base64url) => {
                 SecretValue::new(URL_SAFE_NO_PAD.decode(value.expose()).ok()?)
             }
-            (Key::Decoded, Encoding::Hex) => SecretValue::new(unhex(value.expose())?),
-        };
-        let Algorithm::HS256 = self.config.token.algorithm;
-        let header = json!({ "alg": "HS256", "typ": "JWT" });
-        let body = [header, self.claims(now)]
-            .map(|part| URL_SAFE_NO_PAD.encode(part.to_string()))
-            .join(".");
-        let mut mac =
-            Hmac::<Sha256>::new_from_slice(key.expose()).expect("a key of any length is taken");
-        mac.update(body.as_bytes());
-        let signature = URL_SAFE_NO_PAD.encode(mac.finalize().into_bytes());
-        Some(SecretValue::new(format!("{body}.{signature}").into_bytes()))
+            (Self::Decoded, Encoding::Hex) => SecretValue::new(unhex(value.expose())?),
+        })
     }
+}
+
+/// Signs claims with HS256, in the compact form of RFC 7515.
+pub(super) fn sign(header: Value, claims: Value, key: &SecretValue) -> SecretValue {
+    let body = [header, claims].map(|part| URL_SAFE_NO_PAD.encode(part.to_string())).join(".");
+    let signature = URL_SAFE_NO_PAD.encode(mac(body.as_bytes(), key).finalize().into_bytes());
+    SecretValue::new(format!("{body}.{signature}").into_bytes())
+}
+
+/// Begins the signature of HS256 over some bytes.
+pub(super) fn mac(bytes: &[u8], key: &SecretValue) -> Hmac<Sha256> {
+    let mut mac =
+        Hmac::<Sha256>::new_from_slice(key.expose()).expect("a key of any length is taken");
+    mac.update(bytes);
+    mac
 }
 
 impl JwtSecret {

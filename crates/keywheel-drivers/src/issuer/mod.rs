@@ -24,6 +24,7 @@ drivers! {
         random => Random,
         redis_acl => RedisAcl,
         sentry => Sentry,
+        service_token => ServiceToken,
         vault_dynamic => VaultDynamic,
         vault_static => VaultStatic,
     }
@@ -62,6 +63,7 @@ mod tests {
                 "vault_static" => serde_json::json!({
                     "address": "https://vault", "auth": { "token": { "env": "TOKEN" } }, "role": "app",
                 }),
+                "service_token" => serde_json::json!({ "signed_by": "jwt", "subject": "worker" }),
                 "aws_access_key" => serde_json::json!({ "user": "backend" }),
                 _ => serde_json::json!({}),
             };

@@ -296,6 +296,9 @@ fn dead(suspect: &Suspect) -> String {
     match suspect.end {
         End::Proven(at) => format!("proven {}", words::logged(at)),
         End::NobodyToAsk(_) => "not proven: there is no one to ask".into(),
+        End::ByItself(at) => {
+            format!("ends by itself {}, and nobody can end it before", words::logged(at))
+        }
         End::Word(at) => format!("not proven; closed on an operator's word {}", words::logged(at)),
         End::TakenOver(at) => format!("not proven; taken over {}", words::logged(at)),
         End::Open => "not proven".into(),
@@ -453,6 +456,7 @@ fn end(suspect: &Suspect) -> &'static str {
     match suspect.end {
         End::Proven(_) => "proven",
         End::NobodyToAsk(_) => "no_one_to_ask",
+        End::ByItself(_) => "ends_by_itself",
         End::Word(_) => "operators_word",
         End::TakenOver(_) => "taken_over",
         End::Open => "ongoing",

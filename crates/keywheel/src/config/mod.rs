@@ -8,6 +8,7 @@ pub(crate) mod by_env;
 mod cluster;
 pub(crate) mod file;
 mod forms;
+mod lend;
 pub(crate) mod problem;
 pub(crate) mod resolve;
 mod rules;

@@ -8,6 +8,7 @@ use keywheel_driver::Refusal;
 use keywheel_drivers::{Build, Context, IssuerConfig, StoreConfig};
 
 use super::file::{After, EnvironmentEntry, File, Named, WorkloadEntry};
+use super::lend::lend;
 use super::problem::{Place, Problem};
 use super::resolve::{Environment, Store, Workload};
 use super::rules::SecretScope;
@@ -82,6 +83,9 @@ impl Scope<'_> {
             if let Some(secret) = checks.secret(&entry, &file.policies, found) {
                 environment.secrets.push(secret);
             }
+        }
+        if found.count() == 0 {
+            lend(&self, &mut environment, found);
         }
         Some(environment)
     }

@@ -11,6 +11,8 @@ pub(crate) enum Block {
     Answered(String),
     /// `diff`: what is edited in `keywheel.yaml`.
     Edited(String),
+    /// `console`: what is typed somewhere else, before the rest.
+    Elsewhere,
 }
 
 /// Reads the blocks of a text, in order.
@@ -23,6 +25,7 @@ pub(crate) fn blocks(text: &str) -> Vec<Block> {
             "sh" => blocks.push(Block::Typed(inner)),
             "text" => blocks.push(Block::Answered(inner)),
             "diff" => blocks.push(Block::Edited(inner)),
+            "console" => blocks.push(Block::Elsewhere),
             other => panic!("a block of the walk-through is neither typed nor answered: {other}"),
         }
     }

@@ -19,6 +19,7 @@ fn the_walk_through_is_true() {
             Block::Answered(printed) => {
                 compare(&printed, &answered.take().expect("something is typed before"));
             }
+            Block::Elsewhere => panic!("everything is typed in this walk-through"),
             Block::Edited(diff) => shop.edit("keywheel.yaml", |text| edited(&text, &diff)),
         }
     }

@@ -179,7 +179,7 @@ fn what_is_printed_for_the_external_secrets_operator_is_what_a_rotation_then_acc
     let objects = shop.cluster.objects().clone();
     objects.make_namespace(NAMESPACE);
     objects.make_namespace("source");
-    let values = json!({ "metadata": { "name": "values", "namespace": "source" }, "data": super::secret()["data"] });
+    let values = json!({ "metadata": { "name": "values", "namespace": "source" }, "data": super::secret(OLD)["data"] });
     objects.create(Kind::Secret, values, "test").unwrap();
     let said = shop.run(&["check"], 4);
     assert!(said.contains("is not served"), "{said}");
