@@ -26,6 +26,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use keywheel_core::plan::Pin;
+use keywheel_core::planted;
 use keywheel_core::secret::SecretValue;
 use keywheel_core::time::Span;
 use keywheel_driver::{CallError, Refusal, RefusalKind};
@@ -60,6 +61,8 @@ const WITHIN: Duration = Duration::from_secs(30);
 pub(crate) struct Kubernetes {
     source: Source,
     target: String,
+    /// The id that it must have, where the settings say one.
+    expected: Option<String>,
 }
 
 /// A change that is asked of the API server.
@@ -80,7 +83,8 @@ impl Kubernetes {
     pub(crate) fn new(setting: Option<&Cluster>, context: &Context) -> Result<Self, Refusal> {
         let source = Source::new(setting, context)?;
         let target = format!("cluster {source}");
-        Ok(Self { source, target })
+        let expected = setting.and_then(|setting| setting.id.clone());
+        Ok(Self { source, target, expected })
     }
 
     /// Returns the name by which settings of the same cluster know each other.
@@ -98,11 +102,13 @@ impl Kubernetes {
     /// # Errors
     /// A refusal: nothing was asked yet.
     pub(crate) async fn client(&self) -> Result<kube::Client, Refusal> {
-        let key = (self.source.id(), tokio::runtime::Handle::current().id());
+        let runtime = tokio::runtime::Handle::current().id();
+        let key = (self.source.id(), self.expected.clone(), runtime);
         if let Some(client) = shared().iter().find(|(known, _)| *known == key) {
             return Ok(client.1.clone());
         }
         let client = self.source.connect(&self.target).await?;
+        self.check_id(&client).await?;
         shared().push((key, client.clone()));
         Ok(client)
     }
@@ -115,16 +121,38 @@ impl Kubernetes {
         self.source.is_verified(&self.target).await
     }
 
+    /// Refuses another cluster than the settings say, before anything else is asked of it.
+    async fn check_id(&self, client: &kube::Client) -> Result<(), Refusal> {
+        let Some(expected) = &self.expected else { return Ok(()) };
+        let place = Place::core("namespaces").named("kube-system");
+        let answer = self.send_by(client, Method::GET, &place, &[], None).await;
+        let found = answer.and_then(|answer| match answer.status.is_success() {
+            true => answer.decode::<Object>(),
+            false => Err(answer.error(Effect::Reads)),
+        });
+        match found {
+            Ok(found) if found.metadata.uid == *expected || planted!("cluster_id_unchecked") => {
+                Ok(())
+            }
+            Ok(found) => {
+                let message = format!(
+                    "{} is another one than the configuration says: its id is `{}`, and `cluster` names `{expected}`",
+                    self.target, found.metadata.uid
+                );
+                Err(Refusal::operator(RefusalKind::Conflict, message))
+            }
+            Err(CallError::Refused(refusal)) => Err(without_identity(refusal)),
+            Err(CallError::Unknown(why)) => {
+                Err(Refusal::retry(RefusalKind::Unavailable, None, why))
+            }
+        }
+    }
+
     /// Returns the cluster as it names itself: by the namespace `kube-system`, which lives as long as the cluster.
     pub(crate) async fn identity(&self) -> Result<Pin, CallError> {
         let place = Place::core("namespaces").named("kube-system");
         let found: Object = self.read(&place).await.map_err(|error| match error {
-            CallError::Refused(refusal) if refusal.kind == RefusalKind::Permission => {
-                let message = format!(
-                    "{refusal}; by it a cluster is told from another one, so allow `get` of that one namespace"
-                );
-                Refusal { message, ..refusal }.into()
-            }
+            CallError::Refused(refusal) => without_identity(refusal).into(),
             error => error,
         })?;
         Ok(Pin { id: found.metadata.uid, machine: String::new(), folder: String::new() })
@@ -200,6 +228,23 @@ impl Kubernetes {
         query: &[(&str, &str)],
         body: Option<(&str, &SecretValue)>,
     ) -> Result<Answer, CallError> {
+        let client = self.client().await?;
+        let asked = self.send_by(&client, method, place, query, body).await;
+        if asked.as_ref().is_ok_and(|answer| answer.status.as_u16() == 401) {
+            // The kubeconfig may have been renewed; the next request reads it again.
+            shared().retain(|((id, ..), _)| *id != self.source.id());
+        }
+        asked
+    }
+
+    async fn send_by(
+        &self,
+        client: &kube::Client,
+        method: Method,
+        place: &Place<'_>,
+        query: &[(&str, &str)],
+        body: Option<(&str, &SecretValue)>,
+    ) -> Result<Answer, CallError> {
         let what = place.in_words(&method);
         let request = http::Request::builder()
             .method(method)
@@ -215,24 +260,18 @@ impl Kubernetes {
             let message = format!("{}: {what} cannot be asked for", self.target);
             Refusal::operator(RefusalKind::Unsupported, message)
         })?;
-        let client = self.client().await?;
         let asked = async {
             let (parts, body) = client.send(request).await?.into_parts();
             let body = SecretValue::new(body.collect_bytes().await?.to_vec());
             Ok(Answer::new(&self.target, what.clone(), parts.status, parts.headers, body))
         };
-        let answered = match tokio::time::timeout(WITHIN, asked).await {
+        match tokio::time::timeout(WITHIN, asked).await {
             Ok(answered) => answered.map_err(|error| answer::no_answer(&self.target, &error)),
             Err(_) => {
                 let why = format!("{}: no answer within {} s", self.target, WITHIN.as_secs());
                 Err(CallError::Unknown(why))
             }
-        };
-        if answered.as_ref().is_ok_and(|answer| answer.status.as_u16() == 401) {
-            // The kubeconfig may have been renewed; the next request reads it again.
-            shared().retain(|((id, _), _)| *id != self.source.id());
         }
-        answered
     }
 
     /// Sends an object that holds no value.
@@ -251,7 +290,18 @@ impl Kubernetes {
     }
 }
 
-type Shared = Vec<((String, tokio::runtime::Id), kube::Client)>;
+/// Says what a refusal to tell the id of a cluster keeps from being known.
+fn without_identity(refusal: Refusal) -> Refusal {
+    if refusal.kind != RefusalKind::Permission {
+        return refusal;
+    }
+    let message = format!(
+        "{refusal}; by it a cluster is told from another one, so allow `get` of that one namespace"
+    );
+    Refusal { message, ..refusal }
+}
+
+type Shared = Vec<((String, Option<String>, tokio::runtime::Id), kube::Client)>;
 
 /// The clients of this process; one belongs to the runtime that made it.
 fn shared() -> std::sync::MutexGuard<'static, Shared> {
@@ -267,4 +317,28 @@ struct Object {
 #[derive(Deserialize)]
 struct Identified {
     uid: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_cluster_of_another_id_is_refused_before_anything_else_is_asked() {
+        let twin = keywheel_twins::kubernetes::Cluster::start().unwrap();
+        let folder = tempfile::TempDir::new().unwrap();
+        twin.write_kubeconfig(&folder.path().join("kube")).unwrap();
+        let with = |id: String| {
+            let (context, kubeconfig) = (Some("admin".into()), Some("kube".into()));
+            let setting = Cluster { context, kubeconfig, in_cluster: None, id: Some(id) };
+            Kubernetes::new(Some(&setting), &Context::at(folder.path())).unwrap()
+        };
+        let asked = |cluster: Kubernetes| async move {
+            cluster.find::<Value>(&Place::core("secrets").within("shop").named("app")).await
+        };
+        let refused = asked(with("another".into())).await.unwrap_err().to_string();
+        assert!(refused.contains(&twin.identity()) && refused.contains("`another`"), "{refused}");
+        assert!(twin.faults().seen().iter().all(|seen| seen.resource == "namespaces"));
+        assert!(asked(with(twin.identity())).await.unwrap().is_none());
+    }
 }

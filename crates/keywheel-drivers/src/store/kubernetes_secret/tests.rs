@@ -67,6 +67,7 @@ impl Bench {
             context: Some(user.into()),
             kubeconfig: Some("kube".into()),
             in_cluster: None,
+            id: None,
         };
         Config {
             namespace: NAMESPACE.into(),

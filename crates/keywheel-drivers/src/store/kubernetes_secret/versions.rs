@@ -28,7 +28,7 @@ const NAMES: u64 = 16;
 const LOOKED_BACK: usize = 8;
 
 /// Where something may name a Secret: what runs, what may run again, and the histories to which one goes back.
-const REFERRERS: [(&str, &str); 9] = [
+pub(super) const REFERRERS: [(&str, &str); 9] = [
     ("", "pods"),
     ("", "serviceaccounts"),
     ("apps", "deployments"),
@@ -41,8 +41,8 @@ const REFERRERS: [(&str, &str); 9] = [
 ];
 
 #[derive(Deserialize)]
-struct List {
-    items: Vec<Value>,
+pub(super) struct List {
+    pub(super) items: Vec<Value>,
 }
 
 impl Secret {
@@ -265,7 +265,7 @@ fn with(present: Option<&Object>, due: &[&Edit<'_>]) -> Data {
 
 /// Whether a text names a Secret: as a whole word, wherever it stands. One that is kept for nothing does less harm than one that
 /// is missed.
-fn names(text: &str, secret: &str) -> bool {
+pub(super) fn names(text: &str, secret: &str) -> bool {
     let is_part = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
     text.split(|c| !is_part(c)).any(|word| word == secret)
 }

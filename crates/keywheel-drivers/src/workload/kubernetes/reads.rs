@@ -54,6 +54,8 @@ pub(super) struct Read {
     pub how: How,
     /// The keys; all of them where it does not name any.
     pub keys: Option<Vec<String>>,
+    /// The variable, where it gives one key in one.
+    pub variable: Option<String>,
 }
 
 impl Read {
@@ -68,32 +70,34 @@ pub(super) fn reads(spec: &PodSpec) -> Vec<Read> {
     let volumes = volumes(spec);
     let mut reads = Vec::new();
     for container in containers(spec) {
-        let mut add = |secret: &str, how, keys| {
+        let mut add = |secret: &str, how, keys, variable| {
             let container = Some(container.name.to_owned());
-            reads.push(Read { secret: secret.to_owned(), container, how, keys });
+            reads.push(Read { secret: secret.to_owned(), container, how, keys, variable });
         };
         for variable in container.env {
             let from = variable.value_from.as_ref().and_then(|from| from.secret_key_ref.as_ref());
             if let Some(from) = from {
-                add(&from.name, How::Env, Some(vec![from.key.clone()]));
+                let named = Some(variable.name.clone());
+                add(&from.name, How::Env, Some(vec![from.key.clone()]), named);
             }
         }
         for source in container.env_from {
             if let Some(from) = &source.secret_ref {
-                add(&from.name, How::EnvFrom, None);
+                add(&from.name, How::EnvFrom, None, None);
             }
         }
         for mount in container.mounts {
             for mounted in volumes.get(mount.name.as_str()).into_iter().flatten() {
                 if let Some((how, keys)) = mounted.through(mount) {
-                    add(mounted.secret, how, keys);
+                    add(mounted.secret, how, keys, None);
                 }
             }
         }
     }
     for pull in spec.image_pull_secrets.iter().flatten() {
         let keys = Some(vec![".dockerconfigjson".to_owned(), ".dockercfg".to_owned()]);
-        reads.push(Read { secret: pull.name.clone(), container: None, how: How::Pull, keys });
+        let (secret, how) = (pull.name.clone(), How::Pull);
+        reads.push(Read { secret, container: None, how, keys, variable: None });
     }
     if planted!("only_variables_are_read") {
         reads.retain(|read| matches!(read.how, How::Env | How::EnvFrom));
