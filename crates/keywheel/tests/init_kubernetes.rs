@@ -21,7 +21,7 @@ const MANIFESTS: &str = r#"
 apiVersion: v1
 kind: Secret
 metadata: { name: plain, namespace: shop }
-stringData: { jwt-secret: kwcanary-plain }
+stringData: { cookie-jwt-secret: kwcanary-plain }
 ---
 apiVersion: v1
 kind: List
@@ -39,7 +39,7 @@ items:
         - name: backend
           image: shop/backend
           env:
-          - { name: JWT_SECRET, valueFrom: { secretKeyRef: { name: app, key: jwt } } }
+          - { name: JWT_SECRET, valueFrom: { secretKeyRef: { name: app, key: jwt-secret } } }
           - { name: JWT_OLD, valueFrom: { secretKeyRef: { name: app, key: jwt-secret-previous } } }
           - { name: AI_KEY, valueFrom: { secretKeyRef: { name: app, key: openai-api-key } } }
           - { name: DATABASE_URL, valueFrom: { secretKeyRef: { name: app, key: database } } }
@@ -56,7 +56,7 @@ items:
     selector: { matchLabels: { app: queue } }
     template:
       metadata: { labels: { app: queue } }
-      spec: { containers: [{ name: queue, image: shop/queue, env: [{ name: JWT_SECRET, valueFrom: { secretKeyRef: { name: app, key: jwt } } }] }] }
+      spec: { containers: [{ name: queue, image: shop/queue, envFrom: [{ secretRef: { name: app } }] }] }
 ---
 apiVersion: batch/v1
 kind: CronJob
@@ -175,14 +175,16 @@ fn manifests_become_a_configuration_and_no_value_is_in_it() {
             "# Nothing serves for a while when it is rolled",
             "# Argo CD brings Deployment `backend`",
             "# CronJob `report` reads it anew at its next run.",
-            "# `openai-api-key` in Secret `shop/app`: an OpenAI key; read by backend",
+            "# `openai-api-key` in Secret `shop/app`: an OpenAI key; read by backend, queue",
             "# `database` in Secret `shop/app`: a key whose name does not say what it holds",
             "# Not as it stands: Secret `plain` stands in the manifests",
             "  service-jwt-secret:\n",
+            "stores: { app: { jwt-secret: current, jwt-secret-previous: also_accepted } }",
+            "strategy: { keyring: { longest_token: 24h } }",
         ],
     );
     assert!(
-        !text.contains("\n  jwt-secret:\n"),
+        !text.contains("\n  cookie-jwt-secret:\n"),
         "a Secret in Git is not proposed as it stands:\n{text}"
     );
     assert!(project.run(&["config", "show"], "").code == 0, "{text}");
@@ -228,7 +230,7 @@ fn manifests_are_taken_from_a_pipe_and_their_namespace_from_the_command_line() {
     assert_eq!(ran.code, 0, "{}", ran.stderr);
     has(
         &project.config(),
-        &["  production:\n", "    cluster: { context: prod }", "jwt-secret-agent:"],
+        &["  production:\n", "    cluster: { context: prod }", ],
     );
     let ran = project.run(&["init", "--manifests", "-"], manifest);
     assert_eq!(ran.code, 1);
@@ -360,7 +362,7 @@ fn from_nothing_to_a_rotation_in_a_cluster_whose_pods_are_real_processes() {
     has(
         &text,
         &[
-            &format!("id: {:?}", shop.cluster.identity()),
+            &shop.cluster.identity(),
             "kubeconfig: kubeconfig",
             "# CronJob `report` reads it anew at its next run.",
         ],
@@ -392,10 +394,9 @@ fn from_nothing_to_a_rotation_in_a_cluster_whose_pods_are_real_processes() {
     let told: Value = serde_json::from_str(&ran.stdout).unwrap();
     let found = told["cluster"]["found"].as_array().unwrap();
     let of = |kind: &str| found.iter().filter(|one| one["kind"] == kind).count();
-    assert_eq!(
-        [of("Secret"), of("Deployment"), of("CronJob"), of("ReplicaSet"), of("Pod"), of("replica")],
-        [1, 1, 1, 2, 2, 2]
-    );
+    let kinds = ["Secret", "Deployment", "CronJob", "ReplicaSet", "replica"];
+    assert_eq!(kinds.map(of), [1, 1, 1, 2, 2], "{found:?}");
+    assert!(of("Pod") >= 2, "{found:?}");
     assert_eq!(told["cluster"]["unseen"], json!([]));
     // The same words lead to another cluster now.
     let other = Cluster::start().unwrap();
@@ -442,8 +443,8 @@ fn a_cluster_is_asked_with_few_permissions_and_what_is_missing_is_said() {
     has(
         &said,
         &[
-            "may not `get` of `secrets/app` in namespace `shop`",
-            "may not `list` of `externalsecrets`",
+            "not allowed: `get` of `secrets/app` in namespace `shop`",
+            "not allowed: `list` of `externalsecrets`",
         ],
     );
     has(&shop.project.config(), &["stores: { app: jwt-secret }"]);

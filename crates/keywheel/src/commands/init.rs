@@ -216,7 +216,7 @@ async fn live(
         warnings.push(Warning {
             file: None,
             line: None,
-            message: format!("this account may not {what}: what would stand there is missing"),
+            message: format!("not allowed: {what}; what would stand there is missing"),
         });
     }
     Ok((live.inventory, cluster(root, args, Some(&live.id))))

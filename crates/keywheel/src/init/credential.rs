@@ -21,6 +21,8 @@ pub(crate) enum Kind {
     Configured(&'static str, &'static str),
     /// A credential that no issuer of ours can mint.
     NoIssuer(&'static str),
+    /// A key of a Secret whose name does not say what it holds.
+    Unnamed,
     /// An identifier that may be published.
     Public(&'static str),
 }
@@ -34,6 +36,7 @@ impl Kind {
             Self::OpenRouter => "an OpenRouter key",
             Self::Anthropic => "an Anthropic key",
             Self::Unknown => "a secret, by its name",
+            Self::Unnamed => "a key whose name does not say what it holds",
             Self::Guided(what, _)
             | Self::Configured(what, _)
             | Self::NoIssuer(what)
@@ -50,7 +53,7 @@ impl Kind {
             Self::Anthropic => Some("anthropic"),
             Self::Guided(..) => Some("manual"),
             Self::Unknown => Some("random"),
-            Self::Configured(..) | Self::NoIssuer(_) | Self::Public(_) => None,
+            Self::Configured(..) | Self::NoIssuer(_) | Self::Unnamed | Self::Public(_) => None,
         }
     }
 
@@ -157,6 +160,9 @@ pub(crate) fn recognise(name: &str, value: Option<&SecretValue>) -> Option<Kind>
 /// Returns what holds a value that nobody saw, by its name alone; none where that does not say that it is a credential.
 pub(crate) fn recognise_unseen(name: &str) -> Option<Kind> {
     let name = as_variable(name);
+    if name == "TLS_KEY" {
+        return Some(Kind::NoIssuer("a private key, by its name"));
+    }
     let kind = by_name(&name)?;
     let word = |vendor: &str| name.split('_').any(|part| part == vendor);
     let is_plain = !word("ADMIN") && !word("MANAGEMENT") && name.ends_with("KEY");

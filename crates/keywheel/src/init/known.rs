@@ -84,6 +84,18 @@ impl Known {
             }
     }
 
+    /// Returns whether a secret of another environment has this key in a Secret of this name: it goes for a new environment too.
+    pub(crate) fn covers(&self, environment: &str, spot: &Spot) -> bool {
+        let name = |file: &str| file.rsplit('/').next().unwrap_or_default().to_owned();
+        let is_alike = |other: &Spot| {
+            other.home == spot.home
+                && other.variable == spot.variable
+                && name(&other.file) == name(&spot.file)
+        };
+        !self.names().contains(&environment)
+            && self.claimed.keys().any(|(_, other)| is_alike(other))
+    }
+
     fn remarks_on(&self, words: &str) -> bool {
         let mut remarks = self.text.lines().filter(|line| line.trim_start().starts_with('#'));
         remarks.any(|line| line.contains(words))
@@ -166,7 +178,8 @@ fn known(config: &Config, environment: &Environment, root: &Path) -> KnownEnviro
         _ => None,
     };
     let workloads = environment.workloads.iter();
-    let context = environment.tree.at(&["cluster", "context"]);
+    let own = environment.tree.at(&["environments", &environment.name, "cluster", "context"]);
+    let context = own.or_else(|| environment.tree.at(&["cluster", "context"]));
     KnownEnvironment {
         name: environment.name.clone(),
         cluster: context.and_then(|context| context.texts().first().map(|text| (*text).to_owned())),

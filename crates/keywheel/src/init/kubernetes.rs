@@ -117,15 +117,23 @@ impl<'a> OneSecret<'a> {
             .collect()
     }
 
-    /// Returns what a key holds by its name, else by that of the variables that hold it.
+    /// Returns what a key holds by its name, or by that of the variables that hold it: first by the one that says more.
     fn kind(&self, key: &str) -> Option<Kind> {
-        credential::recognise_unseen(key).or_else(|| {
-            let told: Vec<_> =
-                self.variables(key).into_iter().map(credential::recognise_unseen).collect();
-            let first = *told.first()?;
-            told.iter().all(|other| *other == first).then_some(first)?
-        })
+        let told: BTreeSet<&str> = self.variables(key);
+        let mut told = told.into_iter().map(credential::recognise_unseen);
+        let first = told.next().flatten();
+        let by_variables = first.filter(|_| told.all(|other| other == first));
+        let by_key = credential::recognise_unseen(key);
+        match is_bare(key) {
+            true => by_variables.or(by_key),
+            false => by_key.or(by_variables),
+        }
     }
+}
+
+/// Whether the name of a key tells nothing without that of its Secret.
+fn is_bare(key: &str) -> bool {
+    BARE.contains(&slug(&key.to_ascii_lowercase()).as_str())
 }
 
 fn is_same(one: &Runner, other: &Runner) -> bool {
@@ -186,7 +194,7 @@ fn literals(scene: &Scene<'_>, warnings: &mut Vec<Warning>) {
                 line: None,
                 message: format!(
                     "{} sets `{}` to a value: {}, for everybody who may read it; put it into a Secret",
-                    plain(&runner.words()).replace("\\u{60}", "`"),
+                    runner.words(),
                     shown(name),
                     kind.words()
                 ),
@@ -259,8 +267,7 @@ impl<'a> Draft<'a> {
     fn one_key(&mut self, place: &Place, one: &OneSecret<'a>, key: &str) {
         let spot = Spot::in_secret(&place.0, &place.1, key);
         let (environment, _) = self.scene.environment;
-        let kind =
-            one.kind(key).unwrap_or(Kind::NoIssuer("a key whose name does not say what it holds"));
+        let kind = one.kind(key).unwrap_or(Kind::Unnamed);
         let readers = one.readers(key);
         let is_known = self.scene.known.is_some_and(|known| known.mentions_in(environment, &spot));
         let first = self.beside(one, key);
@@ -301,7 +308,6 @@ impl<'a> Draft<'a> {
         kind: Kind,
         readers: &[&'a Runner],
     ) {
-        let spot = Spot::in_secret(&place.0, &place.1, key);
         let (store, is_open) = self.store(place, one);
         let mut slots = vec![(key.to_owned(), Role::Current)];
         let second = one.keys.iter().copied().find(|other| self.beside(one, other) == Some(key));
@@ -349,10 +355,16 @@ impl<'a> Draft<'a> {
             obstacles
                 .insert("no Deployment, StatefulSet or DaemonSet was found that reads it".into());
         }
-        let part = Part { spots: vec![spot], stores: vec![(store.clone(), slots)], readers: names };
+        let spot = Spot::in_secret(&place.0, &place.1, key);
+        let (environment, _) = self.scene.environment;
+        if self.scene.known.is_some_and(|known| known.covers(environment, &spot)) {
+            return;
+        }
+        let spots = slots.iter().map(|(key, _)| Spot::in_secret(&place.0, &place.1, key));
+        let part =
+            Part { spots: spots.collect(), stores: vec![(store.clone(), slots)], readers: names };
         let name = self.secret_name(place, one, key, &store);
-        let obstacles =
-            obstacles.into_iter().map(|why| plain(&why).replace("\\u{60}", "`")).collect();
+        let obstacles = obstacles.into_iter().collect();
         let parts = BTreeMap::from([(self.home, part)]);
         self.secrets.push(Secret { name, kind, road, obstacles, notes, parts });
     }
@@ -363,8 +375,7 @@ impl<'a> Draft<'a> {
         let own = words(key);
         let by_variable = one.variables(key).first().map(|name| words(name));
         let by_secret = slug(&format!("{}-{own}", place.1));
-        let is_bare = BARE.contains(&own.as_str());
-        let first = if is_bare { by_variable.unwrap_or_else(|| by_secret.clone()) } else { own };
+        let first = if is_bare(key) { by_variable.unwrap_or_else(|| by_secret.clone()) } else { own };
         let (environment, _) = self.scene.environment;
         let names = [
             first.clone(),

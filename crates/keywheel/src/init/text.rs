@@ -124,6 +124,7 @@ pub(crate) fn listed(proposal: &Proposal) -> Vec<String> {
         let then = match one.kind {
             Kind::Public(_) => "nothing to rotate".to_owned(),
             Kind::Configured(_, issuer) => format!("the issuer `{issuer}` rotates it"),
+            Kind::Unnamed => "only you know".to_owned(),
             _ => "no issuer for it yet".to_owned(),
         };
         lines.push(format!("# {}: {}; {then}", one.spot.words(), one.kind.words()));
@@ -387,7 +388,8 @@ fn list<'a>(names: impl Iterator<Item = &'a String>) -> String {
 }
 
 fn plain_text(text: &str) -> String {
-    text.replace(['\n', '\r'], " ")
+    let escaped = |c: char| if c == '`' { c.to_string() } else { plain(&c.to_string()) };
+    text.chars().map(escaped).collect()
 }
 
 /// Writes a text as a YAML scalar: plain where it is a word that means nothing else, else in double quotes.

@@ -119,8 +119,35 @@ impl Asked<'_> {
         if ways.is_empty() {
             return None;
         }
-        let how = [ways.join("; "), state(kind, item)].into_iter().filter(|part| !part.is_empty());
+        let how =
+            [ways.join("; "), self.state(kind, item)].into_iter().filter(|part| !part.is_empty());
         Some(Whereabout { kind: kind.into(), name, how: how.collect::<Vec<_>>().join("; ") })
+    }
+
+    /// Says whether an object runs, or what would make it run.
+    fn state(&self, kind: &str, item: &Value) -> String {
+        let replicas = item["spec"]["replicas"].as_u64().unwrap_or(1);
+        match kind {
+            "Pod" => match item["status"]["phase"].as_str() {
+                Some(phase @ ("Succeeded" | "Failed" | "Pending" | "Running")) => {
+                    phase.to_lowercase()
+                }
+                _ => String::new(),
+            },
+            "Deployment" | "StatefulSet" if replicas == 0 => "scaled to zero".into(),
+            "ReplicaSet" if replicas == 0 => "history, to which a rollout can be undone".into(),
+            "ControllerRevision" => "history, to which a rollout can be undone".into(),
+            "CronJob" if item["spec"]["suspend"] == true => "suspended".into(),
+            "CronJob" if self.approach == Approach::Versioned => {
+                "its next run reads that one".into()
+            }
+            "CronJob" => "its next run reads anew".into(),
+            "Job" => match crate::workload::kubernetes::inventory::is_over(item) {
+                true => "over".into(),
+                false => "runs".into(),
+            },
+            _ => String::new(),
+        }
     }
 
     fn asks_about(&self, given: &Given) -> bool {
@@ -151,26 +178,5 @@ fn kind_of(resource: &str) -> &'static str {
         "controllerrevisions" => "ControllerRevision",
         "jobs" => "Job",
         _ => "CronJob",
-    }
-}
-
-/// Says whether an object runs, or what would make it run.
-fn state(kind: &str, item: &Value) -> String {
-    let replicas = item["spec"]["replicas"].as_u64().unwrap_or(1);
-    match kind {
-        "Pod" => match item["status"]["phase"].as_str() {
-            Some(phase @ ("Succeeded" | "Failed" | "Pending" | "Running")) => phase.to_lowercase(),
-            _ => String::new(),
-        },
-        "Deployment" | "StatefulSet" if replicas == 0 => "scaled to zero".into(),
-        "ReplicaSet" if replicas == 0 => "history, to which a rollout can be undone".into(),
-        "ControllerRevision" => "history, to which a rollout can be undone".into(),
-        "CronJob" if item["spec"]["suspend"] == true => "suspended".into(),
-        "CronJob" => "its next run reads anew".into(),
-        "Job" => match crate::workload::kubernetes::inventory::is_over(item) {
-            true => "over".into(),
-            false => "runs".into(),
-        },
-        _ => String::new(),
     }
 }

@@ -164,6 +164,9 @@ impl Inventory {
         let head: Head = serde_json::from_value(without_annotated_values(object))
             .map_err(|_| "an object has no metadata that can be read".to_owned())?;
         let Some(name) = head.metadata.name.clone() else { return Ok(()) };
+        if !has_names(&head) {
+            return Err("an object has a kind, namespace or name that none can have".into());
+        }
         let understood = match head.kind.as_str() {
             "Secret" => {
                 self.secrets.push(secret(&head.metadata, name, object));
@@ -380,6 +383,14 @@ pub(crate) fn is_over(job: &Value) -> bool {
 
 fn is_done(pod: &Value) -> bool {
     pod["status"]["phase"] == "Succeeded" || pod["status"]["phase"] == "Failed"
+}
+
+/// Whether kind, namespace and name are such that they can be repeated anywhere.
+fn has_names(head: &Head) -> bool {
+    let is_plain = |b: u8| b.is_ascii_alphanumeric() || b"-.:".contains(&b);
+    let fits = |text: &String| (1..=253).contains(&text.len()) && text.bytes().all(is_plain);
+    let names = [&head.metadata.name, &head.metadata.namespace];
+    names.into_iter().flatten().chain([&head.kind]).all(fits)
 }
 
 /// Returns kind and metadata, without the annotation that may hold a copy of values.
