@@ -228,10 +228,7 @@ fn manifests_are_taken_from_a_pipe_and_their_namespace_from_the_command_line() {
         manifest,
     );
     assert_eq!(ran.code, 0, "{}", ran.stderr);
-    has(
-        &project.config(),
-        &["  production:\n", "    cluster: { context: prod }", ],
-    );
+    has(&project.config(), &["  production:\n", "    cluster: { context: prod }"]);
     let ran = project.run(&["init", "--manifests", "-"], manifest);
     assert_eq!(ran.code, 1);
     has(&ran.stderr, &["several environments", "staging"]);

@@ -7,6 +7,7 @@ use keywheel_core::call::CallError;
 use keywheel_core::evidence::{Expected, Proof, judge};
 use keywheel_core::plan::{Pin, Plan};
 use keywheel_core::planted;
+use keywheel_core::rotation::Rotation;
 use keywheel_core::secret::Credential;
 use keywheel_driver::pin::elsewhere;
 use serde_json::json;
@@ -156,10 +157,14 @@ async fn ask(
     let mut told = Told::default();
     let mut is_told = false;
     for secret in environment.secrets.iter().filter(|secret| is_about(secret, name)) {
-        let plan = prepare::pinned_draft(&session, config, secret).await?;
+        let open = session.open_rotation(&secret.name).await?;
+        let plan = match &open {
+            Some(rotation) => rotation.plan().as_ref().clone(),
+            None => prepare::pinned_draft(&session, config, secret).await?,
+        };
         let built = drivers_of(&plan)?;
         is_told |= stores(secret, &plan, &built, &mut told).await?;
-        replicas(&session, secret, &plan, &built, &mut told).await?;
+        replicas(&session, secret, open.as_ref(), (&plan, &built), &mut told).await?;
     }
     told.unseen.sort();
     told.unseen.dedup();
@@ -203,8 +208,8 @@ async fn stores(
 async fn replicas(
     session: &Session,
     secret: &Secret,
-    plan: &Plan,
-    built: &Built,
+    open: Option<&Rotation>,
+    (plan, built): (&Plan, &Built),
     told: &mut Told,
 ) -> Result<(), Failure> {
     let fingerprinter = &session.journal.installation().fingerprinter;
@@ -216,7 +221,10 @@ async fn replicas(
         let names: Vec<String> = slots.iter().map(|(name, _)| name.clone()).collect();
         let expected = Expected {
             slots: &slots,
-            held_since: row.as_ref().and_then(|row| row.rotated_at),
+            held_since: match open.map(Rotation::walk) {
+                Some(walk) => walk.held_since(planned, walk.should_hold()),
+                None => row.as_ref().and_then(|row| row.rotated_at),
+            },
             untouched_before: None,
             granularity: planned.facts.start_granularity,
         };

@@ -375,7 +375,8 @@ impl<'a> Draft<'a> {
         let own = words(key);
         let by_variable = one.variables(key).first().map(|name| words(name));
         let by_secret = slug(&format!("{}-{own}", place.1));
-        let first = if is_bare(key) { by_variable.unwrap_or_else(|| by_secret.clone()) } else { own };
+        let first =
+            if is_bare(key) { by_variable.unwrap_or_else(|| by_secret.clone()) } else { own };
         let (environment, _) = self.scene.environment;
         let names = [
             first.clone(),
