@@ -395,6 +395,13 @@ fn from_nothing_to_a_rotation_in_a_cluster_whose_pods_are_real_processes() {
     assert_eq!(kinds.map(of), [1, 1, 1, 2, 2], "{found:?}");
     assert!(of("Pod") >= 2, "{found:?}");
     assert_eq!(told["cluster"]["unseen"], json!([]));
+    // Whoever writes it by hand takes the proof away.
+    let key = Key::new(Kind::Secret, "shop", "app");
+    let by_hand = STANDARD.encode("kwcanary-by-hand");
+    let edit = |secret: &mut Value| secret["data"]["jwt-secret"] = json!(by_hand);
+    objects.change(&key, "kubectl-edit", edit).unwrap();
+    let said = project.ends(&["where", "--cluster", "jwt-secret"], 0);
+    assert!(said.contains("proves nothing") && !said.contains("proves that"), "{said}");
     // The same words lead to another cluster now.
     let other = Cluster::start().unwrap();
     other.write_kubeconfig(&project.path("kubeconfig")).unwrap();

@@ -5,10 +5,13 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use keywheel_core::call::CallError;
 use keywheel_core::evidence::{Expected, Proof, judge};
-use keywheel_core::plan::{Pin, Plan};
+use keywheel_core::fingerprint::Compared;
+use keywheel_core::plan::{Pin, Plan, WorkloadPlan};
 use keywheel_core::planted;
 use keywheel_core::rotation::Rotation;
 use keywheel_core::secret::Credential;
+use keywheel_core::time::Timestamp;
+use keywheel_core::version::Stage;
 use keywheel_driver::pin::elsewhere;
 use serde_json::json;
 
@@ -17,11 +20,14 @@ use crate::compile::{Built, drivers_of};
 use crate::config::{Config, Environment, Secret};
 use crate::exit::Exit;
 use crate::output::{Failure, Format};
-use crate::session::{Session, environment};
+use crate::session::{Session, environment, journal_failure};
 use crate::{code, prepare, words};
 
 /// A file larger than this is not searched, and said so.
 const LARGEST: u64 = 16 << 20;
+
+/// How many rotations are looked at for the last one that wrote anything.
+const LOOKED_BACK: usize = 8;
 
 /// Show where a secret is held and who reads it, or what a store or workload has
 #[derive(Debug, Args)]
@@ -164,7 +170,8 @@ async fn ask(
         };
         let built = drivers_of(&plan)?;
         is_told |= stores(secret, &plan, &built, &mut told).await?;
-        replicas(&session, secret, open.as_ref(), (&plan, &built), &mut told).await?;
+        let brought = brought(&session, secret, &plan, &built).await?;
+        replicas(&session, secret, brought.as_ref(), (&plan, &built), &mut told).await?;
     }
     told.unseen.sort();
     told.unseen.dedup();
@@ -204,16 +211,49 @@ async fn stores(
     Ok(is_told)
 }
 
+/// Returns the rotation that brought what the stores hold; none where they hold something else than it brought.
+async fn brought(
+    session: &Session,
+    secret: &Secret,
+    plan: &Plan,
+    built: &Built,
+) -> Result<Option<Rotation>, Failure> {
+    let row = session.inventory(&secret.name).await?;
+    let current = row.as_ref().and_then(|row| row.at(Stage::Current)?.fingerprint);
+    // Stores that disagree, or one that cannot be read, prove nothing, and are told all the same.
+    let held = prepare::agreed(plan, built).await.ok().flatten();
+    let held = held.map(|held| session.engine.fingerprint(&plan.stores, &held));
+    let is_ours = current.zip(held).is_some_and(|(a, b)| a.compare(&b) == Compared::Same);
+    if !is_ours {
+        return Ok(None);
+    }
+    let rows = session.journal.rotations(Some(&secret.name)).await.map_err(journal_failure)?;
+    for row in rows.iter().take(LOOKED_BACK) {
+        let rotation = session.replay(&row.rotation).await?;
+        if rotation.walk().is_touched() {
+            return Ok(Some(rotation));
+        }
+    }
+    Ok(None)
+}
+
+/// Returns since when all that a workload reads certainly holds what a rotation brought.
+fn held_since(rotation: &Rotation, planned: &WorkloadPlan) -> Option<Timestamp> {
+    let plan = rotation.plan();
+    let then = plan.workloads.iter().find(|one| one.bound.name == planned.bound.name)?;
+    let since = rotation.walk().held_since(then, rotation.walk().should_hold());
+    since.filter(|since| *since >= rotation.began_at())
+}
+
 /// Asks the workloads which replica proves which value, and says it of those that the stores named.
 async fn replicas(
     session: &Session,
     secret: &Secret,
-    open: Option<&Rotation>,
+    brought: Option<&Rotation>,
     (plan, built): (&Plan, &Built),
     told: &mut Told,
 ) -> Result<(), Failure> {
     let fingerprinter = &session.journal.installation().fingerprinter;
-    let row = session.inventory(&secret.name).await?;
     for (workload, planned) in built.workloads.iter().zip(&plan.workloads) {
         let via = &planned.bound.name;
         refuse_elsewhere(workload.identity(), planned.pin.as_ref(), via).await?;
@@ -221,10 +261,7 @@ async fn replicas(
         let names: Vec<String> = slots.iter().map(|(name, _)| name.clone()).collect();
         let expected = Expected {
             slots: &slots,
-            held_since: match open.map(Rotation::walk) {
-                Some(walk) => walk.held_since(planned, walk.should_hold()),
-                None => row.as_ref().and_then(|row| row.rotated_at),
-            },
+            held_since: brought.and_then(|rotation| held_since(rotation, planned)),
             untouched_before: None,
             granularity: planned.facts.start_granularity,
         };
