@@ -79,12 +79,15 @@ pub(crate) fn propose(scene: &Scene<'_>, mut warnings: Vec<Warning>) -> (Survey,
 /// Namespace and name of a Secret.
 type Place = (String, String);
 
+/// Who is given a Secret, which keys, where none stands for all, and in which variable.
+type ToRunner<'a> = (&'a Runner, Option<&'a [String]>, Option<&'a str>);
+
 /// What is known of a Secret.
 #[derive(Default)]
 struct OneSecret<'a> {
     keys: BTreeSet<&'a str>,
-    /// Who is given it, how, and which keys; none stands for all.
-    given: Vec<(&'a Runner, Option<&'a [String]>, Option<&'a str>)>,
+    /// Who is given it.
+    given: Vec<ToRunner<'a>>,
     external: Option<&'a External>,
     obstacles: Vec<String>,
     is_immutable: bool,

@@ -144,12 +144,16 @@ fn store(store: &Store) -> Vec<String> {
         Held::Whole => vec![format!("{name}: {{ file: {{ path: {path} }} }}")],
         Held::Secret { settings, remarks, is_open } => {
             let mark = if *is_open { "# " } else { "" };
-            remarks.iter().map(remark).chain([format!("{mark}{name}: {settings}")]).collect()
+            remarks
+                .iter()
+                .map(|text| remark(text))
+                .chain([format!("{mark}{name}: {settings}")])
+                .collect()
         }
     }
 }
 
-fn remark(text: &String) -> String {
+fn remark(text: &str) -> String {
     format!("# {}", plain_text(text))
 }
 
@@ -260,7 +264,7 @@ fn remarks(secret: &Secret, proposal: &Proposal) -> Vec<String> {
                 format!("# {}{place}: {}{readers}", spot.words(), secret.kind.words())
             }));
     }
-    lines.extend(secret.notes.iter().map(remark));
+    lines.extend(secret.notes.iter().map(|note| remark(note)));
     lines
 }
 

@@ -865,17 +865,17 @@ async fn h55_a_version_stays_as_long_as_anything_names_it() {
     let kept =
         |number: u8| format!("Secret api-keys-v{number}: holds a former version, which is kept");
     let expected = [
-        format!("ControllerRevision old: names `api-keys-v4`; {history}"),
+        format!("ControllerRevision old: reads it of `api-keys-v4` by env; {history}"),
         "CronJob old: reads it of `api-keys-v2` by env; its next run reads that one".into(),
-        "Deployment old: reads it of `api-keys-v3` by projected volume; scaled to zero".into(),
+        "Deployment old: names `api-keys-v3`; scaled to zero".into(),
         format!("ReplicaSet old: reads it of `api-keys-v1` by env; {history}"),
-        "Secret api-keys: holds a former version, which is kept".into(),
         kept(1),
         kept(2),
         kept(3),
         kept(4),
         kept(5),
         "Secret api-keys-v6: holds it; the current version".into(),
+        "Secret api-keys: holds a former version, which is kept".into(),
     ];
     assert_eq!((found.as_slice(), told.unseen.len()), (&expected[..], 0));
     let mut stays = store.clean_up().await.unwrap();

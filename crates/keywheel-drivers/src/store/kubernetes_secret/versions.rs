@@ -265,7 +265,7 @@ fn with(present: Option<&Object>, due: &[&Edit<'_>]) -> Data {
 
 /// Whether a text names a Secret: as a whole word, wherever it stands. One that is kept for nothing does less harm than one that
 /// is missed.
-pub(super) fn names(text: &str, secret: &str) -> bool {
+fn names(text: &str, secret: &str) -> bool {
     let is_part = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
     text.split(|c| !is_part(c)).any(|word| word == secret)
 }

@@ -8,7 +8,7 @@ use keywheel_driver::store::{Whereabout, Whereabouts};
 use keywheel_driver::{CallError, RefusalKind};
 use serde_json::Value;
 
-use super::versions::{List, REFERRERS, names};
+use super::versions::{List, REFERRERS};
 use crate::kubernetes::{Access, Approach, Head, Kubernetes, Place};
 use crate::store::kubernetes_secret::object::Object;
 use crate::workload::kubernetes::inventory::{Given, given_by};
@@ -98,13 +98,12 @@ impl Asked<'_> {
         let kind = kind_of(resource);
         let name = item["metadata"]["name"].as_str().unwrap_or_default().to_owned();
         let mut ways = Vec::new();
+        let given = given_by(kind, item);
         for version in versions {
-            let given = given_by(kind, item);
-            let given: Vec<&Given> = given
-                .iter()
-                .filter(|given| given.secret == *version && self.asks_about(given))
-                .collect();
-            let hows: BTreeSet<&str> = given.iter().map(|given| given.how).collect();
+            let given: Vec<&Given> =
+                given.iter().filter(|given| given.secret == *version).collect();
+            let asked = given.iter().filter(|given| self.asks_about(given));
+            let hows: BTreeSet<&str> = asked.map(|given| given.how).collect();
             let named = match self.approach {
                 Approach::InPlace => String::new(),
                 Approach::Versioned => format!(" of `{version}`"),
@@ -112,7 +111,7 @@ impl Asked<'_> {
             if !hows.is_empty() {
                 let hows: Vec<&str> = hows.into_iter().collect();
                 ways.push(format!("reads it{named} by {}", hows.join(", ")));
-            } else if !kind_makes_pods(kind) && is_named(item, version) {
+            } else if given.is_empty() && is_named(item, version) {
                 ways.push(format!("names `{version}`"));
             }
         }
@@ -155,16 +154,21 @@ impl Asked<'_> {
     }
 }
 
-fn is_named(item: &Value, version: &str) -> bool {
-    let mut item = item.clone();
-    if let Some(metadata) = item["metadata"].as_object_mut() {
-        metadata.remove("managedFields");
+/// Whether an object names a Secret, though no container of it is given that: a volume that nothing mounts, or a service account.
+fn is_named(object: &Value, secret: &str) -> bool {
+    let is = |named: &Value| named == secret;
+    match object {
+        Value::Array(items) => items.iter().any(|item| is_named(item, secret)),
+        Value::Object(fields) => fields.iter().any(|(field, held)| match field.as_str() {
+            "secretName" => is(held),
+            "secret" | "secretRef" | "secretKeyRef" => is(&held["name"]) || is(&held["secretName"]),
+            "secrets" | "imagePullSecrets" => {
+                held.as_array().is_some_and(|held| held.iter().any(|one| is(&one["name"])))
+            }
+            _ => is_named(held, secret),
+        }),
+        _ => false,
     }
-    names(&item.to_string(), version)
-}
-
-fn kind_makes_pods(kind: &str) -> bool {
-    !matches!(kind, "ServiceAccount" | "ControllerRevision")
 }
 
 fn kind_of(resource: &str) -> &'static str {

@@ -406,6 +406,7 @@ fn pod_spec<'o>(kind: &str, object: &'o Value) -> &'o Value {
     match kind {
         "Pod" => &object["spec"],
         "CronJob" => &object["spec"]["jobTemplate"]["spec"]["template"]["spec"],
+        "ControllerRevision" => &object["data"]["spec"]["template"]["spec"],
         _ => &object["spec"]["template"]["spec"],
     }
 }
