@@ -80,10 +80,36 @@ pub trait Store: Send + Sync {
         Vec::new()
     }
 
+    /// Finds everything at the place of the container that holds or names these slots now, running or not; none where the place tells
+    /// nothing of that. Asked for people only.
+    async fn whereabouts(&self, _addresses: &[String]) -> Result<Option<Whereabouts>, CallError> {
+        Ok(None)
+    }
+
     /// Returns how the container says which installation owns it, where it can carry that.
     fn claims(&self) -> Option<&dyn Claims> {
         None
     }
+}
+
+/// What holds or names slots.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Whereabouts {
+    /// What was found.
+    pub found: Vec<Whereabout>,
+    /// What could not be looked at, in words.
+    pub unseen: Vec<String>,
+}
+
+/// Something that holds or names slots.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Whereabout {
+    /// Its kind, in the words of the place.
+    pub kind: String,
+    /// Its name.
+    pub name: String,
+    /// How it holds or names them, and whether it runs.
+    pub how: String,
 }
 
 /// One slot to be written.

@@ -33,6 +33,9 @@ pub struct Cluster {
     /// The cluster in which keywheel itself runs, by the service account of its pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub in_cluster: Option<InCluster>,
+    /// The id of its namespace `kube-system`, which `keywheel init --cluster` writes. Another cluster that answers is refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
 }
 
 /// The cluster in which keywheel itself runs.
@@ -51,7 +54,7 @@ pub(super) enum Source {
 
 impl Source {
     pub(super) fn new(setting: Option<&Cluster>, root: &Context) -> Result<Self, Refusal> {
-        let Some(Cluster { context, kubeconfig, in_cluster }) = setting else {
+        let Some(Cluster { context, kubeconfig, in_cluster, id: _ }) = setting else {
             let message = "no `cluster` is named; name it as `cluster: { context: NAME }` for the environment, or here";
             return Err(unsupported(message));
         };
@@ -233,12 +236,12 @@ mod tests {
 
     fn named(context: &str, kubeconfig: Option<&str>) -> Cluster {
         let kubeconfig = kubeconfig.map(PathBuf::from);
-        Cluster { context: Some(context.into()), kubeconfig, in_cluster: None }
+        Cluster { context: Some(context.into()), kubeconfig, in_cluster: None, id: None }
     }
 
     #[test]
     fn the_current_context_is_never_used() {
-        let none = Cluster { context: None, kubeconfig: None, in_cluster: None };
+        let none = Cluster { context: None, kubeconfig: None, in_cluster: None, id: None };
         assert!(refusal(Some(none.clone())).contains("the current context is never used"));
         let file = Cluster { kubeconfig: Some("kube".into()), ..none };
         assert!(refusal(Some(file)).contains("the current context is never used"));

@@ -29,6 +29,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use keywheel_core::plan::Pin;
+use keywheel_core::planted;
 use keywheel_core::secret::SecretValue;
 use keywheel_core::time::Span;
 use keywheel_driver::{CallError, Refusal, RefusalKind};
@@ -72,6 +73,8 @@ const SPARE: Duration = Duration::from_secs(60);
 pub(crate) struct Kubernetes {
     source: Source,
     target: String,
+    /// The id that it must have, where the settings say one.
+    expected: Option<String>,
 }
 
 /// A change that is asked of the API server.
@@ -92,7 +95,8 @@ impl Kubernetes {
     pub(crate) fn new(setting: Option<&Cluster>, context: &Context) -> Result<Self, Refusal> {
         let source = Source::new(setting, context)?;
         let target = format!("cluster {source}");
-        Ok(Self { source, target })
+        let expected = setting.and_then(|setting| setting.id.clone());
+        Ok(Self { source, target, expected })
     }
 
     /// Returns the name by which settings of the same cluster know each other.
@@ -110,7 +114,8 @@ impl Kubernetes {
     /// # Errors
     /// A refusal: nothing was asked yet.
     pub(crate) async fn client(&self) -> Result<kube::Client, Refusal> {
-        let key = (self.source.id(), tokio::runtime::Handle::current().id());
+        let runtime = tokio::runtime::Handle::current().id();
+        let key = (self.source.id(), self.expected.clone(), runtime);
         let now = jiff::Timestamp::now();
         // One that logs in by a certificate for a while does not renew it by itself.
         let lasts =
@@ -120,13 +125,14 @@ impl Kubernetes {
             return Ok(client.1.clone());
         }
         let client = self.source.connect(&self.target, LOGIN).await?;
+        self.check_id(&client).await?;
         shared().push((key, client.clone()));
         Ok(client)
     }
 
     /// Forgets the client, so that the next request reads the settings again.
     fn forget(&self) {
-        shared().retain(|((id, _), _)| *id != self.source.id());
+        shared().retain(|((id, ..), _)| *id != self.source.id());
     }
 
     /// Returns whether it is made sure that it is the cluster itself which answers.
@@ -137,16 +143,39 @@ impl Kubernetes {
         self.source.is_verified(&self.target).await
     }
 
+    /// Refuses another cluster than the settings say, before anything else is asked of it.
+    async fn check_id(&self, client: &kube::Client) -> Result<(), Refusal> {
+        let Some(expected) = &self.expected else { return Ok(()) };
+        let place = Place::core("namespaces").named("kube-system");
+        let answer = self.send_by(client, &Method::GET, &place, &[], None).await;
+        let answer = answer.and_then(|answer| answer.map_err(|why| why.error(&self.target)));
+        let found = answer.and_then(|answer| match answer.status.is_success() {
+            true => answer.decode::<Object>(),
+            false => Err(answer.error(Effect::Reads)),
+        });
+        match found {
+            Ok(found) if found.metadata.uid == *expected || planted!("cluster_id_unchecked") => {
+                Ok(())
+            }
+            Ok(found) => {
+                let message = format!(
+                    "{} is another one than the configuration says: its id is `{}`, and `cluster` names `{expected}`",
+                    self.target, found.metadata.uid
+                );
+                Err(Refusal::operator(RefusalKind::Conflict, message))
+            }
+            Err(CallError::Refused(refusal)) => Err(without_identity(refusal)),
+            Err(CallError::Unknown(why)) => {
+                Err(Refusal::retry(RefusalKind::Unavailable, None, why))
+            }
+        }
+    }
+
     /// Returns the cluster as it names itself: by the namespace `kube-system`, which lives as long as the cluster.
     pub(crate) async fn identity(&self) -> Result<Pin, CallError> {
         let place = Place::core("namespaces").named("kube-system");
         let found: Object = self.read(&place).await.map_err(|error| match error {
-            CallError::Refused(refusal) if refusal.kind == RefusalKind::Permission => {
-                let message = format!(
-                    "{refusal}; by it a cluster is told from another one, so allow `get` of that one namespace"
-                );
-                Refusal { message, ..refusal }.into()
-            }
+            CallError::Refused(refusal) => without_identity(refusal).into(),
             error => error,
         })?;
         Ok(Pin { id: found.metadata.uid, machine: String::new(), folder: String::new() })
@@ -254,6 +283,18 @@ impl Kubernetes {
         query: &[(&str, &str)],
         body: Option<(&str, &SecretValue)>,
     ) -> Result<Result<Answer, NoAnswer>, CallError> {
+        let client = self.client().await?;
+        self.send_by(&client, method, place, query, body).await
+    }
+
+    async fn send_by(
+        &self,
+        client: &kube::Client,
+        method: &Method,
+        place: &Place<'_>,
+        query: &[(&str, &str)],
+        body: Option<(&str, &SecretValue)>,
+    ) -> Result<Result<Answer, NoAnswer>, CallError> {
         let what = place.in_words(method);
         let request = http::Request::builder()
             .method(method)
@@ -270,7 +311,6 @@ impl Kubernetes {
             let message = format!("{}: {what} cannot be asked for", self.target);
             Refusal::operator(RefusalKind::Unsupported, message)
         })?;
-        let client = self.client().await?;
         let asked = async {
             let (parts, body) = client.send(request).await?.into_parts();
             let body = SecretValue::new(body.collect_bytes().await?.to_vec());
@@ -306,7 +346,18 @@ fn is_outdated(answered: &Result<Answer, NoAnswer>) -> bool {
     }
 }
 
-type Shared = Vec<((String, tokio::runtime::Id), kube::Client)>;
+/// Says what a refusal to tell the id of a cluster keeps from being known.
+fn without_identity(refusal: Refusal) -> Refusal {
+    if refusal.kind != RefusalKind::Permission {
+        return refusal;
+    }
+    let message = format!(
+        "{refusal}; by it a cluster is told from another one, so allow `get` of that one namespace"
+    );
+    Refusal { message, ..refusal }
+}
+
+type Shared = Vec<((String, Option<String>, tokio::runtime::Id), kube::Client)>;
 
 /// The clients of this process; one belongs to the runtime that made it.
 fn shared() -> std::sync::MutexGuard<'static, Shared> {
@@ -322,4 +373,28 @@ struct Object {
 #[derive(Deserialize)]
 struct Identified {
     uid: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_cluster_of_another_id_is_refused_before_anything_else_is_asked() {
+        let twin = keywheel_twins::kubernetes::Cluster::start().unwrap();
+        let folder = tempfile::TempDir::new().unwrap();
+        twin.write_kubeconfig(&folder.path().join("kube")).unwrap();
+        let with = |id: String| {
+            let (context, kubeconfig) = (Some("admin".into()), Some("kube".into()));
+            let setting = Cluster { context, kubeconfig, in_cluster: None, id: Some(id) };
+            Kubernetes::new(Some(&setting), &Context::at(folder.path())).unwrap()
+        };
+        let asked = |cluster: Kubernetes| async move {
+            cluster.find::<Value>(&Place::core("secrets").within("shop").named("app")).await
+        };
+        let refused = asked(with("another".into())).await.unwrap_err().to_string();
+        assert!(refused.contains(&twin.identity()) && refused.contains("`another`"), "{refused}");
+        assert!(twin.faults().seen().iter().all(|seen| seen.resource == "namespaces"));
+        assert!(asked(with(twin.identity())).await.unwrap().is_none());
+    }
 }

@@ -20,7 +20,7 @@ use keywheel_core::planted;
 use keywheel_core::secret::SecretValue;
 use keywheel_core::time::Span;
 use keywheel_driver::duration::Duration;
-use keywheel_driver::store::{Edit, Written};
+use keywheel_driver::store::{Edit, Whereabouts, Written};
 use keywheel_driver::{CallError, Claims, Finding, Refusal, RefusalKind, Right, Store};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -29,6 +29,7 @@ use tokio::time::Instant;
 
 use super::StoreConfig;
 use super::kubernetes_secret::object::{Data, Object};
+use super::kubernetes_secret::whereabouts::Asked;
 use crate::api::{plain, unsupported};
 use crate::http::Effect;
 use crate::kubernetes::{Access, Approach, Change, Cluster, Kubernetes, Place, SecretRef};
@@ -326,6 +327,17 @@ impl Store for ExternalSecret {
     fn rights(&self) -> Vec<Right> {
         let own = self.cluster.rights(&self.wanted());
         own.into_iter().chain(self.upstream.rights()).collect()
+    }
+
+    async fn whereabouts(&self, addresses: &[String]) -> Result<Option<Whereabouts>, CallError> {
+        let asked = Asked {
+            cluster: &self.cluster,
+            namespace: &self.config.namespace,
+            name: &self.target,
+            approach: Approach::InPlace,
+            keys: addresses,
+        };
+        asked.find().await.map(Some)
     }
 
     fn claims(&self) -> Option<&dyn Claims> {

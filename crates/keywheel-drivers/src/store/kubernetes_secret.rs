@@ -9,9 +9,11 @@
 //! makes or deploys is refused: its word would be the last one (H49, H61).
 
 mod claim;
+pub(crate) mod glance;
 mod marks;
 pub(super) mod object;
 mod versions;
+pub(super) mod whereabouts;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -21,7 +23,7 @@ use keywheel_core::facts::{Pickup, ReadBack, Revert, StoreFacts};
 use keywheel_core::plan::Pin;
 use keywheel_core::planted;
 use keywheel_core::secret::SecretValue;
-use keywheel_driver::store::{Edit, Written};
+use keywheel_driver::store::{Edit, Whereabouts, Written};
 use keywheel_driver::{
     CallError, Claim, Claims, Finding, Owner, Refusal, RefusalKind, Remedy, Right, Severity, Store,
 };
@@ -32,6 +34,7 @@ use self::claim::Claimed;
 use self::object::{
     Data, Encoded, LARGEST, New, NewMetadata, Object, Patch, PatchMetadata, not_a_key,
 };
+use self::whereabouts::Asked;
 use crate::api::{plain, unsupported};
 use crate::http::Effect;
 use crate::kubernetes::{
@@ -171,6 +174,17 @@ impl Store for KubernetesSecret {
 
     fn rights(&self) -> Vec<Right> {
         self.secret.cluster.rights(&self.secret.wanted())
+    }
+
+    async fn whereabouts(&self, addresses: &[String]) -> Result<Option<Whereabouts>, CallError> {
+        let asked = Asked {
+            cluster: &self.secret.cluster,
+            namespace: &self.secret.namespace,
+            name: &self.secret.name,
+            approach: self.secret.approach,
+            keys: addresses,
+        };
+        asked.find().await.map(Some)
     }
 
     fn claims(&self) -> Option<&dyn Claims> {

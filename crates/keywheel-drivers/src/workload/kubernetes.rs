@@ -14,6 +14,7 @@
 //! - It is one patch that names the state that it changes; one that somebody takes away is named, and not fought over (H48).
 
 mod ask;
+pub mod inventory;
 mod logs;
 mod namespace;
 mod pod;
@@ -117,6 +118,16 @@ impl Build for Config {
 }
 
 impl Config {
+    /// Returns the setting by which the object is named, and its name.
+    pub fn named(&self) -> Option<(&'static str, &str)> {
+        let named = [
+            ("deployment", &self.deployment),
+            ("stateful_set", &self.stateful_set),
+            ("daemon_set", &self.daemon_set),
+        ];
+        named.into_iter().find_map(|(setting, name)| Some((setting, name.as_deref()?)))
+    }
+
     fn object(&self) -> Result<(Kind, String), Refusal> {
         let named = [
             self.deployment.as_ref().map(|name| (Kind::Deployment, name)),

@@ -3,20 +3,25 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use keywheel_drivers::Context;
+use keywheel_drivers::kubernetes::Cluster;
+use keywheel_drivers::workload::kubernetes::inventory::Inventory;
 use serde_json::json;
 
 use crate::cli::Globals;
 use crate::code;
 use crate::config;
+use crate::config::resolve::DEFAULT_ENVIRONMENT;
 use crate::exit::Exit;
 use crate::init::known::Known;
+use crate::init::kubernetes::{self, Scene};
 use crate::init::propose::{self, Proposal};
 use crate::init::survey::{self, Survey};
-use crate::init::{Warning, plain, text, walk, write};
+use crate::init::{Warning, manifests, plain, text, walk, write};
 use crate::output::{Failure, Format};
 use crate::words;
 
-/// Propose keywheel.yaml from Compose and .env files here and below, or what an existing one lacks; writes no value
+/// Propose keywheel.yaml from Compose and .env files here and below, from Kubernetes manifests or a cluster, or what an existing one lacks; writes no value
 #[derive(Debug, Args)]
 pub(crate) struct InitArgs {
     /// Show the proposal and write nothing
@@ -25,6 +30,30 @@ pub(crate) struct InitArgs {
     /// Add to a file that is there already what it lacks
     #[arg(long, conflicts_with = "dry_run")]
     write: bool,
+    /// Read Kubernetes manifests in place of Compose files: files, folders, or `-` for what `helm template` or `kustomize build` prints
+    #[arg(long, value_name = "PATH", num_args = 1..)]
+    manifests: Vec<PathBuf>,
+    /// Ask a Kubernetes cluster what runs; changes nothing, lists no Secrets and reads no value
+    #[arg(long, requires = "context", conflicts_with = "manifests")]
+    cluster: bool,
+    /// The context of the cluster
+    #[arg(long, value_name = "NAME")]
+    context: Option<String>,
+    /// The kubeconfig that has the context [default: KUBECONFIG, else ~/.kube/config]
+    #[arg(long, value_name = "FILE", requires = "context")]
+    kubeconfig: Option<PathBuf>,
+    /// A namespace to ask about [default: that of the context]; with `--manifests`, that of objects which name none
+    #[arg(long, value_name = "NAME")]
+    namespace: Vec<String>,
+    /// The environment that the cluster or the manifests are of
+    #[arg(long, short, value_name = "ENV")]
+    environment: Option<String>,
+}
+
+impl InitArgs {
+    fn is_of_kubernetes(&self) -> bool {
+        self.cluster || !self.manifests.is_empty()
+    }
 }
 
 /// What one run works on.
@@ -38,14 +67,14 @@ struct Work {
 
 pub(crate) async fn run(args: &InitArgs, globals: &Globals) -> Result<Exit, Failure> {
     let target = globals.file().map_or_else(|| config::FILE.into(), Path::to_owned);
-    let mut work = look(target).await?;
+    let mut work = look(target, args).await?;
     work.survey.warnings.extend(hidden(&work));
     let output = globals.output();
     for warning in &work.survey.warnings {
         output.note(&format!("warning: {warning}"));
     }
     if work.survey.credentials.is_empty() && work.known.is_none() {
-        return Err(nothing(&work.survey));
+        return Err(nothing(&work.survey, args));
     }
     let shown = match &work.known {
         None => text::whole(&work.proposal),
@@ -67,20 +96,156 @@ pub(crate) async fn run(args: &InitArgs, globals: &Globals) -> Result<Exit, Fail
     Ok(Exit::Done)
 }
 
-async fn look(target: PathBuf) -> Result<Work, Failure> {
+async fn look(target: PathBuf, args: &InitArgs) -> Result<Work, Failure> {
     let folder = target.parent().filter(|folder| !folder.as_os_str().is_empty());
     let folder = folder.unwrap_or(Path::new("."));
-    let files = walk::files(folder).map_err(|error| {
+    let unreadable = |error: std::io::Error| {
         Failure::new("the folder cannot be read")
             .caused_by(error.kind().to_string())
             .code(code::UNREADABLE)
-    })?;
+    };
+    if args.is_of_kubernetes() {
+        let root = std::fs::canonicalize(folder).map_err(unreadable)?;
+        return of_kubernetes(target, &root, args).await;
+    }
+    if args.context.is_some() || !args.namespace.is_empty() || args.environment.is_some() {
+        let message =
+            "`--context`, `--namespace` and `--environment` belong to `--cluster` or `--manifests`";
+        return Err(Failure::new(message).code(code::USAGE));
+    }
+    let files = walk::files(folder).map_err(unreadable)?;
     let root = files.root.clone();
     let known = known(&target, &root)?;
     let survey = survey::survey(files).await;
-    let name = root.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    let proposal = propose::propose(&survey, known.as_ref(), &name);
+    let proposal = propose::propose(&survey, known.as_ref(), &name_of(&root));
     Ok(Work { target, survey, known, proposal })
+}
+
+fn name_of(folder: &Path) -> String {
+    folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+/// Looks at manifests, or at a cluster.
+async fn of_kubernetes(target: PathBuf, root: &Path, args: &InitArgs) -> Result<Work, Failure> {
+    let known = known(&target, root)?;
+    let environment = environment(known.as_ref(), args)?;
+    let mut warnings = Vec::new();
+    let (inventory, cluster) = match args.cluster {
+        true => live(root, args, &mut warnings).await?,
+        false => (manifests::read(&args.manifests, &mut warnings), cluster(root, args, None)),
+    };
+    let namespace = match &args.namespace[..] {
+        [] => "default",
+        [one] => one,
+        _ if args.cluster => "default",
+        _ => {
+            let message = "with `--manifests`, `--namespace` is that of objects which name none, and is given once";
+            return Err(Failure::new(message).code(code::USAGE));
+        }
+    };
+    let scene = Scene {
+        inventory: &inventory,
+        live: args.cluster,
+        namespace,
+        known: known.as_ref(),
+        environment: (&environment.0, environment.1),
+        project: propose::named_project(&name_of(root)),
+        cluster,
+    };
+    let (survey, proposal) = kubernetes::propose(&scene, warnings);
+    Ok(Work { target, survey, known, proposal })
+}
+
+/// Returns the environment that is written, and whether it needs no name.
+fn environment(known: Option<&Known>, args: &InitArgs) -> Result<(String, bool), Failure> {
+    let told = args.environment.clone();
+    let Some(known) = known else {
+        let single = told.is_none();
+        return Ok((told.unwrap_or_else(|| DEFAULT_ENVIRONMENT.into()), single));
+    };
+    let names = known.names();
+    let name = match (told, known.single) {
+        (Some(name), true) if !names.contains(&name.as_str()) => {
+            let message = "the configuration has no `environments`, so that none can be added";
+            return Err(Failure::new(message)
+                .now("nothing changed")
+                .hint("put what is there below `environments: { NAME: … }` first")
+                .code(code::UNKNOWN_NAME));
+        }
+        (Some(name), _) => name,
+        (None, _) if names.len() == 1 => names[0].to_owned(),
+        (None, _) => {
+            let message = "the configuration has several environments";
+            let hint = format!("name one with `--environment`: {}", names.join(", "));
+            return Err(Failure::new(message).now("nothing changed").hint(hint).code(code::USAGE));
+        }
+    };
+    match (known.cluster(&name), &args.context) {
+        (Some(own), Some(given)) if own != given => {
+            let message = format!("environment `{name}` is in the cluster of another context");
+            let hint =
+                "name that context with `--context`, or another environment with `--environment`";
+            Err(Failure::new(message).now("nothing changed").hint(hint).code(code::WRONG_VALUE))
+        }
+        _ => Ok((name, known.single)),
+    }
+}
+
+/// Asks a cluster.
+async fn live(
+    root: &Path,
+    args: &InitArgs,
+    warnings: &mut Vec<Warning>,
+) -> Result<(Inventory, Vec<String>), Failure> {
+    let kubeconfig = match &args.kubeconfig {
+        Some(path) => Some(std::path::absolute(path).map_err(|error| {
+            Failure::new("the kubeconfig has no path").caused_by(error.kind().to_string())
+        })?),
+        None => None,
+    };
+    let setting = Cluster { context: args.context.clone(), kubeconfig, in_cluster: None, id: None };
+    let asked = Inventory::of_cluster(&setting, &Context::at(root), &args.namespace).await;
+    let live = asked.map_err(|error| {
+        Failure::new("the cluster could not be asked")
+            .caused_by(error.to_string())
+            .now("nothing was written")
+            .hint("docs/guide/kubernetes-init.md has the smallest Role; it lists no Secrets")
+            .exit(Exit::Refused)
+    })?;
+    for what in &live.unseen {
+        warnings.push(Warning {
+            file: None,
+            line: None,
+            message: format!("not allowed: {what}; what would stand there is missing"),
+        });
+    }
+    Ok((live.inventory, cluster(root, args, Some(&live.id))))
+}
+
+/// Writes which cluster it is.
+fn cluster(root: &Path, args: &InitArgs, id: Option<&str>) -> Vec<String> {
+    let context = args.context.as_deref().unwrap_or("REPLACE_ME");
+    let mut keys = vec![format!("context: {}", text::scalar(context))];
+    let absolute = args.kubeconfig.as_ref().and_then(|path| std::fs::canonicalize(path).ok());
+    keys.extend(absolute.map(|path| {
+        let path = path.strip_prefix(root).map(Path::to_owned).unwrap_or(path);
+        format!("kubeconfig: {}", text::scalar(&path.display().to_string()))
+    }));
+    keys.extend(id.map(|id| format!("id: {}", text::scalar(id))));
+    let remark = match id {
+        Some(_) => {
+            "# Found in this cluster; another one behind the same context is refused by its id."
+        }
+        None if args.context.is_some() => "# The cluster to which the manifests are deployed.",
+        None => {
+            "# The context of your kubeconfig for the cluster to which the manifests are deployed."
+        }
+    };
+    vec![
+        "# Values were not read: issuers are guessed from the names of keys and variables.".into(),
+        remark.into(),
+        format!("cluster: {{ {} }}", keys.join(", ")),
+    ]
 }
 
 fn known(target: &Path, root: &Path) -> Result<Option<Known>, Failure> {
@@ -104,8 +269,10 @@ fn hidden(work: &Work) -> Option<Warning> {
     })
 }
 
-fn nothing(survey: &Survey) -> Failure {
-    let failure = if survey.any_file {
+fn nothing(survey: &Survey, args: &InitArgs) -> Failure {
+    let failure = if args.is_of_kubernetes() {
+        Failure::new("nothing was found that reads a Secret")
+    } else if survey.any_file {
         Failure::new(
             "no credential was recognised in the Compose files and files of variables here",
         )
@@ -178,7 +345,7 @@ fn answer(work: &Work, shown: &str, written: bool) -> serde_json::Value {
         json!({
             "file": plain(&one.spot.file),
             "variable": one.spot.variable,
-            "line": one.line,
+            "line": (one.line > 0).then_some(one.line),
             "kind": one.kind.words(),
             "issuer": one.kind.issuer(),
             "services": readers,

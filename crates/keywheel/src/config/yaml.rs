@@ -40,6 +40,15 @@ impl Node {
         Self::parse_as(text, Dialect::Strict)
     }
 
+    /// Parses every document of a text; one that is empty is left out.
+    ///
+    /// # Errors
+    /// A [`Problem`] with the place, and nothing of what stands there.
+    pub(crate) fn documents(text: &str, dialect: Dialect) -> Result<Vec<Self>, Problem> {
+        let events = Parser::new_from_str(text);
+        Reader { events, dialect, anchored: BTreeMap::new(), nodes: 0 }.documents()
+    }
+
     /// Parses a document.
     ///
     /// # Errors
@@ -70,6 +79,18 @@ impl<'t> Reader<'t> {
             }
         }
         Ok(Node { value: Value::Null, place: Place::START })
+    }
+
+    fn documents(mut self) -> Result<Vec<Node>, Problem> {
+        let mut documents = Vec::new();
+        while let Some((event, _)) = self.next()? {
+            if matches!(event, Event::DocumentStart(..)) {
+                let (event, place) = self.expect()?;
+                documents.push(self.node(event, place, 0)?);
+            }
+        }
+        documents.retain(|document| !matches!(document.value, Value::Null));
+        Ok(documents)
     }
 
     fn only_document(mut self) -> Result<Node, Problem> {

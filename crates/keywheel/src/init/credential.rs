@@ -21,6 +21,8 @@ pub(crate) enum Kind {
     Configured(&'static str, &'static str),
     /// A credential that no issuer of ours can mint.
     NoIssuer(&'static str),
+    /// A key of a Secret whose name does not say what it holds.
+    Unnamed,
     /// An identifier that may be published.
     Public(&'static str),
 }
@@ -34,6 +36,7 @@ impl Kind {
             Self::OpenRouter => "an OpenRouter key",
             Self::Anthropic => "an Anthropic key",
             Self::Unknown => "a secret, by its name",
+            Self::Unnamed => "a key whose name does not say what it holds",
             Self::Guided(what, _)
             | Self::Configured(what, _)
             | Self::NoIssuer(what)
@@ -50,7 +53,7 @@ impl Kind {
             Self::Anthropic => Some("anthropic"),
             Self::Guided(..) => Some("manual"),
             Self::Unknown => Some("random"),
-            Self::Configured(..) | Self::NoIssuer(_) | Self::Public(_) => None,
+            Self::Configured(..) | Self::NoIssuer(_) | Self::Unnamed | Self::Public(_) => None,
         }
     }
 
@@ -151,8 +154,29 @@ const ACCEPTED: [&str; 2] = ["_ALSO_ACCEPTED", "_PREVIOUS"];
 
 /// Returns what a variable or a file of this name holds; none where nothing says that it is a credential.
 pub(crate) fn recognise(name: &str, value: Option<&SecretValue>) -> Option<Kind> {
-    let name = name.to_ascii_uppercase().replace(['-', '.'], "_");
-    by_format(value).or_else(|| by_name(&name))
+    by_format(value).or_else(|| by_name(&as_variable(name)))
+}
+
+/// Returns what holds a value that nobody saw, by its name alone; none where that does not say that it is a credential.
+pub(crate) fn recognise_unseen(name: &str) -> Option<Kind> {
+    let name = as_variable(name);
+    if name == "TLS_KEY" {
+        return Some(Kind::NoIssuer("a private key, by its name"));
+    }
+    let kind = by_name(&name)?;
+    let word = |vendor: &str| name.split('_').any(|part| part == vendor);
+    let is_plain = !word("ADMIN") && !word("MANAGEMENT") && name.ends_with("KEY");
+    Some(match kind {
+        Kind::NoIssuer(_) if is_plain && word("OPENROUTER") => Kind::OpenRouter,
+        Kind::NoIssuer(_) if is_plain && word("OPENAI") => Kind::OpenAi,
+        Kind::NoIssuer(_) if is_plain && (word("ANTHROPIC") || word("CLAUDE")) => Kind::Anthropic,
+        kind => kind,
+    })
+}
+
+/// Returns a name as a variable would have it.
+pub(crate) fn as_variable(name: &str) -> String {
+    name.to_ascii_uppercase().replace(['-', '.'], "_")
 }
 
 /// Returns whether a name says that browsers get the value.
@@ -307,6 +331,17 @@ mod tests {
         for name in ["PORT", "MONKEY", "KEYBOARD", "LOG_LEVEL", "TOKEN_TTL"] {
             assert_eq!(kind(name, "x"), None, "{name}");
         }
+    }
+
+    #[test]
+    fn a_value_that_nobody_saw_is_guessed_from_its_name() {
+        assert_eq!(recognise_unseen("openai-api-key"), Some(Kind::OpenAi));
+        assert_eq!(recognise_unseen("OPENROUTER_KEY"), Some(Kind::OpenRouter));
+        assert_eq!(recognise_unseen("claude.api.key"), Some(Kind::Anthropic));
+        assert_eq!(recognise_unseen("jwt-secret"), Some(Kind::Jwt));
+        assert!(matches!(recognise_unseen("OPENAI_ADMIN_KEY"), Some(Kind::NoIssuer(_))));
+        assert!(matches!(recognise_unseen("stripe-api-key"), Some(Kind::NoIssuer(_))));
+        assert_eq!(recognise_unseen("database-url"), None);
     }
 
     #[test]

@@ -5,7 +5,8 @@ use std::path::Path;
 
 use keywheel_drivers::{StoreConfig, WorkloadConfig};
 
-use super::survey::Spot;
+use super::propose::{self, Held, Pods, Runs, Service};
+use super::survey::{Home, Spot};
 use crate::config::{Config, Environment};
 
 /// An existing configuration.
@@ -15,21 +16,32 @@ pub(crate) struct Known {
     /// Whether it does without `environments`.
     pub(crate) single: bool,
     /// Its environments.
-    pub(crate) environments: Vec<KnownEnvironment>,
-    /// The names of its secrets, by the slots that they own.
-    claimed: BTreeMap<Spot, String>,
+    environments: Vec<KnownEnvironment>,
+    /// The names of its secrets, by environment and the slots that they own there.
+    claimed: BTreeMap<(String, Spot), String>,
     /// The names of its secrets.
     pub(crate) secrets: Vec<String>,
 }
 
 /// An environment of it.
-pub(crate) struct KnownEnvironment {
-    /// Its name.
-    pub(crate) name: String,
-    /// Names and files of the stores that are files.
-    pub(crate) stores: Vec<(String, String)>,
-    /// Names of the workloads, with Compose file and service of those that are services.
-    pub(crate) workloads: Vec<(String, Option<(String, String)>)>,
+struct KnownEnvironment {
+    name: String,
+    /// The context of its cluster.
+    cluster: Option<String>,
+    /// Names of the stores, with what they hold and where that is.
+    stores: Vec<(String, Home, String)>,
+    /// Names of the workloads, with what runs.
+    workloads: Vec<(String, KnownRuns)>,
+}
+
+/// What a workload is.
+enum KnownRuns {
+    /// A service of a Compose file.
+    Service(String, String),
+    /// Pods.
+    Pods(String),
+    /// Something else.
+    Other,
 }
 
 impl Known {
@@ -38,7 +50,7 @@ impl Known {
         let mut claimed = BTreeMap::new();
         for environment in &config.environments {
             for (spot, secret) in slots(config, environment, root) {
-                drop(claimed.insert(spot, secret));
+                drop(claimed.insert((environment.name.clone(), spot), secret));
             }
         }
         let single = config.environments.iter().all(|one| one.tree.get("environments").is_none());
@@ -54,38 +66,126 @@ impl Known {
 
     /// Returns the secret that owns a slot.
     pub(crate) fn owner(&self, spot: &Spot) -> Option<&str> {
-        self.claimed.get(spot).map(String::as_str)
+        self.claimed.iter().find(|((_, own), _)| own == spot).map(|(_, secret)| secret.as_str())
     }
 
     /// Returns whether the file speaks of a slot, if only in a remark.
     pub(crate) fn mentions(&self, spot: &Spot) -> bool {
+        self.owner(spot).is_some() || self.remarks_on(&spot.words())
+    }
+
+    /// Returns whether the file speaks of a slot of one environment: clusters may have Secrets of one name.
+    pub(crate) fn mentions_in(&self, environment: &str, spot: &Spot) -> bool {
         let words = spot.words();
-        self.owner(spot).is_some()
-            || self
-                .text
-                .lines()
-                .any(|line| line.trim_start().starts_with('#') && line.contains(&words))
+        self.claimed.contains_key(&(environment.to_owned(), spot.clone()))
+            || match self.single {
+                true => self.remarks_on(&words),
+                false => self.remarks_on(&format!("{words} ({environment})")),
+            }
+    }
+
+    /// Returns whether a secret of another environment has this key in a Secret of this name: it goes for a new environment too.
+    pub(crate) fn covers(&self, environment: &str, spot: &Spot) -> bool {
+        let name = |file: &str| file.rsplit('/').next().unwrap_or_default().to_owned();
+        let is_alike = |other: &Spot| {
+            other.home == spot.home
+                && other.variable == spot.variable
+                && name(&other.file) == name(&spot.file)
+        };
+        !self.names().contains(&environment)
+            && self.claimed.keys().any(|(_, other)| is_alike(other))
+    }
+
+    fn remarks_on(&self, words: &str) -> bool {
+        let mut remarks = self.text.lines().filter(|line| line.trim_start().starts_with('#'));
+        remarks.any(|line| line.contains(words))
+    }
+
+    /// Returns the names of its environments.
+    pub(crate) fn names(&self) -> Vec<&str> {
+        self.environments.iter().map(|one| one.name.as_str()).collect()
+    }
+
+    /// Returns the context of an environment's cluster.
+    pub(crate) fn cluster(&self, environment: &str) -> Option<&str> {
+        let one = self.environments.iter().find(|one| one.name == environment)?;
+        one.cluster.as_deref()
+    }
+
+    /// Returns its environments, as a proposal goes on from them.
+    pub(crate) fn environments(&self) -> Vec<propose::Environment> {
+        self.environments.iter().map(KnownEnvironment::as_proposed).collect()
+    }
+}
+
+impl KnownEnvironment {
+    fn as_proposed(&self) -> propose::Environment {
+        let store = |(name, home, file): &(String, Home, String)| {
+            let (settings, remarks) = (String::new(), Vec::new());
+            let held = match home {
+                Home::File => Held::Variables,
+                Home::Secret => Held::Secret { settings, remarks, is_open: false },
+            };
+            propose::Store { name: name.clone(), known: true, file: file.clone(), held }
+        };
+        let workload = |(name, runs): &(String, KnownRuns)| propose::Workload {
+            name: name.clone(),
+            known: true,
+            runs: runs.as_proposed(),
+            reads: Default::default(),
+        };
+        propose::Environment {
+            name: self.name.clone(),
+            known: true,
+            stores: self.stores.iter().map(store).collect(),
+            workloads: self.workloads.iter().map(workload).collect(),
+        }
+    }
+}
+
+impl KnownRuns {
+    fn as_proposed(&self) -> Runs {
+        match self {
+            Self::Service(file, service) => Runs::Service(Service {
+                file: file.clone(),
+                overs: Vec::new(),
+                project: None,
+                service: service.clone(),
+                replicas: None,
+                variables: BTreeMap::new(),
+            }),
+            Self::Pods(id) => {
+                let (settings, remarks) = (String::new(), Vec::new());
+                Runs::Pods(Pods { id: id.clone(), settings, remarks })
+            }
+            Self::Other => Runs::Known,
+        }
     }
 }
 
 fn known(config: &Config, environment: &Environment, root: &Path) -> KnownEnvironment {
     let store = |store: &crate::config::resolve::Store| {
-        Some((store.name.clone(), file_of(config, &store.config, root).unwrap_or_default()))
+        let (home, file) =
+            place_of(config, &store.config, root).unwrap_or((Home::File, String::new()));
+        (store.name.clone(), home, file)
     };
+    let runs = |one: &WorkloadConfig| match one {
+        WorkloadConfig::ComposeService(service) => within(config, &service.file, root)
+            .map(|file| KnownRuns::Service(file, service.service.clone())),
+        WorkloadConfig::Kubernetes(pods) => pods
+            .named()
+            .map(|(setting, name)| KnownRuns::Pods(format!("{}/{setting}/{name}", pods.namespace))),
+        _ => None,
+    };
+    let workloads = environment.workloads.iter();
+    let own = environment.tree.at(&["environments", &environment.name, "cluster", "context"]);
+    let context = own.or_else(|| environment.tree.at(&["cluster", "context"]));
     KnownEnvironment {
         name: environment.name.clone(),
-        stores: environment.stores.iter().filter_map(store).collect(),
-        workloads: environment
-            .workloads
-            .iter()
-            .map(|one| {
-                let service = match &one.config {
-                    WorkloadConfig::ComposeService(service) => within(config, &service.file, root)
-                        .map(|file| (file, service.service.clone())),
-                    _ => None,
-                };
-                (one.name.clone(), service)
-            })
+        cluster: context.and_then(|context| context.texts().first().map(|text| (*text).to_owned())),
+        stores: environment.stores.iter().map(store).collect(),
+        workloads: workloads
+            .map(|one| (one.name.clone(), runs(&one.config).unwrap_or(KnownRuns::Other)))
             .collect(),
     }
 }
@@ -95,11 +195,11 @@ fn slots(config: &Config, environment: &Environment, root: &Path) -> Vec<(Spot, 
     for secret in &environment.secrets {
         for delivery in &secret.deliveries {
             let Some(store) = environment.store(&delivery.store) else { continue };
-            let Some(file) = file_of(config, &store.config, root) else { continue };
+            let Some((home, file)) = place_of(config, &store.config, root) else { continue };
             let whole = matches!(store.config, StoreConfig::File(_));
-            let spot = |address: &str| Spot {
-                file: file.clone(),
-                variable: (!whole).then(|| address.to_owned()),
+            let spot = |address: &str| {
+                let variable = (!whole).then(|| address.to_owned());
+                Spot { home, file: file.clone(), variable }
             };
             let named = delivery.slots.iter().map(|slot| spot(&slot.address));
             slots.extend(named.map(|spot| (spot, secret.name.name().to_owned())));
@@ -108,10 +208,17 @@ fn slots(config: &Config, environment: &Environment, root: &Path) -> Vec<(Spot, 
     slots
 }
 
-fn file_of(config: &Config, store: &StoreConfig, root: &Path) -> Option<String> {
+/// Returns the file or Secret of a store; none where it is neither.
+fn place_of(config: &Config, store: &StoreConfig, root: &Path) -> Option<(Home, String)> {
+    let file = |path: &Path| within(config, path, root).map(|file| (Home::File, file));
+    let secret = |namespace: &str, name: &str| Some((Home::Secret, format!("{namespace}/{name}")));
     match store {
-        StoreConfig::EnvFile(one) => within(config, &one.path, root),
-        StoreConfig::File(one) => within(config, &one.path, root),
+        StoreConfig::EnvFile(one) => file(&one.path),
+        StoreConfig::File(one) => file(&one.path),
+        StoreConfig::KubernetesSecret(one) => secret(&one.namespace, &one.name),
+        StoreConfig::ExternalSecret(one) => {
+            secret(&one.namespace, one.target.as_deref().unwrap_or(&one.name))
+        }
         _ => None,
     }
 }

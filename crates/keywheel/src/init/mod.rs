@@ -2,7 +2,7 @@
 //!
 //! [`walk`] finds the files, [`compose`] reads Compose files, [`running`] looks at what runs of them, [`survey`] recognises
 //! credentials ([`credential`]) and who reads them, [`propose`] arranges them, [`text`] writes the YAML, and [`write`] puts it
-//! into place. Values are compared in memory and nowhere else: what these modules say and write holds names, places and kinds
+//! into place. For Kubernetes, [`manifests`] are read, or a cluster is asked, and [`kubernetes`] arranges what pods are given of Secrets. Values are compared in memory and nowhere else: what these modules say and write holds names, places and kinds
 //! only.
 
 pub(crate) mod compose;
@@ -11,6 +11,8 @@ pub(crate) mod environment;
 pub(crate) mod git;
 pub(crate) mod interpolation;
 pub(crate) mod known;
+pub(crate) mod kubernetes;
+pub(crate) mod manifests;
 pub(crate) mod propose;
 pub(crate) mod running;
 pub(crate) mod survey;

@@ -22,6 +22,8 @@ pub(crate) struct Proposal {
     pub(crate) single: bool,
     /// The environments.
     pub(crate) environments: Vec<Environment>,
+    /// The cluster of an environment that names none yet, as it is written, with remarks.
+    pub(crate) cluster: Option<(usize, Vec<String>)>,
     /// The secrets.
     pub(crate) secrets: Vec<Secret>,
     /// What was found and cannot be a secret of the configuration.
@@ -40,16 +42,48 @@ pub(crate) struct Environment {
     pub(crate) workloads: Vec<Workload>,
 }
 
+impl Environment {
+    /// An environment that is not in the file yet.
+    pub(crate) fn new(name: &str) -> Self {
+        Self { name: name.into(), known: false, stores: Vec::new(), workloads: Vec::new() }
+    }
+}
+
 /// A store.
 pub(crate) struct Store {
     /// Its name.
     pub(crate) name: String,
     /// Whether it is in the file already.
     pub(crate) known: bool,
-    /// The file.
+    /// The file, or namespace and name of the Secret.
     pub(crate) file: String,
-    /// Whether the file is one value.
-    pub(crate) whole: bool,
+    /// What it is.
+    pub(crate) held: Held,
+}
+
+/// What a store is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Held {
+    /// A file of variables.
+    Variables,
+    /// A file that is one value.
+    Whole,
+    /// A Secret of a cluster.
+    Secret {
+        /// The driver and its settings as they are written.
+        settings: String,
+        /// Remarks on them.
+        remarks: Vec<String>,
+        /// Whether people must add to them first.
+        is_open: bool,
+    },
+}
+
+impl Store {
+    /// Whether it is a Secret of a cluster.
+    pub(crate) fn is_secret(&self) -> bool {
+        matches!(self.held, Held::Secret { .. })
+    }
 }
 
 /// A workload.
@@ -58,6 +92,34 @@ pub(crate) struct Workload {
     pub(crate) name: String,
     /// Whether it is in the file already.
     pub(crate) known: bool,
+    /// What runs.
+    pub(crate) runs: Runs,
+    /// The stores that it reads.
+    pub(crate) reads: BTreeSet<String>,
+}
+
+/// What a workload is.
+pub(crate) enum Runs {
+    /// A Compose service.
+    Service(Service),
+    /// Pods of a cluster.
+    Pods(Pods),
+    /// Something that is in the file already.
+    Known,
+}
+
+/// Pods of a cluster.
+pub(crate) struct Pods {
+    /// Namespace, kind and name of what makes them.
+    pub(crate) id: String,
+    /// The driver and its settings as they are written.
+    pub(crate) settings: String,
+    /// Remarks on them.
+    pub(crate) remarks: Vec<String>,
+}
+
+/// A Compose service.
+pub(crate) struct Service {
     /// The Compose file.
     pub(crate) file: String,
     /// The files that Compose merges into it.
@@ -70,8 +132,6 @@ pub(crate) struct Workload {
     pub(crate) replicas: Option<i64>,
     /// The variables in the container that are not called like their slots.
     pub(crate) variables: BTreeMap<String, String>,
-    /// The stores that it reads.
-    pub(crate) reads: BTreeSet<String>,
 }
 
 /// How one version of a secret gives way to the next.
@@ -95,6 +155,8 @@ pub(crate) struct Secret {
     pub(crate) road: Road,
     /// Why it is not proposed as it stands; empty where it is.
     pub(crate) obstacles: Vec<String>,
+    /// What else people should know of it.
+    pub(crate) notes: Vec<String>,
     /// Its part in each environment.
     pub(crate) parts: BTreeMap<usize, Part>,
 }
@@ -142,6 +204,7 @@ pub(crate) fn propose(survey: &Survey, known: Option<&Known>, folder: &str) -> P
         project: project_name(survey, folder),
         single: draft.single,
         environments: draft.environments,
+        cluster: None,
         secrets,
         listed,
     }
@@ -169,15 +232,15 @@ impl<'a> Draft<'a> {
         let slots = new.iter().filter(|one| one.kind.issuer().is_some());
         let told: BTreeSet<Option<&str>> = slots.map(|one| self.told(one)).collect();
         if let Some(known) = self.known {
-            self.environments = known.environments.iter().map(known_environment).collect();
+            self.environments = known.environments();
         }
         self.single = self.known.map_or(told.len() < 2, |known| known.single);
         if self.environments.is_empty() && self.single {
-            self.environments.push(environment(DEFAULT_ENVIRONMENT));
+            self.environments.push(Environment::new(DEFAULT_ENVIRONMENT));
         }
         for name in told {
             if self.find(name).is_none() {
-                self.environments.push(environment(name.unwrap_or(DEFAULT_ENVIRONMENT)));
+                self.environments.push(Environment::new(name.unwrap_or(DEFAULT_ENVIRONMENT)));
             }
         }
     }
@@ -259,6 +322,7 @@ impl<'a> Draft<'a> {
             kind: group[0].kind,
             road,
             obstacles: obstacles.into_iter().collect(),
+            notes: Vec::new(),
             parts: BTreeMap::from([(home, part)]),
         }
     }
@@ -287,10 +351,11 @@ impl<'a> Draft<'a> {
         for reader in self.readers_at(home, one) {
             let workload = self.workload(home, reader.project, &reader.service);
             let _: bool = workload.reads.insert(store.to_owned());
-            if let Some(variable) = reader.variable {
+            if let (Some(variable), Runs::Service(service)) = (reader.variable, &mut workload.runs)
+            {
                 let address = one.spot.address();
                 let plain = variable == address;
-                let _: &mut String = workload
+                let _: &mut String = service
                     .variables
                     .entry(address.to_owned())
                     .and_modify(|other| {
@@ -345,7 +410,8 @@ impl<'a> Draft<'a> {
     /// Returns the name of the store for a file.
     fn store(&mut self, home: usize, spot: &Spot) -> String {
         let environment = &mut self.environments[home];
-        if let Some(store) = environment.stores.iter().find(|store| store.file == spot.file) {
+        let is = |store: &&Store| store.file == spot.file && !store.is_secret();
+        if let Some(store) = environment.stores.iter().find(is) {
             return store.name.clone();
         }
         let taken = |name: &str| environment.stores.iter().any(|store| store.name == name);
@@ -354,7 +420,7 @@ impl<'a> Draft<'a> {
             name: name.clone(),
             known: false,
             file: spot.file.clone(),
-            whole: spot.variable.is_none(),
+            held: if spot.variable.is_none() { Held::Whole } else { Held::Variables },
         });
         name
     }
@@ -362,7 +428,7 @@ impl<'a> Draft<'a> {
     fn workload(&mut self, home: usize, project: usize, service: &str) -> &mut Workload {
         let project = &self.survey.projects[project];
         let environment = &mut self.environments[home];
-        let is = |one: &Workload| one.file == project.file && one.service == service;
+        let is = |one: &Workload| matches!(&one.runs, Runs::Service(own) if own.file == project.file && own.service == service);
         if let Some(at) = environment.workloads.iter().position(is) {
             return &mut environment.workloads[at];
         }
@@ -373,12 +439,14 @@ impl<'a> Draft<'a> {
         environment.workloads.push(Workload {
             name,
             known: false,
-            file: project.file.clone(),
-            overs: project.overs.clone(),
-            project: project.runs_as.clone(),
-            service: service.into(),
-            replicas: found.and_then(|service| service.replicas),
-            variables: BTreeMap::new(),
+            runs: Runs::Service(Service {
+                file: project.file.clone(),
+                overs: project.overs.clone(),
+                project: project.runs_as.clone(),
+                service: service.into(),
+                replicas: found.and_then(|service| service.replicas),
+                variables: BTreeMap::new(),
+            }),
             reads: BTreeSet::new(),
         });
         environment.workloads.last_mut().expect("one was pushed")
@@ -417,41 +485,10 @@ impl<'a> Draft<'a> {
     /// Leaves out the names of variables that are called like their slots.
     fn trim(&mut self) {
         for workload in self.environments.iter_mut().flat_map(|one| &mut one.workloads) {
-            workload.variables.retain(|address, variable| address != variable);
+            if let Runs::Service(service) = &mut workload.runs {
+                service.variables.retain(|address, variable| address != variable);
+            }
         }
-    }
-}
-
-fn environment(name: &str) -> Environment {
-    Environment { name: name.into(), known: false, stores: Vec::new(), workloads: Vec::new() }
-}
-
-fn known_environment(one: &super::known::KnownEnvironment) -> Environment {
-    let store = |(name, file): &(String, String)| Store {
-        name: name.clone(),
-        known: true,
-        file: file.clone(),
-        whole: false,
-    };
-    let workload = |(name, service): &(String, Option<(String, String)>)| {
-        let (file, service) = service.clone().unwrap_or_default();
-        Workload {
-            name: name.clone(),
-            known: true,
-            file,
-            overs: Vec::new(),
-            project: None,
-            service,
-            replicas: None,
-            variables: BTreeMap::new(),
-            reads: BTreeSet::new(),
-        }
-    };
-    Environment {
-        name: one.name.clone(),
-        known: true,
-        stores: one.stores.iter().map(store).collect(),
-        workloads: one.workloads.iter().map(workload).collect(),
     }
 }
 
@@ -474,7 +511,11 @@ fn told_of_project(survey: &Survey, index: usize) -> Option<&'static str> {
 
 fn project_name(survey: &Survey, folder: &str) -> String {
     let named = survey.projects.iter().filter(|project| project.folder.is_empty());
-    let name = named.filter_map(|project| project.name.as_deref()).next().unwrap_or(folder);
+    named_project(named.filter_map(|project| project.name.as_deref()).next().unwrap_or(folder))
+}
+
+/// Returns a name for a project.
+pub(crate) fn named_project(name: &str) -> String {
     match slug(name) {
         name if name.is_empty() => "project".into(),
         name => name,
@@ -482,7 +523,7 @@ fn project_name(survey: &Survey, folder: &str) -> String {
 }
 
 /// Returns the first name that is free, with a number behind it where none is.
-fn free(names: &[String], taken: impl Fn(&str) -> bool) -> String {
+pub(crate) fn free(names: &[String], taken: impl Fn(&str) -> bool) -> String {
     let usable = || names.iter().filter(|name| !name.is_empty());
     if let Some(name) = usable().find(|name| !taken(name)) {
         return name.clone();
@@ -493,7 +534,7 @@ fn free(names: &[String], taken: impl Fn(&str) -> bool) -> String {
 }
 
 /// Makes a name of the configuration: letters, digits, `-` and `_`.
-fn slug(text: &str) -> String {
+pub(crate) fn slug(text: &str) -> String {
     let plain = |c: char| if c.is_ascii_alphanumeric() || c == '_' { c } else { '-' };
     let name: String = text.chars().map(plain).collect();
     let parts = name.split('-').filter(|part| !part.is_empty());

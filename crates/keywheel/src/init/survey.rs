@@ -14,16 +14,38 @@ use crate::config::suggest::{reads_like_a_name, shown};
 /// Shorter values stand in two places by chance.
 const TELLING: usize = 8;
 
-/// Where a credential stands: a variable of a file, or the whole of it.
+/// What a credential stands in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Home {
+    /// A file.
+    File,
+    /// A Secret of a cluster, as namespace and name.
+    Secret,
+}
+
+/// Where a credential stands: a variable of a file, or the whole of it, or a key of a Secret.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Spot {
-    /// The file.
+    /// What it stands in.
+    pub(crate) home: Home,
+    /// The file or Secret.
     pub(crate) file: String,
-    /// The variable; none for a file that holds one value.
+    /// The variable or key; none for a file that holds one value.
     pub(crate) variable: Option<String>,
 }
 
 impl Spot {
+    /// A variable of a file, or a file that holds one value.
+    pub(crate) fn in_file(file: &str, variable: Option<&str>) -> Self {
+        Self { home: Home::File, file: file.into(), variable: variable.map(Into::into) }
+    }
+
+    /// A key of a Secret.
+    pub(crate) fn in_secret(namespace: &str, name: &str, key: &str) -> Self {
+        let file = format!("{namespace}/{name}");
+        Self { home: Home::Secret, file, variable: Some(key.into()) }
+    }
+
     /// Returns the address in its store.
     pub(crate) fn address(&self) -> &str {
         self.variable.as_deref().unwrap_or(keywheel_drivers::store::file::CONTENT)
@@ -31,9 +53,11 @@ impl Spot {
 
     /// Returns it in words, which a later run looks for in what an earlier one wrote.
     pub(crate) fn words(&self) -> String {
-        match &self.variable {
-            Some(variable) => format!("`{variable}` in `{}`", plain(&self.file)),
-            None => format!("`{}`", plain(&self.file)),
+        let file = plain(&self.file);
+        match (&self.variable, self.home) {
+            (Some(variable), Home::File) => format!("`{variable}` in `{file}`"),
+            (Some(key), Home::Secret) => format!("`{}` in Secret `{file}`", plain(key)),
+            (None, _) => format!("`{file}`"),
         }
     }
 }
@@ -213,7 +237,7 @@ impl Look {
             return self.twice(file, &variable.name);
         }
         let mut one = Credential {
-            spot: Spot { file: file.into(), variable: Some(variable.name.clone()) },
+            spot: Spot::in_file(file, Some(&variable.name)),
             line,
             kind,
             value: value.map(SecretValue::duplicate),
@@ -282,7 +306,7 @@ impl Look {
             self.open(file);
         }
         let mut one = Credential {
-            spot: Spot { file: file.into(), variable: None },
+            spot: Spot::in_file(file, None),
             line: 1,
             kind: credential::recognise(name, Some(&contents.text)).unwrap_or(Kind::Unknown),
             value: None,
@@ -492,7 +516,7 @@ impl Look {
                 .iter()
                 .flat_map(|(file, sheet)| sheet.iter().map(move |one| (file, one)))
             {
-                let spot = Spot { file: file.clone(), variable: Some(variable.name.clone()) };
+                let spot = Spot::in_file(file, Some(&variable.name));
                 let Held::Literal(other) = &variable.held else { continue };
                 if !earlier.contains(&spot) && same(value, other) && !self.pair(one, &spot) {
                     warnings.push(also(one, &spot, variable.line));

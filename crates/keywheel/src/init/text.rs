@@ -8,7 +8,9 @@ use keywheel_core::plan::Role;
 
 use super::credential::Kind;
 use super::plain;
-use super::propose::{Environment, Part, Proposal, Road, Secret, Store, Workload};
+use super::propose::{
+    Environment, Held, Part, Proposal, Road, Runs, Secret, Service, Store, Workload,
+};
 
 /// Lines that belong below a path of keys.
 pub(crate) struct Section {
@@ -63,12 +65,15 @@ pub(crate) fn sections(proposal: &Proposal) -> Vec<Section> {
             let lines = vec!["protected: true".into()];
             sections.push(Section { path: above.clone(), lines });
         }
+        if let Some((_, lines)) = proposal.cluster.as_ref().filter(|(at, _)| *at == home) {
+            sections.push(Section { path: above.clone(), lines: lines.clone() });
+        }
         let mut add = |key: &str, lines: Vec<String>| {
             let path = above.iter().cloned().chain([key.to_owned()]).collect();
             sections.push(Section { path, lines });
         };
         let stores = environment.stores.iter().filter(|store| !store.known);
-        add("stores", stores.map(store).collect());
+        add("stores", stores.flat_map(store).collect());
         let workloads = environment.workloads.iter().filter(|workload| !workload.known);
         let several = environment.stores.len() > 1;
         let lines = workloads
@@ -119,6 +124,7 @@ pub(crate) fn listed(proposal: &Proposal) -> Vec<String> {
         let then = match one.kind {
             Kind::Public(_) => "nothing to rotate".to_owned(),
             Kind::Configured(_, issuer) => format!("the issuer `{issuer}` rotates it"),
+            Kind::Unnamed => "only you know".to_owned(),
             _ => "no issuer for it yet".to_owned(),
         };
         lines.push(format!("# {}: {}; {then}", one.spot.words(), one.kind.words()));
@@ -130,9 +136,25 @@ pub(crate) fn listed(proposal: &Proposal) -> Vec<String> {
     lines
 }
 
-fn store(store: &Store) -> String {
-    let driver = if store.whole { "file" } else { "env_file" };
-    format!("{}: {{ {driver}: {{ path: {} }} }}", scalar(&store.name), scalar(&store.file))
+fn store(store: &Store) -> Vec<String> {
+    let name = scalar(&store.name);
+    let path = scalar(&store.file);
+    match &store.held {
+        Held::Variables => vec![format!("{name}: {{ env_file: {{ path: {path} }} }}")],
+        Held::Whole => vec![format!("{name}: {{ file: {{ path: {path} }} }}")],
+        Held::Secret { settings, remarks, is_open } => {
+            let mark = if *is_open { "# " } else { "" };
+            remarks
+                .iter()
+                .map(|text| remark(text))
+                .chain([format!("{mark}{name}: {settings}")])
+                .collect()
+        }
+    }
+}
+
+fn remark(text: &str) -> String {
+    format!("# {}", plain_text(text))
 }
 
 /// Returns whether a workload reads a signing secret.
@@ -142,38 +164,60 @@ fn takes_tokens(proposal: &Proposal, home: usize, name: &str) -> bool {
 }
 
 fn workload(workload: &Workload, several: bool, takes_tokens: bool) -> Vec<String> {
-    let mut keys = vec![
-        format!("file: {}", scalar(&workload.file)),
-        format!("service: {}", scalar(&workload.service)),
-    ];
-    if !workload.overs.is_empty() {
-        keys.push(format!("overrides: {}", list(workload.overs.iter())));
+    let mut lines = vec![format!("{}:", scalar(&workload.name))];
+    match &workload.runs {
+        Runs::Service(service) => lines.extend(compose_service(service, takes_tokens)),
+        Runs::Pods(pods) => {
+            lines.extend(pods.remarks.iter().map(|text| format!("  {}", remark(text))));
+            lines.extend(tokens(takes_tokens, "pod"));
+            lines.push(format!("  {}", pods.settings));
+        }
+        Runs::Known => {}
     }
-    keys.extend(workload.project.iter().map(|name| format!("project: {}", scalar(name))));
-    keys.extend(workload.replicas.map(|count| format!("replicas: {count}")));
-    if !workload.variables.is_empty() {
-        let pairs = workload.variables.iter().map(|(a, b)| format!("{}: {}", scalar(a), scalar(b)));
+    if several && !workload.reads.is_empty() {
+        lines.push(format!("  reads: {}", list(workload.reads.iter())));
+    }
+    lines
+}
+
+fn compose_service(service: &Service, takes_tokens: bool) -> Vec<String> {
+    let mut keys = vec![
+        format!("file: {}", scalar(&service.file)),
+        format!("service: {}", scalar(&service.service)),
+    ];
+    if !service.overs.is_empty() {
+        keys.push(format!("overrides: {}", list(service.overs.iter())));
+    }
+    keys.extend(service.project.iter().map(|name| format!("project: {}", scalar(name))));
+    keys.extend(service.replicas.map(|count| format!("replicas: {count}")));
+    if !service.variables.is_empty() {
+        let pairs = service.variables.iter().map(|(a, b)| format!("{}: {}", scalar(a), scalar(b)));
         keys.push(format!("variables: {{ {} }}", pairs.collect::<Vec<_>>().join(", ")));
     }
-    let mut lines = vec![format!("{}:", scalar(&workload.name))];
-    if workload.replicas.is_none_or(|count| count == 1) {
+    let mut lines = Vec::new();
+    if service.replicas.is_none_or(|count| count == 1) {
         lines.extend([
             "  # One container: nothing serves while its successor starts. Where two at once do no harm, add".into(),
             "  #   start_first: true".into(),
         ]);
     }
-    if takes_tokens {
-        lines.extend([
-            "  # A former signing secret is proven dead where each container answers 200 to a token that it accepts,".into(),
-            "  # and 401 to any other. If there is such a place, add it:".into(),
-            "  #   token: { port: 8080, path: /me }".into(),
-        ]);
-    }
+    lines.extend(tokens(takes_tokens, "container"));
     lines.push(format!("  compose_service: {{ {} }}", keys.join(", ")));
-    if several {
-        lines.push(format!("  reads: {}", list(workload.reads.iter())));
-    }
     lines
+}
+
+/// Says how a former signing secret is proven dead.
+fn tokens(takes_tokens: bool, replica: &str) -> Vec<String> {
+    if !takes_tokens {
+        return Vec::new();
+    }
+    vec![
+        format!(
+            "  # A former signing secret is proven dead where each {replica} answers 200 to a token that it accepts,"
+        ),
+        "  # and 401 to any other. If there is such a place, add it:".into(),
+        "  #   token: { port: 8080, path: /me }".into(),
+    ]
 }
 
 fn secret(secret: &Secret, proposal: &Proposal) -> Vec<String> {
@@ -220,6 +264,7 @@ fn remarks(secret: &Secret, proposal: &Proposal) -> Vec<String> {
                 format!("# {}{place}: {}{readers}", spot.words(), secret.kind.words())
             }));
     }
+    lines.extend(secret.notes.iter().map(|note| remark(note)));
     lines
 }
 
@@ -347,7 +392,8 @@ fn list<'a>(names: impl Iterator<Item = &'a String>) -> String {
 }
 
 fn plain_text(text: &str) -> String {
-    text.replace(['\n', '\r'], " ")
+    let escaped = |c: char| if c == '`' { c.to_string() } else { plain(&c.to_string()) };
+    text.chars().map(escaped).collect()
 }
 
 /// Writes a text as a YAML scalar: plain where it is a word that means nothing else, else in double quotes.

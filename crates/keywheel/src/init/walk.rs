@@ -20,7 +20,7 @@ const DEPTH: usize = 6;
 const ENTRIES: usize = 50_000;
 
 /// The longest file that is read.
-const LONGEST: u64 = 4 << 20;
+pub(crate) const LONGEST: u64 = 4 << 20;
 
 /// Names of Compose files, the one that Compose prefers first.
 const COMPOSE: [&str; 4] =
@@ -34,7 +34,8 @@ const OVERRIDES: [&str; 4] = [
     "docker-compose.override.yml",
 ];
 
-const SKIPPED: [&str; 22] = [
+/// Folders in which nothing of the project itself lies.
+pub(crate) const SKIPPED: [&str; 22] = [
     ".git",
     ".hg",
     ".svn",

@@ -67,6 +67,7 @@ impl Bench {
             context: Some(user.into()),
             kubeconfig: Some("kube".into()),
             in_cluster: None,
+            id: None,
         };
         Config {
             namespace: NAMESPACE.into(),
@@ -1067,6 +1068,28 @@ async fn h55_a_version_stays_as_long_as_anything_names_it() {
     make(Kind::Ingress, named("Ingress", "networking.k8s.io/v1", spec));
     let spec = json!({ "replicas": 0, "template": reads("api-keys-v6") });
     make(Kind::ReplicationController, named("ReplicationController", "v1", spec));
+    let told = store.whereabouts(&["OTHER".to_owned()]).await.unwrap().unwrap();
+    let mut found: Vec<_> =
+        told.found.iter().map(|one| format!("{} {}: {}", one.kind, one.name, one.how)).collect();
+    found.sort();
+    let history = "history, to which a rollout can be undone";
+    let kept =
+        |number: u8| format!("Secret api-keys-v{number}: holds a former version, which is kept");
+    let expected = [
+        format!("ControllerRevision old: reads it of `api-keys-v4` by env; {history}"),
+        "CronJob old: reads it of `api-keys-v2` by env; its next run reads that one".into(),
+        "Deployment old: names `api-keys-v3`; scaled to zero".into(),
+        format!("ReplicaSet old: reads it of `api-keys-v1` by env; {history}"),
+        kept(1),
+        kept(2),
+        kept(3),
+        kept(4),
+        kept(5),
+        kept(6),
+        "Secret api-keys-v7: holds it; the current version".into(),
+        "Secret api-keys: holds a former version, which is kept".into(),
+    ];
+    assert_eq!((found.as_slice(), told.unseen.len()), (&expected[..], 0));
     let mut stays = store.clean_up().await.unwrap();
     stays.sort();
     assert_eq!(stays.len(), 6, "{stays:?}");

@@ -32,7 +32,7 @@ const NAMES: u64 = 16;
 const LOOKED_BACK: usize = 8;
 
 /// Where something may name a Secret: what runs, what may run again, and the histories to which one goes back.
-const REFERRERS: [(&str, &str); 11] = [
+pub(super) const REFERRERS: [(&str, &str); 11] = [
     ("", "pods"),
     ("", "serviceaccounts"),
     ("", "replicationcontrollers"),
@@ -47,8 +47,8 @@ const REFERRERS: [(&str, &str); 11] = [
 ];
 
 #[derive(Deserialize)]
-struct List {
-    items: Vec<Value>,
+pub(super) struct List {
+    pub(super) items: Vec<Value>,
 }
 
 impl Secret {

@@ -253,7 +253,7 @@ struct Named {
 }
 
 /// Says who else brings the object to its cluster, and what keeps them from taking the stamps of a roll away.
-fn routes(kind: Kind, namespace: &str, meta: &ObjectMeta) -> Vec<Finding> {
+pub(super) fn routes(kind: Kind, namespace: &str, meta: &ObjectMeta) -> Vec<Finding> {
     let has_label = |name: &str| meta.labels.iter().flatten().any(|(label, _)| label == name);
     let has_annotation = |name: &str| meta.annotations.iter().flatten().any(|(it, _)| it == name);
     let manages = |name: &str| {

@@ -59,6 +59,8 @@ pub(super) struct Read {
     pub keys: Option<Vec<String>>,
     /// Keys of these that something else of the same name stands in front of.
     pub hidden: Vec<String>,
+    /// The variable, where it gives one key in one.
+    pub variable: Option<String>,
 }
 
 impl Read {
@@ -74,9 +76,9 @@ pub(super) fn reads(spec: &PodSpec) -> Vec<Read> {
     let volumes = volumes(spec);
     let mut reads = Vec::new();
     for container in containers(spec) {
-        let mut add = |secret: &str, how, keys, hidden| {
+        let mut add = |secret: &str, how, keys, hidden, variable| {
             let container = Some(container.name.to_owned());
-            reads.push(Read { secret: secret.to_owned(), container, how, keys, hidden });
+            reads.push(Read { secret: secret.to_owned(), container, how, keys, hidden, variable });
         };
         for (at, variable) in container.env.iter().enumerate() {
             // Of two with one name the later one counts.
@@ -85,18 +87,19 @@ pub(super) fn reads(spec: &PodSpec) -> Vec<Read> {
             }
             let from = variable.value_from.as_ref().and_then(|from| from.secret_key_ref.as_ref());
             if let Some(from) = from {
-                add(&from.name, How::Env, Some(vec![from.key.clone()]), Vec::new());
+                let named = Some(variable.name.clone());
+                add(&from.name, How::Env, Some(vec![from.key.clone()]), Vec::new(), named);
             }
         }
         for source in container.env_from {
             if let Some(from) = &source.secret_ref {
-                add(&from.name, How::EnvFrom, None, hidden_by(container.env, source));
+                add(&from.name, How::EnvFrom, None, hidden_by(container.env, source), None);
             }
         }
         for mount in container.mounts {
             for mounted in volumes.get(mount.name.as_str()).into_iter().flatten() {
                 if let Some((how, keys)) = mounted.through(mount) {
-                    add(mounted.secret, how, keys, Vec::new());
+                    add(mounted.secret, how, keys, Vec::new(), None);
                 }
             }
         }
@@ -115,7 +118,14 @@ pub(super) fn reads(spec: &PodSpec) -> Vec<Read> {
 }
 
 fn of_the_pod(secret: &str, how: How, keys: Option<Vec<String>>) -> Read {
-    Read { secret: secret.to_owned(), container: None, how, keys, hidden: Vec::new() }
+    Read {
+        secret: secret.to_owned(),
+        container: None,
+        how,
+        keys,
+        hidden: Vec::new(),
+        variable: None,
+    }
 }
 
 /// Lists the keys that would become variables which stand in `env` by themselves: those win.

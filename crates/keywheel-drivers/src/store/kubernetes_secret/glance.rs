@@ -1,0 +1,48 @@
+//! A look at a Secret for whoever proposes a configuration: which keys it has, and what stands in the way of writing it. Its values
+//! are dropped as soon as it was read.
+
+use std::collections::BTreeSet;
+
+use keywheel_driver::{CallError, Severity};
+
+use super::marks;
+use super::object::Object;
+use crate::kubernetes::{Kubernetes, Place};
+
+/// What was seen.
+pub(crate) struct Glance {
+    /// The keys.
+    pub(crate) keys: BTreeSet<String>,
+    /// Whether it can be changed no more.
+    pub(crate) is_immutable: bool,
+    /// What stands in the way of writing it.
+    pub(crate) obstacles: Vec<String>,
+}
+
+/// Looks at one Secret; none where it is not there.
+///
+/// # Errors
+/// [`CallError`] where there is no answer, or it may not be read.
+pub(crate) async fn at(
+    cluster: &Kubernetes,
+    namespace: &str,
+    name: &str,
+) -> Result<Option<Glance>, CallError> {
+    let place = Place::core("secrets").within(namespace).named(name);
+    let found: Option<Object> = cluster.find(&place).await?;
+    Ok(found.map(|object| glance(&object, &format!("Secret `{namespace}/{name}`"))))
+}
+
+fn glance(object: &Object, named: &str) -> Glance {
+    let keys: Vec<String> = object.data.keys().cloned().collect();
+    let findings = marks::maker(object, named).into_iter();
+    let findings = findings.chain(marks::writers(object, named, &keys));
+    let mut obstacles: Vec<String> = findings
+        .filter(|finding| finding.severity == Severity::Blocks)
+        .map(|finding| finding.message)
+        .collect();
+    if object.kind.starts_with("kubernetes.io/") {
+        obstacles.push(format!("{named} is of the type `{}`", object.kind));
+    }
+    Glance { keys: keys.into_iter().collect(), is_immutable: object.immutable, obstacles }
+}
