@@ -12,6 +12,11 @@ pub(crate) fn root() -> PathBuf {
     xtask.parent().expect("xtask is a folder of the workspace").to_owned()
 }
 
+/// Returns how many tests run side by side: they wait for servers and clocks more than they compute.
+pub(crate) fn side_by_side() -> usize {
+    2 * std::thread::available_parallelism().map_or(1, usize::from)
+}
+
 /// Returns a call of cargo in the workspace, with nothing of the outer call's own settings.
 pub(crate) fn cargo(arguments: &[&str]) -> Command {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));

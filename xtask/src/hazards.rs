@@ -62,7 +62,7 @@ pub(crate) fn check(only: Option<&str>) -> anyhow::Result<Counts> {
     Ok(counts)
 }
 
-/// Works on as many items at once as there are cores, and returns what came of them in their order.
+/// Works on several items at once, and returns what came of them in their order.
 fn side_by_side<T: Sync, R: Send + Sync>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
     let results: Vec<_> = items.iter().map(|_| OnceLock::new()).collect();
     let next = AtomicUsize::new(0);
@@ -74,7 +74,7 @@ fn side_by_side<T: Sync, R: Send + Sync>(items: &[T], work: impl Fn(&T) -> R + S
         }
     };
     std::thread::scope(|scope| {
-        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+        for _ in 0..cargo::side_by_side() {
             scope.spawn(worker);
         }
     });

@@ -97,9 +97,12 @@ fn tests(folder: &RunFolder, skipped: &mut Vec<String>) -> anyhow::Result<Counts
     std::fs::create_dir(&kept)?;
     runner.args(["--features", &features]).env("KEYWHEEL_TEST_KEEP", kept);
     match nextest {
-        true => {
-            runner.args(["--success-output", "immediate", "--failure-output", "immediate-final"])
-        }
+        true => runner.args(["--test-threads", &cargo::side_by_side().to_string()]).args([
+            "--success-output",
+            "immediate",
+            "--failure-output",
+            "immediate-final",
+        ]),
         false => runner.args(["--", "--show-output"]),
     };
     let told = listen(folder, "tests", &mut runner)?;
