@@ -73,8 +73,7 @@ impl Api {
             Some(path) => Kubeconfig::read_from(path),
             None => Kubeconfig::read(),
         };
-        let options =
-            KubeConfigOptions { context: Some(context.to_owned()), ..Default::default() };
+        let options = KubeConfigOptions { context: Some(context.to_owned()), ..Default::default() };
         let read = read.context("the kubeconfig cannot be read")?;
         let mut config = kube::Config::from_custom_kubeconfig(read, &options)
             .await
@@ -236,7 +235,9 @@ impl Api {
             let error = match tokio::time::timeout(PATIENCE, asked).await {
                 Ok(Ok(answer)) => return Ok(answer),
                 Ok(Err(error)) => anyhow::Error::new(error).context(told),
-                Err(_) => anyhow::anyhow!("no answer within {} s", PATIENCE.as_secs()).context(told),
+                Err(_) => {
+                    anyhow::anyhow!("no answer within {} s", PATIENCE.as_secs()).context(told)
+                }
             };
             tries += 1;
             let asks_again = code(&error).is_none_or(|code| [429, 500, 503, 504].contains(&code));

@@ -38,15 +38,16 @@ pub(crate) async fn check(api: &Api, architecture: &str) -> anyhow::Result<Vec<S
 
 fn version(said: &Value) -> anyhow::Result<String> {
     let number = |at: &str| {
-        let digits: String =
-            text(said, at).chars().take_while(char::is_ascii_digit).collect();
+        let digits: String = text(said, at).chars().take_while(char::is_ascii_digit).collect();
         digits.parse::<u32>().unwrap_or_default()
     };
     let (major, minor) = (number("/major"), number("/minor"));
     let full = text(said, "/gitVersion");
     match (major, minor) {
         (1, OLDEST..) => Ok(format!("server {full}")),
-        (1, 29..) => Ok(format!("server {full}; these scenarios were written for 1.{OLDEST} and later")),
+        (1, 29..) => {
+            Ok(format!("server {full}; these scenarios were written for 1.{OLDEST} and later"))
+        }
         _ => bail!("server {full} is too old: 1.{OLDEST} or later is needed"),
     }
 }
@@ -108,7 +109,10 @@ fn node(nodes: &[Value], architecture: &str) -> anyhow::Result<String> {
         };
         unfit.push(format!("`{name}`: {why}"));
     }
-    bail!("no node can run the pods: {}", if unfit.is_empty() { "there is none".into() } else { unfit.join("; ") })
+    bail!(
+        "no node can run the pods: {}",
+        if unfit.is_empty() { "there is none".into() } else { unfit.join("; ") }
+    )
 }
 
 #[cfg(test)]
@@ -128,7 +132,8 @@ mod tests {
     #[test]
     fn a_node_that_cannot_run_the_pods_is_said_with_the_reason() {
         assert!(node(&one(|_| {}), "amd64").is_ok());
-        let why = |nodes: &[Value], architecture| node(nodes, architecture).unwrap_err().to_string();
+        let why =
+            |nodes: &[Value], architecture| node(nodes, architecture).unwrap_err().to_string();
         assert!(why(&one(|_| {}), "arm64").contains("it is amd64"));
         let unready = one(|node| node["status"]["conditions"][0]["status"] = "False".into());
         assert!(why(&unready, "amd64").contains("not ready"));

@@ -1,11 +1,11 @@
 //! The way to the pods: ports of this machine that lead to them through the API server, so that neither a node port nor a name
-//! is needed.
+//! is needed; or, where this machine can reach their addresses, straight to them.
 //!
 //! One port stands for all pods that are ready, and each pod has one of its own. A connection is led once, and is not led to
 //! another pod when it ends; only where the API server itself does not lead there is the next pod asked, which is counted.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -30,21 +30,30 @@ pub(crate) struct Edge {
 }
 
 /// Pods that are ready, and the port of each.
-type Known = Arc<RwLock<BTreeMap<String, SocketAddr>>>;
+type Known = Arc<RwLock<BTreeMap<Place, SocketAddr>>>;
+
+/// Where a pod is.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Place {
+    name: String,
+    address: String,
+}
 
 struct Ways {
     pods: kube::Api<k8s_openapi::api::core::v1::Pod>,
+    /// Whether pods are reached at their own addresses.
+    direct: bool,
     /// Connections that the API server led nowhere at first.
     led_again: AtomicU64,
 }
 
 impl Edge {
     /// Leads to the pods with a label.
-    pub(crate) async fn open(api: &Api, label: String) -> anyhow::Result<Self> {
+    pub(crate) async fn open(api: &Api, label: String, direct: bool) -> anyhow::Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let address = listener.local_addr()?;
         let known = Known::default();
-        let ways = Arc::new(Ways { pods: api.pods(), led_again: AtomicU64::new(0) });
+        let ways = Arc::new(Ways { pods: api.pods(), direct, led_again: AtomicU64::new(0) });
         let mut tasks = JoinSet::new();
         tasks.spawn(follow(api.clone(), label, known.clone(), ways.clone()));
         tasks.spawn(balance(listener, known.clone(), ways.clone()));
@@ -73,7 +82,7 @@ impl Edge {
     }
 }
 
-fn lock(known: &Known) -> std::sync::RwLockReadGuard<'_, BTreeMap<String, SocketAddr>> {
+fn lock(known: &Known) -> std::sync::RwLockReadGuard<'_, BTreeMap<Place, SocketAddr>> {
     known.read().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -108,10 +117,11 @@ async fn follow(api: Api, label: String, known: Known, ways: Arc<Ways>) {
                     continue;
                 };
                 let Ok(address) = listener.local_addr() else { continue };
-                let name = text(pod, "/metadata/name").to_owned();
-                let task = listening.spawn(lead_all(listener, name.clone(), ways.clone()));
+                let of = |at: &str| text(pod, at).to_owned();
+                let place = Place { name: of("/metadata/name"), address: of("/status/podIP") };
+                let task = listening.spawn(lead_all(listener, place.clone(), ways.clone()));
                 ports.insert(uid(pod), (address, task));
-                known.write().unwrap_or_else(PoisonError::into_inner).insert(name, address);
+                known.write().unwrap_or_else(PoisonError::into_inner).insert(place, address);
             }
             let live: Vec<_> = ports.values().map(|(address, _)| *address).collect();
             let mut known = known.write().unwrap_or_else(PoisonError::into_inner);
@@ -123,7 +133,7 @@ async fn follow(api: Api, label: String, known: Known, ways: Arc<Ways>) {
 }
 
 /// Leads what comes to the port of one pod; what it leads goes on when the port is closed.
-async fn lead_all(listener: TcpListener, pod: String, ways: Arc<Ways>) {
+async fn lead_all(listener: TcpListener, pod: Place, ways: Arc<Ways>) {
     while let Ok((client, _)) = listener.accept().await {
         let (pod, ways) = (pod.clone(), ways.clone());
         tokio::spawn(async move { ways.lead(client, &[pod]).await });
@@ -133,7 +143,7 @@ async fn lead_all(listener: TcpListener, pod: String, ways: Arc<Ways>) {
 async fn balance(listener: TcpListener, known: Known, ways: Arc<Ways>) {
     let turn = AtomicUsize::new(0);
     while let Ok((client, _)) = listener.accept().await {
-        let mut pods: Vec<String> = lock(&known).keys().cloned().collect();
+        let mut pods: Vec<Place> = lock(&known).keys().cloned().collect();
         let first = turn.fetch_add(1, Ordering::Relaxed) % pods.len().max(1);
         pods.rotate_left(first);
         let ways = ways.clone();
@@ -142,11 +152,14 @@ async fn balance(listener: TcpListener, known: Known, ways: Arc<Ways>) {
 }
 
 impl Ways {
-    async fn lead(&self, mut client: TcpStream, pods: &[String]) {
+    async fn lead(&self, mut client: TcpStream, pods: &[Place]) {
         // Small answers would wait for each other.
         client.set_nodelay(true).ok();
+        if self.direct {
+            return straight(client, pods.first()).await;
+        }
         for pod in pods {
-            let Ok(mut forwarded) = self.pods.portforward(pod, &[PORT]).await else {
+            let Ok(mut forwarded) = self.pods.portforward(&pod.name, &[PORT]).await else {
                 self.led_again.fetch_add(1, Ordering::Relaxed);
                 continue;
             };
@@ -158,4 +171,12 @@ impl Ways {
             return;
         }
     }
+}
+
+/// Leads to the address of a pod; where nothing listens there, the client sees its connection closed.
+async fn straight(mut client: TcpStream, pod: Option<&Place>) {
+    let Some(address) = pod.and_then(|pod| pod.address.parse::<IpAddr>().ok()) else { return };
+    let Ok(mut stream) = TcpStream::connect((address, PORT)).await else { return };
+    stream.set_nodelay(true).ok();
+    tokio::io::copy_bidirectional(&mut client, &mut stream).await.ok();
 }

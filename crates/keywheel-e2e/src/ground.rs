@@ -28,6 +28,7 @@ pub(crate) struct Ground {
     pub(crate) kubeconfig: Option<PathBuf>,
     pub(crate) keywheel: PathBuf,
     pub(crate) each_second: u32,
+    pub(crate) direct: bool,
     pub(crate) undone_within: Option<Duration>,
     uid: String,
 }
@@ -51,6 +52,7 @@ impl Ground {
             kubeconfig: options.kubeconfig.clone(),
             keywheel: options.keywheel.clone(),
             each_second: options.each_second,
+            direct: options.direct,
             undone_within: options.undone_within,
             uid,
         })
@@ -58,15 +60,19 @@ impl Ground {
 
     /// Ships the program, and lets one pod run it, so that the image is there before anything is measured.
     pub(crate) async fn fill(&mut self, app: &std::path::Path) -> anyhow::Result<()> {
-        let program = std::fs::read(app)
-            .with_context(|| format!("`{}` cannot be read", app.display()))?;
+        let program =
+            std::fs::read(app).with_context(|| format!("`{}` cannot be read", app.display()))?;
         let parts = manifest::parts(&program);
         self.program.parts = parts.len();
         for part in &parts {
             let made = self.api.create(Kind::ConfigMap, part).await;
             let _made = made.context("the program cannot be shipped")?;
         }
-        say(&format!("shipped the program: {} MiB in {} ConfigMaps", program.len() >> 20, parts.len()));
+        say(&format!(
+            "shipped the program: {} MiB in {} ConfigMaps",
+            program.len() >> 20,
+            parts.len()
+        ));
         // Pods are refused until somebody has made it.
         let account = until("service account `default`", Duration::from_secs(60), async || {
             self.api.find(Kind::ServiceAccount, "default").await
@@ -77,7 +83,10 @@ impl Ground {
             self.program.image,
             PULLED_WITHIN.as_secs() / 60
         ));
-        let secret = manifest::secret("first", &[("jwt", &"x".repeat(32)), ("jwt-also", ""), ("pepper", "x")]);
+        let secret = manifest::secret(
+            "first",
+            &[("jwt", &"x".repeat(32)), ("jwt-also", ""), ("pepper", "x")],
+        );
         let _made = self.api.create(Kind::Secret, &secret).await?;
         self.roll_out(Kind::Deployment, "first", 1, PULLED_WITHIN).await?;
         self.clear().await
@@ -138,14 +147,19 @@ impl Ground {
             let statuses = ["initContainerStatuses", "containerStatuses"]
                 .into_iter()
                 .flat_map(|at| pod["status"][at].as_array().into_iter().flatten());
-            let states: Vec<_> = statuses.map(|it| format!("{} {}", text(it, "/name"), it["state"])).collect();
+            let states: Vec<_> =
+                statuses.map(|it| format!("{} {}", text(it, "/name"), it["state"])).collect();
             let (name, phase) = (text(&pod, "/metadata/name"), text(&pod, "/status/phase"));
             lines.push(format!("   pod {name}: {phase}; {}", states.join("; ")));
         }
         let mut events = self.api.list(Kind::Event, None).await.unwrap_or_default();
         let at = |event: &Value| {
             let ats = ["/lastTimestamp", "/eventTime", "/metadata/creationTimestamp"];
-            ats.map(|at| text(event, at)).into_iter().find(|at| !at.is_empty()).unwrap_or_default().to_owned()
+            ats.map(|at| text(event, at))
+                .into_iter()
+                .find(|at| !at.is_empty())
+                .unwrap_or_default()
+                .to_owned()
         };
         events.sort_by_key(at);
         for event in events.iter().rev().take(20) {

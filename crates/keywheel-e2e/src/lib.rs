@@ -47,6 +47,8 @@ pub struct Options {
     pub app: PathBuf,
     /// How many requests are sent each second.
     pub each_second: u32,
+    /// Whether users reach pods at their own addresses, and not through the API server.
+    pub direct: bool,
     /// How soon after the first crash a bad value must be undone; none where the machine is too busy to tell.
     pub undone_within: Option<Duration>,
 }
@@ -67,7 +69,11 @@ pub struct Counts {
 pub fn run(options: &Options) -> anyhow::Result<Counts> {
     for name in &options.scenarios {
         let known = ALL.iter().any(|(known, _)| known == name);
-        ensure!(known, "there is no scenario `{name}`; there are {}", ALL.map(|(known, _)| known).join(", "));
+        ensure!(
+            known,
+            "there is no scenario `{name}`; there are {}",
+            ALL.map(|(known, _)| known).join(", ")
+        );
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -78,7 +84,13 @@ pub fn run(options: &Options) -> anyhow::Result<Counts> {
     let mut stop = runtime.block_on(async { Stop::listen() })?;
     let context = options.context.as_str();
     println!("== kubernetes: context `{context}`");
-    let mut ground = runtime.block_on(begin(options, namespace.clone()))?;
+    let api = runtime.block_on(async {
+        tokio::select! {
+            api = begin(options, namespace.clone()) => api,
+            () = stop.asked() => bail!("it was stopped"),
+        }
+    })?;
+    let mut ground = runtime.block_on(Ground::make(api, options))?;
     say(&format!("namespace `{namespace}`, which is removed at the end"));
     let tried = catch_unwind(AssertUnwindSafe(|| {
         runtime.block_on(async {
@@ -106,13 +118,13 @@ pub fn run(options: &Options) -> anyhow::Result<Counts> {
     Ok(counts)
 }
 
-/// Checks the cluster, and makes the namespace.
-async fn begin(options: &Options, namespace: String) -> anyhow::Result<Ground> {
+/// Reaches the cluster and checks it; nothing is changed.
+async fn begin(options: &Options, namespace: String) -> anyhow::Result<Api> {
     let api = Api::connect(&options.context, options.kubeconfig.as_deref(), namespace).await?;
     for told in check::check(&api, ground::architecture()).await? {
         say(&told);
     }
-    Ground::make(api, options).await
+    Ok(api)
 }
 
 async fn try_all(ground: &mut Ground, options: &Options) -> anyhow::Result<Counts> {

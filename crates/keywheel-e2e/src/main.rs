@@ -1,5 +1,7 @@
 //! The scenarios as a program, which `cargo xtask e2e kubernetes` builds and starts.
 
+#![expect(clippy::print_stderr, reason = "it says why it ended")]
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -22,6 +24,8 @@ struct Args {
     #[arg(long = "scenario")]
     scenarios: Vec<String>,
     #[arg(long)]
+    direct: bool,
+    #[arg(long)]
     each_second: u32,
     #[arg(long)]
     keywheel: PathBuf,
@@ -29,9 +33,29 @@ struct Args {
     app: PathBuf,
 }
 
-fn main() -> anyhow::Result<ExitCode> {
-    let Args { context, kubeconfig, stand_in, image, keep, scenarios, each_second, keywheel, app } =
-        Args::parse();
+fn main() -> ExitCode {
+    match begin() {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn begin() -> anyhow::Result<ExitCode> {
+    let Args {
+        context,
+        kubeconfig,
+        stand_in,
+        image,
+        keep,
+        scenarios,
+        direct,
+        each_second,
+        keywheel,
+        app,
+    } = Args::parse();
     let stand_in = stand_in.then(StandIn::start).transpose()?;
     let (context, kubeconfig) = match &stand_in {
         Some(stand_in) => (stand_in.context().to_owned(), Some(stand_in.kubeconfig())),
@@ -46,6 +70,7 @@ fn main() -> anyhow::Result<ExitCode> {
         keywheel,
         app,
         each_second,
+        direct,
         undone_within: Some(Duration::from_secs(10)),
     };
     let counts = run(&options)?;

@@ -117,9 +117,12 @@ fn template(name: &str, program: &Program) -> Value {
     let mut unpack = container("unpack", UNPACK, program);
     unpack["volumeMounts"] = mounts.into();
     let mut backend = container("backend", SERVE, program);
-    backend["volumeMounts"] = json!([{ "name": "program", "mountPath": "/program", "readOnly": true }]);
+    backend["volumeMounts"] =
+        json!([{ "name": "program", "mountPath": "/program", "readOnly": true }]);
     backend["env"] = json!([
         { "name": "JWT_LIFE_SECONDS", "value": TOKEN_LIFE.to_string() },
+        // Long enough that every connection that users keep is told to close.
+        { "name": "DRAIN_SECONDS", "value": "3" },
         from("JWT_SECRET", "jwt"),
         from("JWT_SECRET_ALSO_ACCEPTED", "jwt-also"),
         from("SESSION_PEPPER", "pepper"),
@@ -173,7 +176,8 @@ mod tests {
     fn a_program_is_shipped_whole_and_in_order_in_objects_that_a_server_takes() {
         let program: Vec<u8> = (0..PART * 2 + 5).map(|at| (at % 251) as u8).collect();
         let parts = parts(&program);
-        let names: Vec<_> = parts.iter().map(|it| it["metadata"]["name"].as_str().unwrap()).collect();
+        let names: Vec<_> =
+            parts.iter().map(|it| it["metadata"]["name"].as_str().unwrap()).collect();
         assert_eq!(names, ["program-00", "program-01", "program-02"]);
         let decoded = parts.iter().flat_map(|part| {
             assert!(part.to_string().len() < 1024 * 1024);

@@ -43,8 +43,12 @@ impl StandIn {
 
     /// Returns the names of the namespaces that somebody made.
     pub fn namespaces(&self) -> Vec<String> {
-        let (all, _) = self.cluster.objects().list(keywheel_twins::kubernetes::Kind::Namespace, None);
+        let (all, _) =
+            self.cluster.objects().list(keywheel_twins::kubernetes::Kind::Namespace, None);
         let names = all.iter().filter_map(|it| it["metadata"]["name"].as_str());
-        names.filter(|name| *name != "default" && !name.starts_with("kube-")).map(str::to_owned).collect()
+        names
+            .filter(|name| *name != "default" && !name.starts_with("kube-"))
+            .map(str::to_owned)
+            .collect()
     }
 }

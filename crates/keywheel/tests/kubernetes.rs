@@ -17,6 +17,10 @@ use serde_json::{Value, json};
 
 #[path = "kubernetes/load.rs"]
 mod load;
+#[path = "example/readme.rs"]
+mod readme;
+#[path = "kubernetes/walkthrough.rs"]
+mod walkthrough;
 
 const NAMESPACE: &str = "shop";
 const OLD: &str = "kwcanary-0123456789abcdef";

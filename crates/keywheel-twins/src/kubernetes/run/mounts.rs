@@ -390,8 +390,7 @@ mod tests {
 
     #[test]
     fn an_empty_folder_is_the_same_one_for_every_container_of_a_pod() {
-        let pod =
-            std::env::temp_dir().join(format!("volume-{}", crate::random(b"0123456789", 12)));
+        let pod = std::env::temp_dir().join(format!("volume-{}", crate::random(b"0123456789", 12)));
         for (root, at) in [("first", "a/b"), ("second", "c"), ("second", "c")] {
             share(&pod.join(root), &pod.join(root).join(at), "work").unwrap();
         }
