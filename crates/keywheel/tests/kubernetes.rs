@@ -19,6 +19,8 @@ use serde_json::{Value, json};
 mod load;
 #[path = "example/readme.rs"]
 mod readme;
+#[path = "kubernetes/scenarios.rs"]
+mod scenarios;
 #[path = "kubernetes/walkthrough.rs"]
 mod walkthrough;
 

@@ -13,8 +13,8 @@ use keywheel_twins::kubernetes::run::{Run, Runtime, Settings};
 use keywheel_twins::kubernetes::{ADMIN, Cluster, Kind};
 use serde_json::{Value, json};
 
-use super::load;
 use super::readme::{Block, blocks, compare, edited};
+use super::scenarios;
 
 const EXAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/kubernetes");
 
@@ -59,7 +59,7 @@ impl Shop {
             "data": { "jwt": value("jwt"), "jwt-also-accepted": "", "webhook-key": value("webhook") },
         });
         objects.create(Kind::Secret, secret, "kubectl-create").unwrap();
-        let program = load::program(self.folder.path());
+        let program = scenarios::program(self.folder.path());
         for document in printed("shop.yaml").split("\n---\n") {
             let mut object: Value = serde_saphyr::from_str(document).unwrap();
             let kind = match object["kind"].as_str().unwrap() {
