@@ -27,6 +27,10 @@ sim SECONDS="60":
 hazards ONLY="":
     cargo xtask hazards {{ONLY}}
 
+# Rotate on a Kubernetes cluster, in a namespace of its own.
+e2e CONTEXT:
+    cargo xtask e2e kubernetes --context {{CONTEXT}}
+
 # Measure the engine.
 bench:
     cargo xtask bench engine

@@ -5,6 +5,7 @@
 mod bench;
 mod cargo;
 mod deny;
+mod e2e;
 mod example;
 mod fmt;
 mod hazards;
@@ -41,6 +42,8 @@ enum Chore {
     Links,
     /// Builds the image of the example for Docker Compose.
     Example(example::Args),
+    /// Rotates on a cluster, under load, in a namespace of its own.
+    E2e(e2e::Args),
     /// Builds the binary that is shipped, and looks for what may not be in it.
     Shipped,
     /// Checks licences, sources and advisories of the dependencies.
@@ -57,6 +60,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Chore::Leaks(args) => leaks::run(&args),
         Chore::Links => links::run(),
         Chore::Example(args) => example::run(&args),
+        Chore::E2e(args) => e2e::run(&args),
         Chore::Shipped => shipped::run(),
         Chore::Deny => deny::run(),
     }

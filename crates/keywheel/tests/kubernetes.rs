@@ -23,6 +23,12 @@ mod emergency;
 mod exports;
 #[path = "kubernetes/load.rs"]
 mod load;
+#[path = "example/readme.rs"]
+mod readme;
+#[path = "kubernetes/scenarios.rs"]
+mod scenarios;
+#[path = "kubernetes/walkthrough.rs"]
+mod walkthrough;
 
 const NAMESPACE: &str = "shop";
 const OLD: &str = "kwcanary-0123456789abcdef";

@@ -31,7 +31,7 @@ pub(crate) const DRAINING: &str = "x-draining";
 /// The header that the edge adds to what it passes on.
 pub(crate) const FORWARDED: &str = "x-forwarded-for";
 
-/// How long a replica serves on at least after it was asked to end: many health checks of the demo's edge.
+/// How long a replica serves on at least after it was asked to end, unless `DRAIN_SECONDS` says so: many health checks of the demo's edge.
 const DRAIN_FOR: Duration = Duration::from_millis(500);
 
 /// How long nothing must have come through the edge before a replica closes its port; a busy edge notices late.
@@ -80,7 +80,7 @@ pub async fn serve(
     let serving = tokio::spawn(async move { serving.await });
     asked_to_end.await;
     backend.draining.store(true, Ordering::Relaxed);
-    tokio::time::sleep(DRAIN_FOR).await;
+    tokio::time::sleep(backend.settings.drain_for).await;
     // Past that limit the edge does not check health, and nothing helps.
     tokio::time::timeout(QUIET_WITHIN, backend.quiet()).await.ok();
     drop(finish);
@@ -177,6 +177,7 @@ pub struct Settings {
     also_accepts: Option<SecretValue>,
     model: Option<Model>,
     token_life: Duration,
+    drain_for: Duration,
     deny_list: Option<DenyList>,
 }
 
@@ -203,14 +204,17 @@ impl Settings {
             take("SESSION_PEPPER").is_none_or(|pepper| pepper.expose().len() <= LONGEST_PEPPER),
             "SESSION_PEPPER is longer than {LONGEST_PEPPER} characters"
         );
-        let life = take("JWT_LIFE_SECONDS").context("JWT_LIFE_SECONDS is missing")?;
-        let life = std::str::from_utf8(life.expose())?
-            .parse()
-            .context("JWT_LIFE_SECONDS is not a number")?;
+        let mut seconds = |name| {
+            let number = |text: SecretValue| std::str::from_utf8(text.expose()).ok()?.parse().ok();
+            let found = take(name).map(|text| number(text).map(Duration::from_secs));
+            found.map(|it| it.with_context(|| format!("{name} is not a number"))).transpose()
+        };
+        let token_life = seconds("JWT_LIFE_SECONDS")?.context("JWT_LIFE_SECONDS is missing")?;
+        let drain_for = seconds("DRAIN_SECONDS")?.unwrap_or(DRAIN_FOR);
         let key = take("OPENAI_API_KEY");
         let model = openai_base.zip(key).map(|(base, key)| Model::new(base, key)).transpose()?;
         let deny_list = take("REDIS_URL").map(|url| DenyList::new(&url)).transpose()?;
-        Ok(Self { signs, also_accepts, model, token_life: Duration::from_secs(life), deny_list })
+        Ok(Self { signs, also_accepts, model, token_life, drain_for, deny_list })
     }
 
     /// Returns the claims of a token that either secret signed.
@@ -263,6 +267,7 @@ mod tests {
             also_accepts: Some(secret(b'b')),
             model: None,
             token_life: Duration::ZERO,
+            drain_for: Duration::ZERO,
             deny_list: None,
         };
         let accepts = |token: &str, now| settings.claims(token, now).is_some();

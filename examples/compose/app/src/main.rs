@@ -29,7 +29,7 @@ enum Program {
     /// One replica of the backend
     Backend {
         #[arg(long, env = "OPENAI_BASE_URL")]
-        openai_base: String,
+        openai_base: Option<String>,
     },
     /// What balances requests between the replicas
     Edge {
@@ -79,7 +79,7 @@ struct Provider {
 async fn main() -> anyhow::Result<()> {
     match Program::parse() {
         Program::Backend { openai_base } => {
-            let settings = Settings::read(variable, Some(openai_base))?;
+            let settings = Settings::read(variable, openai_base)?;
             backend::serve(settings, listen().await?, asked_to_end()?).await
         }
         Program::Edge { backend } => {
@@ -115,8 +115,13 @@ async fn main() -> anyhow::Result<()> {
     }
 }
 
+/// Listens everywhere, unless the environment names an address: pods that share the network of one machine have each their own.
 async fn listen() -> anyhow::Result<TcpListener> {
-    Ok(TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT)).await?)
+    let address = match std::env::var("POD_IP") {
+        Ok(address) => address.parse().context("POD_IP is not an address")?,
+        Err(_) => Ipv4Addr::UNSPECIFIED,
+    };
+    Ok(TcpListener::bind((address, PORT)).await?)
 }
 
 fn variable(name: &str) -> Option<SecretValue> {

@@ -508,6 +508,14 @@ fn container_id(given: &Given, run: u32) -> String {
     format!("containerd://{}-{}-{run}", given.uid, given.container)
 }
 
+/// Removes what the containers of a pod left on disk, as it is removed with the pod on a node.
+pub(super) fn forget(runtime: &Runtime, uid: &str) {
+    if let Runtime::Processes { folder } = runtime {
+        // A pod that never ran left nothing.
+        std::fs::remove_dir_all(folder.join(uid)).ok();
+    }
+}
+
 fn folder(runtime: &Runtime, pod: &Value) -> PathBuf {
     match runtime {
         Runtime::Processes { folder } => folder.join(uid(pod)),

@@ -70,7 +70,9 @@ impl Kubelet {
         self.cache.note(pass);
         place(pass, switches);
         let present = pass.list(Kind::Pod);
-        self.pods.retain(|uid, _| present.iter().any(|pod| self::uid(pod) == uid));
+        let is_present = |uid: &str| present.iter().any(|pod| self::uid(pod) == uid);
+        let gone: Vec<_> = self.pods.keys().filter(|uid| !is_present(uid)).cloned().collect();
+        gone.iter().for_each(|uid| self.forget(uid));
         for pod in present {
             let is_ours = text(&pod, "/spec/nodeName") == NODE;
             if is_ours && (!is_finished(&pod) || is_ending(&pod)) {
@@ -103,7 +105,7 @@ impl Kubelet {
         running.volumes = volumes;
         pass.set_status(Kind::Pod, pod, running.status(pod));
         if is_over {
-            self.pods.remove(uid(pod));
+            self.forget(uid(pod));
             pass.remove(Kind::Pod, pod);
         }
     }
@@ -126,6 +128,12 @@ impl Kubelet {
             annotations: pod["metadata"]["annotations"].clone(),
             next_sync: pass.now,
         }
+    }
+
+    /// Ends what still runs of a pod, and removes what it left.
+    fn forget(&mut self, uid: &str) {
+        self.pods.remove(uid);
+        super::container::forget(&self.settings.runtime, uid);
     }
 
     /// Ends everything at once.
@@ -168,11 +176,30 @@ impl Kubelet {
 
 /// Returns the object of the node.
 pub(super) fn node() -> Value {
-    let ready = condition(&[], "Ready", true, "KubeletReady");
     json!({
-        "metadata": { "name": NODE, "labels": { "kubernetes.io/hostname": NODE } },
-        "status": { "conditions": [ready] },
+        "metadata": { "name": NODE, "labels": {
+            "kubernetes.io/arch": architecture(),
+            "kubernetes.io/hostname": NODE,
+            "kubernetes.io/os": "linux",
+        } },
     })
+}
+
+/// Returns how the node is.
+pub(super) fn node_status() -> Value {
+    json!({
+        "conditions": [condition(&[], "Ready", true, "KubeletReady")],
+        "nodeInfo": { "architecture": architecture(), "operatingSystem": "linux" },
+    })
+}
+
+/// Returns the architecture of this machine as nodes name it.
+fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
 }
 
 /// Gives every new pod to the node, as long as it has room.

@@ -3,6 +3,7 @@
 //! All of it is one loop on a thread of its own, which looks at the objects whenever one changed or a wait is over. Waits are those
 //! of a real cluster, divided by one [`Pace`].
 
+mod accounts;
 mod container;
 mod daemon_set;
 mod deployment;
@@ -108,8 +109,11 @@ impl Run {
     /// # Errors
     /// Where no thread can be had.
     pub fn start(objects: &Objects, settings: Settings) -> io::Result<Self> {
+        let (node, status) = (kubelet::node(), kubelet::node_status());
         // It fails only where there is one already.
-        objects.create(Kind::Node, kubelet::node(), "kubelet").ok();
+        objects.create(Kind::Node, node, "kubelet").ok();
+        let key = Key::of_cluster(Kind::Node, NODE);
+        objects.change_status(&key, "kubelet", |node| node["status"] = status).ok();
         let shared = Shared { kubelet: Kubelet::new(&settings), switches: Switches::default() };
         let shared = Arc::new(Mutex::new(shared));
         let (poke, stopped) = watch::channel(false);
@@ -202,6 +206,7 @@ impl Loop {
         self.readiness.note(&self.objects.list(Kind::Pod, None).0, Instant::now());
         let pass = Pass::new(&self.objects, &self.readiness, self.pace);
         if !switches.controllers_are_stopped {
+            accounts::reconcile(&pass);
             deployment::reconcile(&pass, &mut self.progress);
             replica_set::reconcile(&pass);
             stateful_set::reconcile(&pass);

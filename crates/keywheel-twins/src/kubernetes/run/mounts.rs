@@ -71,16 +71,21 @@ impl Cache {
         let object = self
             .get(kind, space, named)
             .ok_or_else(|| format!("{} \"{named}\" not found", kind.resource().singular))?;
-        let all = entries(object, "/data").into_iter();
-        Ok(all.map(|(key, value)| (key.clone(), decoded(kind, value))).collect())
+        let is_encoded = kind == Kind::Secret;
+        let mut all = Files::new();
+        for (at, is_encoded) in [("/data", is_encoded), ("/binaryData", true)] {
+            let entries = entries(object, at).into_iter();
+            all.extend(entries.map(|(key, value)| (key.clone(), decoded(is_encoded, value))));
+        }
+        Ok(all)
     }
 }
 
-fn decoded(kind: Kind, value: &Value) -> Vec<u8> {
+fn decoded(is_encoded: bool, value: &Value) -> Vec<u8> {
     let text = value.as_str().unwrap_or_default();
-    match kind {
-        Kind::Secret => STANDARD.decode(text).unwrap_or_default(),
-        _ => text.as_bytes().to_vec(),
+    match is_encoded {
+        true => STANDARD.decode(text).unwrap_or_default(),
+        false => text.as_bytes().to_vec(),
     }
 }
 
@@ -296,10 +301,34 @@ pub(super) fn lay_out(
         let volume = text(mount, "/name");
         let Some(files) = volumes.get(volume) else { continue };
         let folder = root.join(text(mount, "/mountPath").trim_matches('/'));
+        if is_empty_dir(pod, volume) {
+            share(root, &folder, volume)?;
+            continue;
+        }
         fs::create_dir_all(&folder)?;
         fill(&folder, files, mode(pod, volume))?;
     }
     Ok(())
+}
+
+fn is_empty_dir(pod: &Value, volume: &str) -> bool {
+    let volumes = each(pod, "/spec/volumes");
+    volumes.iter().any(|it| text(it, "/name") == volume && it.get("emptyDir").is_some())
+}
+
+/// Lets a container find the folder that all containers of its pod have together.
+fn share(root: &Path, folder: &Path, volume: &str) -> io::Result<()> {
+    let Some(pod) = root.parent() else { return Ok(()) };
+    // No container is called so.
+    let shared = pod.join("empty.dirs").join(volume);
+    fs::create_dir_all(&shared)?;
+    if let Some(above) = folder.parent() {
+        fs::create_dir_all(above)?;
+    }
+    match symlink(shared, folder) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// Writes the files that do not change while the container runs.
@@ -357,6 +386,17 @@ mod tests {
     fn a_variable_is_put_in_and_what_is_unknown_stays() {
         let all = BTreeMap::from([("A".into(), "$(B)".into()), ("B".into(), "b".into())]);
         assert_eq!(expanded("x $(B) $(A) $(C) $( $(B", &all), "x b $(B) $(C) $( $(B");
+    }
+
+    #[test]
+    fn an_empty_folder_is_the_same_one_for_every_container_of_a_pod() {
+        let pod = std::env::temp_dir().join(format!("volume-{}", crate::random(b"0123456789", 12)));
+        for (root, at) in [("first", "a/b"), ("second", "c"), ("second", "c")] {
+            share(&pod.join(root), &pod.join(root).join(at), "work").unwrap();
+        }
+        fs::write(pod.join("first/a/b/x"), "1").unwrap();
+        assert_eq!(fs::read_to_string(pod.join("second/c/x")).unwrap(), "1");
+        fs::remove_dir_all(pod).unwrap();
     }
 
     #[test]
