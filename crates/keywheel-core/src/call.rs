@@ -35,6 +35,11 @@ impl Refusal {
         Self { kind, remedy: Remedy::Operator, message: message.into() }
     }
 
+    /// Returns whether asking again gets the same answer.
+    pub fn is_for_good(&self) -> bool {
+        self.remedy == Remedy::Operator
+    }
+
     /// A no that may pass by itself.
     pub fn retry(kind: RefusalKind, after: Option<Span>, message: impl Into<String>) -> Self {
         Self { kind, remedy: Remedy::Retry { after }, message: message.into() }

@@ -352,6 +352,7 @@ impl Rotation {
         let policy = &self.plan.policy;
         let terms = Terms {
             has_probes: !self.plan.probes.is_empty(),
+            shows_drift: self.plan.stores.iter().any(|store| store.facts.shows_changes()),
             evidence_at: self.promoted_at,
             last_used: self.plan.issuer.facts.last_used,
             cannot_tell: policy.cannot_tell,

@@ -9,7 +9,7 @@ use crate::call::{Refusal, RefusalKind};
 use crate::evidence::Count;
 use crate::fingerprint::Fingerprint;
 use crate::gate::Visit;
-use crate::incident::{Behind, WorkloadLogs};
+use crate::incident::{Behind, BehindStore, WorkloadLogs};
 use crate::plan::{Plan, RotationId};
 use crate::strategy::{Position, Side};
 use crate::time::Timestamp;
@@ -222,6 +222,12 @@ pub enum Report {
         /// Where the logs are of what may be replaced, by workload.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         logs: Vec<WorkloadLogs>,
+        /// When each slot was changed last, by store, where a store tells nothing else: a change after that is somebody else's.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        changed_at: Vec<(u8, Vec<Option<Timestamp>>)>,
+        /// What an emergency could not read, in sentences for people.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        passed_over: Vec<String>,
     },
     /// It was done, and this is worth knowing: what an emergency passed over.
     Noted {
@@ -232,6 +238,9 @@ pub enum Report {
     Revoked {
         /// The replicas that did not prove the new version at that time.
         behind: Vec<Behind>,
+        /// The stores that may still hold the suspect.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        stores: Vec<BehindStore>,
     },
     /// A mint made a version.
     Minted {

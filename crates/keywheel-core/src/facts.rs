@@ -176,6 +176,11 @@ impl StoreFacts {
     pub fn is_readable(&self) -> bool {
         self.read_back == ReadBack::Value
     }
+
+    /// Returns whether a change by somebody else can be seen.
+    pub fn shows_changes(&self) -> bool {
+        matches!(self.read_back, ReadBack::Value | ReadBack::Timestamp)
+    }
 }
 
 /// What a store gives back of what was written.

@@ -88,6 +88,8 @@ pub struct Terms {
     pub last_used: Option<LastUsedFacts>,
     /// Whether there are probes at all.
     pub has_probes: bool,
+    /// Whether any store tells what it holds, or when it was changed.
+    pub shows_drift: bool,
     /// What a gate that cannot tell does.
     pub cannot_tell: CannotTell,
 }
@@ -121,10 +123,7 @@ pub enum Light {
 pub fn judge(visit: &Visit, terms: &Terms) -> Gates {
     Gates {
         probes: probes(visit.probes, terms),
-        drift: match visit.stores {
-            Some(false) if crate::planted!("drift_is_no_gate") => Gate::Open,
-            stores => stores.map_or(Gate::CannotTell, from_green),
-        },
+        drift: drift(visit.stores, terms),
         evidence: evidence(&visit.evidence),
         quiet: quiet(visit.usage, terms),
     }
@@ -151,6 +150,16 @@ fn probes(green: Option<bool>, terms: &Terms) -> Gate {
         Some(green) => from_green(green),
         None if terms.has_probes => Gate::CannotTell,
         None => Gate::NotApplicable,
+    }
+}
+
+/// Where no store shows a change, none that was seen means nothing.
+fn drift(hold: Option<bool>, terms: &Terms) -> Gate {
+    match hold {
+        _ if !terms.shows_drift && !crate::planted!("unseen_drift_is_none") => Gate::NotApplicable,
+        Some(false) if crate::planted!("drift_is_no_gate") => Gate::Open,
+        Some(hold) => from_green(hold),
+        None => Gate::CannotTell,
     }
 }
 
@@ -251,6 +260,7 @@ mod tests {
             evidence_at: Timestamp::from_millis(0),
             last_used: Some(last_used),
             has_probes: true,
+            shows_drift: true,
             cannot_tell: CannotTell::Allow,
         }
     }
@@ -266,6 +276,15 @@ mod tests {
         assert_eq!(probes(None, &Terms { has_probes: false, ..terms() }), Gate::NotApplicable);
         assert_eq!(probes(Some(true), &terms()), Gate::Open);
         assert_eq!(probes(Some(false), &terms()), Gate::Closed);
+    }
+
+    #[test]
+    fn where_no_store_shows_a_change_the_gate_of_drift_does_not_apply() {
+        assert_eq!(drift(Some(true), &terms()), Gate::Open);
+        assert_eq!(drift(Some(false), &terms()), Gate::Closed);
+        assert_eq!(drift(None, &terms()), Gate::CannotTell);
+        let blind = Terms { shows_drift: false, ..terms() };
+        assert_eq!(drift(Some(true), &blind), Gate::NotApplicable);
     }
 
     #[test]

@@ -129,6 +129,16 @@ pub struct Behind {
     pub unknown: Option<String>,
 }
 
+/// A store that may still hold a suspect that was ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BehindStore {
+    /// Which store, by index into the plan.
+    pub store: u8,
+    /// What kept it from being written, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

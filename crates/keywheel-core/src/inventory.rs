@@ -8,7 +8,7 @@ use crate::call::{Refusal, RefusalKind, Remedy};
 use crate::event::{Event, Outcome, ParkReason, Report, Step};
 use crate::fingerprint::Fingerprint;
 use crate::incident::IncidentId;
-use crate::plan::{Bound, Label, Pin, Pinned, PlanHash, RotationId, StorePlan, VersionRef};
+use crate::plan::{Bound, Label, Pin, Pinned, Plan, PlanHash, RotationId, StorePlan, VersionRef};
 use crate::rotation::{Next, Rotation};
 use crate::secret::SecretName;
 use crate::strategy::Side;
@@ -233,13 +233,13 @@ impl Inventory {
     }
 
     /// Returns where a store or a workload is to be reached: where an operator or a rotation pinned it last, else as its plan says.
-    pub fn pin_of<'p, P: Pinned>(&'p self, planned: &'p P) -> Option<&'p Pin> {
+    pub fn pin_of<'p>(&'p self, planned: &'p dyn Pinned) -> Option<&'p Pin> {
         self.pins.get(&planned.key()).or(planned.pin())
     }
 
-    /// Notes where its stores or its workloads are.
-    pub fn pin<'a, P: Pinned + 'a>(&mut self, planned: impl IntoIterator<Item = &'a P>) {
-        for planned in planned {
+    /// Notes where its stores and its workloads are.
+    pub fn pin(&mut self, plan: &Plan) {
+        for planned in plan.pinned() {
             if let Some(pin) = planned.pin() {
                 self.pins.insert(planned.key(), pin.clone());
             }
@@ -269,7 +269,7 @@ impl Inventory {
             Event::Planned(plan) => {
                 self.queued = None;
                 self.claim(&plan.stores);
-                self.pin(&plan.workloads);
+                self.pin(plan);
                 self.next = self.next.max(plan.pending.successor());
                 self.versions.retain(|known| known.version != plan.pending);
                 let suspects = plan.previous.iter().chain(&plan.suspects);

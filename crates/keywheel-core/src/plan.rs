@@ -127,6 +127,18 @@ impl Plan {
         }
     }
 
+    /// Returns what is touched at one place only: its workloads, and then its stores.
+    pub fn pinned(&self) -> impl Iterator<Item = &dyn Pinned> {
+        let workloads = self.workloads.iter().map(|workload| workload as &dyn Pinned);
+        workloads.chain(self.stores.iter().map(|store| store as &dyn Pinned))
+    }
+
+    /// Returns the same, so that it can be pinned.
+    pub fn pinned_mut(&mut self) -> impl Iterator<Item = &mut dyn Pinned> {
+        let workloads = self.workloads.iter_mut().map(|workload| workload as &mut dyn Pinned);
+        workloads.chain(self.stores.iter_mut().map(|store| store as &mut dyn Pinned))
+    }
+
     /// Returns whether the plan is run as an emergency.
     pub fn is_emergency(&self) -> bool {
         matches!(self.mode, Mode::Emergency { .. })
@@ -379,8 +391,14 @@ pub trait Pinned {
     /// Returns the key of its pin among those of its secret: the name of a workload, or `store NAME`, which is the name of nothing.
     fn key(&self) -> String;
 
+    /// Returns what it is, for people: "workload `backend`".
+    fn what(&self) -> String;
+
     /// Returns where it was found when it was planned.
     fn pin(&self) -> Option<&Pin>;
+
+    /// Notes where it is.
+    fn set_pin(&mut self, pin: Option<Pin>);
 }
 
 impl Pinned for WorkloadPlan {
@@ -388,8 +406,16 @@ impl Pinned for WorkloadPlan {
         self.bound.name.clone()
     }
 
+    fn what(&self) -> String {
+        format!("workload `{}`", self.bound.name)
+    }
+
     fn pin(&self) -> Option<&Pin> {
         self.pin.as_ref()
+    }
+
+    fn set_pin(&mut self, pin: Option<Pin>) {
+        self.pin = pin;
     }
 }
 
@@ -398,8 +424,16 @@ impl Pinned for StorePlan {
         format!("store {}", self.bound.name)
     }
 
+    fn what(&self) -> String {
+        format!("store `{}`", self.bound.name)
+    }
+
     fn pin(&self) -> Option<&Pin> {
         self.pin.as_ref()
+    }
+
+    fn set_pin(&mut self, pin: Option<Pin>) {
+        self.pin = pin;
     }
 }
 

@@ -22,7 +22,7 @@ use crate::ending::Ending;
 use crate::event::{Because, Event, OutOfOrder, Outcome, ParkReason, Report, Step};
 use crate::facts::{Authority, Observe};
 use crate::phase::Phase;
-use crate::plan::{Mode, Plan, RotationId};
+use crate::plan::{Mode, Plan, RotationId, StorePlan};
 use crate::strategy::{Line, Position, Side, Strategy};
 use crate::time::{Span, Timestamp};
 use crate::version::{IssuedId, State, VersionId};
@@ -173,7 +173,7 @@ struct Rush {
 impl Tries {
     /// Whether only an operator can change the answer.
     fn is_answered_no(&self) -> bool {
-        self.last.as_ref().is_some_and(|refusal| refusal.remedy == Remedy::Operator)
+        self.last.as_ref().is_some_and(Refusal::is_for_good)
     }
 
     /// Whether it was refused only because nobody was there: going back would need somebody as much as going on.
@@ -413,7 +413,12 @@ impl Rotation {
             }
         }
         let mut stores = (0..).zip(&self.plan.stores).skip(usize::from(self.cleaned));
-        if let Some((store, _)) = stores.find(|(_, store)| store.facts.leaves_behind) {
+        let leaves_behind = |(store, planned): &(u8, &StorePlan)| {
+            let is_touched = self.walk.is_store_touched(*store);
+            planned.facts.leaves_behind
+                && (is_touched || crate::planted!("untouched_store_is_cleaned"))
+        };
+        if let Some((store, _)) = stores.find(leaves_behind) {
             return Some(Next::Do(Step::CleanUp { store }));
         }
         (!self.purged).then_some(Next::Record(Event::Purged))
@@ -691,9 +696,13 @@ impl Rotation {
         }
         match (step, report) {
             (Step::Preflight, _) => self.preflighted = true,
-            (Step::Capture, _) => {
+            (Step::Capture, report) => {
                 self.captured = true;
-                self.walk.captured(at);
+                let changed_at = match report {
+                    Report::Captured { changed_at, .. } => changed_at.as_slice(),
+                    _ => &[],
+                };
+                self.walk.captured(at, changed_at);
             }
             (Step::Mint { .. }, Report::Minted { issued, expires_at, .. }) => {
                 self.minted(issued.clone(), *expires_at, at)
@@ -1104,6 +1113,11 @@ impl Rotation {
         open.max(self.minting.settles_at).max(self.walk.settles_at())
     }
 
+    /// Returns the last refusal of a step that was not done since.
+    pub fn last_refusal(&self, step: Step) -> Option<&Refusal> {
+        self.tries.iter().find(|tries| same_try(step, tries.step))?.last.as_ref()
+    }
+
     /// Returns the sentence of the last refusal, where a step is being tried again.
     pub fn trouble(&self) -> Option<(Step, Option<&Refusal>)> {
         self.tries.last().map(|tries| (tries.step, tries.last.as_ref()))
@@ -1154,7 +1168,7 @@ fn same_try(a: Step, b: Step) -> bool {
 fn park_reason(tries: &Tries) -> ParkReason {
     match (&tries.last, tries.step) {
         (None, Step::VerifyDead(_)) => ParkReason::DeathUnproven,
-        (Some(refusal), step) if refusal.remedy == Remedy::Operator => {
+        (Some(refusal), step) if refusal.is_for_good() => {
             ParkReason::Refused { step, refusal: refusal.clone() }
         }
         (_, step) => ParkReason::OutOfPatience { step },

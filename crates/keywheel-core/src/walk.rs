@@ -37,7 +37,10 @@ struct Store {
     /// What it certainly held before the write that is under way, and still holds if that is the same.
     before: Option<Position>,
     since: Timestamp,
-    /// When it changed each slot at our last write, where that is all it tells; empty once a write had no answer.
+    /// Whether a write to it was ever intended.
+    touched: bool,
+    /// When it changed each slot at our last write, before that at the capture, where that is all it tells; empty once a write
+    /// had no answer.
     changed_at: SmallVec<[Option<Timestamp>; 1]>,
     /// Whether that is all it tells: then a write that lands late looks like somebody else's, whatever it wrote.
     tells_time_only: bool,
@@ -69,6 +72,7 @@ impl Walk {
             at: (!plan.is_emergency()).then_some(0),
             before: None,
             since: at,
+            touched: false,
             changed_at: SmallVec::new(),
             tells_time_only: planned.facts.read_back == ReadBack::Timestamp,
             late: late.clone(),
@@ -113,13 +117,23 @@ impl Walk {
         })
     }
 
-    /// Returns when a store changed each slot at our last write, where that is all it tells, and no other write of ours may have
-    /// landed after it.
+    /// Returns when a store changed each slot at our last write, or before it was first written, where that is all it tells, and
+    /// no other write of ours may have landed since.
     pub fn changed_at(&self, store: usize) -> Option<&[Option<Timestamp>]> {
         let store = &self.stores[store];
         let may_have_landed = store.late.iter().any(|(_, until)| *until > store.since)
             && !crate::planted!("late_write_is_somebody_elses");
         (!store.changed_at.is_empty() && !may_have_landed).then_some(&store.changed_at)
+    }
+
+    /// Returns whether a write to a store was ever intended.
+    pub fn is_store_touched(&self, store: u8) -> bool {
+        self.stores[usize::from(store)].touched
+    }
+
+    /// Returns whether a store certainly holds an arrangement.
+    pub fn holds(&self, store: u8, to: Position) -> bool {
+        self.stores[usize::from(store)].at == Some(to)
     }
 
     /// Returns whether any write was ever intended.
@@ -234,8 +248,14 @@ impl Walk {
         self.moving = None;
     }
 
-    pub(crate) fn captured(&mut self, at: Timestamp) {
+    pub(crate) fn captured(&mut self, at: Timestamp, changed_at: &[(u8, Vec<Option<Timestamp>>)]) {
         self.stores.iter_mut().for_each(|store| store.since = at);
+        if crate::planted!("times_of_the_capture_are_forgotten") {
+            return;
+        }
+        for (store, times) in changed_at {
+            self.stores[usize::from(*store)].changed_at = SmallVec::from_slice(times);
+        }
     }
 
     pub(crate) fn clock_was_set_back(&mut self) {
@@ -246,6 +266,7 @@ impl Walk {
         self.touched_at.get_or_insert(at);
         self.used[line.at(to).current.index()] = true;
         let store = &mut self.stores[usize::from(store)];
+        store.touched = true;
         store.before = store.at.take().or(store.before);
     }
 

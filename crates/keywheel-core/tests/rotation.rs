@@ -249,6 +249,34 @@ fn an_overlap_goes_from_end_to_end() {
 }
 
 #[test]
+fn a_store_that_was_never_written_is_not_asked_to_clean_up() {
+    let cleaned = |refuses: fn(Step) -> bool| {
+        let mut plan = plan(Strategy::Overlap);
+        let mut second = plan.stores[0].clone();
+        second.bound.name = "second".into();
+        plan.stores.push(second);
+        plan.stores.iter_mut().for_each(|store| store.facts.leaves_behind = true);
+        let mut world = World::new(plan);
+        let mut at = world.until(refuses);
+        while let Step::Mint { .. } | Step::Write { .. } = at {
+            world.refuse(at, RefusalKind::Permission);
+            at = match world.begin() {
+                Ok(step) => step,
+                Err(_) => break,
+            };
+        }
+        world.finish(at);
+        world.run_to_rest();
+        let steps = world.steps.into_iter();
+        steps.filter(|step| matches!(step, Step::CleanUp { .. })).collect::<Vec<_>>()
+    };
+    let [first, second] = [0, 1].map(|store| Step::CleanUp { store });
+    assert_eq!(cleaned(|step| matches!(step, Step::Sweep)), [first, second]);
+    assert_eq!(cleaned(|step| matches!(step, Step::Mint { .. })), []);
+    assert_eq!(cleaned(|step| step == Step::Write { store: 0, to: 1 }), [first]);
+}
+
+#[test]
 fn a_keyring_waits_for_tokens_and_never_calls_an_issuer() {
     let mut world = World::new(plan(KEYRING));
     assert_eq!(world.run_to_rest(), Next::Rest(Outcome::Completed));

@@ -25,7 +25,8 @@ pub async fn elsewhere(
     Ok(Some(format!("it is pinned to {pinned}, and another place answers: {found}")))
 }
 
-/// Refuses to touch `what`, such as "workload `backend`", at another place than the one it is pinned to.
+/// Refuses to touch `what`, such as "workload `backend`", at another place than the one it is pinned to, and at a place that has a
+/// name, or may have one, where it is pinned to none.
 ///
 /// # Errors
 /// A refusal that names both, or one that may pass where the place gives no answer.
@@ -34,7 +35,12 @@ pub async fn check(
     what: &str,
     pinned: Option<&Pin>,
 ) -> Result<(), Refusal> {
-    match elsewhere(identity, pinned).await {
+    let objection = match pinned {
+        Some(_) => elsewhere(identity, pinned).await,
+        None if planted!("unpinned_place_is_touched") => return Ok(()),
+        None => identity.await.map(|found| found.map(|found| unpinned(&found))),
+    };
+    match objection {
         Ok(None) => Ok(()),
         Ok(Some(objection)) => {
             Err(Refusal::operator(RefusalKind::Permission, format!("{what}: {objection}")))
@@ -43,6 +49,48 @@ pub async fn check(
         // Nothing was done yet, whatever becomes of the question.
         Err(CallError::Unknown(why)) => {
             Err(Refusal::retry(RefusalKind::Unavailable, None, format!("{what}: {why}")))
+        }
+    }
+}
+
+/// Its place gave no answer when the rotation was planned, so nothing says that it is the one that answers now.
+fn unpinned(found: &Pin) -> String {
+    format!(
+        "{found} answers, and it was not known where it is when this was planned: ask for it again"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::ready;
+
+    use super::*;
+
+    fn pin(id: &str) -> Pin {
+        Pin { id: id.into(), machine: String::new(), folder: String::new() }
+    }
+
+    async fn checked(
+        identity: Result<Option<Pin>, CallError>,
+        pinned: Option<&Pin>,
+    ) -> Result<(), Refusal> {
+        check(ready(identity), "store `app`", pinned).await
+    }
+
+    #[tokio::test]
+    async fn i23_a_place_that_could_not_be_asked_is_not_touched_without_a_pin() {
+        let (here, there) = (pin("here"), pin("there"));
+        let silent = || Err(CallError::Unknown("nobody is there".into()));
+        assert_eq!(checked(Ok(None), None).await, Ok(()), "it has no name of its own");
+        assert_eq!(checked(Ok(Some(here.clone())), Some(&here)).await, Ok(()));
+        for (identity, pinned, for_good) in [
+            (Ok(Some(there.clone())), Some(&here), true),
+            (Ok(Some(there)), None, true),
+            (silent(), Some(&here), false),
+            (silent(), None, false),
+        ] {
+            let refused = checked(identity, pinned).await.expect_err("it is refused");
+            assert_eq!(refused.is_for_good(), for_good, "{refused}");
         }
     }
 }

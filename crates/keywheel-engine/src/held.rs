@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use keywheel_core::call::{CallError, Refusal, RefusalKind};
 use keywheel_core::plan::{Part, Plan, StorePlan};
+use keywheel_core::planted;
 use keywheel_core::secret::{Credential, Field, SecretValue};
 use keywheel_driver::Store;
 
@@ -98,6 +99,16 @@ pub fn completed<'c>(
 pub fn is_whole(stores: &[StorePlan], credential: &Credential) -> bool {
     let fields = stores.iter().flat_map(|store| given(store).1);
     fields.into_iter().all(|field| credential.field(&field).is_some())
+}
+
+/// Returns whether the stores that can be read hold every field that any of these stores is given: then what is written to the others
+/// can be told from them.
+pub fn gives_every_field(stores: &[StorePlan]) -> bool {
+    let readable = stores.iter().filter(|store| store.facts.is_readable());
+    let parts = readable.flat_map(|store| &store.slots).map(|slot| &slot.part);
+    let read: BTreeSet<Field> = parts.flat_map(Part::fields).collect();
+    let any_is_enough = planted!("any_readable_store_is_a_way_back") && !read.is_empty();
+    any_is_enough || stores.iter().all(|store| given(store).1.is_subset(&read))
 }
 
 /// Returns those of a plan's stores that no field links to the first one, on whatever way: nothing tells whether what they hold
@@ -196,6 +207,29 @@ mod tests {
         assert_eq!(apart(&stores), ["other", "too"], "a pair of their own");
         stores.pop();
         assert!(apart(&stores[2..]).is_empty(), "one alone has nothing to be compared with");
+    }
+
+    #[test]
+    fn h40_stores_that_are_read_are_a_way_back_where_they_hold_every_field() {
+        let store = |fields: &[&str], read_back| {
+            let slot = |field: &&str| Slot {
+                address: (*field).into(),
+                role: Role::Current,
+                part: Part::Plain(Field::new(*field)),
+            };
+            StorePlan {
+                bound: Bound { name: "app".into(), driver: serde_json::json!({}) },
+                facts: StoreFacts { read_back, ..STORE },
+                slots: fields.iter().map(slot).collect(),
+                pin: None,
+            }
+        };
+        let ci = || store(&["id", "key"], ReadBack::Timestamp);
+        assert!(gives_every_field(&[ci(), store(&["id", "key"], ReadBack::Value)]));
+        let (id, key) = (store(&["id"], ReadBack::Value), store(&["key"], ReadBack::Value));
+        assert!(!gives_every_field(&[ci(), id.clone()]));
+        assert!(gives_every_field(&[ci(), id, key]));
+        assert!(!gives_every_field(&[ci()]));
     }
 
     #[test]

@@ -8,17 +8,17 @@ use keywheel_core::evidence::{self, Count, Expected, Proof, Replica};
 use keywheel_core::facts::{Authority, Observe, ReadBack, ValueOrigin};
 use keywheel_core::fingerprint::{Compared, Fingerprint};
 use keywheel_core::gate::{UsageSample, Visit};
-use keywheel_core::incident::{Behind, WorkloadLogs};
-use keywheel_core::plan::{Part, Plan, Role, Slot, StorePlan};
+use keywheel_core::incident::{Behind, BehindStore, WorkloadLogs};
+use keywheel_core::plan::{Part, Pinned, Plan, Role, Slot, StorePlan};
 use keywheel_core::planted;
 use keywheel_core::secret::{Credential, Field, SecretValue};
 use keywheel_core::strategy::{Arrangement, Position, Side};
-use keywheel_core::time::Span;
+use keywheel_core::time::{Span, Timestamp};
 use keywheel_core::version::{IssuedId, VersionId};
 use keywheel_driver::issuer::{Mint, Suspect, Verdict};
 use keywheel_driver::pin;
 use keywheel_driver::probe::{Asked, Health};
-use keywheel_driver::store::{Accept, Edit};
+use keywheel_driver::store::{Accept, Edit, Written};
 use keywheel_driver::workload::{Ensure, Notes, Stamp};
 use keywheel_driver::{Finding, Severity, slot};
 use keywheel_journal::{Sealed, ValueKey};
@@ -30,7 +30,7 @@ use crate::clock::within;
 use crate::run::{Member, resources};
 use crate::{Drivers, Engine, held, readers, recover};
 
-/// How long a look at workloads may hold up what does not depend on it.
+/// How long a look at stores and workloads may hold up what does not depend on it.
 const LOOK: Span = Span::seconds(5);
 
 /// What a step brought, and the values to be sealed with its record.
@@ -46,6 +46,9 @@ impl From<Report> for Performed {
 }
 
 type Outcome<T = Performed> = Result<T, CallError>;
+
+/// The bytes of the slots of one store, in their order.
+type Held = Vec<Option<SecretValue>>;
 
 /// Takes one step that no other rotation shares.
 pub(crate) async fn perform(engine: &Engine, member: &Member, step: Step) -> Outcome {
@@ -71,9 +74,7 @@ pub(crate) async fn perform(engine: &Engine, member: &Member, step: Step) -> Out
         Step::Sweep => work.sweep().await,
         Step::Extend => work.extend().await,
         Step::KeepAlive(version) => work.keep_alive(version).await,
-        Step::CleanUp { store } => {
-            Ok(noted(member.drivers.stores[usize::from(store)].clean_up().await?).into())
-        }
+        Step::CleanUp { store } => work.clean_up(usize::from(store)).await,
     }
 }
 
@@ -234,6 +235,18 @@ struct Work<'a> {
     plan: &'a Plan,
 }
 
+/// What an emergency passes over.
+fn in_the_way(planned: &dyn Pinned, looked: Result<Vec<Finding>, String>) -> Vec<String> {
+    let told = |why: String| format!("{}: {why}", planned.what());
+    match looked {
+        Ok(findings) => {
+            let blocks = findings.into_iter().filter(|one| one.severity == Severity::Blocks);
+            blocks.map(|finding| told(finding.message)).collect()
+        }
+        Err(why) => vec![told(why)],
+    }
+}
+
 /// Before anything changes.
 impl Work<'_> {
     async fn preflight(&self) -> Outcome {
@@ -243,16 +256,16 @@ impl Work<'_> {
             true => drivers.issuer.preflight_emergency().await?,
             false => drivers.issuer.preflight().await?,
         };
-        for (index, (store, planned)) in drivers.stores.iter().zip(&self.plan.stores).enumerate() {
-            self.check_store(index).await?;
-            findings.extend(store.preflight(&addresses(&planned.slots)).await?);
-            if !planted!("absent_slots_are_not_looked_for") {
-                findings.extend(store.missing(&in_use(&planned.slots)).await?);
+        let mut passed_over = Vec::new();
+        if self.plan.is_emergency() && !planted!("stores_stop_an_emergency") {
+            passed_over.extend(self.stores_in_the_way().await?);
+        } else {
+            for index in 0..drivers.stores.len() {
+                findings.extend(self.examine_store(index).await?);
             }
         }
-        let mut passed_over = Vec::new();
         if self.plan.is_emergency() {
-            passed_over = self.workloads_in_the_way().await;
+            passed_over.extend(self.workloads_in_the_way().await);
         } else {
             for index in 0..drivers.workloads.len() {
                 findings.extend(self.examine(index).await?);
@@ -267,6 +280,17 @@ impl Work<'_> {
         })
     }
 
+    /// Looks whether a store is where it was, can be written, and has the slots that readers use.
+    async fn examine_store(&self, index: usize) -> Outcome<Vec<Finding>> {
+        self.check_store(index).await?;
+        let (store, planned) = (&self.member.drivers.stores[index], &self.plan.stores[index]);
+        let mut findings = store.preflight(&addresses(&planned.slots)).await?;
+        if !planted!("absent_slots_are_not_looked_for") {
+            findings.extend(store.missing(&in_use(&planned.slots)).await?);
+        }
+        Ok(findings)
+    }
+
     /// Looks whether a workload is where it was, can be rolled, and is read by those who are listed.
     async fn examine(&self, index: usize) -> Outcome<Vec<Finding>> {
         let Drivers { stores, workloads, .. } = self.member.drivers.as_ref();
@@ -278,15 +302,15 @@ impl Work<'_> {
     async fn check_workload(&self, index: usize) -> Result<(), Refusal> {
         let (workload, planned) =
             (&self.member.drivers.workloads[index], &self.plan.workloads[index]);
-        let what = format!("workload `{}`", planned.bound.name);
-        pin::check(workload.identity(), &what, self.member.inventory.pin_of(planned)).await
+        let pinned = self.member.inventory.pin_of(planned);
+        pin::check(workload.identity(), &planned.what(), pinned).await
     }
 
     /// Refuses to touch a store at another place than the one that it is pinned to.
     async fn check_store(&self, index: usize) -> Result<(), Refusal> {
         let (store, planned) = (&self.member.drivers.stores[index], &self.plan.stores[index]);
-        let what = format!("store `{}`", planned.bound.name);
-        pin::check(store.identity(), &what, self.member.inventory.pin_of(planned)).await
+        let pinned = self.member.inventory.pin_of(planned);
+        pin::check(store.identity(), &planned.what(), pinned).await
     }
 
     /// Says which other rotation is moving a store or a workload of this one.
@@ -299,24 +323,37 @@ impl Work<'_> {
         Ok(other.map(|(resource, other)| format!("rotation {other} is moving {}", resource.0)))
     }
 
+    /// What speaks against writing a store. It keeps no emergency from ending a suspect either: that store is written as soon as it
+    /// can be. One that another installation owns is for an operator to take over.
+    async fn stores_in_the_way(&self) -> Outcome<Vec<String>> {
+        let owners =
+            (0..self.plan.stores.len()).map(|index| self.in_time(self.foreign_owner(index)));
+        if let Some(objection) = join_all(owners).await.into_iter().flatten().flatten().next() {
+            return Err(Refusal::operator(RefusalKind::Permission, objection).into());
+        }
+        let looks = self.plan.stores.iter().enumerate().map(|(index, planned)| async move {
+            in_the_way(planned, self.in_time(self.examine_store(index)).await)
+        });
+        Ok(join_all(looks).await.concat())
+    }
+
+    /// Says which other installation owns a store.
+    async fn foreign_owner(&self, index: usize) -> Outcome<Option<String>> {
+        let store = &self.member.drivers.stores[index];
+        let Some(claims) = store.claims() else { return Ok(None) };
+        self.check_store(index).await?;
+        Ok(claims.owner().await?.objection(&self.plan.stores[index].what()))
+    }
+
     /// What speaks against rolling a workload. It keeps no emergency from ending a suspect, so it is told and passed over.
     async fn workloads_in_the_way(&self) -> Vec<String> {
         let looks = self.plan.workloads.iter().enumerate().map(|(index, planned)| async move {
-            let name = &planned.bound.name;
-            let told = |why: String| format!("workload `{name}`: {why}");
-            match self.in_time(self.examine(index)).await {
-                Ok(findings) => {
-                    let blocks =
-                        findings.into_iter().filter(|one| one.severity == Severity::Blocks);
-                    blocks.map(|finding| told(finding.message)).collect()
-                }
-                Err(why) => vec![told(why)],
-            }
+            in_the_way(planned, self.in_time(self.examine(index)).await)
         });
         join_all(looks).await.concat()
     }
 
-    /// Looks at a workload for a while only; else says why nothing was seen.
+    /// Looks at something for a while only; else says why nothing was seen.
     async fn in_time<T>(&self, look: impl Future<Output = Outcome<T>>) -> Result<T, String> {
         let clock = self.engine.clock.as_ref();
         match within(clock, clock.now() + LOOK, look).await {
@@ -347,25 +384,24 @@ impl Work<'_> {
 
     /// Reads every slot. Stores must agree on the version in use, unless an emergency takes them as they are.
     async fn capture(&self) -> Outcome {
-        let version =
-            self.plan.previous.as_ref().map_or(self.plan.pending, |previous| previous.version);
+        let version = self.captured_under();
         let mut found: Vec<(&str, Credential)> = Vec::new();
-        let mut seal = Vec::new();
-        for (store, planned) in self.member.drivers.stores.iter().zip(&self.plan.stores) {
+        let (mut seal, mut passed_over) = (Vec::new(), Vec::new());
+        let read = self.read_all(&mut passed_over).await?;
+        for (planned, held) in self.plan.stores.iter().zip(read) {
+            let Some(held) = held else { continue };
             let name = planned.bound.name.as_str();
-            if !planned.facts.is_readable() {
-                continue;
-            }
-            let held = store.read(&addresses(&planned.slots)).await?;
             for (slot, bytes) in planned.slots.iter().zip(&held) {
                 self.check_slot(name, slot, bytes.as_ref())?;
-                seal.push(Sealed {
-                    key: slot_key(self.plan, version, name, &slot.address),
-                    value: as_credential(bytes),
-                });
             }
-            found
-                .extend(credential_of(&planned.slots, &held)?.map(|credential| (name, credential)));
+            seal.extend(self.slots_to_seal(planned, &held));
+            match credential_of(&planned.slots, &held) {
+                Ok(held) => found.extend(held.map(|credential| (name, credential))),
+                Err(why) if self.plan.is_emergency() => {
+                    passed_over.push(format!("{}: {why}", planned.what()))
+                }
+                Err(why) => return Err(why.into()),
+            }
         }
         let known_to_us = self.known_to_us().await?;
         let agreed = if self.plan.is_emergency() { None } else { self.agree(&found)? };
@@ -395,12 +431,83 @@ impl Work<'_> {
         };
         let in_use = if taken_over { None } else { self.in_use(&found, known) };
         let in_use = in_use.map(|in_use| held::completed(&in_use, &known_to_us));
-        seal.extend(self.way_back(version, in_use.as_ref().or(known_to_us.as_ref())).await?);
+        let mut changed_at = Vec::new();
+        // An emergency goes forward only, over whatever a store holds.
+        if !self.plan.is_emergency() {
+            let in_use = in_use.as_ref().or(known_to_us.as_ref());
+            changed_at = self.times_of_change().await?;
+            seal.extend(self.way_back(version, in_use, &changed_at));
+        }
         if let (Some(previous), Some(value)) = (&self.plan.previous, in_use) {
             seal.push(Sealed { key: credential_key(self.plan, previous.version), value });
         }
         let logs = self.logs().await;
-        Ok(Performed { report: Report::Captured { fingerprint, logs }, seal })
+        Ok(Performed {
+            report: Report::Captured { fingerprint, logs, changed_at, passed_over },
+            seal,
+        })
+    }
+
+    /// The version under which what slots held before is sealed.
+    fn captured_under(&self) -> VersionId {
+        self.plan.previous.as_ref().map_or(self.plan.pending, |previous| previous.version)
+    }
+
+    /// Reads every store that can be read. One that an emergency cannot read for now is read when it is written, and told.
+    async fn read_all(&self, passed_over: &mut Vec<String>) -> Outcome<Vec<Option<Held>>> {
+        let passes = self.plan.is_emergency() && !planted!("unread_store_stops_an_emergency");
+        if !passes {
+            let mut read = Vec::new();
+            for index in 0..self.plan.stores.len() {
+                read.push(self.read(index).await?);
+            }
+            return Ok(read);
+        }
+        let looks = (0..self.plan.stores.len()).map(|index| self.in_time(self.read(index)));
+        let read = join_all(looks).await.into_iter().zip(&self.plan.stores);
+        let told = |(read, planned): (Result<Option<Held>, String>, &StorePlan)| {
+            read.unwrap_or_else(|why| {
+                passed_over.push(format!("{}: {why}", planned.what()));
+                None
+            })
+        };
+        Ok(read.map(told).collect())
+    }
+
+    /// Reads the slots of one store; none where it cannot be read.
+    async fn read(&self, index: usize) -> Outcome<Option<Held>> {
+        let planned = &self.plan.stores[index];
+        if !planned.facts.is_readable() {
+            return Ok(None);
+        }
+        self.check_store(index).await?;
+        Ok(Some(self.member.drivers.stores[index].read(&addresses(&planned.slots)).await?))
+    }
+
+    fn slots_to_seal<'s>(
+        &'s self,
+        planned: &'s StorePlan,
+        held: &'s Held,
+    ) -> impl Iterator<Item = Sealed> + 's {
+        let version = self.captured_under();
+        planned.slots.iter().zip(held).map(move |(slot, bytes)| Sealed {
+            key: slot_key(self.plan, version, &planned.bound.name, &slot.address),
+            value: as_credential(bytes),
+        })
+    }
+
+    /// When each slot was changed last, of the stores that tell nothing else.
+    async fn times_of_change(&self) -> Outcome<Vec<(u8, Vec<Option<Timestamp>>)>> {
+        let mut all = Vec::new();
+        for (index, (store, planned)) in
+            (0..).zip(self.member.drivers.stores.iter().zip(&self.plan.stores))
+        {
+            if planned.facts.read_back == ReadBack::Timestamp {
+                self.check_store(usize::from(index)).await?;
+                all.push((index, store.changed_at(&addresses(&planned.slots)).await?));
+            }
+        }
+        Ok(all)
     }
 
     /// The version in use as it is sealed, where some stores cannot be read: what they hold is kept for the next rotation.
@@ -415,22 +522,20 @@ impl Work<'_> {
 
     /// What is written again on the way back to stores that cannot be read: the version in use, where the other stores hold it or
     /// it is sealed. A slot that is absent becomes absent again; where neither is known, nothing is sealed, and there is no way back.
-    async fn way_back(
+    fn way_back(
         &self,
         version: VersionId,
         in_use: Option<&Credential>,
-    ) -> Outcome<Vec<Sealed>> {
+        changed_at: &[(u8, Vec<Option<Timestamp>>)],
+    ) -> Vec<Sealed> {
         let mut seal = Vec::new();
-        for (store, planned) in self.member.drivers.stores.iter().zip(&self.plan.stores) {
+        for (index, planned) in (0..).zip(&self.plan.stores) {
             if planned.facts.is_readable() {
                 continue;
             }
-            let is_absent: Vec<bool> = match planned.facts.read_back {
-                ReadBack::Timestamp => {
-                    let changed_at = store.changed_at(&addresses(&planned.slots)).await?;
-                    changed_at.iter().map(Option::is_none).collect()
-                }
-                _ => vec![false; planned.slots.len()],
+            let is_absent: Vec<bool> = match changed_at.iter().find(|(store, _)| *store == index) {
+                Some((_, times)) => times.iter().map(Option::is_none).collect(),
+                None => vec![false; planned.slots.len()],
             };
             for (slot, is_absent) in planned.slots.iter().zip(is_absent) {
                 let key = slot_key(self.plan, version, &planned.bound.name, &slot.address);
@@ -442,7 +547,7 @@ impl Work<'_> {
                 seal.push(Sealed { key, value: as_credential(&held) });
             }
         }
-        Ok(seal)
+        seal
     }
 
     /// The credential that is the version in use: the one that is known to be, else the one that every store holds. In an
@@ -693,15 +798,43 @@ impl Work<'_> {
     async fn revoke(&self, version: VersionId) -> Outcome {
         let issued = self.issued(version)?;
         let revoke = self.revoke_at_issuer(version, issued);
-        if !self.plan.is_emergency() || self.member.rotation.was_ever_promoted() {
+        if !self.plan.is_emergency() {
             revoke.await?;
-            self.forget_login(version).await?;
+            let kept = self.forget_login(version).await?;
+            return match kept.into_iter().next() {
+                None => Ok(Report::Plain.into()),
+                Some((store, error)) => {
+                    let name = &self.plan.stores[usize::from(store)].bound.name;
+                    let what = format!("{version} is revoked, and still in store `{name}`");
+                    Err(CallError::Unknown(format!("{what}: {error}")))
+                }
+            };
+        }
+        let is_staged = self.member.rotation.was_ever_promoted();
+        let behind = async { if is_staged { Vec::new() } else { self.behind().await } };
+        let (revoked, behind) = join(revoke, behind).await;
+        revoked?;
+        // The suspect is ended: a store that keeps its password keeps no other suspect alive.
+        let mut stores = if is_staged { Vec::new() } else { self.stores_behind() };
+        let kept = self.forget_login(version).await?.into_iter();
+        stores
+            .extend(kept.map(|(store, error)| BehindStore { store, why: Some(error.to_string()) }));
+        stores.sort_by_key(|behind| behind.store);
+        stores.dedup_by_key(|behind| behind.store);
+        if is_staged && stores.is_empty() {
             return Ok(Report::Plain.into());
         }
-        let (revoked, behind) = join(revoke, self.behind()).await;
-        revoked?;
-        self.forget_login(version).await?;
-        Ok(Report::Revoked { behind }.into())
+        Ok(Report::Revoked { behind, stores }.into())
+    }
+
+    /// The stores that may still hold a suspect while it is ended, and what kept them from being written.
+    fn stores_behind(&self) -> Vec<BehindStore> {
+        let rotation = &self.member.rotation;
+        let to = rotation.line().promotes(rotation.toward(), rotation.walk().position());
+        let stores = 0..self.plan.stores.len() as u8;
+        let behind = stores.filter(|store| !rotation.walk().holds(*store, to));
+        let why = |store| rotation.last_refusal(Step::Write { store, to }).map(Refusal::to_string);
+        behind.map(|store| BehindStore { store, why: why(store) }).collect()
     }
 
     /// An emergency ends the sessions too that a suspect may have opened.
@@ -922,6 +1055,7 @@ impl Work<'_> {
     /// is somebody's change, and is refused (H104, H126).
     async fn write(&self, index: usize, to: Position) -> Outcome {
         self.check_store(index).await?;
+        let late = self.capture_late(index).await?;
         let (store, planned) = (&self.member.drivers.stores[index], &self.plan.stores[index]);
         let line = self.member.rotation.line();
         let mut contents = Vec::new();
@@ -932,7 +1066,10 @@ impl Work<'_> {
             if to == 0 && !planned.facts.is_readable() {
                 self.check_way_back(index, slot).await?;
             }
-            let captured = self.captured(index, slot).await?;
+            let captured = match late.iter().find(|late| self.is_of(&late.key, planned, slot)) {
+                Some(late) => late.value.value().map(SecretValue::duplicate),
+                None => self.captured(index, slot).await?,
+            };
             let mut known = Vec::new();
             for position in 0..=line.end(Side::Pending) {
                 known.push(self.composed(slot, position, captured.as_ref()).await?);
@@ -969,7 +1106,51 @@ impl Work<'_> {
         if planned.facts.answers_logins && to > 0 && !planted!("pooler_trusted") {
             self.lets_in(index, to).await?;
         }
-        Ok(Report::Written { changed: written.changed, changed_at: Vec::new() }.into())
+        let report = Report::Written { changed: written.changed, changed_at: Vec::new() };
+        Ok(Performed { report, seal: late })
+    }
+
+    /// Claims a store and reads what could not be read in time when an emergency began: bytes of a slot that are not ours have to
+    /// stay, and the suspect is needed for the proof that it is dead.
+    async fn capture_late(&self, index: usize) -> Outcome<Vec<Sealed>> {
+        if !self.plan.is_emergency() {
+            return Ok(Vec::new());
+        }
+        if let Some(claims) = self.member.drivers.stores[index].claims() {
+            // Whose it is, the write asks again.
+            claims.take().await.unwrap_or_default();
+        }
+        let planned = &self.plan.stores[index];
+        let mut is_captured = true;
+        for slot in &planned.slots {
+            let key =
+                slot_key(self.plan, self.captured_under(), &planned.bound.name, &slot.address);
+            is_captured &= self.unseal(&key).await?.is_some();
+        }
+        if is_captured || planted!("unread_store_is_written_blindly") {
+            return Ok(Vec::new());
+        }
+        let Some(held) = self.read(index).await? else { return Ok(Vec::new()) };
+        let mut late: Vec<Sealed> = self.slots_to_seal(planned, &held).collect();
+        late.extend(self.suspect_in(planned, &held).await?);
+        Ok(late)
+    }
+
+    /// The version in use, where it is certainly what a store holds and was found nowhere yet.
+    async fn suspect_in(&self, planned: &StorePlan, held: &Held) -> Outcome<Option<Sealed>> {
+        let Some(previous) = &self.plan.previous else { return Ok(None) };
+        let Some(known) = previous.fingerprint else { return Ok(None) };
+        if self.sealed(previous.version).await?.is_some() {
+            return Ok(None);
+        }
+        let held = credential_of(&planned.slots, held).ok().flatten();
+        let is_it = |held: &Credential| known.compare(&self.fingerprint(held)) == Compared::Same;
+        let key = credential_key(self.plan, previous.version);
+        Ok(held.filter(is_it).map(|value| Sealed { key, value }))
+    }
+
+    fn is_of(&self, key: &ValueKey, planned: &StorePlan, slot: &Slot) -> bool {
+        *key == slot_key(self.plan, self.captured_under(), &planned.bound.name, &slot.address)
     }
 
     /// Writes to a store that tells nothing but when it was changed. Where that time is not the one of our last write, somebody else
@@ -977,37 +1158,35 @@ impl Work<'_> {
     async fn write_attested(&self, index: usize, edits: &[Edit<'_>]) -> Outcome {
         let (store, planned) = (&self.member.drivers.stores[index], &self.plan.stores[index]);
         let name = &planned.bound.name;
-        let written: Vec<String> = edits.iter().map(|edit| edit.address.to_owned()).collect();
         let every = addresses(&planned.slots);
-        let is_as_left = match self.member.rotation.walk().changed_at(index) {
-            Some(left) => store.changed_at(&every).await? == left,
-            None => true,
-        };
+        let before = store.changed_at(&every).await?;
+        let left = self.member.rotation.walk().changed_at(index);
+        let is_as_left = left.is_none_or(|left| before == left);
         if !is_as_left && !self.plan.is_emergency() && !planted!("attested_change_overwritten") {
             let message = format!(
                 "store `{name}` was changed by somebody else, and what it holds cannot be read"
             );
             return Err(Refusal::operator(RefusalKind::Conflict, message).into());
         }
-        let before = store.changed_at(&written).await?;
         store.write(edits).await?;
         // The write was made: whatever becomes of looking at it, it was not refused.
-        let look = async |asked: &[String]| {
-            let seen = store.changed_at(asked).await;
-            seen.map_err(|error| CallError::Unknown(error.to_string()))
-        };
-        let after = look(&written).await?;
-        let moved = edits.iter().zip(before.iter().zip(&after)).all(|(edit, (before, after))| {
-            match edit.value {
-                Some(_) => after > before,
-                None => after.is_none(),
+        let after = store.changed_at(&every).await;
+        let after = after.map_err(|error| CallError::Unknown(error.to_string()))?;
+        // A slot that was not written has the time that it had: where it has another one, that is somebody else's change.
+        let mut changed_at = before.clone();
+        for (index, slot) in planned.slots.iter().enumerate() {
+            let Some(edit) = edits.iter().find(|edit| edit.address == slot.address) else {
+                continue;
+            };
+            let (before, after) = (before[index], after[index]);
+            let moved = if edit.value.is_some() { after > before } else { after.is_none() };
+            if !moved && !planted!("time_of_change_not_compared") {
+                let message = format!("store `{name}` does not show that it was changed");
+                return Err(CallError::Unknown(message));
             }
-        });
-        if !moved && !planted!("time_of_change_not_compared") {
-            let message = format!("store `{name}` does not show that it was changed");
-            return Err(CallError::Unknown(message));
+            changed_at[index] = after;
         }
-        Ok(Report::Written { changed: true, changed_at: look(&every).await? }.into())
+        Ok(Report::Written { changed: true, changed_at }.into())
     }
 
     /// Refuses to lead a slot back that cannot be read, and of which nothing else says what it held: a removal, or a guess, would
@@ -1051,12 +1230,13 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// Takes the password of a revoked version's login out of the stores that list logins. A slot that holds another password is
-    /// somebody else's, and stays.
-    async fn forget_login(&self, version: VersionId) -> Outcome<()> {
-        let Some(credential) = self.sealed(version).await? else { return Ok(()) };
+    /// Takes the password of a revoked version's login out of the stores that list logins, and returns those that keep it. A slot
+    /// that holds another password is somebody else's, and stays.
+    async fn forget_login(&self, version: VersionId) -> Outcome<Vec<(u8, CallError)>> {
+        let mut kept = Vec::new();
+        let Some(credential) = self.sealed(version).await? else { return Ok(kept) };
         let password = credential.field(&Field::new("password"));
-        for (store, planned) in self.member.drivers.stores.iter().zip(&self.plan.stores) {
+        for (index, planned) in self.plan.stores.iter().enumerate() {
             let is_its = |slot: &&Slot| match &slot.part {
                 Part::PasswordOf(login) => slot::is_login(&credential, login),
                 _ => false,
@@ -1064,18 +1244,27 @@ impl Work<'_> {
             for slot in planned.slots.iter().filter(is_its) {
                 let accept = Accept::OneOf(vec![password, None]);
                 let edit = Edit { address: &slot.address, accept, value: None };
-                match store.write(&[edit]).await {
+                match self.write_where_it_is(index, &[edit]).await {
                     Ok(_) => {}
                     Err(CallError::Refused(no)) if no.kind == RefusalKind::Conflict => {}
-                    Err(error) => {
-                        let name = &planned.bound.name;
-                        let what = format!("{version} is revoked, and still in store `{name}`");
-                        return Err(CallError::Unknown(format!("{what}: {error}")));
-                    }
+                    Err(error) => kept.push((index as u8, error)),
                 }
             }
         }
-        Ok(())
+        Ok(kept)
+    }
+
+    async fn write_where_it_is(&self, index: usize, edits: &[Edit<'_>]) -> Outcome<Written> {
+        self.check_store(index).await?;
+        self.member.drivers.stores[index].write(edits).await
+    }
+
+    /// Has a store remove what it kept for the way back.
+    async fn clean_up(&self, index: usize) -> Outcome {
+        if !planted!("cleaned_wherever_it_is") {
+            self.check_store(index).await?;
+        }
+        Ok(noted(self.member.drivers.stores[index].clean_up().await?).into())
     }
 
     /// Makes a store hold an arrangement, whatever it holds now, and says whether it had to be written.
@@ -1083,7 +1272,6 @@ impl Work<'_> {
         if !self.plan.stores[index].facts.is_readable() || self.store_holds(index, at).await? {
             return Ok(false);
         }
-        self.check_store(index).await?;
         let (store, planned) = (&self.member.drivers.stores[index], &self.plan.stores[index]);
         let present = store.read(&addresses(&planned.slots)).await?;
         let line = self.member.rotation.line();
@@ -1336,12 +1524,14 @@ impl Work<'_> {
     /// Whether a store that tells nothing but when it was changed was changed last by us.
     async fn is_as_left(&self, index: usize) -> Outcome<bool> {
         let Some(left) = self.member.rotation.walk().changed_at(index) else { return Ok(true) };
+        self.check_store(index).await?;
         let slots = &self.plan.stores[index].slots;
         let now = self.member.drivers.stores[index].changed_at(&addresses(slots)).await?;
         Ok(now == left || planted!("attested_drift_unseen"))
     }
 
     async fn store_holds(&self, index: usize, at: Position) -> Outcome<bool> {
+        self.check_store(index).await?;
         let slots = &self.plan.stores[index].slots;
         let held = self.member.drivers.stores[index].read(&addresses(slots)).await?;
         for (slot, held) in slots.iter().zip(&held) {

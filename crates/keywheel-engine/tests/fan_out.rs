@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may end where it stands")]
 
-use std::future::poll_fn;
+use std::future::{pending, poll_fn};
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,20 +10,21 @@ use std::task::Poll;
 
 use async_trait::async_trait;
 use keywheel_core::call::{CallError, Refusal, RefusalKind};
-use keywheel_core::event::Outcome;
+use keywheel_core::event::{Event, Outcome, Report, Step};
 use keywheel_core::evidence::{Replica, Shows};
 use keywheel_core::facts::{IssuerFacts, StoreFacts, WorkloadFacts};
 use keywheel_core::fingerprint::Fingerprinter;
 use keywheel_core::gate::Clocks;
-use keywheel_core::plan::{Bound, Label, Plan, StorePlan, VersionRef};
-use keywheel_core::secret::{Credential, SecretValue};
+use keywheel_core::incident::BehindStore;
+use keywheel_core::plan::{Bound, Label, Mode, Part, Pin, Plan, StorePlan, UrlPart, VersionRef};
+use keywheel_core::secret::{Credential, Field, SecretValue};
 use keywheel_core::time::{Span, Timestamp};
 use keywheel_core::version::{IssuedId, State, VersionId};
-use keywheel_driver::Finding;
 use keywheel_driver::issuer::{Issuer, Live, Mint, Minted, Verdict};
 use keywheel_driver::slot;
 use keywheel_driver::store::{Edit, Store, Written};
 use keywheel_driver::workload::{Ensure, Workload};
+use keywheel_driver::{Claim, Claims, Finding, Owner};
 use keywheel_engine::clock::Clock;
 use keywheel_engine::limits::Limits;
 use keywheel_engine::run::{Group, Ran, Until};
@@ -179,6 +180,121 @@ async fn h49_a_store_that_somebody_writes_back_keeps_the_former_version_alive() 
     }
 }
 
+/// What stands in the way of one store.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Way {
+    /// It gives no answer.
+    Silent,
+    /// It is down.
+    Down,
+    /// Its login is refused.
+    Forbidden,
+    /// It says itself that it must not be written.
+    Blocked,
+    /// A slot that readers use is not there.
+    Lacks,
+    /// It answers at another place than the pinned one.
+    Elsewhere,
+    /// Another installation owns it.
+    Foreign,
+}
+
+/// The index of the store that something stands in the way of.
+const ODD: usize = 1;
+
+fn emergency(plan: &mut Plan, revoke_first: bool) {
+    plan.mode = Mode::Emergency { revoke_first, stage_for: Span::minutes(10) };
+    plan.previous.as_mut().unwrap().state = State::Compromised;
+}
+
+fn pin(id: &str) -> Option<Pin> {
+    Some(Pin { id: id.into(), machine: String::new(), folder: String::new() })
+}
+
+#[tokio::test(start_paused = true)]
+async fn h123_a_store_in_the_way_keeps_no_suspect_alive_and_holds_up_no_other_store() {
+    for way in [Way::Silent, Way::Down, Way::Forbidden, Way::Blocked, Way::Lacks, Way::Elsewhere] {
+        for revoke_first in [true, false] {
+            let setup = Setup::new();
+            setup.world().in_the_way = Some(way);
+            let mut group = setup.begin_with(|plan| emergency(plan, revoke_first)).await;
+            let outcome = setup.rest(&mut group).await;
+            let case = format!("{way:?}, revoke first: {revoke_first}");
+            assert_eq!(setup.live(), 1, "{case}: the suspect is ended");
+            let records = setup.records(&group).await;
+            let noted = records.iter().any(|event| match event {
+                Event::Done { step: Step::Preflight, report: Report::Noted { notes } } => {
+                    notes[0].starts_with("store `1`: ")
+                }
+                _ => false,
+            });
+            assert!(noted, "{case}: {records:?}");
+            if matches!(way, Way::Blocked | Way::Lacks) {
+                // What speaks against a write may well let it pass.
+                assert_eq!(outcome, Some(Outcome::Completed), "{case}");
+                setup.holds_everywhere("new 1", 1);
+                continue;
+            }
+            assert_eq!(outcome, None, "{case}: an operator is asked for the store");
+            let mut stores = [const { "new 1" }; STORES];
+            stores[ODD] = "first";
+            assert_eq!(setup.world().stores, stores, "{case}");
+            let behind = records.iter().find_map(|event| match event {
+                Event::Done { report: Report::Revoked { stores, .. }, .. } => Some(stores.clone()),
+                _ => None,
+            });
+            let behind = behind.unwrap();
+            let is_odd = |store: &BehindStore| usize::from(store.store) == ODD;
+            assert!(behind.iter().any(is_odd), "{case}: {behind:?}");
+            assert!(revoke_first || behind.len() == 1, "{case}: {behind:?}");
+            setup.world().in_the_way = None;
+            let mut group = setup.recover().await;
+            setup.engine.let_go_on(&mut group).await.unwrap();
+            assert_eq!(setup.rest(&mut group).await, Some(Outcome::Completed), "{case}");
+            setup.holds_everywhere("new 1", 1);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn h61_a_store_of_another_installation_stops_an_emergency_before_its_mint() {
+    let setup = Setup::new();
+    setup.world().in_the_way = Some(Way::Foreign);
+    let mut group = setup.begin_with(|plan| emergency(plan, true)).await;
+    assert_eq!(setup.rest(&mut group).await, None);
+    assert_eq!((setup.live(), setup.world().mints), (1, 0));
+    setup.holds_everywhere("first", 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn h123_what_is_not_ours_in_a_store_that_could_not_be_read_in_time_stays() {
+    let setup = Setup::new();
+    setup.world().stores[ODD] = "postgres://app:first@db/shop".into();
+    setup.world().in_the_way = Some(Way::Down);
+    let url = |plan: &mut Plan| {
+        emergency(plan, true);
+        plan.stores[ODD].slots[0].part = Part::Url(UrlPart::Password);
+    };
+    let mut group = setup.begin_with(url).await;
+    assert_eq!(setup.rest(&mut group).await, None);
+    setup.world().in_the_way = None;
+    let mut group = setup.recover().await;
+    setup.engine.let_go_on(&mut group).await.unwrap();
+    assert_eq!(setup.rest(&mut group).await, Some(Outcome::Completed));
+    assert_eq!(setup.world().stores[ODD], "postgres://app:new%201@db/shop");
+}
+
+#[tokio::test(start_paused = true)]
+async fn i23_a_store_is_cleaned_up_where_it_was_written_and_nowhere_else() {
+    for moves in [false, true] {
+        let setup = Setup::new();
+        let mut group = setup.begin_with(|plan| plan.stores[ODD].facts.leaves_behind = true).await;
+        setup.world().moves_after_the_end = moves;
+        assert_eq!(setup.rest(&mut group).await, Some(Outcome::Completed));
+        assert_eq!(setup.world().cleaned, usize::from(!moves));
+    }
+}
+
 /// The engine, and everything outside of it.
 struct Setup {
     engine: Engine,
@@ -221,6 +337,10 @@ impl Setup {
     }
 
     async fn begin(&self, soak: Span) -> Group {
+        self.begin_with(|plan| plan.policy.soak = soak).await
+    }
+
+    async fn begin_with(&self, change: impl FnOnce(&mut Plan)) -> Group {
         let first = VersionRef {
             version: VersionId(1),
             issued: Some(IssuedId::new("first")),
@@ -235,9 +355,17 @@ impl Setup {
         };
         plan.stores = (0..STORES).map(store).collect();
         plan.workloads[0].reads = (0..STORES as u8).collect();
-        plan.policy.soak = soak;
+        plan.stores[ODD].pin = pin("here");
+        plan.policy.soak = Span::ZERO;
         plan.policy.gate_limit = Span::hours(1);
+        change(&mut plan);
         self.engine.begin(&[Arc::new(plan)]).await.unwrap()
+    }
+
+    async fn records(&self, group: &Group) -> Vec<Event> {
+        let id = group.rotations().next().unwrap().id().clone();
+        let records = self.engine.journal.records(&id).await.unwrap();
+        records.into_iter().map(|record| record.event).collect()
     }
 
     async fn run(&self, group: &mut Group, rest: bool) -> Ran {
@@ -290,6 +418,11 @@ struct World {
     trouble: [(Trouble, usize); STORES],
     /// Writes on their way: the store, the value, and when they land.
     late: Vec<(usize, String, Timestamp)>,
+    /// What stands in the way of the odd store.
+    in_the_way: Option<Way>,
+    /// Whether the odd store is reached at another place once the former version is ended.
+    moves_after_the_end: bool,
+    cleaned: usize,
 }
 
 impl World {
@@ -319,6 +452,9 @@ impl Default for Outside {
             mints: 0,
             trouble: [(Trouble::Lost, 0); STORES],
             late: Vec::new(),
+            in_the_way: None,
+            moves_after_the_end: false,
+            cleaned: 0,
         };
         Self {
             world: Mutex::new(world),
@@ -361,7 +497,9 @@ impl Issuer for Keys {
         let value = format!("new {}", world.mints);
         let issued = IssuedId::new(&value);
         world.live.push((issued.clone(), value.clone(), Some(request.label.clone())));
-        let credential = Credential::of_value(SecretValue::new(value.into_bytes()));
+        let value = SecretValue::new(value.into_bytes());
+        let password = value.duplicate();
+        let credential = Credential::of_value(value).with(Field::new("password"), password);
         Ok(Minted { issued: Some(issued), credential: Some(credential), ..Minted::default() })
     }
 
@@ -386,11 +524,14 @@ impl Issuer for Keys {
     async fn revoke(&self, id: &IssuedId) -> Result<(), CallError> {
         let mut world = self.0.called().await;
         let dead = world.live.iter().find(|(issued, ..)| issued == id).cloned();
-        if let Some((_, value, _)) = dead {
+        if let Some((_, value, _)) = dead.filter(|_| world.in_the_way.is_none()) {
             assert!(!world.held.contains(&value), "a replica holds what is revoked");
             assert!(!world.stores.contains(&value), "a store holds what is revoked");
         }
         world.live.retain(|(issued, ..)| issued != id);
+        if world.moves_after_the_end {
+            world.in_the_way = Some(Way::Elsewhere);
+        }
         Ok(())
     }
 }
@@ -398,6 +539,56 @@ impl Issuer for Keys {
 struct Slots {
     outside: Arc<Outside>,
     store: usize,
+}
+
+impl Slots {
+    fn in_the_way(&self) -> Option<Way> {
+        self.outside.world().in_the_way.filter(|_| self.store == ODD)
+    }
+
+    async fn passes(&self) -> Result<(), CallError> {
+        match self.in_the_way() {
+            Some(Way::Silent) => pending().await,
+            Some(Way::Down) => {
+                Err(Refusal::retry(RefusalKind::Unavailable, None, "nobody is there").into())
+            }
+            Some(Way::Forbidden) => {
+                Err(Refusal::operator(RefusalKind::Permission, "the login is refused").into())
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+#[async_trait]
+impl Claims for Slots {
+    fn place(&self) -> String {
+        "beside the store".into()
+    }
+
+    async fn owner(&self) -> Result<Owner, CallError> {
+        let text = |text: &str| text.to_owned();
+        Ok(Owner::Other(Box::new(Claim {
+            installation: text("another"),
+            folder: text("/srv/another"),
+            environment: text("production"),
+            host: text("there"),
+            account: text("dana"),
+            since: text("2026-01-31T00:00:00Z"),
+        })))
+    }
+
+    async fn take(&self) -> Result<bool, CallError> {
+        Err(Refusal::operator(RefusalKind::Permission, "it is another's").into())
+    }
+
+    async fn take_over(&self) -> Result<(), CallError> {
+        Ok(())
+    }
+
+    async fn release(&self) -> Result<(), CallError> {
+        Ok(())
+    }
 }
 
 #[async_trait]
@@ -410,16 +601,42 @@ impl Store for Slots {
         self.store.to_string()
     }
 
+    async fn identity(&self) -> Result<Option<Pin>, CallError> {
+        Ok(match self.in_the_way() {
+            _ if self.store != ODD => None,
+            Some(Way::Elsewhere) => pin("there"),
+            _ => pin("here"),
+        })
+    }
+
     async fn preflight(&self, _addresses: &[String]) -> Result<Vec<Finding>, CallError> {
+        self.passes().await?;
+        let blocks = self.in_the_way() == Some(Way::Blocked);
+        Ok(blocks.then(|| Finding::blocks("it is written by somebody else")).into_iter().collect())
+    }
+
+    async fn missing(&self, _addresses: &[String]) -> Result<Vec<Finding>, CallError> {
+        let lacks = self.in_the_way() == Some(Way::Lacks);
+        Ok(lacks.then(|| Finding::blocks("there is no `KEY`")).into_iter().collect())
+    }
+
+    async fn clean_up(&self) -> Result<Vec<String>, CallError> {
+        self.outside.world().cleaned += 1;
         Ok(Vec::new())
     }
 
+    fn claims(&self) -> Option<&dyn Claims> {
+        if self.in_the_way() == Some(Way::Foreign) { Some(self) } else { None }
+    }
+
     async fn read(&self, _addresses: &[String]) -> Result<Vec<Option<SecretValue>>, CallError> {
+        self.passes().await?;
         let world = self.outside.called().await;
         Ok(vec![Some(SecretValue::new(world.stores[self.store].clone().into_bytes()))])
     }
 
     async fn write(&self, edits: &[Edit<'_>]) -> Result<Written, CallError> {
+        self.passes().await?;
         let value = String::from_utf8(edits[0].value.unwrap().expose().to_vec()).unwrap();
         let mut world = self.outside.called().await;
         let present = SecretValue::new(world.stores[self.store].clone().into_bytes());

@@ -285,7 +285,7 @@ impl Store for SimStore {
     }
 
     async fn preflight(&self, _addresses: &[String]) -> Result<Vec<Finding>, CallError> {
-        self.line.call(Request::Check).await.map(|_| Vec::new())
+        self.line.call(Request::Examine { slot: self.slot }).await.map(|_| Vec::new())
     }
 
     async fn read(&self, addresses: &[String]) -> Result<Vec<Option<SecretValue>>, CallError> {

@@ -7,10 +7,12 @@ use keywheel_core::call::Remedy;
 use keywheel_core::event::{Event, Outcome, Report, Step};
 use keywheel_core::facts::Authority;
 use keywheel_core::gate::Light;
+use keywheel_core::plan::Plan;
 use keywheel_core::rotation::Rotation;
 use keywheel_core::secret::SecretName;
 use keywheel_core::strategy::Strategy;
 use keywheel_core::time::Timestamp;
+use keywheel_core::version::IssuedId;
 
 use keywheel_journal::Journal;
 
@@ -136,7 +138,7 @@ pub const ALL: [(&str, Looked); 34] = [
     (
         "I23",
         Looked::Here(
-            "an end hits a credential of this secret, and never the one that readers use or somebody else's",
+            "an end hits a credential of this secret, and never the one that readers use or somebody else's; no store is cleaned up that was not written",
         ),
     ),
     ("I24", Looked::Elsewhere("the engine's own credentials are not rotated yet")),
@@ -145,7 +147,12 @@ pub const ALL: [(&str, Looked); 34] = [
         "I26",
         Looked::Elsewhere("there is no network in the simulator; drivers and configuration look"),
     ),
-    ("I27", Looked::Here("after an emergency completes, no suspect works anywhere")),
+    (
+        "I27",
+        Looked::Here(
+            "after an emergency completes, no suspect works anywhere; a store in its way keeps none alive",
+        ),
+    ),
     (
         "I28",
         Looked::Elsewhere(
@@ -175,6 +182,11 @@ impl World {
         if self.violation.is_none() {
             self.violation = Some(Violation { id, what: what() });
         }
+    }
+
+    /// Whether a slot holds what somebody else wrote there.
+    pub(crate) fn is_somebodys(&self, held: Held) -> bool {
+        matches!(held, Held::Value(value) if self.is_foreign(value))
     }
 
     fn is_foreign(&self, value: u16) -> bool {
@@ -383,8 +395,52 @@ impl World {
             && self.is_foreign(value)
             && !emergency
             && held != edit.value
+            && self.could_be_seen(edit.slot)
         {
             self.violate("I12", || format!("somebody's edit of slot {} is overwritten", edit.slot));
+        }
+    }
+
+    /// Whether an edit could be seen before a write. Where nothing but a time is told, that is so if the time was asked for after the
+    /// edit, and no write of ours is without an answer: one such may have moved it.
+    fn could_be_seen(&self, slot: usize) -> bool {
+        let slot = &self.slots[slot];
+        !slot.tells_time_only || slot.edit_was_told && self.fired.as_slice() == [Fault::RivalEdit]
+    }
+
+    /// I27: an emergency that waits for the store in its way, and for nothing else, has ended its suspects.
+    pub(crate) fn check_suspects_ended(&mut self, secret: usize, plan: &Plan) {
+        self.checks += 1;
+        let suspects = plan.previous.iter().chain(&plan.suspects);
+        let named = suspects.filter_map(|suspect| suspect.issued.as_ref());
+        let lives = |issued: &&IssuedId| {
+            let found = self.find(secret, &issued.id, issued.generation);
+            found.is_some_and(|found| {
+                self.secrets[secret].credentials[found].state != State::Revoked
+            })
+        };
+        let left = named.filter(|_| plan.issuer.facts.destroy).find(lives).cloned();
+        if let Some(issued) = left {
+            self.violate("I27", || {
+                format!(
+                    "{issued} of secret {secret} is suspect and lives on, for a store in the way"
+                )
+            });
+        }
+    }
+
+    /// I23: a store is cleaned up after this rotation if it was written by it.
+    fn check_cleaned(&mut self, secret: usize, event: &Event) {
+        let touched = &mut self.book[secret].touched;
+        match event {
+            Event::Planned(_) => touched.clear(),
+            Event::Intended { step: Step::Write { store, .. }, .. } => touched.push(*store),
+            Event::Intended { step: Step::CleanUp { store }, .. } if !touched.contains(store) => {
+                self.violate("I23", || {
+                    format!("store {store} of secret {secret} is cleaned up, and was never written")
+                });
+            }
+            _ => {}
         }
     }
 
@@ -441,6 +497,7 @@ impl World {
         }
         self.checks += 1;
         self.check_refused(secret, event);
+        self.check_cleaned(secret, event);
         self.check_brown_out(process, secret, rotation, event);
         match event {
             Event::Intended { step: step @ (Step::Suspend(_) | Step::Revoke(_)), .. } => {

@@ -14,7 +14,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use keywheel_core::call::RefusalKind;
 use keywheel_core::event::{Event, Outcome, ParkReason, Step};
 use keywheel_core::fingerprint::Fingerprinter;
-use keywheel_core::inventory::{Inventory, Version};
+use keywheel_core::inventory::{Inventory, OpenRotation, Version};
 use keywheel_core::plan::{Mode, Plan, Reason, VersionRef};
 use keywheel_core::rotation::Rotation;
 use keywheel_core::secret::SecretName;
@@ -782,7 +782,22 @@ impl Life {
         plan.pending = row.next;
         plan.takes_over = Some(open);
         plan.inherits_until = rotation.unsettled_until();
+        self.put_in_the_way(&plan);
         Some(plan)
+    }
+}
+
+/// What emergencies meet.
+impl Life {
+    /// Now and then a store cannot be reached, or its login is refused, until people see to it.
+    fn put_in_the_way(&self, plan: &Plan) {
+        let mut world = self.shared.lock();
+        if !world.random.chance(30) {
+            return;
+        }
+        let store = world.random.below(plan.stores.len() as u64) as usize;
+        let for_good = world.random.chance(50);
+        world.in_the_way = Some((index(&plan.stores[store].slots[0].address), for_good));
     }
 }
 
@@ -842,7 +857,7 @@ impl Life {
                 let number = index(secret.name());
                 let Ok(Some(row)) = ready(self.journal.inventory(&secret)) else { continue };
                 match (&row.open, &row.last_outcome) {
-                    (Some(open), _) => self.check_parked(number, open.parked.clone(), healed),
+                    (Some(open), _) => self.check_parked(number, open, healed),
                     (None, Some(outcome)) if healed => {
                         self.check_outcome(number, &secret, *outcome, group)
                     }
@@ -881,7 +896,8 @@ impl Life {
     }
 
     /// L02: a rotation waits for an operator only for a reason that is listed here.
-    fn check_parked(&mut self, secret: usize, parked: Option<ParkReason>, healed: bool) {
+    fn check_parked(&mut self, secret: usize, open: &OpenRotation, healed: bool) {
+        let (rotation, parked) = (&open.rotation, open.parked.clone());
         let mut world = self.shared.lock();
         let shape = self.shapes[secret];
         let fired = |faults: &[Fault]| world.fired.iter().any(|fault| faults.contains(fault));
@@ -899,6 +915,16 @@ impl Life {
                 world.violate("L02", || format!("secret {secret} is open and not parked at rest"))
             };
         };
+        let waits_for_store = world.in_the_way.is_some()
+            && matches!(
+                reason,
+                ParkReason::Refused { step: Step::Write { .. }, .. }
+                    | ParkReason::OutOfPatience { step: Step::Write { .. } }
+            );
+        if waits_for_store {
+            let plan = ready(recover::read(self.journal.as_ref(), rotation));
+            return plan.map_or((), |open| world.check_suspects_ended(secret, open.plan()));
+        }
         let legal = match &reason {
             ParkReason::ProofNeeded => shape == Shape::Append,
             ParkReason::MintUnobservable => matches!(shape, Shape::Blind | Shape::Unlabelled),

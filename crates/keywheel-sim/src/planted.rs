@@ -47,7 +47,7 @@ const fn journal(name: &'static str) -> Bug {
 }
 
 /// Every planted bug.
-pub const BUGS: [Bug; 38] = [
+pub const BUGS: [Bug; 42] = [
     core("vacuous_evidence").shown_by(StepKind::Evidence, Fault::ReplicasHidden),
     core("moves_are_leaps"),
     core("drop_without_token_wait"),
@@ -65,6 +65,8 @@ pub const BUGS: [Bug; 38] = [
     core("brownout_ignores_red").shown_by(StepKind::Visit, Fault::ProbeRed),
     core("soak_without_brownout"),
     core("late_write_is_somebody_elses").shown_by(StepKind::Write, Fault::LateLanding),
+    core("times_of_the_capture_are_forgotten").shown_by(StepKind::Verify, Fault::RivalEdit),
+    core("untouched_store_is_cleaned").shown_by(StepKind::Mint, Fault::Forbidden),
     core("untouched_proves_any_move").shown_by(StepKind::Roll, Fault::RollSkipsSome),
     core("untouched_proves_what_is_live"),
     engine("intent_after_effect"),
@@ -75,6 +77,8 @@ pub const BUGS: [Bug; 38] = [
     engine("recovery_assumes_undone"),
     engine("writes_unconditionally"),
     engine("suspect_written_again").shown_by(StepKind::Roll, Fault::Emergency),
+    engine("stores_stop_an_emergency").shown_by(StepKind::Visit, Fault::Emergency),
+    engine("unread_store_stops_an_emergency").shown_by(StepKind::Visit, Fault::Emergency),
     engine("stamp_ignores_also_accepted"),
     engine("deadline_after_the_call"),
     engine("refused_read_back_is_a_refused_write").shown_by(StepKind::Write, Fault::Forbidden),

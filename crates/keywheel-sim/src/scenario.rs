@@ -365,6 +365,7 @@ fn add_secret(
         };
         let container = if random.chance(50) { store } else { 10 * (secret + 1) + store };
         let mut slots = Vec::new();
+        let first = world.slots.len();
         for (role, held) in [(Role::Current, Held::Value(value)), (Role::AlsoAccepted, Held::Empty)]
         {
             if role == Role::AlsoAccepted && !keyring {
@@ -374,12 +375,14 @@ fn add_secret(
             let is_current = role == Role::Current;
             world.slots.push(world::Slot {
                 secret,
+                store_of: first,
                 container,
                 is_current,
                 held,
                 before: held,
                 written: held,
                 changed_at: 0,
+                edit_was_told: false,
                 tells_time_only: read_back == ReadBack::Timestamp,
             });
             known.slots.push(index);
@@ -450,6 +453,7 @@ fn add_secret(
         sampled_at: None,
         refused: None,
         brown_out: BrownOut::default(),
+        touched: SmallVec::new(),
     });
     Plan {
         format: FORMAT,

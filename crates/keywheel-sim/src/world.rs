@@ -78,6 +78,8 @@ pub(crate) struct World {
     pub(crate) healed: bool,
     /// Two people begin at once, and reads of the journal take time.
     pub(crate) racing: bool,
+    /// The store in the way of an emergency, by its first slot, until people see to it; and whether its no is for good.
+    pub(crate) in_the_way: Option<(usize, bool)>,
 }
 
 /// What happens at its time.
@@ -205,6 +207,8 @@ pub(crate) enum State {
 /// One slot of one container.
 pub(crate) struct Slot {
     pub(crate) secret: usize,
+    /// The first slot of the same store.
+    pub(crate) store_of: usize,
     pub(crate) container: usize,
     pub(crate) is_current: bool,
     pub(crate) held: Held,
@@ -213,6 +217,8 @@ pub(crate) struct Slot {
     pub(crate) written: Held,
     /// When it was written last, by whoever wrote.
     pub(crate) changed_at: Millis,
+    /// Whether somebody's edit stood in it when keywheel last asked for that time.
+    pub(crate) edit_was_told: bool,
     /// Whether that is all that anybody is told of it.
     pub(crate) tells_time_only: bool,
 }
@@ -280,6 +286,9 @@ pub(crate) enum How {
 /// What a driver asks of the world.
 pub(crate) enum Request {
     Check,
+    Examine {
+        slot: usize,
+    },
     CleanUp,
     Mint {
         secret: usize,
@@ -407,6 +416,8 @@ pub(crate) struct Book {
     /// The step that was last refused in a way that only an operator can change.
     pub(crate) refused: Option<keywheel_core::event::Step>,
     pub(crate) brown_out: BrownOut,
+    /// The stores that a write of the open rotation was intended for.
+    pub(crate) touched: SmallVec<[u8; 4]>,
 }
 
 /// What truly happened in the brown-out of a retirement.
@@ -464,6 +475,7 @@ impl World {
             crash_at_next_commit: false,
             healed: false,
             racing: false,
+            in_the_way: None,
         }
     }
 
@@ -557,6 +569,11 @@ impl World {
         if let Some(fault) = fault {
             self.disturb(fault, secret, &mut request, &mut call, &mut land_at);
         }
+        if let Some(refusal) = self.stands_in_the_way(&request) {
+            land_at = None;
+            call.answer = Some(Err(refusal.into()));
+            call.ready_at = self.now + 20;
+        }
         let number = self.calls.len();
         if let Some(at) = land_at {
             call.request = Some(request);
@@ -564,6 +581,25 @@ impl World {
         }
         self.calls.push(call);
         number
+    }
+
+    /// The no of a store that stands in the way.
+    fn stands_in_the_way(&self, request: &Request) -> Option<Refusal> {
+        let (first, for_good) = self.in_the_way?;
+        self.secrets[self.slots[first].secret].emergency.then_some(())?;
+        let touches = |slot: usize| self.slots[slot].store_of == self.slots[first].store_of;
+        let touched = match request {
+            Request::Examine { slot } => touches(*slot),
+            Request::Read { slots, .. } | Request::Changed { slots } => {
+                slots.iter().any(|slot| touches(*slot))
+            }
+            Request::Write { edits, .. } => edits.iter().any(|edit| touches(edit.slot)),
+            _ => false,
+        };
+        touched.then(|| match for_good {
+            true => Refusal::operator(RefusalKind::Permission, "the store is in the way"),
+            false => Refusal::retry(RefusalKind::Unavailable, None, "the store is in the way"),
+        })
     }
 
     /// Takes the answer of a call, if it is there.
@@ -879,6 +915,7 @@ impl World {
     pub(crate) fn heal(&mut self) {
         self.agenda.clear();
         self.healed = true;
+        self.in_the_way = None;
         self.crash_at_next_commit = false;
         self.probes_red_until = -1;
         for secret in &mut self.secrets {
@@ -937,7 +974,7 @@ impl World {
     fn perform(&mut self, request: Request) -> Result<Answer, CallError> {
         match request {
             // What a store keeps beside its slots is read by nobody here.
-            Request::Check | Request::CleanUp => Ok(Answer::Plain),
+            Request::Check | Request::Examine { .. } | Request::CleanUp => Ok(Answer::Plain),
             Request::Mint { secret, label, value, previous } => {
                 self.mint(secret, label, value, previous)
             }
@@ -965,6 +1002,10 @@ impl World {
                 ))
             }
             Request::Changed { slots } => {
+                for slot in &slots {
+                    let held = self.slots[*slot].held;
+                    self.slots[*slot].edit_was_told = self.is_somebodys(held);
+                }
                 let changed_at = |slot: &usize| {
                     let slot = &self.slots[*slot];
                     (slot.held != Held::Absent).then_some(slot.changed_at)
@@ -1183,10 +1224,10 @@ impl World {
     fn write(&mut self, secret: usize, edits: &[Edit]) -> Result<Answer, CallError> {
         for edit in edits {
             let held = self.slots[edit.slot].held;
-            let accepted = edit
-                .accept
-                .as_ref()
-                .is_none_or(|accept| held == edit.value || accept.contains(&held));
+            // What cannot be read cannot be compared either.
+            let compares = !self.slots[edit.slot].tells_time_only;
+            let accept = edit.accept.as_ref().filter(|_| compares);
+            let accepted = accept.is_none_or(|accept| held == edit.value || accept.contains(&held));
             if !accepted {
                 return Err(Refusal::operator(
                     RefusalKind::Conflict,
@@ -1465,6 +1506,7 @@ impl Request {
             Self::Ask { .. } => RequestKind::Ask,
             Self::End { .. } | Self::Extend { .. } | Self::CleanUp => RequestKind::OtherWrite,
             Self::Check
+            | Self::Examine { .. }
             | Self::Verify { .. }
             | Self::List { .. }
             | Self::Reread { .. }

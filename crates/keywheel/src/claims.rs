@@ -2,9 +2,10 @@
 //! target one is refused before it has made anything.
 
 use keywheel_core::call::{CallError, RefusalKind};
-use keywheel_core::plan::Plan;
+use keywheel_core::plan::{Pinned, Plan, StorePlan};
+use keywheel_core::planted;
 use keywheel_core::secret::SecretName;
-use keywheel_driver::{Claims, Owner};
+use keywheel_driver::{Claims, Owner, Severity, Store};
 use keywheel_drivers::{Build, Context, StoreConfig};
 
 use crate::compile::{Built, drivers_of};
@@ -12,7 +13,7 @@ use crate::config::{Config, Environment};
 use crate::exit::Exit;
 use crate::output::Failure;
 use crate::session::{Session, journal_failure};
-use crate::{code, session};
+use crate::{code, prepare, session};
 
 /// Makes the stores of these plans ours, all of them or none.
 ///
@@ -24,22 +25,35 @@ pub(crate) async fn take<'p>(plans: impl IntoIterator<Item = &'p Plan>) -> Resul
         built.push((plan, drivers_of(plan)?));
     }
     let mut taken: Vec<&dyn Claims> = Vec::new();
-    for target in targets(&built) {
-        match target.claims.take().await {
-            Ok(true) => taken.push(target.claims),
-            Ok(false) => {}
-            // Where none can be made, the preflight of that secret says why nothing can be written there.
-            Err(error) if cannot_be_made(&error) => {}
-            Err(error) => {
+    let mut ours: Vec<&str> = Vec::new();
+    let targets = targets(&built);
+    for target in &targets {
+        if ours.contains(&target.container.as_str()) {
+            continue;
+        }
+        match target.take().await {
+            Ok(Claimed::Taken) => taken.push(target.claims),
+            Ok(Claimed::OursAlready) => {}
+            Ok(Claimed::LeftAlone) => continue,
+            Err(failure) => {
                 for claims in taken {
                     // One that stays is ours without a rotation, and holds up nobody but another installation.
                     claims.release().await.unwrap_or_default();
                 }
-                return Err(target.refused(&error));
+                return Err(failure);
             }
         }
+        ours.push(&target.container);
     }
     Ok(())
+}
+
+/// What became of a claim.
+enum Claimed {
+    Taken,
+    OursAlready,
+    /// Nothing can be written there for now, and the preflight of that secret says why.
+    LeftAlone,
 }
 
 fn cannot_be_made(error: &CallError) -> bool {
@@ -47,15 +61,11 @@ fn cannot_be_made(error: &CallError) -> bool {
     matches!(error, CallError::Refused(refusal) if kinds.contains(&refusal.kind))
 }
 
-fn is_anothers(error: &CallError) -> bool {
-    matches!(error, CallError::Refused(refusal) if refusal.kind == RefusalKind::Permission)
-}
-
 /// Makes the stores of a plan ours, whoever owned them.
 pub(crate) async fn take_over(plan: &Plan) -> Result<(), Failure> {
     let built = [(plan, drivers_of(plan)?)];
     for target in targets(&built) {
-        target.claims.take_over().await.map_err(|error| target.refused(&error))?;
+        target.claims.take_over().await.map_err(|error| target.unclaimed(&error.to_string()))?;
     }
     Ok(())
 }
@@ -82,26 +92,61 @@ pub(crate) async fn objections(
 /// A store that carries a claim, and what it is for.
 struct Target<'a> {
     container: String,
+    driver: &'a dyn Store,
     claims: &'a dyn Claims,
     plan: &'a Plan,
-    store: &'a str,
+    store: &'a StorePlan,
 }
 
 impl Target<'_> {
-    fn refused(&self, error: &CallError) -> Failure {
-        match error {
-            CallError::Refused(refusal) if is_anothers(error) => {
-                not_ours(&self.plan.secret, &refusal.message)
-            }
-            _ => {
-                let failure = Failure::new(format!("store `{}` cannot be claimed", self.store));
-                failure
-                    .code(code::STORE)
-                    .exit(Exit::Refused)
-                    .caused_by(error.to_string())
-                    .now("nothing changed")
-            }
+    /// Takes the claim, unless nothing can be written there: a question leaves none behind. What gives no answer holds no emergency
+    /// up; whose it is, its write asks again.
+    async fn take(&self) -> Result<Claimed, Failure> {
+        let passes = self.plan.is_emergency() && !planted!("claims_stop_an_emergency");
+        let claimed = match passes {
+            true => prepare::in_time(self.try_to_take()).await,
+            false => self.try_to_take().await.map_err(|error| error.to_string()),
+        };
+        match claimed {
+            Ok(Ok(claimed)) => Ok(claimed),
+            Ok(Err(objection)) => Err(not_ours(&self.plan.secret, &objection)),
+            Err(_) if passes => Ok(Claimed::LeftAlone),
+            Err(why) => Err(self.unclaimed(&why)),
         }
+    }
+
+    /// Takes the claim, or says whose it is.
+    async fn try_to_take(&self) -> Result<Result<Claimed, String>, CallError> {
+        let what = self.store.what();
+        match self.claims.owner().await {
+            Ok(Owner::Us) => return Ok(Ok(Claimed::OursAlready)),
+            Ok(Owner::Nobody) => {}
+            Ok(other) => return Ok(other.objection(&what).map_or(Ok(Claimed::LeftAlone), Err)),
+            Err(error) if cannot_be_made(&error) => return Ok(Ok(Claimed::LeftAlone)),
+            Err(error) => return Err(error),
+        }
+        let addresses: Vec<String> =
+            self.store.slots.iter().map(|slot| slot.address.clone()).collect();
+        let findings = self.driver.preflight(&addresses).await?;
+        let is_blocked = findings.iter().any(|finding| finding.severity == Severity::Blocks);
+        if is_blocked && !planted!("claim_before_preflight") {
+            return Ok(Ok(Claimed::LeftAlone));
+        }
+        match self.claims.take().await {
+            Ok(true) => Ok(Ok(Claimed::Taken)),
+            Ok(false) => Ok(Ok(Claimed::OursAlready)),
+            Err(error) if cannot_be_made(&error) => Ok(Ok(Claimed::LeftAlone)),
+            // Another installation may have been quicker; a login that may not write it is not another installation.
+            Err(error) => match self.claims.owner().await?.objection(&what) {
+                Some(objection) => Ok(Err(objection)),
+                None => Err(error),
+            },
+        }
+    }
+
+    fn unclaimed(&self, why: &str) -> Failure {
+        let failure = Failure::new(format!("{} cannot be claimed", self.store.what()));
+        failure.code(code::STORE).exit(Exit::Refused).caused_by(why).now("nothing changed")
     }
 }
 
@@ -113,19 +158,17 @@ pub(crate) fn not_ours(secret: &SecretName, objection: &str) -> Failure {
     ))
 }
 
-/// Returns the targets in the order of their names, each once: two that race for several meet at the first one.
+/// Returns the targets in the order of their containers: two that race for several meet at the first one.
 fn targets<'a>(built: &'a [(&'a Plan, Built)]) -> Vec<Target<'a>> {
     let mut all: Vec<Target<'_>> = Vec::new();
     for (plan, built) in built {
         for (store, planned) in built.stores.iter().zip(&plan.stores) {
             let Some(claims) = store.claims() else { continue };
-            let store =
-                Target { container: store.container(), claims, plan, store: &planned.bound.name };
-            all.push(store);
+            let (container, driver) = (store.container(), store.as_ref());
+            all.push(Target { container, driver, claims, plan, store: planned });
         }
     }
     all.sort_by(|a, b| a.container.cmp(&b.container));
-    all.dedup_by(|a, b| a.container == b.container);
     all
 }
 

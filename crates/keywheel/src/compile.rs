@@ -5,10 +5,12 @@
 
 use std::sync::Arc;
 
+use futures_util::future::BoxFuture;
+use keywheel_core::call::CallError;
 use keywheel_core::facts::{IssuerFacts, Revert, StoreFacts};
 use keywheel_core::incident::Incident;
 use keywheel_core::plan::{
-    Bound, CannotTell, FORMAT, IssuerPlan, Mode, Part, Plan, Policy, ProbePlan, Reason, Role,
+    Bound, CannotTell, FORMAT, IssuerPlan, Mode, Part, Pin, Plan, Policy, ProbePlan, Reason, Role,
     RotationId, Slot, StorePlan, VersionRef, WorkloadPlan,
 };
 use keywheel_core::secret::SecretName;
@@ -66,6 +68,17 @@ pub(crate) struct Built {
     pub(crate) workloads: Vec<Arc<dyn Workload>>,
     /// One for each of the plan's probes.
     pub(crate) probes: Vec<Arc<dyn Probe>>,
+}
+
+/// The answer of a place that is asked which one it is.
+pub(crate) type Identity<'a> = BoxFuture<'a, Result<Option<Pin>, CallError>>;
+
+impl Built {
+    /// Asks workloads and stores where they are, once each answer is waited for, in the order of [`Plan::pinned`].
+    pub(crate) fn identities(&self) -> impl Iterator<Item = Identity<'_>> {
+        let workloads = self.workloads.iter().map(|workload| workload.identity());
+        workloads.chain(self.stores.iter().map(|store| store.identity()))
+    }
 }
 
 /// Compiles the plan of one rotation. Drivers are built to read what they can do; nobody is asked anything.

@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 
 use keywheel_core::event::{Death, Event, Outcome, Report, Step};
-use keywheel_core::incident::{IncidentId, LogReference};
+use keywheel_core::incident::{BehindStore, IncidentId, LogReference};
 use keywheel_core::inventory::Closed;
 use keywheel_core::plan::{Mode, Plan, RotationId};
 use keywheel_core::rotation::Rotation;
@@ -83,6 +83,8 @@ pub(crate) struct Outage {
     /// When every replica had the new version; none while one has not.
     pub(crate) until: Option<Timestamp>,
     pub(crate) behind: Vec<Out>,
+    /// The stores that may still have held the suspect when it was ended, and why, where that is known.
+    pub(crate) stores: Vec<(String, Option<String>)>,
 }
 
 /// Replicas of one workload that were out.
@@ -233,6 +235,9 @@ impl Story {
         let suspects = suspects.map(|version| Suspect::of(version, told, delivered_at));
         let notes = records.iter().filter_map(|record| match &record.event {
             Event::Done { report: Report::Noted { notes }, .. } => Some(notes.clone()),
+            Event::Done { report: Report::Captured { passed_over, .. }, .. } => {
+                Some(passed_over.clone())
+            }
             _ => None,
         });
         Self {
@@ -329,11 +334,18 @@ fn outage(told: &Told, delivered_at: Option<Timestamp>) -> Option<Outage> {
         Event::Unknown { step: Step::Revoke(_) } => delivered_at.is_none_or(|at| record.at < at),
         _ => false,
     })?;
-    let behind = records[revoked..].iter().find_map(|record| match &record.event {
-        Event::Done { report: Report::Revoked { behind }, .. } => Some(behind.as_slice()),
+    let told = records[revoked..].iter().find_map(|record| match &record.event {
+        Event::Done { report: Report::Revoked { behind, stores }, .. } => {
+            Some((behind.as_slice(), stores.as_slice()))
+        }
         _ => None,
     });
-    let out = behind.unwrap_or_default().iter().map(|behind| Out {
+    let (behind, stores) = told.unwrap_or_default();
+    let named = |store: &BehindStore| {
+        (plan.stores[usize::from(store.store)].bound.name.clone(), store.why.clone())
+    };
+    let stores: Vec<_> = stores.iter().map(named).collect();
+    let out = behind.iter().map(|behind| Out {
         workload: plan.workloads[usize::from(behind.workload)].bound.name.clone(),
         replicas: behind.replicas.clone(),
         unknown: behind.unknown.clone(),
@@ -341,7 +353,8 @@ fn outage(told: &Told, delivered_at: Option<Timestamp>) -> Option<Outage> {
     });
     let behind: Vec<Out> = out.collect();
     let from = records[revoked].at;
-    (!behind.is_empty()).then_some(Outage { from, until: delivered_at, behind })
+    let is_any = !behind.is_empty() || !stores.is_empty();
+    is_any.then_some(Outage { from, until: delivered_at, behind, stores })
 }
 
 fn trouble(records: &[Record], of: u8) -> Option<String> {

@@ -106,6 +106,7 @@ pub(crate) async fn plans(
     let mut prepared = Vec::new();
     for (Member { inputs, row, adopted }, secret) in members.into_iter().zip(secrets) {
         let mut plan = compile(config, &secret.name, inputs)?;
+        // What gives no answer now is not pinned, and not touched before it is: preflight says so.
         pin(&mut plan, &row).await?;
         let has_way_back = has_way_back(session, &plan).await?;
         let plan = Arc::new(plan);
@@ -116,7 +117,7 @@ pub(crate) async fn plans(
 
 async fn has_way_back(session: &Session, plan: &Plan) -> Result<bool, Failure> {
     let Some(previous) = &plan.previous else { return Ok(false) };
-    if plan.stores.iter().any(|store| store.facts.is_readable()) {
+    if held::gives_every_field(&plan.stores) {
         return Ok(true);
     }
     let sealed =
@@ -181,7 +182,10 @@ async fn member(
     let (row, adopted) = match session.inventory(&secret.name).await? {
         Some(row) => (row, None),
         None => {
-            let row = adoption(session, config, secret, None).await?;
+            let row = match request.mode {
+                Mode::Normal => adoption(session, config, secret, None).await?,
+                Mode::Emergency { .. } => quick_adoption(session, config, secret).await?,
+            };
             if planted!("planning_adopts") {
                 session.adopt(&row).await?;
             }
@@ -225,28 +229,32 @@ pub(crate) async fn compare_readers(prepared: &mut [Prepared]) -> Result<(), Fai
     Ok(())
 }
 
-/// Pins the stores and workloads of a plan to the places that the row knows, and others to where they are reached now. One that gives no
-/// answer is not pinned yet; preflight will say more of it.
-async fn pin(plan: &mut Plan, row: &Inventory) -> Result<(), Failure> {
+/// Pins the stores and workloads of a plan to the places that the row knows, and others to where they are reached now. Returns what
+/// gives no answer, and why.
+async fn pin(plan: &mut Plan, row: &Inventory) -> Result<Vec<(String, String)>, Failure> {
     let built = drivers_of(plan)?;
-    for (workload, planned) in built.workloads.iter().zip(&mut plan.workloads) {
-        planned.pin = match row.pin_of(planned) {
-            Some(pin) => Some(pin.clone()),
-            None => in_time(workload.identity()).await.flatten(),
+    let mut silent = Vec::new();
+    for (identity, planned) in built.identities().zip(plan.pinned_mut()) {
+        let pin = match row.pin_of(planned).cloned() {
+            Some(pin) => Some(pin),
+            None => in_time(identity).await.unwrap_or_else(|why| {
+                silent.push((planned.what(), why));
+                None
+            }),
         };
+        planned.set_pin(pin);
     }
-    for (store, planned) in built.stores.iter().zip(&mut plan.stores) {
-        planned.pin = match row.pin_of(planned) {
-            Some(pin) => Some(pin.clone()),
-            None => in_time(store.identity()).await.flatten(),
-        };
-    }
-    Ok(())
+    Ok(silent)
 }
 
-/// Looks at a workload for a while only. Where there is no answer, the step that needs one says so.
-async fn in_time<T>(look: impl Future<Output = Result<T, CallError>>) -> Option<T> {
-    tokio::time::timeout(LOOK, look).await.ok()?.ok()
+/// Looks at something for a while only; else says why nothing was seen.
+pub(crate) async fn in_time<T>(
+    look: impl Future<Output = Result<T, CallError>>,
+) -> Result<T, String> {
+    match tokio::time::timeout(LOOK, look).await {
+        Ok(seen) => seen.map_err(|error| error.to_string()),
+        Err(_) => Err(format!("it did not answer within {} s", LOOK.as_secs())),
+    }
 }
 
 /// Refuses to touch the stores and workloads of a plan where they are reached at another place than the one they are pinned to: by the
@@ -270,16 +278,11 @@ pub(crate) async fn check_pins(plan: &Plan, row: Option<&Inventory>) -> Result<(
         let failure = failure.code(code::ELSEWHERE).exit(Exit::Refused);
         failure.caused_by(objection).now("nothing changed").hint(hint)
     };
-    for (workload, planned) in built.workloads.iter().zip(&plan.workloads) {
-        let pin = row.map_or(planned.pin.as_ref(), |row| row.pin_of(planned));
-        if let Some(objection) = in_time(elsewhere(workload.identity(), pin)).await.flatten() {
-            refused.push(moved(format!("workload `{}`", planned.bound.name), objection));
-        }
-    }
-    for (store, planned) in built.stores.iter().zip(&plan.stores) {
-        let pin = row.map_or(planned.pin.as_ref(), |row| row.pin_of(planned));
-        if let Some(objection) = in_time(elsewhere(store.identity(), pin)).await.flatten() {
-            refused.push(moved(format!("store `{}`", planned.bound.name), objection));
+    for (identity, planned) in built.identities().zip(plan.pinned()) {
+        let pin = row.map_or(planned.pin(), |row| row.pin_of(planned));
+        // Where there is no answer, the step that needs one says so.
+        if let Ok(Some(objection)) = in_time(elsewhere(identity, pin)).await {
+            refused.push(moved(planned.what(), objection));
         }
     }
     Failure::of_all(refused).map_or(Ok(()), Err)
@@ -388,13 +391,55 @@ pub(crate) async fn adoption(
 ) -> Result<Inventory, Failure> {
     let mut row = Inventory::new(secret.name.clone());
     let mut plan = draft(session, config, secret)?;
+    if let Some((what, why)) = pin(&mut plan, &row).await?.first() {
+        return Err(unplaced(what, why));
+    }
+    let built = drivers_of(&plan)?;
+    noted(session, &mut row, &plan);
+    let held = agreed(&plan, &built).await?;
+    identified(session, secret, row, (&plan, &built), held, last_rotated).await
+}
+
+/// Returns the same row without what an emergency does not wait for: stores that cannot be read, and places that give no answer.
+async fn quick_adoption(
+    session: &Session,
+    config: &Config,
+    secret: &Secret,
+) -> Result<Inventory, Failure> {
+    let mut row = Inventory::new(secret.name.clone());
+    let mut plan = draft(session, config, secret)?;
     pin(&mut plan, &row).await?;
     let built = drivers_of(&plan)?;
+    noted(session, &mut row, &plan);
+    let mut found = Vec::new();
+    for (planned, read) in plan.stores.iter().zip(held::by_each(&built.stores, &plan).await) {
+        found.extend(read.ok().flatten().map(|held| (planned.bound.name.as_str(), held)));
+    }
+    if found.is_empty() {
+        // Without any value nobody knows what is to be ended: what keeps the stores from being read is said.
+        agreed(&plan, &built).await?;
+    }
+    let held = together(&plan, &found)?;
+    identified(session, secret, row, (&plan, &built), held, None).await
+}
+
+/// Notes where a secret lives.
+fn noted(session: &Session, row: &mut Inventory, plan: &Plan) {
     row.claim(&plan.stores);
-    row.pin(&plan.workloads);
-    row.pin(&plan.stores);
+    row.pin(plan);
     row.adopted_at = Some(session.now());
-    let Some(held) = agreed(&plan, &built).await? else { return Ok(row) };
+}
+
+/// Notes what is in use, as its issuer knows it.
+async fn identified(
+    session: &Session,
+    secret: &Secret,
+    mut row: Inventory,
+    (plan, built): (&Plan, &Built),
+    held: Option<Credential>,
+    last_rotated: Option<keywheel_core::time::Timestamp>,
+) -> Result<Inventory, Failure> {
+    let Some(held) = held else { return Ok(row) };
     let identity =
         built.issuer.identify(&held).await.map_err(|error| unreachable(secret, &error))?;
     let (issued, created_at) = match identity {
@@ -415,12 +460,10 @@ pub(crate) async fn pinned_draft(
     secret: &Secret,
 ) -> Result<Plan, Failure> {
     let mut plan = draft(session, config, secret)?;
-    let row = session.inventory(&secret.name).await?;
-    for planned in &mut plan.workloads {
-        planned.pin = row.as_ref().and_then(|row| row.pin_of(planned).cloned());
-    }
-    for planned in &mut plan.stores {
-        planned.pin = row.as_ref().and_then(|row| row.pin_of(planned).cloned());
+    if let Some(row) = session.inventory(&secret.name).await? {
+        for planned in plan.pinned_mut() {
+            planned.set_pin(row.pin_of(planned).cloned());
+        }
     }
     Ok(plan)
 }
@@ -468,13 +511,24 @@ pub(crate) async fn agreed(plan: &Plan, built: &Built) -> Result<Option<Credenti
         })?;
         found.extend(held.map(|held| (name, held)));
     }
-    held::together(&found).map_err(|disagreement| {
+    together(plan, &found)
+}
+
+fn together(plan: &Plan, found: &[(&str, Credential)]) -> Result<Option<Credential>, Failure> {
+    held::together(found).map_err(|disagreement| {
         let failure = Failure::new(format!("{disagreement} of `{}`", plan.secret));
         let failure = failure.code(code::DISAGREE).exit(Exit::Refused);
         failure.now("nothing changed; both values are as they were").hint(
             "find out which one is in use, and write it to the other store; keywheel does not guess",
         )
     })
+}
+
+/// Says that a store or a workload gives no answer to where it is.
+pub(crate) fn unplaced(what: &str, why: &str) -> Failure {
+    let failure = Failure::new(format!("{what} cannot be asked where it is"));
+    let failure = failure.code(code::ELSEWHERE).exit(Exit::Refused);
+    failure.caused_by(why).now("nothing changed")
 }
 
 pub(crate) fn unreachable(secret: &Secret, error: &CallError) -> Failure {

@@ -219,11 +219,23 @@ pub(crate) fn noted(report: &Report) -> String {
     match report {
         Report::Minted { notes, .. } if !notes.is_empty() => format!("; {}", notes.join("; ")),
         Report::Noted { notes } => format!("; passed over: {}", notes.join("; ")),
-        Report::Revoked { behind } if !behind.is_empty() => {
-            let count: usize = behind.iter().map(|behind| behind.replicas.len()).sum();
-            let unknown =
-                if behind.iter().any(|behind| behind.unknown.is_some()) { " at least" } else { "" };
-            format!("; out until they hold the new version: {}{unknown}", counted(count, "replica"))
+        Report::Captured { passed_over, .. } if !passed_over.is_empty() => {
+            format!("; passed over: {}", passed_over.join("; "))
+        }
+        Report::Revoked { behind, stores } => {
+            let mut text = String::new();
+            if !behind.is_empty() {
+                let count: usize = behind.iter().map(|behind| behind.replicas.len()).sum();
+                let is_unknown = behind.iter().any(|behind| behind.unknown.is_some());
+                let unknown = if is_unknown { " at least" } else { "" };
+                let count = counted(count, "replica");
+                text.push_str(&format!("; out until they hold the new version: {count}{unknown}"));
+            }
+            if !stores.is_empty() {
+                let count = counted(stores.len(), "store");
+                text.push_str(&format!("; may still hold the suspect: {count}"));
+            }
+            text
         }
         _ => String::new(),
     }

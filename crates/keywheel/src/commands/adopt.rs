@@ -7,7 +7,7 @@ use clap::Args;
 use keywheel_core::call::CallError;
 use keywheel_core::due;
 use keywheel_core::inventory::{Decision, Inventory};
-use keywheel_core::plan::{Pin, Pinned, Plan};
+use keywheel_core::plan::{Pin, Plan};
 use keywheel_core::time::Timestamp;
 use keywheel_core::version::Stage;
 use keywheel_driver::issuer::Change;
@@ -103,25 +103,12 @@ pub(crate) async fn run(args: &AdoptArgs, globals: &Globals) -> Result<Exit, Fai
 /// Returns where the stores and workloads of a plan are reached now.
 async fn pins(plan: &Plan, built: &Built) -> Result<BTreeMap<String, Pin>, Failure> {
     let mut pins = BTreeMap::new();
-    for (workload, planned) in built.workloads.iter().zip(&plan.workloads) {
-        let name = &planned.bound.name;
-        let pin = workload.identity().await;
-        let pin = pin.map_err(|error| unplaced(&format!("workload `{name}`"), &error))?;
-        pins.extend(pin.map(|pin| (planned.key(), pin)));
-    }
-    for (store, planned) in built.stores.iter().zip(&plan.stores) {
-        let name = &planned.bound.name;
-        let pin = store.identity().await;
-        let pin = pin.map_err(|error| unplaced(&format!("store `{name}`"), &error))?;
+    for (identity, planned) in built.identities().zip(plan.pinned()) {
+        let pin = identity.await;
+        let pin = pin.map_err(|error| prepare::unplaced(&planned.what(), &error.to_string()))?;
         pins.extend(pin.map(|pin| (planned.key(), pin)));
     }
     Ok(pins)
-}
-
-fn unplaced(what: &str, error: &CallError) -> Failure {
-    let failure = Failure::new(format!("{what} cannot be asked where it is"));
-    let failure = failure.code(code::ELSEWHERE).exit(Exit::Refused);
-    failure.caused_by(error.to_string()).now("nothing changed")
 }
 
 /// One secret that is to be taken over, or whose stores or pins are.

@@ -2,10 +2,10 @@
 
 use clap::Args;
 use keywheel_core::call::CallError;
-use keywheel_core::plan::Plan;
+use keywheel_core::plan::{Plan, Role, StorePlan};
 use keywheel_driver::issuer::Change;
 use keywheel_driver::pin::elsewhere;
-use keywheel_driver::{Finding, Severity};
+use keywheel_driver::{Finding, Severity, Store};
 use keywheel_drivers::Context;
 use keywheel_drivers::deny_list::DenyListConfig;
 use keywheel_engine::{held, readers};
@@ -161,7 +161,11 @@ async fn one(session: &Session, secret: &Secret, plan: &Plan, built: &Built) -> 
         let place = format!("store {}", planned.bound.name);
         match elsewhere(store.identity(), planned.pin.as_ref()).await {
             Ok(Some(objection)) => add(place, Ok(vec![Finding::blocks(objection)])),
-            _ => add(place, store.preflight(&addresses).await),
+            _ => {
+                add(place.clone(), store.preflight(&addresses).await);
+                add(place.clone(), missing(store.as_ref(), planned).await);
+                add(place, Ok(unclaimed(store.as_ref(), planned).into_iter().collect()));
+            }
         }
     }
     for (index, planned) in plan.workloads.iter().enumerate() {
@@ -178,6 +182,23 @@ async fn one(session: &Session, secret: &Secret, plan: &Plan, built: &Built) -> 
     add("stores".into(), held(plan, built).await);
     add(format!("issuer {}", plan.issuer.bound.name), accepted(session, plan, built).await);
     found
+}
+
+/// The slots that readers use and that are not there. What keeps the store from telling stands among the other findings.
+async fn missing(store: &dyn Store, planned: &StorePlan) -> Result<Vec<Finding>, CallError> {
+    let used = planned.slots.iter().filter(|slot| slot.role == Role::Current);
+    let used: Vec<String> = used.map(|slot| slot.address.clone()).collect();
+    Ok(store.missing(&used).await.unwrap_or_default())
+}
+
+/// A store that carries no claim and cannot be compared is where two installations would take turns unseen.
+fn unclaimed(store: &dyn Store, planned: &StorePlan) -> Option<Finding> {
+    let is_told = store.claims().is_none() && !planned.facts.is_readable();
+    is_told.then(|| {
+        Finding::note(
+            "it carries no claim: see to it that no other installation of keywheel writes it",
+        )
+    })
 }
 
 /// A refusal of what readers use holds no rotation up: one puts it right, unless one is about to.

@@ -320,7 +320,11 @@ fn exposure(suspect: &Suspect, began_at: Timestamp, now: Timestamp) -> String {
 fn outage(outage: &Outage, now: Timestamp) -> String {
     let until = outage.until.unwrap_or(now);
     let more = if outage.until.is_none() { ", ongoing" } else { "" };
-    let each: Vec<String> = outage.behind.iter().map(out).collect();
+    let stores = outage.stores.iter().map(|(store, why)| {
+        let why = why.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
+        format!("store `{store}` not written{why}")
+    });
+    let each: Vec<String> = outage.behind.iter().map(out).chain(stores).collect();
     format!(
         "{} from {}{more}: {}",
         until.since(outage.from),
@@ -435,11 +439,13 @@ fn of_secret(session: &Session, story: &Story, began_at: Timestamp) -> Value {
         let behind = outage.behind.iter().map(|out| json!({
             "workload": out.workload, "replicas": out.replicas, "unknown": out.unknown, "trouble": out.trouble,
         }));
+        let stores = outage.stores.iter().map(|(store, why)| json!({ "store": store, "why": why }));
         json!({
             "from": words::rfc3339(outage.from),
             "until": outage.until.map(words::rfc3339),
             "lasted_ms": millis(outage.until, Some(outage.from)),
             "behind": behind.collect::<Vec<_>>(),
+            "stores": stores.collect::<Vec<_>>(),
         })
     });
     json!({

@@ -176,7 +176,7 @@ fn told<'a>(
                     Report::Minted { issued: Some(issued), .. } => {
                         format!("{} ({issued}){}", line.what, words::noted(report))
                     }
-                    Report::Noted { .. } | Report::Revoked { .. } => {
+                    Report::Captured { .. } | Report::Noted { .. } | Report::Revoked { .. } => {
                         format!("{}{}", line.what, words::noted(report))
                     }
                     _ => line.what,
