@@ -80,7 +80,12 @@ impl Throwaway {
     ///
     /// # Errors
     /// A refusal where the settings name no cluster.
-    pub fn new(cluster: &Cluster, context: &Context, namespace: &str, id: &str) -> Result<Self, Refusal> {
+    pub fn new(
+        cluster: &Cluster,
+        context: &Context,
+        namespace: &str,
+        id: &str,
+    ) -> Result<Self, Refusal> {
         let cluster = Kubernetes::new(Some(cluster), context)?;
         let (namespace, id) = (namespace.to_owned(), id.to_owned());
         Ok(Self { cluster, namespace, name: name(&id), id })
@@ -103,7 +108,8 @@ impl Throwaway {
     /// # Errors
     /// [`CallError`] where there is no answer.
     pub async fn lacks(&self) -> Result<Vec<String>, CallError> {
-        let (secret, deployment) = (self.secret().named(&self.name), self.deployment().named(&self.name));
+        let (secret, deployment) =
+            (self.secret().named(&self.name), self.deployment().named(&self.name));
         let pods = Place::core("pods").within(&self.namespace);
         let wanted = [
             Access { verb: "create", place: self.secret() },
@@ -211,7 +217,11 @@ impl Throwaway {
                 return Ok(());
             }
             if Instant::now() > until {
-                let why = format!("{}: {left} pods of `{}` are there still", self.cluster.target(), self.name);
+                let why = format!(
+                    "{}: {left} pods of `{}` are there still",
+                    self.cluster.target(),
+                    self.name
+                );
                 let after = Some(Span::seconds(10));
                 return Err(Refusal::retry(RefusalKind::Unavailable, after, why).into());
             }

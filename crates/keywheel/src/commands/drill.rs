@@ -31,7 +31,9 @@ pub(crate) async fn run(args: &DrillArgs, globals: &Globals) -> Result<Exit, Fai
     let id = drill::id()?;
     let made = match &args.place {
         Place::Compose(options) => Made::Compose(compose::Ground::new(options.clone(), &id)),
-        Place::Kubernetes(options) => Made::Kubernetes(kubernetes::Ground::new(options.clone(), &id)),
+        Place::Kubernetes(options) => {
+            Made::Kubernetes(kubernetes::Ground::new(options.clone(), &id))
+        }
         Place::Clean => return drill::clean(globals).await,
     };
     drill::run(&made, &id, args.keep, globals).await

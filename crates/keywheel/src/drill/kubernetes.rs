@@ -49,7 +49,8 @@ impl Ground {
     /// Names the objects after the id of the drill.
     pub(crate) fn new(mut options: Options, id: &str) -> Self {
         // It is read from another folder later.
-        options.kubeconfig = options.kubeconfig.map(|path| std::path::absolute(&path).unwrap_or(path));
+        options.kubeconfig =
+            options.kubeconfig.map(|path| std::path::absolute(&path).unwrap_or(path));
         Self { options, id: id.into() }
     }
 
@@ -72,7 +73,8 @@ impl super::Ground for Ground {
     }
 
     fn drivers(&self) -> (Value, Value) {
-        let (cluster, namespace, name) = (json!(self.cluster()), &self.options.namespace, name(&self.id));
+        let (cluster, namespace, name) =
+            (json!(self.cluster()), &self.options.namespace, name(&self.id));
         let store = json!({ "kubernetes_secret": { "cluster": cluster, "namespace": namespace, "name": name } });
         let workload = json!({ "kubernetes": {
             "cluster": cluster, "namespace": namespace, "deployment": name, "settle_for": "1s",

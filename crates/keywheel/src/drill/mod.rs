@@ -109,9 +109,13 @@ pub(crate) async fn run(
         report.broke_off(&format!("{error:#}"));
     }
     if keep {
-        output.note("the throwaway workload stays, as `--keep` says; `keywheel drill clean` takes it away");
+        output.note(
+            "the throwaway workload stays, as `--keep` says; `keywheel drill clean` takes it away",
+        );
     } else if let Err(error) = take_away(ground, &drill.world()).await {
-        report.broke_off(&format!("it could not be taken away: {error:#}; `keywheel drill clean` tries again"));
+        report.broke_off(&format!(
+            "it could not be taken away: {error:#}; `keywheel drill clean` tries again"
+        ));
     }
     report.write(&folder).map_err(|error| failed(&error))?;
     match output.format {
@@ -142,7 +146,9 @@ pub(crate) async fn clean(globals: &Globals) -> Result<Exit, Failure> {
         }
     }
     match output.format {
-        Format::Json => output.json(&json!({ "cleaned": cleaned, "running": running, "failures": failures }))?,
+        Format::Json => {
+            output.json(&json!({ "cleaned": cleaned, "running": running, "failures": failures }))?
+        }
         Format::Text => {
             let running = running.iter().map(|name| format!("runs still: {name}\n"));
             let count = crate::words::counted(cleaned.len(), "drill");
@@ -153,7 +159,10 @@ pub(crate) async fn clean(globals: &Globals) -> Result<Exit, Failure> {
         return Ok(Exit::Done);
     }
     let failure = Failure::new("something of a drill is there still").exit(Exit::NeedsOperator);
-    Err(failures.into_iter().fold(failure, Failure::caused_by).now("no secret of yours was touched"))
+    Err(failures
+        .into_iter()
+        .fold(failure, Failure::caused_by)
+        .now("no secret of yours was touched"))
 }
 
 /// Returns whether it was taken away; it is not while its drill runs.
@@ -178,7 +187,8 @@ fn left() -> anyhow::Result<Vec<PathBuf>> {
     let all = places.journal.ancestors().nth(2).context("the journal's file is in a folder")?;
     let Ok(entries) = std::fs::read_dir(all) else { return Ok(Vec::new()) };
     let folders = entries.filter_map(|entry| Some(entry.ok()?.path()));
-    let mut left: Vec<_> = folders.filter(|folder| folder.join("world").join(MADE).is_file()).collect();
+    let mut left: Vec<_> =
+        folders.filter(|folder| folder.join("world").join(MADE).is_file()).collect();
     left.sort();
     Ok(left)
 }

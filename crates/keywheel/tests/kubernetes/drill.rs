@@ -40,7 +40,8 @@ impl Rehearsal {
 
     fn left(&self) -> Vec<String> {
         let kinds = [Kind::Secret, Kind::Deployment, Kind::ReplicaSet, Kind::Pod];
-        let all = kinds.iter().flat_map(|kind| self.cluster.objects().list(*kind, Some(NAMESPACE)).0);
+        let all =
+            kinds.iter().flat_map(|kind| self.cluster.objects().list(*kind, Some(NAMESPACE)).0);
         let names = all.map(|object| object["metadata"]["name"].as_str().unwrap().to_owned());
         names.filter(|name| name != "app").collect()
     }
@@ -48,7 +49,8 @@ impl Rehearsal {
     /// Whoever rehearses asks for nothing but its own Secret.
     fn assert_only_its_own_was_asked_for(&self) {
         for seen in self.cluster.faults().seen() {
-            let is_its_own = seen.name.as_deref().is_some_and(|name| name.starts_with("keywheel-drill-"));
+            let is_its_own =
+                seen.name.as_deref().is_some_and(|name| name.starts_with("keywheel-drill-"));
             let makes = seen.verb == "create";
             assert!(seen.resource != "secrets" || is_its_own || makes, "{seen:?}");
         }
@@ -76,7 +78,8 @@ fn a_drill_in_a_namespace_leaves_nothing_but_its_evidence_and_asks_for_no_other_
 #[test]
 fn a_drill_that_was_killed_is_cleaned_up_and_one_that_runs_is_not() {
     let rehearsal = Rehearsal::begin();
-    let mut drill = rehearsal.drill("admin").stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+    let mut drill =
+        rehearsal.drill("admin").stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
     for _ in 0..1_200 {
         if rehearsal.left().len() >= 4 {
             break;
@@ -103,7 +106,9 @@ fn a_drill_that_was_killed_is_cleaned_up_and_one_that_runs_is_not() {
 fn h19_a_drill_without_rights_says_which_are_missing_and_makes_nothing() {
     let rehearsal = Rehearsal::begin();
     let read = Rule::everything();
-    rehearsal.cluster.add_user("reader", vec![Rule { verbs: vec!["get".into(), "list".into()], ..read }]);
+    rehearsal
+        .cluster
+        .add_user("reader", vec![Rule { verbs: vec!["get".into(), "list".into()], ..read }]);
     rehearsal.cluster.write_kubeconfig(&rehearsal.folder.path().join("kubeconfig")).unwrap();
     let output = rehearsal.drill("reader").output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();

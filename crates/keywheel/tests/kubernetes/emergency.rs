@@ -186,7 +186,12 @@ fn h124_pods_that_hold_a_suspect_are_named_and_it_is_ended_all_the_same() {
         }] },
     });
     leaked.shop.cluster.objects().create(Kind::Pod, by_hand, "test").unwrap();
-    leaked.shop.run.as_ref().unwrap().switch(|switches| switches.slow = Some((1, Duration::from_secs(36_000))));
+    leaked
+        .shop
+        .run
+        .as_ref()
+        .unwrap()
+        .switch(|switches| switches.slow = Some((1, Duration::from_secs(36_000))));
     let emergency = ["rotate", "key", "--emergency", "--stage-for", "3s", "--yes"];
     let said = leaked.run(&emergency, 3);
     assert!(said.contains("keywheel resume key@default"), "{said}");

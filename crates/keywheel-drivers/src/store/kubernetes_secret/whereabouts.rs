@@ -133,7 +133,9 @@ impl Asked<'_> {
                 }
                 _ => String::new(),
             },
-            "Deployment" | "StatefulSet" | "ReplicationController" if replicas == 0 => "scaled to zero".into(),
+            "Deployment" | "StatefulSet" | "ReplicationController" if replicas == 0 => {
+                "scaled to zero".into()
+            }
             "ReplicaSet" if replicas == 0 => "history, to which a rollout can be undone".into(),
             "ControllerRevision" => "history, to which a rollout can be undone".into(),
             "CronJob" if item["spec"]["suspend"] == true => "suspended".into(),
