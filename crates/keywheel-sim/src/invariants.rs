@@ -401,8 +401,8 @@ impl World {
         }
     }
 
-    /// Whether an edit could be seen before a write. Where nothing but a time is told, that is so if the time was asked for after the
-    /// edit, and no write of ours is without an answer: one such may have moved it.
+    /// Whether an edit could be seen before a write. Where nothing but a time is told, that is so if the time was asked for before the
+    /// edit and after it, and no write of ours is without an answer: one such may have moved it.
     fn could_be_seen(&self, slot: usize) -> bool {
         let slot = &self.slots[slot];
         !slot.tells_time_only || slot.edit_was_told && self.fired.as_slice() == [Fault::RivalEdit]

@@ -916,6 +916,7 @@ impl Life {
             };
         };
         let waits_for_store = world.in_the_way.is_some()
+            && !healed
             && matches!(
                 reason,
                 ParkReason::Refused { step: Step::Write { .. }, .. }

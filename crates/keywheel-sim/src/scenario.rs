@@ -382,6 +382,7 @@ fn add_secret(
                 before: held,
                 written: held,
                 changed_at: 0,
+                was_told: false,
                 edit_was_told: false,
                 tells_time_only: read_back == ReadBack::Timestamp,
             });

@@ -217,7 +217,8 @@ pub(crate) struct Slot {
     pub(crate) written: Held,
     /// When it was written last, by whoever wrote.
     pub(crate) changed_at: Millis,
-    /// Whether somebody's edit stood in it when keywheel last asked for that time.
+    /// Whether keywheel asked for that time before somebody's edit, and whether it asked again after it.
+    pub(crate) was_told: bool,
     pub(crate) edit_was_told: bool,
     /// Whether that is all that anybody is told of it.
     pub(crate) tells_time_only: bool,
@@ -585,7 +586,7 @@ impl World {
 
     /// The no of a store that stands in the way.
     fn stands_in_the_way(&self, request: &Request) -> Option<Refusal> {
-        let (first, for_good) = self.in_the_way?;
+        let (first, for_good) = self.in_the_way.filter(|_| !self.healed)?;
         self.secrets[self.slots[first].secret].emergency.then_some(())?;
         let touches = |slot: usize| self.slots[slot].store_of == self.slots[first].store_of;
         let touched = match request {
@@ -915,7 +916,6 @@ impl World {
     pub(crate) fn heal(&mut self) {
         self.agenda.clear();
         self.healed = true;
-        self.in_the_way = None;
         self.crash_at_next_commit = false;
         self.probes_red_until = -1;
         for secret in &mut self.secrets {
@@ -1003,8 +1003,10 @@ impl World {
             }
             Request::Changed { slots } => {
                 for slot in &slots {
-                    let held = self.slots[*slot].held;
-                    self.slots[*slot].edit_was_told = self.is_somebodys(held);
+                    let is_edit = self.is_somebodys(self.slots[*slot].held);
+                    let slot = &mut self.slots[*slot];
+                    slot.edit_was_told = is_edit && slot.was_told;
+                    slot.was_told |= !is_edit;
                 }
                 let changed_at = |slot: &usize| {
                     let slot = &self.slots[*slot];
