@@ -179,7 +179,11 @@ impl Seen {
             Report::Seen(_) => "report seen",
             Report::Visited(_) => "report visited",
             Report::Dead(
-                Death::Refused | Death::StillAccepted | Death::CannotTell | Death::NoOneToAsk,
+                Death::Refused
+                | Death::StillAccepted
+                | Death::CannotTell
+                | Death::NoOneToAsk
+                | Death::EndsAt { .. },
             ) => "report dead",
             Report::Swept { .. } => "report swept",
             Report::Extended { .. } => "report extended",

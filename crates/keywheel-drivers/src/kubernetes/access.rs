@@ -89,7 +89,10 @@ impl Kubernetes {
     ///
     /// # Errors
     /// [`CallError`] where there is no answer.
-    async fn denied<'a>(&self, wanted: &'a [Access<'a>]) -> Result<Vec<&'a Access<'a>>, CallError> {
+    pub(crate) async fn denied<'a>(
+        &self,
+        wanted: &'a [Access<'a>],
+    ) -> Result<Vec<&'a Access<'a>>, CallError> {
         let reviews = Place::of("authorization.k8s.io", "v1", "selfsubjectaccessreviews");
         let mut denied = Vec::new();
         for access in wanted {

@@ -112,13 +112,13 @@ impl Throwaway {
             (self.secret().named(&self.name), self.deployment().named(&self.name));
         let pods = Place::core("pods").within(&self.namespace);
         let wanted = [
-            Access { verb: "create", place: self.secret() },
-            Access { verb: "get", place: secret },
-            Access { verb: "delete", place: secret },
-            Access { verb: "create", place: self.deployment() },
-            Access { verb: "get", place: deployment },
-            Access { verb: "delete", place: deployment },
-            Access { verb: "list", place: pods },
+            Access::needed("create", self.secret()),
+            Access::needed("get", secret),
+            Access::needed("delete", secret),
+            Access::needed("create", self.deployment()),
+            Access::needed("get", deployment),
+            Access::needed("delete", deployment),
+            Access::needed("list", pods),
         ];
         let denied = self.cluster.denied(&wanted).await?;
         Ok(denied.into_iter().map(Access::in_words).collect())

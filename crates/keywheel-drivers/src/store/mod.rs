@@ -6,7 +6,7 @@ use keywheel_driver::Store;
 use crate::list::drivers;
 
 mod claim;
-mod document;
+pub(crate) mod document;
 mod dotenv;
 mod json_object;
 mod local;

@@ -56,7 +56,12 @@ impl Ground {
 
     fn cluster(&self) -> Cluster {
         let Options { context, kubeconfig, .. } = &self.options;
-        Cluster { context: Some(context.clone()), kubeconfig: kubeconfig.clone(), in_cluster: None }
+        Cluster {
+            context: Some(context.clone()),
+            kubeconfig: kubeconfig.clone(),
+            in_cluster: None,
+            id: None,
+        }
     }
 
     fn objects(&self, folder: &Path) -> anyhow::Result<Throwaway> {

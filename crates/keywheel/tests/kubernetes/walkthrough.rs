@@ -153,6 +153,7 @@ fn the_walk_through_is_true() {
                 let text = fs::read_to_string(shop.config()).unwrap();
                 fs::write(shop.config(), edited(&text, &diff)).unwrap();
             }
+            Block::Elsewhere => panic!("everything is typed in this walk-through"),
         }
     }
     assert_eq!(shop.cluster.faults().disclosed(), []);

@@ -193,7 +193,7 @@ fn aws(upstream: &store::aws_secrets_manager::Config, reader: &str) -> Source {
             "auth": { "jwt": { "serviceAccountRef": { "name": reader } } },
         } }),
         object: id.clone(),
-        has_keys: upstream.format == store::aws_secrets_manager::Format::Json,
+        has_keys: upstream.format == store::document::Format::Json,
         notes: vec![format!(
             "service account `{reader}` takes an IAM role that allows `secretsmanager:GetSecretValue` and `secretsmanager:DescribeSecret` of `{id}`"
         )],
@@ -213,7 +213,7 @@ fn gcp(upstream: &store::gcp_secret_manager::Config, reader: &str) -> Result<Sou
             "auth": { "workloadIdentity": { "serviceAccountRef": { "name": reader } } },
         } }),
         object: secret.clone(),
-        has_keys: upstream.format == store::gcp_secret_manager::Format::Json,
+        has_keys: upstream.format == store::document::Format::Json,
         notes: vec![format!(
             "service account `{reader}` needs `roles/secretmanager.secretAccessor` on secret `{secret}` of project `{project}`"
         )],

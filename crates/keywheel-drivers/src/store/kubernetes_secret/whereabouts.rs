@@ -59,7 +59,7 @@ impl Asked<'_> {
                     );
                 }
                 Err(CallError::Refused(refusal)) if refusal.kind == RefusalKind::Permission => {
-                    told.unseen.push(Access { verb: "list", place }.in_words());
+                    told.unseen.push(Access::needed("list", place).in_words());
                 }
                 Err(error) => return Err(error),
             }

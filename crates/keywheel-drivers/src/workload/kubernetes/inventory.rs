@@ -267,11 +267,10 @@ const LISTED: [(&str, &str, &str); 7] = [
 ];
 
 async fn check_permissions(cluster: &Kubernetes, namespaces: &[String]) -> Result<(), CallError> {
-    let system = Access { verb: "get", place: Place::core("namespaces").named("kube-system") };
+    let system = cluster.to_identify();
     let lists = namespaces.iter().flat_map(|namespace| {
-        LISTED.iter().map(move |(group, resource, _)| Access {
-            verb: "list",
-            place: Place::of(group, "v1", resource).within(namespace),
+        LISTED.iter().map(move |(group, resource, _)| {
+            Access::needed("list", Place::of(group, "v1", resource).within(namespace))
         })
     });
     let wanted: Vec<_> = [system].into_iter().chain(lists).collect();
@@ -315,7 +314,7 @@ impl Live {
                 Ok(list) => self.take_all(cluster, kind, list.items)?,
                 Err(CallError::Refused(refusal)) => match refusal.kind {
                     RefusalKind::NotFound => {}
-                    RefusalKind::Permission => self.hide(&Access { verb: "list", place }),
+                    RefusalKind::Permission => self.hide(&Access::needed("list", place)),
                     _ => return Err(refusal.into()),
                 },
                 Err(error) => return Err(error),
@@ -342,7 +341,7 @@ impl Live {
                 Ok(None) => {}
                 Err(CallError::Refused(refusal)) if refusal.kind == RefusalKind::Permission => {
                     let place = Place::core("secrets").within(namespace).named(&name);
-                    self.hide(&Access { verb: "get", place });
+                    self.hide(&Access::needed("get", place));
                 }
                 Err(error) => return Err(error),
             }
