@@ -140,7 +140,8 @@ pub struct Lease {
 /// are told to use, and the one that they are being given. The rotation begins with as much time as there is.
 pub fn keep_alive(rotation: &Rotation, row: &Inventory) -> Option<(VersionId, Timestamp)> {
     let facts = rotation.plan().issuer.facts.lease?;
-    if rotation.plan().extend || crate::planted!("open_rotation_stops_extensions") {
+    let has_ended = rotation.outcome().is_some();
+    if has_ended || rotation.plan().extend || crate::planted!("open_rotation_stops_extensions") {
         return None;
     }
     let in_use = rotation.version(rotation.promoted_side());

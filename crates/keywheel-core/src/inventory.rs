@@ -131,7 +131,9 @@ impl News {
             },
             _ => return None,
         };
-        let told = rotation.plan().policy.notify && !rotation.plan().extend;
+        // An extension is news only where it needs somebody.
+        let is_news = !rotation.plan().extend || topic == Topic::NeedsOperator;
+        let told = rotation.plan().policy.notify && is_news;
         told.then(|| Self { at, rotation: rotation.id().clone(), topic })
     }
 }
@@ -340,6 +342,8 @@ impl Inventory {
                     known.issued = rotation.issued(pending).cloned();
                     known.label = Some(rotation.id().label(attempt));
                     known.created_at = Some(at);
+                    known.expires_at = rotation.expires_at();
+                    (known.extended_at, known.dies_at) = (None, None);
                     known.fingerprint = *fingerprint;
                     known.state = State::Active;
                 }),

@@ -838,7 +838,9 @@ impl Rotation {
     fn mints(&mut self, attempt: u16) {
         self.minting.attempts = attempt;
         if std::mem::take(&mut self.minting.done) {
-            self.minting.strays.extend(self.minting.issued.take());
+            // What nobody can end before its time ends by itself.
+            let former = self.minting.issued.take();
+            self.minting.strays.extend(former.filter(|_| self.plan.issuer.facts.destroy));
             self.minting.expires_at = None;
             self.verified[Side::Pending.index()] =
                 self.plan.issuer.facts.authority != Authority::Issuer;

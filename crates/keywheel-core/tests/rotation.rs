@@ -1228,6 +1228,22 @@ fn h95_a_lease_that_ran_out_before_anybody_was_given_it_is_made_anew() {
 }
 
 #[test]
+fn h95_a_token_that_nobody_can_end_and_nobody_was_given_is_made_anew_and_left_to_end() {
+    let mut token = lease();
+    token.issuer.facts.destroy = false;
+    let (mut world, mut row) = World::of_a_lease(token, Span::ZERO);
+    world.lead_to(&mut row, Step::Verify(VersionId(8)));
+    world.now = world.now + Span::minutes(31);
+    let again = Step::Mint { attempt: 2 };
+    world.intend(&mut row, again);
+    let report = minted("newer", world.now + Span::hours(1));
+    world.follow(&mut row, Event::Done { step: again, report });
+    assert_eq!(world.run_to_rest(), Next::Rest(Outcome::Completed));
+    assert!(!world.steps.iter().any(|step| matches!(step, Step::RevokeStray { .. })));
+    assert_eq!(keep_alive(&world.rotation, &row), None, "it has ended");
+}
+
+#[test]
 fn h95_an_extension_that_is_refused_ends_and_makes_way_for_a_replacement() {
     let (kind, not_found) = (RefusalKind::Permission, RefusalKind::NotFound);
     for (kind, ends_in) in [(kind, Span::minutes(30)), (not_found, Span::ZERO)] {
@@ -1263,7 +1279,6 @@ fn h95_a_lease_whose_extension_gives_less_is_replaced_before_it_ends() {
     let lease = Lease::of(current, LeaseFacts { longest_life: Some(Span::days(30)) }).unwrap();
     let due_at = world.now + Span::minutes(20);
     assert_eq!(lease.need(Span::minutes(5), Span::minutes(5), due_at), LeaseNeed::Replace);
-    assert_eq!(keep_alive(&World::new(plan(Strategy::Lease)).rotation, &row), None);
 }
 
 #[test]

@@ -68,7 +68,7 @@ pub const BUGS: [Bug; 42] = [
     core("times_of_the_capture_are_forgotten").shown_by(StepKind::Verify, Fault::RivalEdit),
     core("untouched_store_is_cleaned").shown_by(StepKind::Mint, Fault::Forbidden),
     core("untouched_proves_any_move").shown_by(StepKind::Roll, Fault::RollSkipsSome),
-    core("untouched_proves_what_is_live"),
+    core("untouched_proves_what_is_live").shown_by(StepKind::Roll, Fault::RollSkipsSome),
     engine("intent_after_effect"),
     engine("value_not_sealed_with_intent"),
     engine("unknown_is_done"),

@@ -415,11 +415,11 @@ async fn quick_adoption(
     for (planned, read) in plan.stores.iter().zip(held::by_each(&built.stores, &plan).await) {
         found.extend(read.ok().flatten().map(|held| (planned.bound.name.as_str(), held)));
     }
-    if found.is_empty() {
-        // Without any value nobody knows what is to be ended: what keeps the stores from being read is said.
-        agreed(&plan, &built).await?;
-    }
-    let held = together(&plan, &found)?;
+    // Without any value nobody knows what is to be ended: what keeps the stores from being read is said.
+    let held = match found.is_empty() {
+        true => agreed(&plan, &built).await?,
+        false => together(&plan, &found)?,
+    };
     identified(session, secret, row, (&plan, &built), held, None).await
 }
 

@@ -17,7 +17,6 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use keywheel_core::facts::{Pickup, ReadBack, Revert, StoreFacts};
-use keywheel_core::plan::Pin;
 use keywheel_core::planted;
 use keywheel_core::secret::SecretValue;
 use keywheel_core::time::Span;
@@ -140,7 +139,6 @@ struct Item {
 #[derive(Clone, Deserialize)]
 struct Attributes {
     enabled: bool,
-    created: Option<i64>,
     nbf: Option<i64>,
     exp: Option<i64>,
 }
@@ -195,21 +193,6 @@ impl Store for KeyVault {
         let host = url.host_str().unwrap_or_default().to_ascii_lowercase();
         // A vault does not tell names apart that differ in case only.
         format!("azure-key-vault:{host}{port}:{}", self.config.name.to_ascii_lowercase())
-    }
-
-    /// Versions are never deleted one by one, so the time of the oldest one stays, and one that was purged and made anew has another.
-    async fn identity(&self) -> Result<Option<Pin>, CallError> {
-        let headers = self.tokens.headers(&self.api).await?;
-        if self.newest(&headers).await?.is_none() {
-            return Ok(None);
-        }
-        let versions = self.list(&headers).await?;
-        let oldest = versions.iter().filter_map(|version| version.attributes.created).min();
-        Ok(oldest.map(|made| Pin {
-            id: format!("{}, made {}", self.name(), in_words(made)),
-            machine: String::new(),
-            folder: String::new(),
-        }))
     }
 
     async fn preflight(&self, addresses: &[String]) -> Result<Vec<Finding>, CallError> {
@@ -1024,21 +1007,6 @@ mod tests {
             assert_eq!(set(&*of(rotation), value).await, Ok(Written { changed: true }));
             assert_eq!(bench.twin.versions(NAME).last().unwrap().tags[ROTATION], rotation);
         }
-    }
-
-    #[tokio::test]
-    async fn a_secret_that_was_purged_and_made_anew_is_another_one() {
-        let bench = Bench::new(Some("old"));
-        bench.twin.age(NAME, Time::from_secs(3_600));
-        let pinned = bench.store.identity().await.unwrap().unwrap();
-        for number in 0..30 {
-            bench.twin.put(NAME, &format!("value {number}"), &[]);
-        }
-        assert_eq!(bench.store.identity().await, Ok(Some(pinned.clone())));
-        bench.twin.purge(NAME);
-        bench.twin.put(NAME, "old", &[]);
-        assert_ne!(bench.store.identity().await.unwrap(), Some(pinned));
-        assert_eq!(Bench::new(None).store.identity().await, Ok(None));
     }
 
     #[tokio::test]

@@ -4,7 +4,6 @@ use std::fs;
 use std::os::unix::fs::{DirBuilderExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::thread;
 
 use keywheel_ground::openbao::OpenBao;
 use keywheel_ground::postgres::Postgres;
@@ -29,11 +28,9 @@ impl Shop {
     /// Copies the folder; none, with the reason, where that cannot run.
     fn copy() -> Option<Self> {
         let skipped = |why: String| println!("skipped: the example for Vault and OpenBao ({why})");
-        let (bao, postgres) = thread::scope(|scope| {
-            let postgres = scope.spawn(|| Postgres::start(PASSWORD, None));
-            (OpenBao::start(), postgres.join().unwrap())
-        });
-        let (bao, postgres) = (bao.map_err(skipped).ok()?, postgres.map_err(skipped).ok()?);
+        // Each ends with the thread that started it.
+        let bao = OpenBao::start().map_err(skipped).ok()?;
+        let postgres = Postgres::start(PASSWORD, None).map_err(skipped).ok()?;
         let folder = tempfile::Builder::new().prefix("example").tempdir().unwrap();
         for name in ["shop", "bin"] {
             fs::DirBuilder::new().mode(0o700).create(folder.path().join(name)).unwrap();

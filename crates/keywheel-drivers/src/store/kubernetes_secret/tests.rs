@@ -1088,7 +1088,8 @@ async fn h55_a_version_stays_as_long_as_anything_names_it() {
         kept(4),
         kept(5),
         kept(6),
-        "Secret api-keys-v7: holds it; the current version".into(),
+        kept(7),
+        "Secret api-keys-v8: holds it; the current version".into(),
         "Secret api-keys: holds a former version, which is kept".into(),
     ];
     assert_eq!((found.as_slice(), told.unseen.len()), (&expected[..], 0));
