@@ -33,9 +33,9 @@ struct Kubernetes {
     /// Takes the stand-in of a cluster, whose pods are processes of this machine.
     #[arg(long, conflicts_with = "context")]
     stand_in: bool,
-    /// The image that pods run in: any that has `sh`, `cat`, `chmod` and `sleep`.
-    #[arg(long, default_value = "busybox:1.36")]
-    image: String,
+    /// The image that pods run in: any that has `sh`, `cat`, `chmod` and `sleep` [default: busybox:1.36, or one like it that a node has].
+    #[arg(long)]
+    image: Option<String>,
     /// Keeps the namespace, to look into it.
     #[arg(long)]
     keep: bool,
@@ -45,8 +45,8 @@ struct Kubernetes {
     /// Lets users reach pods at their own addresses, where this machine can, and not through the API server.
     #[arg(long)]
     direct: bool,
-    /// How many requests users send each second.
-    #[arg(long, default_value_t = 200)]
+    /// How many requests users send each second; at less than 25, kept connections are too seldom told that a pod ends.
+    #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u32).range(25..))]
     each_second: u32,
 }
 
@@ -57,10 +57,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let keywheel = program("keywheel")?;
     let mut scenarios = Command::new(program("keywheel-e2e")?);
     scenarios.arg("--keywheel").arg(keywheel).arg("--app").arg(app);
-    scenarios.args(["--image", &args.image]);
     scenarios.args(["--each-second", &args.each_second.to_string()]);
     for scenario in &args.scenarios {
         scenarios.args(["--scenario", scenario]);
+    }
+    if let Some(image) = &args.image {
+        scenarios.args(["--image", image]);
     }
     if let Some(context) = &args.context {
         scenarios.args(["--context", context]);

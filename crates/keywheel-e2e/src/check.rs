@@ -82,8 +82,47 @@ async fn lacking(api: &Api) -> anyhow::Result<Vec<String>> {
     Ok(lacking)
 }
 
-/// The taints of a node that the pods of the scenarios tolerate.
-const TOLERATED: &str = "node-role.kubernetes.io/control-plane";
+/// A cluster that cannot be used yet, and perhaps soon.
+#[derive(Debug)]
+struct NotYet(String);
+
+impl std::fmt::Display for NotYet {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for NotYet {}
+
+/// Whether an error may be gone after a while.
+pub(crate) fn may_pass(error: &anyhow::Error) -> bool {
+    error.is::<NotYet>()
+}
+
+/// The taints of a node that the pods of the scenarios tolerate: those of the only node of a small cluster.
+pub(crate) const TOLERATED: [&str; 3] = [
+    "node-role.kubernetes.io/control-plane",
+    "node-role.kubernetes.io/master",
+    "CriticalAddonsOnly",
+];
+
+/// The image where none is named.
+const IMAGE: &str = "docker.io/library/busybox:1.36";
+
+/// Returns an image with a shell: the usual one, or else one like it that a node has already, which need not be pulled.
+pub(crate) fn image(nodes: &[Value]) -> String {
+    let images =
+        nodes.iter().flat_map(|node| node["status"]["images"].as_array().into_iter().flatten());
+    let names = images.flat_map(|image| image["names"].as_array().into_iter().flatten());
+    let names: Vec<&str> =
+        names.filter_map(Value::as_str).filter(|name| !name.contains('@')).collect();
+    if names.contains(&IMAGE) {
+        return IMAGE.into();
+    }
+    let like =
+        ["busybox", "alpine"].iter().find_map(|like| names.iter().find(|name| name.contains(like)));
+    like.map_or(IMAGE, |name| *name).to_owned()
+}
 
 /// Finds a node that can run the program.
 fn node(nodes: &[Value], architecture: &str) -> anyhow::Result<String> {
@@ -94,8 +133,10 @@ fn node(nodes: &[Value], architecture: &str) -> anyhow::Result<String> {
         let has = labels["kubernetes.io/arch"].as_str().unwrap_or("no known architecture");
         let mut conditions = node["status"]["conditions"].as_array().into_iter().flatten();
         let mut taints = node["spec"]["taints"].as_array().into_iter().flatten();
-        let kept_out =
-            taints.find(|taint| taint["effect"] != "PreferNoSchedule" && taint["key"] != TOLERATED);
+        let kept_out = taints.find(|taint| {
+            let is_tolerated = TOLERATED.iter().any(|key| taint["key"] == *key);
+            taint["effect"] != "PreferNoSchedule" && !is_tolerated
+        });
         let why = if has != architecture || labels["kubernetes.io/os"] != "linux" {
             format!("it is {has}, and the program is built for {architecture}")
         } else if !conditions.any(|it| it["type"] == "Ready" && it["status"] == "True") {
@@ -109,10 +150,8 @@ fn node(nodes: &[Value], architecture: &str) -> anyhow::Result<String> {
         };
         unfit.push(format!("`{name}`: {why}"));
     }
-    bail!(
-        "no node can run the pods: {}",
-        if unfit.is_empty() { "there is none".into() } else { unfit.join("; ") }
-    )
+    let unfit = if unfit.is_empty() { "there is none".into() } else { unfit.join("; ") };
+    Err(NotYet(format!("no node can run the pods: {unfit}")).into())
 }
 
 #[cfg(test)]
@@ -122,7 +161,7 @@ mod tests {
     fn one(change: impl FnOnce(&mut Value)) -> Vec<Value> {
         let mut node = json!({
             "metadata": { "name": "n", "labels": { "kubernetes.io/arch": "amd64", "kubernetes.io/os": "linux" } },
-            "spec": { "taints": [{ "key": TOLERATED, "effect": "NoSchedule" }] },
+            "spec": { "taints": [{ "key": TOLERATED[0], "effect": "NoSchedule" }] },
             "status": { "conditions": [{ "type": "Ready", "status": "True" }] },
         });
         change(&mut node);
@@ -143,6 +182,22 @@ mod tests {
         let tainted = one(|node| node["spec"]["taints"] = json!([taint]));
         assert!(why(&tainted, "amd64").contains("`gpu`"));
         assert!(why(&[], "amd64").contains("there is none"));
+    }
+
+    #[test]
+    fn an_image_that_a_node_has_is_taken_where_the_usual_one_may_not_be_had() {
+        let with = |names: &[&str]| {
+            let names = names.to_vec();
+            one(|node| node["status"]["images"] = json!([{ "names": names }]))
+        };
+        assert_eq!(image(&with(&[])), IMAGE);
+        assert_eq!(image(&with(&["registry.k8s.io/pause:3.10"])), IMAGE);
+        let mirrored = "docker.io/rancher/mirrored-library-busybox:1.37.0";
+        assert_eq!(
+            image(&with(&["docker.io/rancher/mirrored-library-busybox@sha256:0", mirrored])),
+            mirrored
+        );
+        assert_eq!(image(&with(&[mirrored, IMAGE])), IMAGE);
     }
 
     #[test]

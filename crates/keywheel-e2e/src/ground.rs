@@ -1,12 +1,13 @@
 //! The namespace in which everything happens: made, filled with the program that pods run, and removed with all that is in it.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
 
 use crate::api::{Api, Kind, text, until};
+use crate::check;
 use crate::edge::is_ready;
 use crate::manifest::{self, LABEL, Program, SHOP};
 use crate::{Options, say};
@@ -16,6 +17,9 @@ const PULLED_WITHIN: Duration = Duration::from_secs(600);
 
 /// How long pods may take to become ready once the image is there.
 const READY_WITHIN: Duration = Duration::from_secs(180);
+
+/// How long an image that cannot be had is tried for.
+const REFUSED_WITHIN: Duration = Duration::from_secs(90);
 
 /// How long the namespace may take to go.
 const GONE_WITHIN: Duration = Duration::from_secs(300);
@@ -43,8 +47,11 @@ impl Ground {
             }))
             .await
             .context("the namespace cannot be made")?;
-        let program =
-            Program { image: options.image.clone(), architecture: architecture(), parts: 0 };
+        let image = match &options.image {
+            Some(image) => image.clone(),
+            None => check::image(&api.nodes().await?),
+        };
+        let program = Program { image, architecture: architecture(), parts: 0 };
         Ok(Self {
             api,
             program,
@@ -106,8 +113,15 @@ impl Ground {
     ) -> anyhow::Result<()> {
         let workload = manifest::workload(kind, name, replicas, &self.program);
         let _made = self.api.create(kind, &workload).await?;
+        let begun = Instant::now();
         let ready = until("its pods are not ready", within, async || {
             let pods = self.pods(name).await?;
+            if begun.elapsed() > REFUSED_WITHIN && pods.iter().any(lacks_image) {
+                bail!(
+                    "image `{}` cannot be had: name another one with `--image`",
+                    self.program.image
+                );
+            }
             let ready = pods.iter().filter(|pod| is_ready(pod)).count();
             let found = self.api.read(kind, name).await?;
             let wanted = match kind {
@@ -174,16 +188,46 @@ impl Ground {
         lines.join("\n")
     }
 
-    /// Removes the namespace with everything in it, and waits until it is gone.
+    /// Removes the namespace with everything in it, and waits until it is gone. One that is empty, and stays only because the cluster
+    /// cannot ask one of its own extensions what it holds, is as good as gone.
     pub(crate) async fn remove(&self) -> anyhow::Result<()> {
         self.api.delete_namespace(&self.uid).await?;
         let gone = until("the namespace is not gone", GONE_WITHIN, async || {
             let found = self.api.find_namespace().await?;
-            let is_ours = found.is_some_and(|found| text(&found, "/metadata/uid") == self.uid);
-            Ok((!is_ours).then_some(()))
+            let Some(found) = found.filter(|found| text(found, "/metadata/uid") == self.uid) else {
+                return Ok(Some(()));
+            };
+            if !is_held_up(&found) {
+                return Ok(None);
+            }
+            for kind in [Kind::Pod, Kind::Secret, Kind::ConfigMap] {
+                if !self.api.list(kind, None).await?.is_empty() {
+                    return Ok(None);
+                }
+            }
+            say("the namespace is empty, and goes once all extensions of the cluster answer");
+            Ok(Some(()))
         });
         gone.await
     }
+}
+
+/// Whether the image of a pod is not to be had.
+fn lacks_image(pod: &Value) -> bool {
+    let statuses = ["initContainerStatuses", "containerStatuses"]
+        .into_iter()
+        .flat_map(|at| pod["status"][at].as_array().into_iter().flatten());
+    let mut reasons = statuses.map(|it| text(it, "/state/waiting/reason"));
+    reasons.any(|why| ["ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"].contains(&why))
+}
+
+/// Whether a namespace that is being removed waits for an extension of the API alone.
+fn is_held_up(namespace: &Value) -> bool {
+    let is = |kind: &str, status: &str| {
+        let mut conditions = namespace["status"]["conditions"].as_array().into_iter().flatten();
+        conditions.any(|it| it["type"] == kind && it["status"] == status)
+    };
+    is("NamespaceDeletionDiscoveryFailure", "True") && !is("NamespaceContentRemaining", "True")
 }
 
 /// Returns the architecture of this machine as nodes name it.

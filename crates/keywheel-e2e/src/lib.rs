@@ -35,8 +35,8 @@ pub struct Options {
     pub context: String,
     /// The kubeconfig; none for `KUBECONFIG`, else `~/.kube/config`.
     pub kubeconfig: Option<PathBuf>,
-    /// The image that pods run in.
-    pub image: String,
+    /// The image that pods run in; none for `busybox`, or for one like it that a node has already.
+    pub image: Option<String>,
     /// Whether the namespace stays.
     pub keep: bool,
     /// The names of the scenarios; none for all.
@@ -118,13 +118,24 @@ pub fn run(options: &Options) -> anyhow::Result<Counts> {
     Ok(counts)
 }
 
+/// How long a cluster that was just started may take to answer, and its node to be ready.
+const UP_WITHIN: Duration = Duration::from_secs(90);
+
 /// Reaches the cluster and checks it; nothing is changed.
 async fn begin(options: &Options, namespace: String) -> anyhow::Result<Api> {
     let api = Api::connect(&options.context, options.kubeconfig.as_deref(), namespace).await?;
-    for told in check::check(&api, ground::architecture()).await? {
-        say(&told);
+    let end = Instant::now() + UP_WITHIN;
+    loop {
+        match check::check(&api, ground::architecture()).await {
+            Ok(all) => {
+                all.iter().for_each(|told| say(told));
+                return Ok(api);
+            }
+            Err(error) if Instant::now() >= end || !check::may_pass(&error) => return Err(error),
+            Err(error) => say(&format!("waiting: {error:#}")),
+        }
+        tokio::time::sleep(Duration::from_secs(5)).await;
     }
-    Ok(api)
 }
 
 async fn try_all(ground: &mut Ground, options: &Options) -> anyhow::Result<Counts> {

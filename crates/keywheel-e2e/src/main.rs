@@ -18,7 +18,7 @@ struct Args {
     #[arg(long, conflicts_with = "context")]
     stand_in: bool,
     #[arg(long)]
-    image: String,
+    image: Option<String>,
     #[arg(long)]
     keep: bool,
     #[arg(long = "scenario")]

@@ -5,6 +5,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
 use crate::api::Kind;
+use crate::check::TOLERATED;
 
 /// Where the backend listens.
 pub(crate) const PORT: u16 = 8080;
@@ -122,14 +123,16 @@ fn template(name: &str, program: &Program) -> Value {
     backend["env"] = json!([
         { "name": "JWT_LIFE_SECONDS", "value": TOKEN_LIFE.to_string() },
         // Long enough that every connection that users keep is told to close.
-        { "name": "DRAIN_SECONDS", "value": "3" },
+        { "name": "DRAIN_SECONDS", "value": "5" },
         from("JWT_SECRET", "jwt"),
         from("JWT_SECRET_ALSO_ACCEPTED", "jwt-also"),
         from("SESSION_PEPPER", "pepper"),
     ]);
     backend["ports"] = json!([{ "containerPort": PORT }]);
-    backend["readinessProbe"] =
-        json!({ "httpGet": { "path": "/health", "port": PORT }, "periodSeconds": 1 });
+    backend["readinessProbe"] = json!({
+        "httpGet": { "path": "/health", "port": PORT },
+        "periodSeconds": 1, "timeoutSeconds": 3, "failureThreshold": 5,
+    });
     backend["lifecycle"] = json!({ "preStop": { "exec": { "command": ["sleep", "2"] } } });
     json!({
         "metadata": { "labels": { LABEL: name } },
@@ -138,8 +141,10 @@ fn template(name: &str, program: &Program) -> Value {
             "enableServiceLinks": false,
             "terminationGracePeriodSeconds": 20,
             "nodeSelector": { "kubernetes.io/arch": program.architecture, "kubernetes.io/os": "linux" },
-            // The only node of a small cluster is its control plane too.
-            "tolerations": [{ "key": "node-role.kubernetes.io/control-plane", "operator": "Exists", "effect": "NoSchedule" }],
+            "tolerations": TOLERATED.map(|key| json!({ "key": key, "operator": "Exists" })),
+            // No pod looks a name up, and no cluster needs to serve any.
+            "dnsPolicy": "None",
+            "dnsConfig": { "nameservers": ["127.0.0.1"] },
             "securityContext": {
                 "runAsNonRoot": true,
                 "runAsUser": 65_534,

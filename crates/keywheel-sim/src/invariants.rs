@@ -374,10 +374,9 @@ impl World {
         {
             let written = &self.values[usize::from(value)];
             let (ended, suspect) = (written.ended, written.suspect);
-            // A write that was sent before the emergency lands where a rival puts back what it was to replace.
-            let was_sent_before = [Fault::LateLanding, Fault::RivalRevert]
-                .iter()
-                .all(|fault| self.fired.contains(fault));
+            // A write that was sent before the emergency lands where a rival, or the rotation that turned round, puts back what
+            // it was to replace.
+            let was_sent_before = self.fired.contains(&Fault::LateLanding);
             if ended || (emergency && suspect && !was_sent_before) {
                 let which = if ended { "ended" } else { "suspect" };
                 self.violate("I11", || {
@@ -430,12 +429,14 @@ impl World {
     }
 
     /// I23: a store is cleaned up after this rotation if it was written by it.
-    fn check_cleaned(&mut self, secret: usize, event: &Event) {
+    fn check_cleaned(&mut self, secret: usize, rotation: &Rotation, event: &Event) {
         let touched = &mut self.book[secret].touched;
+        let of = |store: u8| (rotation.id().clone(), store);
         match event {
-            Event::Planned(_) => touched.clear(),
-            Event::Intended { step: Step::Write { store, .. }, .. } => touched.push(*store),
-            Event::Intended { step: Step::CleanUp { store }, .. } if !touched.contains(store) => {
+            Event::Intended { step: Step::Write { store, .. }, .. } => touched.push(of(*store)),
+            Event::Intended { step: Step::CleanUp { store }, .. }
+                if !touched.contains(&of(*store)) =>
+            {
                 self.violate("I23", || {
                     format!("store {store} of secret {secret} is cleaned up, and was never written")
                 });
@@ -497,7 +498,7 @@ impl World {
         }
         self.checks += 1;
         self.check_refused(secret, event);
-        self.check_cleaned(secret, event);
+        self.check_cleaned(secret, rotation, event);
         self.check_brown_out(process, secret, rotation, event);
         match event {
             Event::Intended { step: step @ (Step::Suspend(_) | Step::Revoke(_)), .. } => {

@@ -454,7 +454,7 @@ fn add_secret(
         sampled_at: None,
         refused: None,
         brown_out: BrownOut::default(),
-        touched: SmallVec::new(),
+        touched: Vec::new(),
     });
     Plan {
         format: FORMAT,

@@ -11,6 +11,7 @@ use keywheel_core::call::{CallError, Refusal, RefusalKind};
 use keywheel_core::event::{ParkReason, Step};
 use keywheel_core::facts::{Authority, IssuerFacts};
 use keywheel_core::fingerprint::{Fingerprint, Fingerprinter};
+use keywheel_core::plan::RotationId;
 use keywheel_core::time::Timestamp;
 use keywheel_journal::memory::MemoryJournal;
 use smallvec::SmallVec;
@@ -417,8 +418,8 @@ pub(crate) struct Book {
     /// The step that was last refused in a way that only an operator can change.
     pub(crate) refused: Option<keywheel_core::event::Step>,
     pub(crate) brown_out: BrownOut,
-    /// The stores that a write of the open rotation was intended for.
-    pub(crate) touched: SmallVec<[u8; 4]>,
+    /// The stores that a write of a rotation was intended for.
+    pub(crate) touched: Vec<(RotationId, u8)>,
 }
 
 /// What truly happened in the brown-out of a retirement.

@@ -60,7 +60,7 @@ fn the_scenarios_of_a_cluster_pass_on_its_stand_in_and_leave_nothing() {
     let options = Options {
         context: stand_in.context().into(),
         kubeconfig: Some(stand_in.kubeconfig()),
-        image: "shop/backend".into(),
+        image: Some("shop/backend".into()),
         keep: false,
         scenarios: ["refused", "killed"].map(str::to_owned).into(),
         keywheel: env!("CARGO_BIN_EXE_keywheel").into(),

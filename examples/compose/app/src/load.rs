@@ -103,7 +103,7 @@ impl Load {
         let generator = Arc::new(Generator {
             target,
             clients: (0..CONNECTIONS).map(|_| crate::client(1)).collect::<anyhow::Result<_>>()?,
-            direct: crate::client(2)?,
+            direct: crate::client(16)?,
             tokens: Mutex::new(Vec::new()),
             turn: AtomicUsize::new(0),
             counters: Counters::begin(),
