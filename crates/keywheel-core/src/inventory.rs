@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::call::{Refusal, RefusalKind, Remedy};
+use crate::call::{Refusal, RefusalKind};
 use crate::event::{Event, Outcome, ParkReason, Report, Step};
 use crate::fingerprint::Fingerprint;
 use crate::incident::IncidentId;
@@ -368,7 +368,7 @@ impl Inventory {
     /// A lease whose extension is refused for good ends when it would have ended, or has ended.
     fn refused(&mut self, rotation: &Rotation, step: Step, refusal: &Refusal, at: Timestamp) {
         let Some(version) = extended(rotation, step) else { return };
-        if refusal.remedy != Remedy::Operator {
+        if !refusal.is_for_good() {
             return;
         }
         self.set(version, |known| {

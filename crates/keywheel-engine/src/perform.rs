@@ -448,7 +448,7 @@ impl Work<'_> {
         })
     }
 
-    /// The version under which what slots held before is sealed.
+    /// The version in use when the rotation began, under which what slots held before is sealed; its own one where there was none.
     fn captured_under(&self) -> VersionId {
         self.plan.previous.as_ref().map_or(self.plan.pending, |previous| previous.version)
     }
@@ -884,9 +884,7 @@ impl Work<'_> {
     }
 
     async fn extend(&self) -> Outcome {
-        let current =
-            self.plan.previous.as_ref().map_or(self.plan.pending, |previous| previous.version);
-        self.keep_alive(current).await
+        self.keep_alive(self.captured_under()).await
     }
 
     async fn keep_alive(&self, version: VersionId) -> Outcome {
@@ -1193,9 +1191,7 @@ impl Work<'_> {
     /// take from its readers what they use.
     async fn check_way_back(&self, index: usize, slot: &Slot) -> Outcome<()> {
         let store = &self.plan.stores[index].bound.name;
-        let version =
-            self.plan.previous.as_ref().map_or(self.plan.pending, |previous| previous.version);
-        let key = slot_key(self.plan, version, store, &slot.address);
+        let key = slot_key(self.plan, self.captured_under(), store, &slot.address);
         if self.unseal(&key).await?.is_some() || planted!("unknown_content_is_removed") {
             return Ok(());
         }
@@ -1373,9 +1369,12 @@ impl Work<'_> {
     }
 
     async fn captured(&self, index: usize, slot: &Slot) -> Outcome<Option<SecretValue>> {
-        let version =
-            self.plan.previous.as_ref().map_or(self.plan.pending, |previous| previous.version);
-        let key = slot_key(self.plan, version, &self.plan.stores[index].bound.name, &slot.address);
+        let key = slot_key(
+            self.plan,
+            self.captured_under(),
+            &self.plan.stores[index].bound.name,
+            &slot.address,
+        );
         Ok(self
             .unseal(&key)
             .await?

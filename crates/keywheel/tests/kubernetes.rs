@@ -23,6 +23,8 @@ mod emergency;
 mod exports;
 #[path = "kubernetes/load.rs"]
 mod load;
+#[path = "kubernetes/pod.rs"]
+mod pod;
 #[path = "example/readme.rs"]
 mod readme;
 #[path = "kubernetes/scenarios.rs"]

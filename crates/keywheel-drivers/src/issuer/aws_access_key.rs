@@ -23,7 +23,7 @@ use keywheel_core::version::IssuedId;
 use keywheel_driver::issuer::{
     Identity, Issuer, LastUsed, Live, Mint, Minted, Suspend, Usage, Verdict,
 };
-use keywheel_driver::{CallError, Duration, Finding, Refusal, RefusalKind, Remedy};
+use keywheel_driver::{CallError, Duration, Finding, Refusal, RefusalKind};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -180,7 +180,7 @@ impl Issuer for AccessKeys {
 
     async fn preflight(&self) -> Result<Vec<Finding>, CallError> {
         let keys = match self.keys().await {
-            Err(CallError::Refused(refusal)) if refusal.remedy == Remedy::Operator => {
+            Err(CallError::Refused(refusal)) if refusal.is_for_good() => {
                 return Ok(vec![Finding::blocks(refusal.message)]);
             }
             keys => keys?,
@@ -188,7 +188,7 @@ impl Issuer for AccessKeys {
         let user = &self.config.user;
         let mut findings = Vec::new();
         let is_own = match self.is_own_user(&keys).await {
-            Err(CallError::Refused(refusal)) if refusal.remedy == Remedy::Operator => {
+            Err(CallError::Refused(refusal)) if refusal.is_for_good() => {
                 return Ok(vec![Finding::blocks(refusal.message)]);
             }
             is_own => is_own?,

@@ -22,6 +22,7 @@ use answer::NoAnswer;
 pub use cluster::{Cluster, InCluster, TAKE_A_CLUSTER};
 pub(crate) use head::{Head, name_of as head_of};
 pub(crate) use place::Place;
+pub use place::is_name;
 pub use reference::Approach;
 pub(crate) use reference::SecretRef;
 

@@ -6,6 +6,12 @@ use reqwest::Method;
 /// Everything but RFC 3986's unreserved characters is encoded.
 const PART: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
+/// Whether a text can be the name of an object or a namespace: lower-case letters, digits, `-` and `.`, at most 253.
+pub fn is_name(text: &str) -> bool {
+    let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.".contains(&b);
+    (1..=253).contains(&text.len()) && text.bytes().all(fits)
+}
+
 /// Objects of one kind, or one of them.
 #[derive(Clone, Copy)]
 pub(crate) struct Place<'a> {

@@ -178,7 +178,7 @@ impl Store for SecretsManager {
 
     async fn preflight(&self, addresses: &[String]) -> Result<Vec<Finding>, CallError> {
         let described = match self.describe().await {
-            Err(CallError::Refused(refusal)) if is_for_good(&refusal) => {
+            Err(CallError::Refused(refusal)) if refusal.is_for_good() => {
                 return Ok(vec![Finding::blocks(refusal.message)]);
             }
             described => described?,
@@ -191,10 +191,10 @@ impl Store for SecretsManager {
             findings.extend(owner.objection(&self.name()).map(Finding::blocks));
         }
         match self.read(addresses).await {
-            Err(CallError::Refused(refusal)) if is_for_good(&refusal) && findings.is_empty() => {
+            Err(CallError::Refused(refusal)) if refusal.is_for_good() && findings.is_empty() => {
                 findings.push(blocking(refusal));
             }
-            Err(CallError::Refused(refusal)) if is_for_good(&refusal) => {}
+            Err(CallError::Refused(refusal)) if refusal.is_for_good() => {}
             read => drop(read?),
         }
         findings.extend(self.other_readers(&described));
@@ -562,10 +562,6 @@ impl Claims for SecretsManager {
         let untagged = untagged.set_tag_keys(Some(tags::keys())).send().await;
         untagged.map(drop).map_err(|error| self.failed(Effect::Changes, &error).error)
     }
-}
-
-fn is_for_good(refusal: &Refusal) -> bool {
-    refusal.remedy == keywheel_driver::Remedy::Operator
 }
 
 /// Returns which version has a label.

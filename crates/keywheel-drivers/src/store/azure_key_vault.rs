@@ -22,7 +22,7 @@ use keywheel_core::secret::SecretValue;
 use keywheel_core::time::Span;
 use keywheel_driver::store::{Edit, Written};
 use keywheel_driver::{
-    CallError, Claim, Claims, Duration, Finding, Owner, Refusal, RefusalKind, Remedy, Store,
+    CallError, Claim, Claims, Duration, Finding, Owner, Refusal, RefusalKind, Store,
 };
 use reqwest::header::{HeaderMap, WWW_AUTHENTICATE};
 use reqwest::{Method, Url};
@@ -213,7 +213,7 @@ impl Store for KeyVault {
             Ok(newest)
         };
         let newest = match looked.await {
-            Err(CallError::Refused(refusal)) if is_for_good(&refusal) => return blocked(refusal),
+            Err(CallError::Refused(refusal)) if refusal.is_for_good() => return blocked(refusal),
             newest => newest?,
         };
         let name = self.name();
@@ -641,10 +641,6 @@ fn managers(tags: &BTreeMap<String, String>) -> impl Iterator<Item = &str> {
     tags.keys().map(String::as_str).filter(is_mark).filter(|_| !planted!("manager_unseen"))
 }
 
-fn is_for_good(refusal: &Refusal) -> bool {
-    refusal.remedy == Remedy::Operator
-}
-
 /// Says to which tenant a vault belongs, as its challenge has it.
 fn challenge(headers: &HeaderMap) -> String {
     let challenge = headers.get(WWW_AUTHENTICATE).and_then(|value| value.to_str().ok());
@@ -707,10 +703,10 @@ mod tests {
     use std::path::Path;
     use std::time::Duration as Time;
 
-    use keywheel_driver::Severity;
     use keywheel_driver::conformance::canary;
     use keywheel_driver::conformance::store::{self as conformance, Subject};
     use keywheel_driver::store::Accept;
+    use keywheel_driver::{Remedy, Severity};
     use keywheel_twins::azure::{CLIENT, TENANT, Twin, TwinOptions, VersionState};
     use keywheel_twins::fault::{Echo, Fault, Faults, Nth, Rule};
     use serde_json::Value;

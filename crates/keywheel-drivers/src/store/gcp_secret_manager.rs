@@ -241,11 +241,11 @@ impl Store for SecretManager {
     async fn preflight(&self, addresses: &[String]) -> Result<Vec<Finding>, CallError> {
         let blocked = |refusal: Refusal| Ok(vec![Finding::blocks(refusal.message)]);
         let headers = match self.tokens.headers(&self.api).await {
-            Err(CallError::Refused(refusal)) if is_for_good(&refusal) => return blocked(refusal),
+            Err(CallError::Refused(refusal)) if refusal.is_for_good() => return blocked(refusal),
             headers => headers?,
         };
         let secret = match self.secret(&headers).await {
-            Err(CallError::Refused(refusal)) if is_for_good(&refusal) => return blocked(refusal),
+            Err(CallError::Refused(refusal)) if refusal.is_for_good() => return blocked(refusal),
             secret => secret?,
         };
         let mut findings = self.lacking(&headers).await?;
@@ -253,7 +253,7 @@ impl Store for SecretManager {
             findings.extend(owner(&secret, ours).objection(&self.name()).map(Finding::blocks));
         }
         match self.read(addresses).await {
-            Err(CallError::Refused(refusal)) if is_for_good(&refusal) => {
+            Err(CallError::Refused(refusal)) if refusal.is_for_good() => {
                 findings.push(Finding::blocks(refusal.message));
             }
             read => drop(read?),
@@ -769,10 +769,6 @@ fn owner(secret: &Secret, ours: &Claim) -> Owner {
             "the annotation `{CLAIM}` is no claim of this version of keywheel"
         )),
     }
-}
-
-fn is_for_good(refusal: &Refusal) -> bool {
-    refusal.remedy == Remedy::Operator
 }
 
 /// Returns whether a change was refused because the secret is not as it was read.

@@ -39,7 +39,7 @@ use crate::api::{plain, unsupported};
 use crate::http::Effect;
 use crate::kubernetes::{
     Access, Answer, Approach, CLAIM, Change, Cluster, Kubernetes, MANAGER, Place, SETTLE_FOR,
-    SecretRef, head_of,
+    SecretRef, head_of, is_name,
 };
 use crate::{Build, Context, secret_json};
 
@@ -90,11 +90,6 @@ impl Build for Config {
         let claimed = secret.ours.clone().map(|ours| Claimed { secret: Arc::clone(&secret), ours });
         Ok(Arc::new(KubernetesSecret { secret, claimed }))
     }
-}
-
-fn is_name(name: &str) -> bool {
-    let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.".contains(&b);
-    (1..=253).contains(&name.len()) && name.bytes().all(fits)
 }
 
 struct KubernetesSecret {

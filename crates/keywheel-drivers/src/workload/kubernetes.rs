@@ -55,7 +55,7 @@ use self::target::{Kind, Target};
 use super::clock;
 use super::process::running::WallClock;
 use crate::http::Effect;
-use crate::kubernetes::{Cluster, Kubernetes, Place};
+use crate::kubernetes::{Cluster, Kubernetes, Place, is_name};
 use crate::{Build, Context, http};
 
 /// The pods of a Deployment, a StatefulSet or a DaemonSet.
@@ -145,11 +145,6 @@ impl Config {
             _ => Err(unsupported("name one of `deployment`, `stateful_set` and `daemon_set`")),
         }
     }
-}
-
-fn is_name(text: &str) -> bool {
-    let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.".contains(&b);
-    (1..=253).contains(&text.len()) && text.bytes().all(fits)
 }
 
 fn is_path(text: &str) -> bool {

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use keywheel_core::plan::Role;
+use keywheel_drivers::kubernetes::is_name;
 use keywheel_drivers::workload::kubernetes::inventory::{External, Inventory, Runner};
 
 use super::credential::{self, Kind};
@@ -524,9 +525,4 @@ fn remarks(runner: &Runner) -> Vec<String> {
     let obstacle =
         runner.obstacle.iter().map(|why| format!("Not as it is: {} {why}.", runner.words()));
     outage.chain(obstacle).chain(runner.notes.iter().map(|note| format!("{note}."))).collect()
-}
-
-fn is_name(text: &str) -> bool {
-    let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.".contains(&b);
-    (1..=253).contains(&text.len()) && text.bytes().all(fits)
 }

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
@@ -10,18 +9,15 @@ use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use keywheel_core::secret::SecretValue;
-use keywheel_example::backend;
 use keywheel_example::load::{Counts, Load, Target};
 use keywheel_example::replicas::Replicas;
 use keywheel_twins::kubernetes::run::{Balancer, Run, Runtime, Settings};
 use keywheel_twins::kubernetes::{Cluster, Key, Kind, Objects};
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+
+use super::pod::PORT;
 
 const NAMESPACE: &str = "shop";
-const PORT: u16 = 8080;
 const FIRST: &str = "kwcanary-0123456789abcdefghijklmnop";
 /// Tokens live so long; the configuration says so too.
 const TOKEN_LIFE: u32 = 8;
@@ -50,33 +46,6 @@ secrets:
     stores: { app: pepper }
     read_by: [backend]
 "#;
-
-/// What a pod runs: this very program, told by its environment to be one.
-#[test]
-fn pod() {
-    if std::env::var_os("KEYWHEEL_TEST_POD").is_none() {
-        return;
-    }
-    let serve = async {
-        let mut asked_to_end = signal(SignalKind::terminate()).unwrap();
-        let variable = |name: &str| Some(SecretValue::new(std::env::var_os(name)?.into_vec()));
-        let settings = match backend::Settings::read(variable, None) {
-            Ok(settings) => settings,
-            Err(error) => {
-                println!("{error}");
-                std::process::exit(7)
-            }
-        };
-        let address = format!("{}:{PORT}", std::env::var("POD_IP").unwrap());
-        let listener = TcpListener::bind(address).await.unwrap();
-        let asked = async move {
-            let _: Option<()> = asked_to_end.recv().await;
-        };
-        backend::serve(settings, listener, asked).await.unwrap();
-    };
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(serve);
-    std::process::exit(0)
-}
 
 struct Shop {
     cluster: Cluster,
@@ -228,9 +197,9 @@ fn deployment() -> Value {
                 "spec": { "terminationGracePeriodSeconds": 15, "containers": [{
                     "name": "backend",
                     "image": "shop/backend",
-                    "command": [program, "--exact", "load::pod", "--nocapture"],
+                    "command": [program, "--exact", "pod::pod", "--nocapture"],
                     "env": [
-                        { "name": "KEYWHEEL_TEST_POD", "value": "1" },
+                        { "name": "KEYWHEEL_TEST_POD", "value": "7" },
                         { "name": "JWT_LIFE_SECONDS", "value": TOKEN_LIFE.to_string() },
                         from("JWT_SECRET", "jwt"),
                         from("JWT_SECRET_ALSO_ACCEPTED", "jwt-also"),

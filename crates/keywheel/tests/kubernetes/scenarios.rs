@@ -1,50 +1,16 @@
 //! The scenarios that `cargo xtask e2e kubernetes` runs on a cluster, on its stand-in: pods are real processes, under the load of
 //! people who use them.
 
-use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use keywheel_core::secret::SecretValue;
 use keywheel_e2e::{Counts, Options, StandIn};
-use keywheel_example::backend;
-use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
-
-const PORT: u16 = 8080;
-
-/// What a pod runs: this very program, told by its environment to be one.
-#[test]
-fn pod() {
-    if std::env::var_os("KEYWHEEL_TEST_POD").is_none() {
-        return;
-    }
-    let serve = async {
-        let mut asked_to_end = signal(SignalKind::terminate()).unwrap();
-        let variable = |name: &str| Some(SecretValue::new(std::env::var_os(name)?.into_vec()));
-        let settings = match backend::Settings::read(variable, None) {
-            Ok(settings) => settings,
-            Err(error) => {
-                println!("{error}");
-                std::process::exit(1)
-            }
-        };
-        let address = format!("{}:{PORT}", std::env::var("POD_IP").unwrap());
-        let listener = TcpListener::bind(address).await.unwrap();
-        let asked = async move {
-            let _: Option<()> = asked_to_end.recv().await;
-        };
-        backend::serve(settings, listener, asked).await.unwrap();
-    };
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(serve);
-    std::process::exit(0)
-}
 
 /// Writes a program that starts this one as a pod, and is as long as one that is shipped in several parts.
 pub(crate) fn program(folder: &Path) -> PathBuf {
     let this = std::env::current_exe().unwrap();
     let start = format!(
-        "#!/bin/sh\nKEYWHEEL_TEST_POD=1 exec '{}' --exact scenarios::pod --nocapture\n",
+        "#!/bin/sh\nKEYWHEEL_TEST_POD=1 exec '{}' --exact pod::pod --nocapture\n",
         this.display()
     );
     let path = folder.join("program");

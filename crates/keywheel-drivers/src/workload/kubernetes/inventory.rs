@@ -190,8 +190,7 @@ impl Inventory {
     }
 
     fn runner(&mut self, head: &Head, name: String, object: &Value) -> Option<()> {
-        let belongs = head.metadata.owner_references.iter().flatten();
-        if belongs.into_iter().any(|owner| owner.controller == Some(true)) {
+        if super::owner(&head.metadata).is_some() {
             return Some(());
         }
         let rolled = match head.kind.as_str() {

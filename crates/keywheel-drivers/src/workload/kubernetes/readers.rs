@@ -119,7 +119,7 @@ async fn everything(namespace: &Namespace) -> Result<Vec<Found>, CallError> {
         if is_gone(&one) {
             continue;
         }
-        let (kind, name) = match controller(&one.metadata) {
+        let (kind, name) = match super::owner(&one.metadata) {
             None => ("Pod".to_owned(), one.metadata.name.clone().unwrap_or_default()),
             Some(owner) => root(&owners, owner),
         };
@@ -146,17 +146,13 @@ fn add_owned(
     spec: Option<PodSpec>,
     runs: bool,
 ) {
-    match controller(meta) {
+    match super::owner(meta) {
         None => all.push(found(kind, meta, spec, runs)),
         Some(owner) => {
             let above = (owner.kind.clone(), owner.name.clone());
             owners.insert(meta.uid.clone().unwrap_or_default(), above);
         }
     }
-}
-
-fn controller(meta: &ObjectMeta) -> Option<&OwnerReference> {
-    meta.owner_references.iter().flatten().find(|owner| owner.controller == Some(true))
 }
 
 /// Returns what a pod belongs to in the end, of whatever kind that is (H50).

@@ -11,12 +11,10 @@ use sha2::{Digest, Sha256};
 
 use super::reads::DRIVERS;
 use super::target::Target;
+use crate::kubernetes::MANAGER;
 
 /// What every annotation of ours begins with.
 pub(super) const PREFIX: &str = "keywheel.dev/";
-
-/// Who changes a field, as the cluster notes it.
-pub(super) const MANAGER: &str = "keywheel";
 
 /// Counts the rolls that were needed although every stamp was right already.
 const AGAIN: &str = "keywheel.dev/roll";
