@@ -6,12 +6,12 @@ use axum::extract::{Extension, Path, Query, State as Held};
 use axum::http::header::{AUTHORIZATION, HOST, WWW_AUTHENTICATE};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde_json::{Value, json};
 
 use super::state::{State, Version};
-use super::{DELETED, NEWEST, SECRET, Shared, TENANT, VERSION, VERSIONS, identity};
+use super::{DELETED, NEWEST, RECOVER, SECRET, Shared, TENANT, VERSION, VERSIONS, identity};
 use crate::fault::Lag;
 use crate::life::as_of;
 use crate::query::{Parameters, one};
@@ -29,11 +29,12 @@ type Answer = Result<Json<Value>, Failure>;
 
 pub(super) fn routes(shared: Shared) -> Router {
     Router::new()
-        .route(SECRET, get(get_secret).put(set_secret))
+        .route(SECRET, get(get_secret).put(set_secret).delete(delete))
         .route(NEWEST, get(get_secret))
         .route(VERSIONS, get(list_versions))
         .route(VERSION, get(get_version).patch(update_version))
-        .route(DELETED, get(get_deleted))
+        .route(DELETED, get(get_deleted).delete(purge))
+        .route(RECOVER, post(recover))
         .merge(identity::routes())
         .fallback(nowhere)
         .with_state(shared)
@@ -106,7 +107,7 @@ fn may(
     Ok(())
 }
 
-fn host(headers: &HeaderMap) -> &str {
+pub(super) fn host(headers: &HeaderMap) -> &str {
     headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or("vault")
 }
 
@@ -136,14 +137,18 @@ fn item(version: &Version, name: &str, host: &str) -> Value {
     item
 }
 
-fn bundle(version: &Version, name: &str, host: &str) -> Answer {
+fn readable(version: &Version, name: &str, host: &str) -> Answer {
     if !version.enabled {
         let message = "Operation get is not allowed on a disabled secret.";
         return Err(Failure(StatusCode::FORBIDDEN, message, Some("SecretDisabled")));
     }
+    Ok(bundle(version, name, host))
+}
+
+fn bundle(version: &Version, name: &str, host: &str) -> Json<Value> {
     let mut bundle = item(version, name, host);
     bundle["value"] = version.value.as_str().into();
-    Ok(Json(bundle))
+    Json(bundle)
 }
 
 async fn get_secret(
@@ -159,7 +164,7 @@ async fn get_secret(
     let as_of = as_of(std::time::Duration::ZERO, lag);
     let versions = state.secrets.get(&name).ok_or(NO_SECRET)?;
     let newest = versions.iter().rfind(|version| version.life.shows_at(as_of)).ok_or(NO_SECRET)?;
-    bundle(newest, &name, host(&headers))
+    readable(newest, &name, host(&headers))
 }
 
 async fn get_version(
@@ -171,7 +176,7 @@ async fn get_version(
 ) -> Answer {
     let mut state = shared.state();
     may(&state, &method, &headers, &query)?;
-    bundle(state.version_mut(&name, &id).ok_or(NO_SECRET)?, &name, host(&headers))
+    readable(state.version_mut(&name, &id).ok_or(NO_SECRET)?, &name, host(&headers))
 }
 
 async fn set_secret(
@@ -199,7 +204,7 @@ async fn set_secret(
     state.put(&name, value, tags);
     let newest = state.newest_mut(&name).ok_or(NO_SECRET)?;
     changed(newest, &body);
-    bundle(newest, &name, host(&headers))
+    Ok(bundle(newest, &name, host(&headers)))
 }
 
 fn tags(body: &Value) -> Result<Option<BTreeMap<String, String>>, Failure> {
@@ -269,8 +274,9 @@ async fn list_versions(
     let host = host(&headers);
     let page: Vec<_> = shown.iter().skip(from).take(size).map(|v| item(v, &name, host)).collect();
     let next = from + page.len();
+    let scheme = if host.starts_with("127.") { "http" } else { "https" };
     let link = format!(
-        "http://{host}/secrets/{name}/versions?api-version=7.4&$skiptoken={next}&maxresults={size}"
+        "{scheme}://{host}/secrets/{name}/versions?api-version=7.4&$skiptoken={next}&maxresults={size}"
     );
     let link = (next < shown.len()).then_some(link);
     Ok(Json(json!({ "value": page, "nextLink": link })))
@@ -285,9 +291,54 @@ async fn get_deleted(
 ) -> Answer {
     let state = shared.state();
     may(&state, &method, &headers, &query)?;
-    if !state.is_deleted(&name) {
-        return Err(NO_SECRET);
-    }
-    let host = host(&headers);
-    Ok(Json(json!({ "recoveryId": format!("https://{host}/deletedsecrets/{name}") })))
+    deleted(&state, &name, host(&headers))
+}
+
+async fn delete(
+    Held(shared): Held<Shared>,
+    method: Method,
+    headers: HeaderMap,
+    Path(name): Path<String>,
+    Query(query): Parameters,
+) -> Answer {
+    let mut state = shared.state();
+    may(&state, &method, &headers, &query)?;
+    state.secrets.get(&name).ok_or(NO_SECRET)?;
+    state.delete(&name);
+    deleted(&state, &name, host(&headers))
+}
+
+/// Shows the newest version of a deleted secret, without its value, and where it can be recovered.
+fn deleted(state: &State, name: &str, host: &str) -> Answer {
+    let newest = state.deleted.get(name).and_then(|versions| versions.last()).ok_or(NO_SECRET)?;
+    let mut shown = item(newest, name, host);
+    shown["recoveryId"] = format!("https://{host}/deletedsecrets/{name}").into();
+    Ok(Json(shown))
+}
+
+async fn recover(
+    Held(shared): Held<Shared>,
+    method: Method,
+    headers: HeaderMap,
+    Path(name): Path<String>,
+    Query(query): Parameters,
+) -> Answer {
+    let mut state = shared.state();
+    may(&state, &method, &headers, &query)?;
+    let versions = state.deleted.remove(&name).ok_or(NO_SECRET)?;
+    let newest = versions.last().map(|newest| item(newest, &name, host(&headers)));
+    state.secrets.insert(name, versions);
+    newest.map(Json).ok_or(NO_SECRET)
+}
+
+async fn purge(
+    Held(shared): Held<Shared>,
+    method: Method,
+    headers: HeaderMap,
+    Path(name): Path<String>,
+    Query(query): Parameters,
+) -> Result<StatusCode, Failure> {
+    let mut state = shared.state();
+    may(&state, &method, &headers, &query)?;
+    state.deleted.remove(&name).map(|_| StatusCode::NO_CONTENT).ok_or(NO_SECRET)
 }

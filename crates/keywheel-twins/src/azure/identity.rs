@@ -8,7 +8,8 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde_json::json;
 
-use super::{APP, CLIENT, INSTANCE, SIGN_IN, Shared, TENANT};
+use super::handlers::host;
+use super::{APP, CLIENT, INSTANCE, SIGN_IN, SIGN_IN_FACTS, Shared, TENANT};
 use crate::now;
 use crate::query::{Parameters, fields, one};
 
@@ -17,6 +18,7 @@ const RESOURCE: &str = "https://vault.azure.net";
 pub(super) fn routes() -> Router<Shared> {
     Router::new()
         .route(SIGN_IN, post(sign_in))
+        .route(SIGN_IN_FACTS, get(sign_in_facts))
         .route(INSTANCE, get(of_machine))
         .route(APP, get(of_app))
 }
@@ -44,6 +46,20 @@ async fn sign_in(Held(shared): Held<Shared>, Path(tenant): Path<String>, body: B
     state.sign_ins += 1;
     Json(json!({
         "token_type": "Bearer", "expires_in": state.lasts, "access_token": state.token,
+    }))
+    .into_response()
+}
+
+/// Microsoft's own clients ask where they sign in, before they do.
+async fn sign_in_facts(headers: HeaderMap, Path(tenant): Path<String>) -> Response {
+    if tenant != TENANT {
+        return no(StatusCode::BAD_REQUEST, "invalid_tenant");
+    }
+    let at = format!("https://{}/{tenant}", host(&headers));
+    Json(json!({
+        "issuer": format!("{at}/v2.0"),
+        "authorization_endpoint": format!("{at}/oauth2/v2.0/authorize"),
+        "token_endpoint": format!("{at}/oauth2/v2.0/token"),
     }))
     .into_response()
 }

@@ -184,6 +184,8 @@ const NEWEST: &str = "/secrets/{name}/";
 const VERSIONS: &str = "/secrets/{name}/versions";
 const VERSION: &str = "/secrets/{name}/{version}";
 const DELETED: &str = "/deletedsecrets/{name}";
+const RECOVER: &str = "/deletedsecrets/{name}/recover";
+const SIGN_IN_FACTS: &str = "/{tenant}/v2.0/.well-known/openid-configuration";
 const SIGN_IN: &str = "/{tenant}/oauth2/v2.0/token";
 const INSTANCE: &str = "/metadata/identity/oauth2/token";
 const APP: &str = "/msi/token";
@@ -195,7 +197,11 @@ pub const OPERATIONS: &[Operation] = &[
     Operation { name: "list_versions", method: "GET", path: VERSIONS },
     Operation { name: "get_version", method: "GET", path: VERSION },
     Operation { name: "update_version", method: "PATCH", path: VERSION },
+    Operation { name: "delete_secret", method: "DELETE", path: SECRET },
     Operation { name: "get_deleted_secret", method: "GET", path: DELETED },
+    Operation { name: "recover_deleted_secret", method: "POST", path: RECOVER },
+    Operation { name: "purge_deleted_secret", method: "DELETE", path: DELETED },
+    Operation { name: "get_sign_in_facts", method: "GET", path: SIGN_IN_FACTS },
     Operation { name: "sign_in", method: "POST", path: SIGN_IN },
     Operation { name: "get_token_of_machine", method: "GET", path: INSTANCE },
     Operation { name: "get_token_of_app", method: "GET", path: APP },

@@ -15,7 +15,7 @@ pub(super) struct State {
     pub(super) denied: BTreeSet<String>,
     /// The versions of each secret, the newest last.
     pub(super) secrets: BTreeMap<String, Vec<Version>>,
-    deleted: BTreeMap<String, Vec<Version>>,
+    pub(super) deleted: BTreeMap<String, Vec<Version>>,
     order: u64,
 }
 
