@@ -1,4 +1,5 @@
-//! The twin of GitHub's API for Actions: the secrets of one repository and of its environments, sealed boxes opened.
+//! The twin of GitHub's API for Actions: the secrets of one repository, of its environments and of its organisation, sealed boxes
+//! opened.
 
 mod handlers;
 
@@ -20,6 +21,9 @@ pub const NAME: &str = "github";
 
 /// The one repository that the twin has.
 pub const REPOSITORY: &str = "acme/shop";
+
+/// The id of that repository.
+const ID: u64 = 4711;
 
 /// The one environment that it has.
 pub const ENVIRONMENT: &str = "production";
@@ -81,6 +85,11 @@ impl Twin {
         self.value_in(&Level::Environment, name)
     }
 
+    /// Returns what the organisation keeps under a name.
+    pub fn value_of_organisation(&self, name: &str) -> Option<Vec<u8>> {
+        self.value_in(&Level::Organisation, name)
+    }
+
     fn value_in(&self, level: &Level, name: &str) -> Option<Vec<u8>> {
         let state = self.shared.state();
         state.secrets.get(&(*level, name.to_owned())).map(|secret| secret.value.clone())
@@ -94,17 +103,17 @@ impl Twin {
 
     /// Writes a secret of the repository, as somebody would in the settings.
     pub fn set_by_hand(&self, name: &str, value: &[u8]) {
-        self.shared.state().put(Level::Repository, name, value.to_vec());
+        self.shared.state().put(Level::Repository, name, value.to_vec(), None);
     }
 
     /// Writes a secret of the environment, as somebody would in the settings.
     pub fn set_by_hand_in_environment(&self, name: &str, value: &[u8]) {
-        self.shared.state().put(Level::Environment, name, value.to_vec());
+        self.shared.state().put(Level::Environment, name, value.to_vec(), None);
     }
 
     /// Shares a secret of the organisation with the repository.
     pub fn share_of_organisation(&self, name: &str) {
-        self.shared.state().shared.push(name.to_owned());
+        self.shared.state().put(Level::Organisation, name, b"its".to_vec(), Some(Visibility::All));
     }
 
     /// Makes a new key pair: boxes for the former one are refused from now on.
@@ -119,6 +128,23 @@ impl Twin {
 enum Level {
     Repository,
     Environment,
+    Organisation,
+}
+
+/// Which repositories see a secret of their organisation.
+#[derive(Clone, Copy)]
+enum Visibility {
+    All,
+    Private,
+}
+
+impl Visibility {
+    fn word(&self) -> &'static str {
+        match self {
+            Self::All => "all",
+            Self::Private => "private",
+        }
+    }
 }
 
 /// Everything, behind the lock of the twin.
@@ -128,12 +154,11 @@ struct State {
     key: SecretKey,
     key_id: String,
     secrets: BTreeMap<(Level, String), Secret>,
-    /// The names of the organisation's secrets that the repository is given.
-    shared: Vec<String>,
 }
 
 struct Secret {
     value: Vec<u8>,
+    visibility: Option<Visibility>,
     created: i64,
     /// When it was written, in order.
     updated: Vec<i64>,
@@ -148,23 +173,35 @@ impl State {
             key: SecretKey::generate(&mut OsRng),
             key_id: key_id(),
             secrets: BTreeMap::new(),
-            shared: Vec::new(),
         }
     }
 
     /// Writes a secret; returns whether it is new.
-    fn put(&mut self, level: Level, name: &str, value: Vec<u8>) -> bool {
+    fn put(
+        &mut self,
+        level: Level,
+        name: &str,
+        value: Vec<u8>,
+        visibility: Option<Visibility>,
+    ) -> bool {
         let is_new = !self.secrets.contains_key(&(level, name.to_owned()));
         let secret = self.secrets.entry((level, name.to_owned())).or_insert_with(|| Secret {
             value: Vec::new(),
+            visibility: None,
             created: now(),
             updated: Vec::new(),
             writes: 0,
         });
-        secret.value = value;
+        (secret.value, secret.visibility) = (value, visibility);
         secret.updated.push(now());
         secret.writes += 1;
         is_new
+    }
+
+    /// The secrets of a place, by name.
+    fn secrets_of(&self, level: Level) -> impl Iterator<Item = (&String, &Secret)> {
+        let secrets = self.secrets.iter().filter(move |((of, _), _)| *of == level);
+        secrets.map(|((_, name), secret)| (name, secret))
     }
 
     /// When a secret was written last, as far as that shows by now, in whole seconds.
@@ -183,26 +220,38 @@ fn key_id() -> String {
 
 const REPO: &str = "/repos/{owner}/{name}";
 const KEY: &str = "/repos/{owner}/{name}/actions/secrets/public-key";
+const SECRETS: &str = "/repos/{owner}/{name}/actions/secrets";
 const SECRET: &str = "/repos/{owner}/{name}/actions/secrets/{secret}";
 const OF_ORGANISATION: &str = "/repos/{owner}/{name}/actions/organization-secrets";
 const ENVIRONMENTS: &str = "/repos/{owner}/{name}/environments";
 const ENVIRONMENT_KEY: &str = "/repos/{owner}/{name}/environments/{environment}/secrets/public-key";
+const ENVIRONMENT_SECRETS: &str = "/repos/{owner}/{name}/environments/{environment}/secrets";
 const ENVIRONMENT_SECRET: &str =
     "/repos/{owner}/{name}/environments/{environment}/secrets/{secret}";
+const ORGANISATION_KEY: &str = "/orgs/{owner}/actions/secrets/public-key";
+const ORGANISATION_SECRETS: &str = "/orgs/{owner}/actions/secrets";
+const ORGANISATION_SECRET: &str = "/orgs/{owner}/actions/secrets/{secret}";
 
 /// The operations that a script can name.
 pub const OPERATIONS: &[Operation] = &[
     Operation { name: "get_repository", method: "GET", path: REPO },
     Operation { name: "get_public_key", method: "GET", path: KEY },
+    Operation { name: "list_secrets", method: "GET", path: SECRETS },
     Operation { name: "get_secret", method: "GET", path: SECRET },
     Operation { name: "put_secret", method: "PUT", path: SECRET },
     Operation { name: "delete_secret", method: "DELETE", path: SECRET },
     Operation { name: "list_organization_secrets", method: "GET", path: OF_ORGANISATION },
     Operation { name: "list_environments", method: "GET", path: ENVIRONMENTS },
     Operation { name: "get_environment_key", method: "GET", path: ENVIRONMENT_KEY },
+    Operation { name: "list_environment_secrets", method: "GET", path: ENVIRONMENT_SECRETS },
     Operation { name: "get_environment_secret", method: "GET", path: ENVIRONMENT_SECRET },
     Operation { name: "put_environment_secret", method: "PUT", path: ENVIRONMENT_SECRET },
     Operation { name: "delete_environment_secret", method: "DELETE", path: ENVIRONMENT_SECRET },
+    Operation { name: "get_key_of_organization", method: "GET", path: ORGANISATION_KEY },
+    Operation { name: "list_secrets_of_organization", method: "GET", path: ORGANISATION_SECRETS },
+    Operation { name: "get_secret_of_organization", method: "GET", path: ORGANISATION_SECRET },
+    Operation { name: "put_secret_of_organization", method: "PUT", path: ORGANISATION_SECRET },
+    Operation { name: "delete_secret_of_organization", method: "DELETE", path: ORGANISATION_SECRET },
 ];
 
 #[cfg(test)]

@@ -1,0 +1,163 @@
+//! GitHub's own command line before the twin: each rule that the driver relies on, with its own sealed boxes.
+
+use std::io::Write;
+use std::net::{Shutdown, TcpStream};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::process::{Command, Stdio};
+use std::thread;
+
+use keywheel_twins::github::{REPOSITORY, Twin, TwinOptions};
+use tempfile::TempDir;
+
+/// The command line, which asks GitHub's own addresses and reaches the twin by a socket.
+struct Gh {
+    folder: TempDir,
+    token: String,
+}
+
+impl Gh {
+    fn before(twin: &Twin) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("socket");
+        forward(UnixListener::bind(&socket).unwrap(), twin.base_url().replace("http://", ""));
+        let settings = format!("http_unix_socket: {}\n", socket.display());
+        std::fs::write(folder.path().join("config.yml"), settings).unwrap();
+        Self { folder, token: twin.token().into() }
+    }
+
+    /// Runs a command with this on its standard input; returns what it says, or why it failed.
+    fn run(&self, command: &str, input: &str) -> Result<String, String> {
+        let mut gh = Command::new("gh");
+        gh.args(command.split(' ')).env_clear().env("PATH", std::env::var_os("PATH").unwrap());
+        gh.env("GH_CONFIG_DIR", self.folder.path()).env("HOME", self.folder.path());
+        gh.env("GH_TOKEN", &self.token).env("GH_NO_UPDATE_NOTIFIER", "1");
+        gh.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut running = gh.spawn().unwrap();
+        // It may be refused before it reads.
+        running.stdin.take().unwrap().write_all(input.as_bytes()).ok();
+        let ended = running.wait_with_output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        if ended.status.success() { Ok(text(ended.stdout)) } else { Err(text(ended.stderr)) }
+    }
+
+    /// Makes sure that a command is refused, with this status and these words.
+    fn is_refused(&self, command: &str, input: &str, words: &[&str]) {
+        let said = self.run(command, input).unwrap_err();
+        assert!(words.iter().all(|word| said.contains(word)), "{command}: {said}");
+    }
+}
+
+/// Carries every connection on, until the test ends.
+fn forward(socket: UnixListener, twin: String) {
+    thread::spawn(move || {
+        while let Ok((client, _)) = socket.accept() {
+            let server = TcpStream::connect(&twin).unwrap();
+            let (mut asks, mut asked) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+            thread::spawn(move || std::io::copy(&mut asks, &mut asked));
+            thread::spawn(move || answer(server, client));
+        }
+    });
+}
+
+fn answer(mut server: TcpStream, mut client: UnixStream) {
+    std::io::copy(&mut server, &mut client).ok();
+    client.shutdown(Shutdown::Both).ok();
+}
+
+fn is_missing() -> bool {
+    let asked = Command::new("gh").arg("--version").stdout(Stdio::null()).status();
+    let is_missing = asked.is_err();
+    if is_missing {
+        writeln!(std::io::stdout(), "skipped: gh (not installed)").unwrap();
+    }
+    is_missing
+}
+
+fn at(path: &str) -> String {
+    format!("api repos/{REPOSITORY}/{path}")
+}
+
+#[test]
+fn the_client_of_github_finds_every_rule_of_secrets_kept() {
+    if is_missing() {
+        return;
+    }
+    let twin = Twin::start(TwinOptions::default()).unwrap();
+    let gh = Gh::before(&twin);
+    // Its own boxes are opened; a name counts in capitals; a value may have several lines.
+    for (place, value) in [("", "kwcanary-one"), (" --env production", "kwcanary-two\nlines")] {
+        let secret = |what: &str| format!("secret {what} --repo {REPOSITORY}{place}");
+        gh.run(&secret("set provider_key"), value).unwrap();
+        gh.run(&secret("set PROVIDER_KEY"), value).unwrap();
+        let listed = gh.run(&secret("list"), "").unwrap();
+        assert!(listed.starts_with("PROVIDER_KEY\t") && listed.lines().count() == 1, "{listed}");
+        for name in ["github_key", "1KEY", "A-KEY"] {
+            gh.is_refused(&secret(&format!("set {name}")), "x", &["422", "names can only"]);
+        }
+        gh.is_refused(&secret("set LONG"), &"x".repeat(48 * 1024 + 1), &["422"]);
+        gh.is_refused(&secret("delete ANOTHER"), "", &["404"]);
+    }
+    assert_eq!(twin.value("PROVIDER_KEY").unwrap(), b"kwcanary-one");
+    assert_eq!(twin.value_in_environment("PROVIDER_KEY").unwrap(), b"kwcanary-two\nlines");
+    assert_eq!(twin.writes("PROVIDER_KEY"), 2);
+    let elsewhere = format!("secret set KEY --repo {REPOSITORY} --env staging");
+    gh.is_refused(&elsewhere, "x", &["404"]);
+    gh.is_refused("secret set KEY --repo acme/another", "x", &["404"]);
+    gh.run(&format!("secret delete PROVIDER_KEY --repo {REPOSITORY}"), "").unwrap();
+    assert!(twin.value("PROVIDER_KEY").is_none() && twin.value_in_environment("PROVIDER_KEY").is_some());
+}
+
+#[test]
+fn the_client_of_github_finds_no_value_and_no_box_for_another_key() {
+    if is_missing() {
+        return;
+    }
+    let twin = Twin::start(TwinOptions::default()).unwrap();
+    let gh = Gh::before(&twin);
+    (0..40).for_each(|number| twin.set_by_hand(&format!("KEY_{number:02}"), b"kwcanary-value"));
+    // What is shown of a secret: its name and two times.
+    let keys = format!("{} --jq keys|join(\",\")", at("actions/secrets/key_00"));
+    assert_eq!(gh.run(&keys, "").unwrap().trim(), "created_at,name,updated_at");
+    // A list has 30 on a page, if not more are asked for, and says where the next one is.
+    let names = format!("{} --jq .secrets[].name", at("actions/secrets"));
+    assert_eq!(gh.run(&names, "").unwrap().lines().count(), 30);
+    assert_eq!(gh.run(&format!("{names} --paginate"), "").unwrap().lines().count(), 40);
+    let box_for = |key: &str| {
+        format!("{} -X PUT -f encrypted_value=AAAA -f key_id={key}", at("actions/secrets/KEY_00"))
+    };
+    gh.is_refused(&box_for("1"), "", &["422", "the key is not the current one"]);
+    let id = gh.run(&format!("{} --jq .key_id", at("actions/secrets/public-key")), "").unwrap();
+    gh.is_refused(&box_for(id.trim()), "", &["422", "cannot be opened"]);
+    assert_eq!(twin.value("KEY_00").unwrap(), b"kwcanary-value");
+    let asked = |header: &str| format!("{} -H {header}", at("actions/secrets"));
+    gh.is_refused(&asked("X-GitHub-Api-Version:1999-01-01"), "", &["400"]);
+    gh.is_refused(&asked("Accept:text/html"), "", &["415"]);
+    // Who may not, and who is nobody.
+    let reader = Twin::start(TwinOptions { read_only: true, ..TwinOptions::default() }).unwrap();
+    let set = format!("secret set KEY --repo {REPOSITORY}");
+    Gh::before(&reader).is_refused(&set, "x", &["403", "Resource not accessible"]);
+    let nobody = Gh { token: "github_pat_nobody".into(), ..gh };
+    nobody.is_refused(&set, "x", &["401", "Bad credentials"]);
+}
+
+#[test]
+fn the_client_of_github_finds_secrets_of_an_organisation_where_they_are_seen() {
+    if is_missing() {
+        return;
+    }
+    let twin = Twin::start(TwinOptions::default()).unwrap();
+    let gh = Gh::before(&twin);
+    for visibility in ["all", "private"] {
+        let set = format!("secret set OF_{visibility} --org acme --visibility {visibility}");
+        gh.run(&set, "kwcanary-shared").unwrap();
+    }
+    assert_eq!(twin.value_of_organisation("OF_ALL").unwrap(), b"kwcanary-shared");
+    let listed = gh.run("secret list --org acme", "").unwrap();
+    let visibilities = listed.lines().map(|line| line.rsplit_once('\t').unwrap().1);
+    assert_eq!(visibilities.collect::<Vec<_>>(), ["ALL", "PRIVATE"]);
+    let seen = format!("{} --jq .secrets[].name", at("actions/organization-secrets"));
+    assert_eq!(gh.run(&seen, "").unwrap(), "OF_ALL\nOF_PRIVATE\n");
+    gh.run("secret delete OF_ALL --org acme", "").unwrap();
+    assert_eq!(gh.run(&seen, "").unwrap(), "OF_PRIVATE\n");
+    gh.is_refused("secret set KEY --org another --visibility all", "x", &["404"]);
+}
