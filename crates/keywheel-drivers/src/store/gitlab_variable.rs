@@ -23,7 +23,7 @@ use reqwest::{Method, Url};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::api::{Api, JSON, Shown, plain, unsupported};
+use crate::api::{Api, JSON, MOST_PAGES, Shown, plain, unsupported};
 use crate::http::Effect;
 use crate::secret_json;
 use crate::{Build, Context, reference};
@@ -34,7 +34,13 @@ const OFFICIAL: &str = "https://gitlab.com/api/v4";
 /// The scope of a variable that jobs of every environment are given.
 const EVERYWHERE: &str = "*";
 
-/// The shortest value that GitLab masks.
+/// The most variables on a page of a list.
+const PAGE: usize = 100;
+
+/// The longest value that GitLab takes, in characters.
+const LONGEST: usize = 10_000;
+
+/// The shortest value that GitLab masks, in characters.
 const SHORTEST_MASKED: usize = 8;
 
 /// CI/CD variables of a project on GitLab, as its jobs are given them when they begin.
@@ -127,9 +133,7 @@ impl Store for GitlabVariable {
 
     async fn preflight(&self, addresses: &[String]) -> Result<Vec<Finding>, CallError> {
         let caller = self.caller().await?;
-        let listed: Result<Option<Vec<Listed>>, CallError> =
-            self.api.find(&caller, &self.url(&["variables"])).await;
-        let listed = match listed {
+        let listed = match self.listed(&caller).await {
             Ok(Some(listed)) => listed,
             Ok(None) => return Ok(vec![Finding::blocks(self.not_there().message)]),
             Err(CallError::Refused(refusal)) if refusal.kind == RefusalKind::Permission => {
@@ -228,6 +232,24 @@ impl GitlabVariable {
         url
     }
 
+    /// Lists every variable of the project, of whatever scope; none where the project is not there.
+    async fn listed(&self, caller: &HeaderMap) -> Result<Option<Vec<Listed>>, CallError> {
+        let mut listed = Vec::new();
+        for number in 1..=MOST_PAGES {
+            let mut url = self.url(&["variables"]);
+            let (number, size) = (number.to_string(), PAGE.to_string());
+            url.query_pairs_mut().append_pair("per_page", &size).append_pair("page", &number);
+            let page: Option<Vec<Listed>> = self.api.find(caller, &url).await?;
+            let Some(page) = page else { return Ok(None) };
+            let is_last = page.len() < PAGE;
+            listed.extend(page);
+            if is_last {
+                return Ok(Some(listed));
+            }
+        }
+        Err(self.api.endless("the list of variables"))
+    }
+
     /// That a variable is missing counts only where the project is seen to be there.
     async fn variable(&self, caller: &HeaderMap, key: &str) -> Result<Option<Settings>, CallError> {
         let found = self.api.find(caller, &self.url_of(key)).await?;
@@ -293,12 +315,22 @@ fn check<'v>(key: &str, value: &'v SecretValue, found: &Settings) -> Result<&'v 
     if text.is_empty() {
         return Err(no("takes no empty value"));
     }
-    if found.masked && (text.len() < SHORTEST_MASKED || text.contains(char::is_whitespace)) {
+    let length = text.chars().count();
+    if length > LONGEST {
+        return Err(no("takes no value of more than 10000 characters"));
+    }
+    if found.masked && (length < SHORTEST_MASKED || text.contains(char::is_whitespace)) {
         return Err(no("is masked: its value has 8 characters or more, and no space or line end"));
     }
     if !found.raw && text.contains('$') && !planted!("dollar_is_expanded") {
         return Err(no(
             "is expanded, so that `$` in its value means something else: switch `Expand variable reference` off",
+        ));
+    }
+    let is_maskable = |c: char| c.is_ascii_alphanumeric() || "_+=/@:.~-".contains(c);
+    if found.masked && !found.raw && !text.chars().all(is_maskable) {
+        return Err(no(
+            "is masked and expanded: its value has letters, digits and `_+=/@:.~-` only; switch `Expand variable reference` off",
         ));
     }
     Ok(text)
@@ -423,11 +455,16 @@ mod tests {
     async fn h99_a_value_that_jobs_would_be_given_otherwise_is_refused() {
         let expanded = Variable { raw: false, ..Variable::new(KEY, OLD) };
         let masked = Variable { masked: true, ..Variable::new(KEY, OLD) };
+        let both = Variable { masked: true, ..expanded.clone() };
+        let long = "x".repeat(10_001);
         for (variable, text) in [
             (expanded.clone(), "kwcanary-$HOME"),
             (expanded, ""),
             (masked.clone(), "short"),
+            (masked.clone(), "éééé"),
             (masked, "with a space in it"),
+            (both, "kwcanary-!"),
+            (Variable::new(KEY, OLD), &long),
         ] {
             let world = World::with(TwinOptions::default(), vec![variable.clone()]);
             let refused = put(&*world.store(), text).await;
@@ -467,6 +504,17 @@ mod tests {
         let developer = TwinOptions { developer: true, ..TwinOptions::default() };
         let world = World::with(developer, vec![Variable::new(KEY, OLD)]);
         assert!(blocks(&*world.store(), KEY).await.contains("may not see variables"));
+    }
+
+    #[tokio::test]
+    async fn a_variable_of_another_scope_is_found_on_whatever_page_of_the_list() {
+        let others = (0..230).map(|number| Variable::new(&format!("OTHER_{number}"), OLD));
+        let mut variables: Vec<_> = others.chain([Variable::new(KEY, OLD)]).collect();
+        variables.push(Variable { environment_scope: "staging".into(), ..Variable::new(KEY, OLD) });
+        let world = World::with(TwinOptions::default(), variables);
+        let findings = world.store().preflight(&[KEY.to_owned()]).await.unwrap();
+        let told: Vec<_> = findings.iter().map(|finding| &finding.message).collect();
+        assert!(told.iter().any(|one| one.contains("of scope `staging` too")), "{told:?}");
     }
 
     #[tokio::test]
