@@ -7,7 +7,7 @@ use keywheel_twins::fault::{Fault, Rule};
 
 #[test]
 fn the_client_of_microsoft_finds_every_rule_kept() {
-    let Some(python) = client::python() else { return };
+    let Some(python) = client::python().unwrap() else { return };
     let twin = Twin::start(TwinOptions::default()).unwrap();
     twin.faults().set(vec![Rule::first("list_versions", Fault::busy())]).unwrap();
     let closed = Twin::start(TwinOptions::default()).unwrap();

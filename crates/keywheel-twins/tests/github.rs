@@ -1,9 +1,9 @@
 //! GitHub's own command line before the twin: each rule that the driver relies on, with its own sealed boxes.
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::thread;
 
 use keywheel_twins::github::{REPOSITORY, Twin, TwinOptions};
@@ -16,34 +16,42 @@ struct Gh {
 }
 
 impl Gh {
-    fn before(twin: &Twin) -> Self {
-        let folder = tempfile::tempdir().unwrap();
+    fn before(twin: &Twin) -> io::Result<Self> {
+        let folder = tempfile::tempdir()?;
         let socket = folder.path().join("socket");
-        forward(UnixListener::bind(&socket).unwrap(), twin.base_url().replace("http://", ""));
+        forward(UnixListener::bind(&socket)?, twin.base_url().replace("http://", ""));
         let settings = format!("http_unix_socket: {}\n", socket.display());
-        std::fs::write(folder.path().join("config.yml"), settings).unwrap();
-        Self { folder, token: twin.token().into() }
+        std::fs::write(folder.path().join("config.yml"), settings)?;
+        Ok(Self { folder, token: twin.token().into() })
     }
 
-    /// Runs a command with this on its standard input; returns what it says, or why it failed.
+    /// Runs a command with this on its standard input; returns what it says, or why it was refused.
     fn run(&self, command: &str, input: &str) -> Result<String, String> {
-        let mut gh = Command::new("gh");
-        gh.args(command.split(' ')).env_clear().env("PATH", std::env::var_os("PATH").unwrap());
-        gh.env("GH_CONFIG_DIR", self.folder.path()).env("HOME", self.folder.path());
-        gh.env("GH_TOKEN", &self.token).env("GH_NO_UPDATE_NOTIFIER", "1");
-        gh.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut running = gh.spawn().unwrap();
-        // It may be refused before it reads.
-        running.stdin.take().unwrap().write_all(input.as_bytes()).ok();
-        let ended = running.wait_with_output().unwrap();
-        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        let ended = self.ended(command, input).map_err(|error| error.to_string())?;
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
         if ended.status.success() { Ok(text(ended.stdout)) } else { Err(text(ended.stderr)) }
     }
 
-    /// Makes sure that a command is refused, with this status and these words.
+    fn ended(&self, command: &str, input: &str) -> io::Result<Output> {
+        let mut gh = Command::new("gh");
+        gh.args(command.split(' ')).env_clear();
+        gh.env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        gh.env("GH_CONFIG_DIR", self.folder.path()).env("HOME", self.folder.path());
+        gh.env("GH_TOKEN", &self.token).env("GH_NO_UPDATE_NOTIFIER", "1");
+        gh.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut running = gh.spawn()?;
+        if let Some(mut stdin) = running.stdin.take() {
+            // It may be refused before it reads.
+            stdin.write_all(input.as_bytes()).ok();
+        }
+        running.wait_with_output()
+    }
+
+    /// Makes sure that a command is refused, in these words.
     fn is_refused(&self, command: &str, input: &str, words: &[&str]) {
-        let said = self.run(command, input).unwrap_err();
-        assert!(words.iter().all(|word| said.contains(word)), "{command}: {said}");
+        let said = self.run(command, input);
+        let fits = |said: &String| words.iter().all(|word| said.contains(word));
+        assert!(said.as_ref().is_err_and(fits), "{command}: {said:?}");
     }
 }
 
@@ -51,26 +59,27 @@ impl Gh {
 fn forward(socket: UnixListener, twin: String) {
     thread::spawn(move || {
         while let Ok((client, _)) = socket.accept() {
-            let server = TcpStream::connect(&twin).unwrap();
-            let (mut asks, mut asked) = (client.try_clone().unwrap(), server.try_clone().unwrap());
-            thread::spawn(move || std::io::copy(&mut asks, &mut asked));
+            let Ok(server) = TcpStream::connect(&twin) else { return };
+            let (Ok(asks), Ok(asked)) = (client.try_clone(), server.try_clone()) else { return };
+            thread::spawn(move || ask(asks, asked));
             thread::spawn(move || answer(server, client));
         }
     });
 }
 
+fn ask(mut client: UnixStream, mut server: TcpStream) {
+    io::copy(&mut client, &mut server).ok();
+}
+
 fn answer(mut server: TcpStream, mut client: UnixStream) {
-    std::io::copy(&mut server, &mut client).ok();
+    io::copy(&mut server, &mut client).ok();
     client.shutdown(Shutdown::Both).ok();
 }
 
 fn is_missing() -> bool {
     let asked = Command::new("gh").arg("--version").stdout(Stdio::null()).status();
-    let is_missing = asked.is_err();
-    if is_missing {
-        writeln!(std::io::stdout(), "skipped: gh (not installed)").unwrap();
-    }
-    is_missing
+    let mut out = io::stdout();
+    asked.is_err() && writeln!(out, "skipped: gh (not installed)").is_ok()
 }
 
 fn at(path: &str) -> String {
@@ -83,7 +92,7 @@ fn the_client_of_github_finds_every_rule_of_secrets_kept() {
         return;
     }
     let twin = Twin::start(TwinOptions::default()).unwrap();
-    let gh = Gh::before(&twin);
+    let gh = Gh::before(&twin).unwrap();
     // Its own boxes are opened; a name counts in capitals; a value may have several lines.
     for (place, value) in [("", "kwcanary-one"), (" --env production", "kwcanary-two\nlines")] {
         let secret = |what: &str| format!("secret {what} --repo {REPOSITORY}{place}");
@@ -115,7 +124,7 @@ fn the_client_of_github_finds_no_value_and_no_box_for_another_key() {
         return;
     }
     let twin = Twin::start(TwinOptions::default()).unwrap();
-    let gh = Gh::before(&twin);
+    let gh = Gh::before(&twin).unwrap();
     (0..40).for_each(|number| twin.set_by_hand(&format!("KEY_{number:02}"), b"kwcanary-value"));
     // What is shown of a secret: its name and two times.
     let keys = format!("{} --jq keys|join(\",\")", at("actions/secrets/key_00"));
@@ -137,7 +146,7 @@ fn the_client_of_github_finds_no_value_and_no_box_for_another_key() {
     // Who may not, and who is nobody.
     let reader = Twin::start(TwinOptions { read_only: true, ..TwinOptions::default() }).unwrap();
     let set = format!("secret set KEY --repo {REPOSITORY}");
-    Gh::before(&reader).is_refused(&set, "x", &["403", "Resource not accessible"]);
+    Gh::before(&reader).unwrap().is_refused(&set, "x", &["403", "Resource not accessible"]);
     let nobody = Gh { token: "github_pat_nobody".into(), ..gh };
     nobody.is_refused(&set, "x", &["401", "Bad credentials"]);
 }
@@ -148,7 +157,7 @@ fn the_client_of_github_finds_secrets_of_an_organisation_where_they_are_seen() {
         return;
     }
     let twin = Twin::start(TwinOptions::default()).unwrap();
-    let gh = Gh::before(&twin);
+    let gh = Gh::before(&twin).unwrap();
     for visibility in ["all", "private"] {
         let set = format!("secret set OF_{visibility} --org acme --visibility {visibility}");
         gh.run(&set, "kwcanary-shared").unwrap();

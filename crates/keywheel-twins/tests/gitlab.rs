@@ -6,7 +6,7 @@ use keywheel_twins::gitlab::{Twin, TwinOptions};
 
 #[test]
 fn the_client_of_gitlab_finds_every_rule_of_variables_kept() {
-    let Some(python) = client::python() else { return };
+    let Some(python) = client::python().unwrap() else { return };
     let twin = Twin::start(TwinOptions::default()).unwrap();
     let options = TwinOptions { developer: true, ..TwinOptions::default() };
     let of_developer = Twin::start(options).unwrap();
