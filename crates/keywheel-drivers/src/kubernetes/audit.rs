@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use zeroize::Zeroizing;
 
-use super::{Approach, SecretRef};
+use super::{Approach, SecretRef, number_of};
 
 /// How long a line may be: a request may hold 3 MiB, which the log repeats in its answer.
 const LONGEST_LINE: u64 = 16 << 20;
@@ -312,15 +312,9 @@ impl Event {
 
 /// Whether a name is that of a Secret, or of a version of it.
 fn is_one_of(secrets: &[(String, Approach)], name: &str) -> bool {
-    let is_version = |rest: &str| {
-        let number = rest.strip_prefix("-v").unwrap_or_default();
-        !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
-    };
     secrets.iter().any(|(secret, approach)| {
-        let rest = name.strip_prefix(secret.as_str());
-        rest.is_some_and(|rest| {
-            rest.is_empty() || (*approach == Approach::Versioned && is_version(rest))
-        })
+        let is_version = || *approach == Approach::Versioned && number_of(name, secret).is_some();
+        name == secret || is_version()
     })
 }
 

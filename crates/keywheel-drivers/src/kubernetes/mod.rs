@@ -20,7 +20,7 @@ pub(crate) use access::Access;
 pub(crate) use answer::Answer;
 use answer::NoAnswer;
 pub use cluster::{Cluster, InCluster, TAKE_A_CLUSTER};
-pub(crate) use head::{Head, name_of as head_of};
+pub(crate) use head::{Head, name_of as head_of, number_of};
 pub(crate) use place::Place;
 pub use place::is_name;
 pub use reference::Approach;
@@ -108,6 +108,11 @@ impl Kubernetes {
     /// Returns the cluster's name in a sentence.
     pub(crate) fn target(&self) -> &str {
         &self.target
+    }
+
+    /// Returns how people call `kubectl` for a namespace of it.
+    pub(crate) fn kubectl(&self, namespace: &str) -> String {
+        format!("{} -n {namespace}", self.source.kubectl())
     }
 
     /// Returns the client, which everybody shares who speaks to the same cluster.

@@ -14,6 +14,7 @@ use keywheel_driver::{CallError, Refusal, RefusalKind};
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::RUNNERS;
 use super::preflight::routes;
 use super::reads::{How, reads};
 use super::target::{Kind, Target};
@@ -254,21 +255,10 @@ impl Inventory {
     }
 }
 
-/// What is listed: its group, its name in paths, and its kind.
-const LISTED: [(&str, &str, &str); 7] = [
-    ("apps", "deployments", "Deployment"),
-    ("apps", "statefulsets", "StatefulSet"),
-    ("apps", "daemonsets", "DaemonSet"),
-    ("apps", "replicasets", "ReplicaSet"),
-    ("batch", "cronjobs", "CronJob"),
-    ("batch", "jobs", "Job"),
-    ("", "pods", "Pod"),
-];
-
 async fn check_permissions(cluster: &Kubernetes, namespaces: &[String]) -> Result<(), CallError> {
     let system = cluster.to_identify();
     let lists = namespaces.iter().flat_map(|namespace| {
-        LISTED.iter().map(move |(group, resource, _)| {
+        RUNNERS.iter().map(move |(group, resource, _)| {
             Access::needed("list", Place::of(group, "v1", resource).within(namespace))
         })
     });
@@ -290,7 +280,7 @@ struct List {
 impl Live {
     /// Lists what makes pods.
     async fn listed(&mut self, cluster: &Kubernetes, namespace: &str) -> Result<(), CallError> {
-        for (group, resource, kind) in LISTED {
+        for (group, resource, kind) in RUNNERS {
             let place = Place::of(group, "v1", resource).within(namespace);
             let list: List = cluster.read(&place).await?;
             self.take_all(cluster, kind, list.items)?;

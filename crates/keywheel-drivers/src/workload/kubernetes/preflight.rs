@@ -8,25 +8,14 @@ use keywheel_driver::{CallError, Finding, RefusalKind};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::Pods;
 use super::stamp::PREFIX;
 use super::target::{Kind, Progress, Target};
+use super::{Pods, RUNNERS};
 use crate::http::Effect;
 use crate::kubernetes::{Access, Change, Place};
 
 /// The stamp with which admission is tried.
 const TRIAL: &str = "keywheel.dev/stamp.trial";
-
-/// What is listed to find every pod and every reader.
-const LISTED: [(&str, &str); 7] = [
-    ("", "pods"),
-    ("apps", "deployments"),
-    ("apps", "statefulsets"),
-    ("apps", "daemonsets"),
-    ("apps", "replicasets"),
-    ("batch", "jobs"),
-    ("batch", "cronjobs"),
-];
 
 impl Pods {
     /// Says what stands in the way of a roll, and what people should know of it.
@@ -84,7 +73,8 @@ impl Pods {
             Access::needed("get", target),
             Access::needed("patch", target),
         ];
-        wanted.extend(LISTED.map(|(group, resource)| {
+        // Every pod and every reader is found by these.
+        wanted.extend(RUNNERS.map(|(group, resource, _)| {
             Access::needed("list", self.namespace.place(group, resource))
         }));
         match self.kind {

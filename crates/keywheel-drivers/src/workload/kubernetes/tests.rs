@@ -601,7 +601,9 @@ async fn h124_the_log_of_every_container_is_named_and_read() {
     let references = driver.logs().await.unwrap().unwrap();
     assert_eq!(references.len(), 3);
     let place = references[0].place.as_deref().unwrap();
-    assert!(place.starts_with("kubectl --context admin -n shop logs app-"), "{place}");
+    let kube = ground.folder.path().join("kubeconfig").display().to_string();
+    let says = format!("kubectl --kubeconfig {kube} --context admin -n shop logs app-");
+    assert!(place.starts_with(&says), "{place}");
     let mut lines = Vec::new();
     let mut take = |replica: &str, line: &str| lines.push(format!("{replica}: {line}"));
     let mut reading = Reading {
