@@ -54,6 +54,9 @@ const AGENT: &str = concat!("keywheel/", env!("CARGO_PKG_VERSION"));
 /// The annotation that says which installation writes an object.
 pub(crate) const CLAIM: &str = "keywheel.dev/claim";
 
+/// The annotation that says which Secret a version is one of.
+pub(crate) const VERSION_OF: &str = "keywheel.dev/version-of";
+
 /// How long a change that got no answer can still take effect: the server is told to give it up before that.
 pub(crate) const SETTLE_FOR: Span = Span::minutes(1);
 

@@ -15,12 +15,9 @@ use serde_json::{Value, json};
 use super::object::{Data, New, NewMetadata, Object, same};
 use super::{RACES, Secret, claim, marks};
 use crate::http::Effect;
-use crate::kubernetes::{Access, Answer, Change, Head, Place, number_of};
+use crate::kubernetes::{Access, Answer, Change, Head, Place, VERSION_OF, number_of};
 use crate::secret_json;
 use crate::workload::kubernetes::RUNNERS;
-
-/// The annotation that says which Secret a version is one of.
-const VERSION_OF: &str = "keywheel.dev/version-of";
 
 /// The annotation on the Secret that was there first, which says that another one is current: without it, a head that somebody
 /// deletes would be made anew from values that are long gone.
