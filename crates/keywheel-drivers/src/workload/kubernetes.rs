@@ -23,6 +23,7 @@ mod readers;
 mod reads;
 mod roll;
 mod secrets;
+mod shadows;
 mod stamp;
 mod target;
 
@@ -212,7 +213,7 @@ impl Workload for Pods {
 
     async fn readers(&self, slots: &[String]) -> Result<Option<Vec<Reader>>, CallError> {
         let known = Known::find(&self.namespace, slots).await?;
-        let mut readers = readers::find(&self.namespace, &known, slots).await?;
+        let mut readers = readers::find(&self.namespace, &known, slots, &self.resource()).await?;
         // One that is listed and is given nothing is told as such.
         if !readers.iter().any(|reader| reader.resource == self.resource()) {
             readers.push(Reader {

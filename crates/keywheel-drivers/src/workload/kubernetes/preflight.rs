@@ -8,6 +8,8 @@ use keywheel_driver::{CallError, Finding, RefusalKind};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::reads::{Source, reads};
+use super::shadows::Shadows;
 use super::stamp::PREFIX;
 use super::target::{Kind, Progress, Target};
 use super::{Pods, RUNNERS};
@@ -51,6 +53,7 @@ impl Pods {
             ));
         }
         findings.extend(target.pod_spec().into_iter().flat_map(|spec| self.examine_pods(spec)));
+        findings.extend(self.examine_sources(&target).await?);
         findings.extend(self.examine_pace(&target).await?);
         findings.extend(self.try_stamp(&target).await?);
         findings.extend(routes(self.kind, &self.config.namespace, target.meta()));
@@ -131,6 +134,20 @@ impl Pods {
             note(format!("a pod is killed {grace} s after it is told to end, with what it serves"));
         }
         findings
+    }
+
+    /// Says what may stand in front of keys, and cannot be seen.
+    async fn examine_sources(&self, target: &Target) -> Result<Vec<Finding>, CallError> {
+        let given = target.pod_spec().map(reads).unwrap_or_default();
+        let shadows = Shadows::behind(&self.namespace, &given).await?;
+        let note = |source: &Source| {
+            let source = source.words();
+            Finding::note(format!(
+                "{} is given {source} by `envFrom` after a Secret, and this account may not `get` it: where it has a key of the same name, that is the one which is read",
+                self.what()
+            ))
+        };
+        Ok(shadows.unseen().map(note).collect())
     }
 
     /// Says what else has a hand in how many pods there are, and how long a rollout may stand still.
