@@ -580,6 +580,41 @@ async fn h56_every_reader_in_the_namespace_is_found() {
 }
 
 #[tokio::test]
+async fn h42_a_key_behind_a_later_source_is_not_given_and_a_source_that_cannot_be_seen_is_told() {
+    let ground = Ground::start();
+    let mut object = workload(0);
+    let container = &mut object["spec"]["template"]["spec"]["containers"][0];
+    container["env"] = json!([]);
+    container["envFrom"] = json!([
+        {"prefix": "APP_", "secretRef": {"name": "keys"}},
+        {"configMapRef": {"name": "settings"}}
+    ]);
+    ground.create(Kinds::Deployment, object);
+    let map = json!({"metadata": metadata("settings"), "data": {"APP_b": "x"}});
+    ground.create(Kinds::ConfigMap, map);
+    let driver = ground.driver(json!({"deployment": "app"}));
+    let told = async || {
+        let readers = driver.readers(&[ground.slot()]).await.unwrap().unwrap();
+        let [reader] = &readers[..] else { panic!("{readers:?}") };
+        (reader.name.clone(), reader.slots.len())
+    };
+    assert_eq!(told().await, ("Deployment `app` (by envFrom)".into(), 1));
+    ground.change(Kinds::ConfigMap, "settings", |map| map["data"]["APP_a"] = json!("x"));
+    let why = "`a` is hidden by ConfigMap `settings`, which comes later in `envFrom`";
+    assert_eq!(told().await, (format!("Deployment `app` ({why})"), 0));
+    let mut rules = vec![keywheel_twins::kubernetes::Rule::everything()];
+    rules[0].resources = vec!["pods".into(), "deployments".into(), "namespaces".into()];
+    let rest = ["statefulsets", "daemonsets", "replicasets", "jobs", "cronjobs"];
+    rules[0].resources.extend(rest.map(String::from));
+    rules[0].resources.push("selfsubjectaccessreviews".into());
+    ground.twin.add_user("few", rules);
+    let findings = ground.driver_for("few", json!({"deployment": "app"})).preflight().await;
+    let findings = findings.unwrap();
+    let says = "is given ConfigMap `settings` by `envFrom` after a Secret, and this account may not `get` it";
+    assert!(findings.iter().any(|one| one.message.contains(says)), "{findings:?}");
+}
+
+#[tokio::test]
 async fn h51_what_drops_requests_is_said_before_anything_changes() {
     let mut object = workload(2);
     object["spec"]["strategy"] = json!({"type": "Recreate"});
@@ -630,7 +665,9 @@ async fn h124_the_log_of_every_container_is_named_and_read() {
     let references = driver.logs().await.unwrap().unwrap();
     assert_eq!(references.len(), 3);
     let place = references[0].place.as_deref().unwrap();
-    assert!(place.starts_with("kubectl --context admin -n shop logs app-"), "{place}");
+    let kube = ground.folder.path().join("kubeconfig").display().to_string();
+    let says = format!("kubectl --kubeconfig {kube} --context admin -n shop logs app-");
+    assert!(place.starts_with(&says), "{place}");
     let mut lines = Vec::new();
     let mut take = |replica: &str, line: &str| lines.push(format!("{replica}: {line}"));
     let mut reading = Reading {
