@@ -49,19 +49,23 @@ struct Wish<'a> {
 impl Ground {
     /// Starts a cluster with the Secret `keys`, whose pods are simulated.
     fn start() -> Self {
+        Self::start_at(FASTER)
+    }
+
+    fn start_at(faster: f64) -> Self {
         let judge = |given: &Given| match given.env.values().any(|value| value.starts_with(BAD)) {
             true => Fate::Crashes(StdDuration::from_secs(1), 3),
             false => Fate::ComesUp(StdDuration::from_secs(1)),
         };
-        Self::start_with(Runtime::judged(judge), Settings::default().creation)
+        Self::start_with(Runtime::judged(judge), Settings::default().creation, faster)
     }
 
     /// Starts one in which a container takes so long to be made.
-    fn start_with(runtime: Runtime, creation: StdDuration) -> Self {
+    fn start_with(runtime: Runtime, creation: StdDuration, faster: f64) -> Self {
         let twin = Twin::start().unwrap();
         twin.objects().make_namespace(SPACE);
         let settings =
-            Settings { pace: Pace::times(FASTER), runtime, creation, ..Settings::default() };
+            Settings { pace: Pace::times(faster), runtime, creation, ..Settings::default() };
         let run = Run::start(twin.objects(), settings).unwrap();
         let folder = tempfile::tempdir().unwrap();
         twin.write_kubeconfig(&folder.path().join("kubeconfig")).unwrap();
@@ -74,7 +78,11 @@ impl Ground {
 
     /// Starts one with an object that is rolled out.
     async fn with(kind: Kinds, object: Value) -> (Self, Arc<dyn Workload>) {
-        let ground = Self::start();
+        Self::start().rolled_out(kind, object).await
+    }
+
+    async fn rolled_out(self, kind: Kinds, object: Value) -> (Self, Arc<dyn Workload>) {
+        let ground = self;
         ground.create(kind, object);
         let driver = ground.driver(of(kind));
         ground.until("it is rolled out", async || ground.is_settled(kind)).await;
@@ -404,6 +412,27 @@ async fn h52_a_stateful_set_whose_new_pod_crashes_comes_back() {
     // The pod names the version that it does not come up with, so that only another pod can.
     ground.roll_versions(&driver, OLD, Some(written)).await.unwrap();
     assert_eq!(ground.held(), [OLD; 2]);
+}
+
+#[tokio::test]
+async fn h51_the_way_back_of_a_stateful_set_replaces_the_broken_pod_only() {
+    // As slow as a real one: a container that ended is started again a second later.
+    let (ground, driver) = Ground::start_at(1.0).rolled_out(Kinds::StatefulSet, workload(2)).await;
+    let before = ground.uids();
+    let written = before_the_roll();
+    let since = ground.write(BAD);
+    let why = message(ground.forward(&driver, BAD, since).await);
+    assert!(why.contains("pod `app-1`"), "{why}");
+    let wish = Wish {
+        held: OLD,
+        since: ground.write(OLD),
+        untouched_before: Some(written),
+        secrets: &["jwt"],
+    };
+    // The broken one comes up with the former value by itself, whereupon the rollout would go on to the one that serves.
+    ground.roll(&driver, &wish).await.unwrap();
+    assert_eq!(ground.held(), [OLD; 2]);
+    assert_eq!(ground.uids().intersection(&before).count(), 1, "the pod that served is gone");
 }
 
 #[tokio::test]
@@ -824,7 +853,7 @@ async fn h65_a_versioned_secret_is_switched_in_the_same_patch_and_back_again() {
 async fn a_token_is_shown_to_each_pod() {
     let folder = tempfile::tempdir().unwrap();
     let runtime = Runtime::Processes { folder: folder.path().into() };
-    let ground = Ground::start_with(runtime, StdDuration::ZERO);
+    let ground = Ground::start_with(runtime, StdDuration::ZERO, FASTER);
     let mut object = workload(2);
     let container = &mut object["spec"]["template"]["spec"]["containers"][0];
     container["command"] = json!(["sleep", "60"]);
