@@ -103,7 +103,7 @@ impl Target<'_> {
     async fn take(&self) -> Result<Claimed, Failure> {
         let passes = self.plan.is_emergency();
         let claimed = match passes {
-            true => prepare::in_time(self.try_to_take()).await,
+            true => prepare::in_time(prepare::LOOK, self.try_to_take()).await,
             false => self.try_to_take().await.map_err(|error| error.to_string()),
         };
         match claimed {

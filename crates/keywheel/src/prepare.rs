@@ -1,5 +1,6 @@
 //! From a request to plans: what is known of each secret, what is adopted on the way, and which plan follows.
 
+use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,7 +32,7 @@ use crate::session::{Session, engine_failure};
 use crate::{claims, words};
 
 /// How long a look at what runs may hold a command up.
-const LOOK: Duration = Duration::from_secs(5);
+pub(crate) const LOOK: Duration = Duration::from_secs(5);
 
 /// What is asked of a rotation.
 #[derive(Clone, Debug)]
@@ -219,7 +220,7 @@ pub(crate) async fn compare_readers(prepared: &mut [Prepared]) -> Result<(), Fai
         let built = drivers_of(&one.plan)?;
         for workload in 0..one.plan.workloads.len() {
             let compare = readers::compare(&one.plan, &built.stores, &built.workloads, workload);
-            let compared = in_time(compare).await.unwrap_or_default();
+            let compared = in_time(LOOK, compare).await.unwrap_or_default();
             let messages = compared.into_iter().map(|found| found.message);
             one.readers.extend(messages);
         }
@@ -237,7 +238,7 @@ async fn pin(plan: &mut Plan, row: &Inventory) -> Result<Vec<(String, String)>, 
     for (identity, planned) in built.identities().zip(plan.pinned_mut()) {
         let pin = match row.pin_of(planned).cloned() {
             Some(pin) => Some(pin),
-            None => in_time(identity).await.unwrap_or_else(|why| {
+            None => in_time(LOOK, identity).await.unwrap_or_else(|why| {
                 silent.push((planned.what(), why));
                 None
             }),
@@ -248,12 +249,13 @@ async fn pin(plan: &mut Plan, row: &Inventory) -> Result<Vec<(String, String)>, 
 }
 
 /// Looks at something for a while only; else says why nothing was seen.
-pub(crate) async fn in_time<T>(
-    look: impl Future<Output = Result<T, CallError>>,
+pub(crate) async fn in_time<T, E: Display>(
+    within: Duration,
+    look: impl Future<Output = Result<T, E>>,
 ) -> Result<T, String> {
-    match tokio::time::timeout(LOOK, look).await {
+    match tokio::time::timeout(within, look).await {
         Ok(seen) => seen.map_err(|error| error.to_string()),
-        Err(_) => Err(format!("it did not answer within {} s", LOOK.as_secs())),
+        Err(_) => Err(format!("no answer within {} s", within.as_secs())),
     }
 }
 
@@ -281,7 +283,7 @@ pub(crate) async fn check_pins(plan: &Plan, row: Option<&Inventory>) -> Result<(
     for (identity, planned) in built.identities().zip(plan.pinned()) {
         let pin = row.map_or(planned.pin(), |row| row.pin_of(planned));
         // Where there is no answer, the step that needs one says so.
-        if let Ok(Some(objection)) = in_time(elsewhere(identity, pin)).await {
+        if let Ok(Some(objection)) = in_time(LOOK, elsewhere(identity, pin)).await {
             refused.push(moved(planned.what(), objection));
         }
     }

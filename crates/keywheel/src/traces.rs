@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use crate::compile::drivers_of;
 use crate::incident::{Incident, Story, Suspect};
 use crate::output::Failure;
+use crate::prepare::in_time;
 use crate::session::Session;
 use crate::words;
 
@@ -92,7 +93,7 @@ impl OfSuspect {
         };
         match audit {
             None => self.not_read.push(format!("issuer `{name}` keeps no record that can be read")),
-            Some(audit) => match in_time(audit.since(issued, self.since)).await {
+            Some(audit) => match in_time(PATIENCE, audit.since(issued, self.since)).await {
                 Ok(entries) => self.entries.extend(entries),
                 Err(why) => self.not_read.push(format!("the record of issuer `{name}`: {why}")),
             },
@@ -101,7 +102,7 @@ impl OfSuspect {
             // A record says by itself what it cannot tell of uses.
             None if audit.is_some() => {}
             None => self.not_read.push(format!("issuer `{name}` does not tell uses")),
-            Some(usage) => match in_time(usage.last_used(issued)).await {
+            Some(usage) => match in_time(PATIENCE, usage.last_used(issued)).await {
                 Ok(used) => {
                     let detail = used.detail.map(|words| format!("; {words}")).unwrap_or_default();
                     let what = if used.at.is_some() { "last use" } else { "no use is known" };
@@ -134,15 +135,6 @@ impl OfSuspect {
             "entries": self.entries.iter().map(entry).collect::<Vec<_>>(),
             "not_read": self.not_read,
         })
-    }
-}
-
-async fn in_time<T>(
-    question: impl Future<Output = Result<T, keywheel_core::call::CallError>>,
-) -> Result<T, String> {
-    match tokio::time::timeout(PATIENCE, question).await {
-        Ok(answer) => answer.map_err(|error| error.to_string()),
-        Err(_) => Err(format!("no answer within {} s", PATIENCE.as_secs())),
     }
 }
 

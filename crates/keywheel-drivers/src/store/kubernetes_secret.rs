@@ -471,6 +471,12 @@ impl Secret {
         if object.metadata.deletion_timestamp.is_some() {
             findings.push(Finding::blocks(format!("{named} is being deleted")));
         }
+        if let Some(base) = self.base_of(object) {
+            let why = format!(
+                "is a version of Secret `{base}`: name that one, with `approach: versioned`"
+            );
+            findings.push(Finding::blocks(format!("{named} {why}")));
+        }
         if let Some(ours) = &self.ours {
             let owner = match self.approach {
                 Approach::InPlace => claim::found(Some(object)).owner(ours),
@@ -485,7 +491,8 @@ impl Secret {
         if self.approach == Approach::InPlace {
             findings.extend(self.has_versions(object).map(Finding::blocks));
             findings.extend(marks::writers(object, &named, addresses));
-            if object.immutable && !planted!("immutable_is_tried") {
+            let is_version = self.base_of(object).is_some();
+            if object.immutable && !is_version && !planted!("immutable_is_tried") {
                 findings.push(Finding::blocks(self.is_immutable().message));
             }
         }

@@ -41,7 +41,7 @@ enum ExportCommand {
 
 #[derive(Debug, Args)]
 struct RbacArgs {
-    /// The context of the cluster, where the environment has several
+    /// The cluster, where the environment has several: its context, `in-cluster`, or `CONTEXT of KUBECONFIG`
     #[arg(long, value_name = "CONTEXT")]
     context: Option<String>,
     /// The service account that may do it [default: `keywheel` in the first namespace]
@@ -167,27 +167,42 @@ fn of_one_cluster(
     mut rights: BTreeSet<Right>,
     environment: &Environment,
 ) -> Result<BTreeSet<Right>, Failure> {
-    let clusters: BTreeSet<String> = rights.iter().map(|right| right.cluster.clone()).collect();
+    let all = clusters(&rights);
     if let Some(context) = &args.context {
-        let is = |cluster: &str| {
-            let named = cluster.strip_prefix("context ").and_then(|it| it.strip_prefix(context));
-            named.is_some_and(|rest| rest.is_empty() || rest.starts_with(" of "))
+        let is = |cluster: &str| match all.contains(context) {
+            true => named(cluster) == context,
+            false => named(cluster)
+                .strip_prefix(context.as_str())
+                .is_some_and(|it| it.starts_with(" of ")),
         };
         rights.retain(|right| is(&right.cluster));
     }
-    let left: BTreeSet<&str> = rights.iter().map(|right| right.cluster.as_str()).collect();
+    let left = clusters(&rights);
     let usage = |message: String| Failure::new(message).code(code::USAGE);
-    match left.len() {
-        1 => Ok(rights),
-        0 if clusters.is_empty() => {
+    let name_one = |clusters: &BTreeSet<String>| {
+        let names: Vec<_> = clusters.iter().map(|cluster| format!("'{cluster}'")).collect();
+        format!("name one by `--context`: {}", names.join(", "))
+    };
+    match (left.len(), &args.context) {
+        (1, _) => Ok(rights),
+        (0, _) if all.is_empty() => {
             Err(usage(format!("nothing of `{}` is in a cluster", environment.name)))
         }
-        _ => {
-            let clusters: Vec<_> = clusters.iter().map(String::as_str).collect();
-            let failure = usage("which cluster?".into());
-            Err(failure.hint(format!("name one by `--context`: {}", clusters.join(", "))))
+        (0, Some(context)) => {
+            let message = format!("nothing of `{}` is in a cluster `{context}`", environment.name);
+            Err(usage(message).hint(name_one(&all)))
         }
+        _ => Err(usage("which cluster?".into()).hint(name_one(&left))),
     }
+}
+
+fn clusters(rights: &BTreeSet<Right>) -> BTreeSet<String> {
+    rights.iter().map(|right| named(&right.cluster).to_owned()).collect()
+}
+
+/// Returns what a cluster is called on the command line.
+fn named(cluster: &str) -> &str {
+    cluster.strip_prefix("context ").unwrap_or(cluster)
 }
 
 impl RbacArgs {

@@ -24,6 +24,7 @@ use serde_json::{Value, json};
 use crate::compile::drivers_of;
 use crate::incident::{Incident, Log};
 use crate::output::Failure;
+use crate::prepare::in_time;
 use crate::session::{Session, journal_failure};
 use crate::words;
 
@@ -119,7 +120,7 @@ impl OfWorkload {
         let mut reading =
             Reading { since: from, most_bytes: MOST_BYTES, within: PATIENCE, take: &mut take };
         let answer = match driver {
-            Ok(driver) => in_time(read(driver, pin, &mut reading)).await,
+            Ok(driver) => in_time((PATIENCE + SLACK).into(), read(driver, pin, &mut reading)).await,
             Err(why) => Err(why.clone()),
         };
         let (logs, trouble) = match answer {
@@ -179,12 +180,6 @@ async fn read(
         Some(objection) => Err(objection),
         None => driver.read_logs(reading).await.map_err(in_words),
     }
-}
-
-async fn in_time<T>(question: impl Future<Output = Result<T, String>>) -> Result<T, String> {
-    let limit = PATIENCE + SLACK;
-    let answer = tokio::time::timeout(limit.into(), question).await;
-    answer.unwrap_or_else(|_| Err(format!("no answer within {limit}")))
 }
 
 /// Tells of a replica that an emergency noted: from the replica where it is still there, else from its copy, else from its file.

@@ -90,7 +90,7 @@ fn the_roles_that_are_printed_are_enough_for_versions() {
 #[test]
 fn roles_are_printed_for_one_cluster_and_for_whom_is_named() {
     let folder = tempfile::tempdir().unwrap();
-    let config = "project: shop\nstores:\n  eu: { kubernetes_secret: { namespace: shop, name: keys, cluster: { context: eu } } }\n  us: { kubernetes_secret: { namespace: shop, name: keys, cluster: { context: us } } }\nsecrets:\n  key: { issuer: random, stores: { eu: key, us: key }, read_by: nobody, because: a test }\n";
+    let config = "project: shop\nstores:\n  eu: { kubernetes_secret: { namespace: shop, name: keys, cluster: { context: eu } } }\n  us: { kubernetes_secret: { namespace: shop, name: keys, cluster: { context: us } } }\n  a: { kubernetes_secret: { namespace: shop, name: keys, cluster: { context: ap, kubeconfig: /kube/a } } }\n  b: { kubernetes_secret: { namespace: shop, name: keys, cluster: { context: ap, kubeconfig: /kube/b } } }\n  here: { kubernetes_secret: { namespace: shop, name: keys, cluster: { in_cluster: {} } } }\nsecrets:\n  key: { issuer: random, stores: { eu: key, us: key }, read_by: nobody, because: a test }\n";
     let file = folder.path().join("keywheel.yaml");
     std::fs::write(&file, config).unwrap();
     let run = |arguments: &[&str], ends: i32| {
@@ -101,7 +101,17 @@ fn roles_are_printed_for_one_cluster_and_for_whom_is_named() {
         said
     };
     let said = run(&["export", "kubernetes-rbac"], 1);
-    assert!(said.contains("--context") && said.contains("context us"), "{said}");
+    let names =
+        "name one by `--context`: 'ap of /kube/a', 'ap of /kube/b', 'eu', 'in-cluster', 'us'";
+    assert!(said.contains(names), "{said}");
+    let said = run(&["export", "kubernetes-rbac", "--context", "nowhere"], 1);
+    assert!(said.contains("nothing of `default` is in a cluster `nowhere`"), "{said}");
+    assert!(said.contains(names), "{said}");
+    let said = run(&["export", "kubernetes-rbac", "--context", "ap"], 1);
+    assert!(said.contains("'ap of /kube/a', 'ap of /kube/b'") && !said.contains("'us'"), "{said}");
+    for cluster in ["ap of /kube/b", "in-cluster"] {
+        run(&["export", "kubernetes-rbac", "--context", cluster], 0);
+    }
     let said = run(&["export", "kubernetes-rbac", "--context", "us", "--user", "dana"], 0);
     let role = "kind: Role\nmetadata:\n  name: keywheel-shop-default\n  namespace: shop\nrules:\n- apiGroups: [\"\"]\n  resourceNames: [keys]\n  resources: [secrets]\n  verbs: [get, patch]\n";
     assert!(said.contains(role), "{said}");

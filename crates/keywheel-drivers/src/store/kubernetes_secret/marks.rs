@@ -5,7 +5,7 @@ use keywheel_driver::Finding;
 
 use super::object::{LAST_APPLIED, Object};
 use crate::api::plain;
-use crate::kubernetes::MANAGER;
+use crate::kubernetes::{MANAGER, deployer};
 
 /// Kinds that make Secrets, and what to do about each.
 const MAKERS: [(&str, &str); 7] = [
@@ -16,17 +16,6 @@ const MAKERS: [(&str, &str); 7] = [
     ("VaultPKISecret", "let Vault issue the value"),
     ("Certificate", "let cert-manager renew it"),
     ("InfisicalSecret", "write the value in Infisical"),
-];
-
-/// How programs that deploy call themselves where they write, and what people call them.
-const DEPLOYERS: [(&str, &str); 7] = [
-    ("argocd", "Argo CD"),
-    ("kustomize-controller", "Flux"),
-    ("helm", "Helm"),
-    ("Terraform", "Terraform"),
-    ("terraform", "Terraform"),
-    ("HashiCorp", "Terraform"),
-    ("pulumi", "Pulumi"),
 ];
 
 /// Marks that deployers leave, as a beginning of a label's or annotation's name.
@@ -161,8 +150,4 @@ fn deployers(object: &Object) -> Vec<&'static str> {
     found.sort_unstable();
     found.dedup();
     found
-}
-
-fn deployer(manager: &str) -> Option<&'static str> {
-    DEPLOYERS.iter().find(|(begins, _)| manager.starts_with(begins)).map(|(_, name)| *name)
 }

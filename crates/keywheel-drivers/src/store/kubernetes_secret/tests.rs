@@ -909,6 +909,18 @@ async fn h61_keys_that_are_read_from_versions_are_not_written_in_place() {
 }
 
 #[tokio::test]
+async fn a_version_is_not_taken_for_a_secret_of_its_own() {
+    let bench = Bench::start();
+    swap(&*bench.store(Approach::Versioned), b"theirs", b"one").await.unwrap();
+    for approach in [Approach::InPlace, Approach::Versioned] {
+        let config = Config { name: "api-keys-v1".into(), ..bench.config(twin::ADMIN, approach) };
+        let (blocks, _) = told(&*bench.build(&config, None), &["OTHER"]).await;
+        let [block] = &blocks[..] else { panic!("{blocks:?}") };
+        assert!(block.contains("is a version of Secret `api-keys`: name that one"), "{block}");
+    }
+}
+
+#[tokio::test]
 async fn what_the_head_names_counts_only_where_it_is_a_version() {
     let bench = Bench::start();
     bench.make(

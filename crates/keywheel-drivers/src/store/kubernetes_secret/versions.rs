@@ -264,6 +264,11 @@ impl Secret {
         object.immutable && object.annotation(VERSION_OF) == Some(&self.name)
     }
 
+    /// Returns the other Secret that one is a version of.
+    pub(super) fn base_of<'o>(&self, object: &'o Object) -> Option<&'o str> {
+        object.annotation(VERSION_OF).filter(|base| *base != self.name)
+    }
+
     /// Copies a Secret under another name and with other values, without the marks of who made or deploys it: a deployer would
     /// delete what it does not know.
     pub(super) fn version_of(&self, object: &Object, name: &str, data: &Data) -> SecretValue {

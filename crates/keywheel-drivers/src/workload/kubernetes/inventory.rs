@@ -393,7 +393,8 @@ fn without_annotated_values(object: &Value) -> Value {
     head
 }
 
-fn pod_spec<'o>(kind: &str, object: &'o Value) -> &'o Value {
+/// Returns the specification of the pods of an object.
+pub(super) fn pod_spec<'o>(kind: &str, object: &'o Value) -> &'o Value {
     match kind {
         "Pod" => &object["spec"],
         "CronJob" => &object["spec"]["jobTemplate"]["spec"]["template"]["spec"],

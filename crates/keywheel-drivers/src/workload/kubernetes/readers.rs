@@ -2,13 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
-use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use keywheel_driver::workload::Reader;
 use keywheel_driver::{CallError, slot};
+use serde::Deserialize;
+use serde_json::Value;
 
+use super::RUNNERS;
+use super::inventory::{is_over, pod_spec};
 use super::namespace::Namespace;
 use super::pod::is_gone;
 use super::reads::{Read, reads};
@@ -102,39 +104,22 @@ fn taken(found: &Found, known: &Known, shadows: &Shadows, slots: &[String]) -> T
 
 async fn everything(namespace: &Namespace) -> Result<Vec<Found>, CallError> {
     let mut all = Vec::new();
-    for one in namespace.list::<Deployment>("apps", "deployments", &[]).await? {
-        let runs = one.spec.as_ref().is_none_or(|spec| spec.replicas != Some(0));
-        let spec = one.spec.and_then(|spec| spec.template.spec);
-        all.push(found("Deployment", &one.metadata, spec, runs));
-    }
-    for one in namespace.list::<StatefulSet>("apps", "statefulsets", &[]).await? {
-        let runs = one.spec.as_ref().is_none_or(|spec| spec.replicas != Some(0));
-        let spec = one.spec.and_then(|spec| spec.template.spec);
-        all.push(found("StatefulSet", &one.metadata, spec, runs));
-    }
-    for one in namespace.list::<DaemonSet>("apps", "daemonsets", &[]).await? {
-        let spec = one.spec.and_then(|spec| spec.template.spec);
-        all.push(found("DaemonSet", &one.metadata, spec, true));
-    }
-    for one in namespace.list::<CronJob>("batch", "cronjobs", &[]).await? {
-        let spec = one.spec.and_then(|spec| spec.job_template.spec);
-        let spec = spec.and_then(|spec| spec.template.spec);
-        let found = found("CronJob", &one.metadata, spec, false);
-        all.push(Found { comes_round: true, ..found });
-    }
     let mut owners = BTreeMap::new();
-    for one in namespace.list::<Job>("batch", "jobs", &[]).await? {
-        let ended = one.status.as_ref().is_some_and(|status| {
-            let conditions = status.conditions.iter().flatten();
-            conditions.into_iter().any(|it| is_end(&it.type_) && it.status == "True")
-        });
-        let spec = one.spec.and_then(|spec| spec.template.spec);
-        add_owned(&mut all, &mut owners, "Job", &one.metadata, spec, !ended);
-    }
-    for one in namespace.list::<ReplicaSet>("apps", "replicasets", &[]).await? {
-        let runs = one.spec.as_ref().is_none_or(|spec| spec.replicas != Some(0));
-        let spec = one.spec.and_then(|spec| spec.template).and_then(|template| template.spec);
-        add_owned(&mut all, &mut owners, "ReplicaSet", &one.metadata, spec, runs);
+    for (group, resource, kind) in RUNNERS.into_iter().filter(|(.., kind)| *kind != "Pod") {
+        for object in namespace.list::<Value>(group, resource, &[]).await? {
+            let (meta, found) = found(kind, &object).ok_or_else(|| {
+                let cluster = namespace.cluster.target();
+                CallError::Unknown(format!("{cluster}: one of its `{resource}` is not understood"))
+            })?;
+            match super::owner(&meta).filter(|_| matches!(kind, "Job" | "ReplicaSet")) {
+                None => all.push(found),
+                // That counts; an older set of replicas that is empty is only its history.
+                Some(owner) => {
+                    let above = (owner.kind.clone(), owner.name.clone());
+                    owners.insert(meta.uid.clone().unwrap_or_default(), above);
+                }
+            }
+        }
     }
     for one in namespace.list::<Pod>("", "pods", &[]).await? {
         if is_gone(&one) {
@@ -150,32 +135,22 @@ async fn everything(namespace: &Namespace) -> Result<Vec<Found>, CallError> {
     Ok(all)
 }
 
-fn is_end(condition: &str) -> bool {
-    matches!(condition, "Complete" | "Failed")
-}
-
-fn found(kind: &str, meta: &ObjectMeta, spec: Option<PodSpec>, runs: bool) -> Found {
-    let name = meta.name.clone().unwrap_or_default();
-    let reads = spec.as_ref().map(reads).unwrap_or_default();
-    Found { kind: kind.to_owned(), name, reads, runs, comes_round: false }
-}
-
-/// Adds what may belong to something else: that counts then, and an older set of replicas that is empty is only its history.
-fn add_owned(
-    all: &mut Vec<Found>,
-    owners: &mut BTreeMap<String, (String, String)>,
-    kind: &str,
-    meta: &ObjectMeta,
-    spec: Option<PodSpec>,
-    runs: bool,
-) {
-    match super::owner(meta) {
-        None => all.push(found(kind, meta, spec, runs)),
-        Some(owner) => {
-            let above = (owner.kind.clone(), owner.name.clone());
-            owners.insert(meta.uid.clone().unwrap_or_default(), above);
-        }
-    }
+/// Returns what makes pods, with its metadata; none where it is not understood.
+fn found(kind: &str, object: &Value) -> Option<(ObjectMeta, Found)> {
+    let meta = ObjectMeta::deserialize(&object["metadata"]).ok()?;
+    let spec = Option::<PodSpec>::deserialize(pod_spec(kind, object)).ok()?;
+    let found = Found {
+        kind: kind.to_owned(),
+        name: meta.name.clone().unwrap_or_default(),
+        reads: spec.as_ref().map(reads).unwrap_or_default(),
+        runs: match kind {
+            "CronJob" => false,
+            "Job" => !is_over(object),
+            _ => object["spec"]["replicas"] != 0,
+        },
+        comes_round: kind == "CronJob",
+    };
+    Some((meta, found))
 }
 
 /// Returns what a pod belongs to in the end, of whatever kind that is (H50).

@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 use super::reads::DRIVERS;
 use super::target::Target;
-use crate::kubernetes::MANAGER;
+use crate::kubernetes::{MANAGER, deployer};
 
 /// What every annotation of ours begins with.
 pub(super) const PREFIX: &str = "keywheel.dev/";
@@ -158,9 +158,6 @@ fn at(value: &mut Value, path: &[&str], lead: &mut impl FnMut(&mut Value)) {
 /// Who writes to every object, and never takes a stamp away.
 const CONTROLLERS: &str = "kube-controller-manager";
 
-/// Who brings objects as they stand somewhere else, and takes away what does not stand there.
-const DEPLOYERS: &[&str] = &["argocd-controller", "kustomize-controller", "helm-controller"];
-
 /// Names who else writes an object. Who took an annotation away stands nowhere: it is a deployer, if there is one, or whoever
 /// wrote last.
 pub(super) fn rival(meta: &ObjectMeta) -> Option<String> {
@@ -168,7 +165,7 @@ pub(super) fn rival(meta: &ObjectMeta) -> Option<String> {
     let others = entries.filter_map(|entry| {
         let name = entry.manager.as_deref().filter(|it| ![MANAGER, CONTROLLERS].contains(it))?;
         let is_whole = entry.subresource.as_deref().is_none_or(str::is_empty);
-        is_whole.then_some((DEPLOYERS.contains(&name), entry.time.as_ref().map(|at| at.0), name))
+        is_whole.then_some((deployer(name).is_some(), entry.time.as_ref().map(|at| at.0), name))
     });
     others.max().map(|(_, _, name)| name.to_owned())
 }
