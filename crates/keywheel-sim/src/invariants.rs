@@ -3,7 +3,6 @@
 //! Each check looks at the truth of the world or at the simulator's own book of what is durable, never at what the engine
 //! says of itself alone. They run after every record and after every effect; the first violation ends the life.
 
-use keywheel_core::call::Remedy;
 use keywheel_core::event::{Event, Outcome, Report, Step};
 use keywheel_core::facts::Authority;
 use keywheel_core::gate::Light;
@@ -18,6 +17,7 @@ use keywheel_journal::Journal;
 
 use crate::drivers::value_of;
 use crate::faults::{Fault, StepKind};
+use crate::journal::Asks;
 use crate::life::ready;
 use crate::world::{BrownOut, EPOCH, Edit, Held, Kind, Millis, RequestKind, State, Up, World};
 
@@ -462,25 +462,17 @@ impl World {
         }
     }
 
-    /// L03: what only an operator can change is not asked for again before one was told.
-    fn check_refused(&mut self, secret: usize, event: &Event) {
-        let refused = self.book[secret].refused;
-        match event {
-            Event::Refused { step, refusal } if refusal.remedy == Remedy::Operator => {
-                self.book[secret].refused = Some(*step);
-            }
-            Event::Intended { step, .. } if refused == Some(*step) => {
-                self.violate("L03", || {
-                    format!("{step} of secret {secret} was refused for good, and is tried again")
-                });
-            }
-            // The refusal was never durable.
-            Event::Unknown { step } if refused == Some(*step) => self.book[secret].refused = None,
-            Event::Intended { .. }
-            | Event::Refused { .. }
-            | Event::Done { .. }
-            | Event::Unknown { .. } => {}
-            _ => self.book[secret].refused = None,
+    /// L03: what only an operator can change is not asked for again before one was told. A refusal counts once it is durable: one
+    /// that a process took along was told to nobody, and whoever goes on asks again.
+    pub(crate) fn check_refused(&mut self, secret: usize, asks: &Asks) {
+        let refused = &mut self.book[secret].refused;
+        match asks {
+            Asks::For(step) if *refused == Some(*step) => self.violate("L03", || {
+                format!("{step} of secret {secret} was refused for good, and is tried again")
+            }),
+            Asks::InVain(step) => *refused = Some(*step),
+            Asks::Anew => *refused = None,
+            Asks::For(_) | Asks::Nothing => {}
         }
     }
 
@@ -497,7 +489,6 @@ impl World {
             return;
         }
         self.checks += 1;
-        self.check_refused(secret, event);
         self.check_cleaned(secret, rotation, event);
         self.check_brown_out(process, secret, rotation, event);
         match event {

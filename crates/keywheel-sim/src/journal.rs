@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use async_trait::async_trait;
-use keywheel_core::event::Event;
+use keywheel_core::call::Remedy;
+use keywheel_core::event::{Event, Step};
 use keywheel_core::inventory::Inventory;
 use keywheel_core::plan::RotationId;
 use keywheel_core::secret::{Credential, SecretName};
@@ -38,6 +39,7 @@ struct Note {
     epoch: u64,
     sequence: u64,
     what: What,
+    asks: Asks,
     take: Vec<String>,
     give_back: bool,
 }
@@ -49,6 +51,18 @@ enum What {
     Promoted,
     Ended(keywheel_core::event::Outcome),
     Other { closes_intent: bool },
+}
+
+/// What an entry has to do with a step that was refused in a way that only an operator can change.
+pub(crate) enum Asks {
+    /// It announces this one.
+    For(Step),
+    /// It says that this one was refused so.
+    InVain(Step),
+    /// It says what else came of a step.
+    Nothing,
+    /// It changes what is owed.
+    Anew,
 }
 
 impl SimJournal {
@@ -217,8 +231,20 @@ fn note(entry: &keywheel_journal::Entry) -> Note {
         epoch: entry.epoch.0,
         sequence: entry.sequence,
         what,
+        asks: entry.event.as_ref().map_or(Asks::Nothing, asks),
         take: entry.take.iter().map(|resource| resource.0.clone()).collect(),
         give_back: entry.give_back,
+    }
+}
+
+fn asks(event: &Event) -> Asks {
+    match event {
+        Event::Intended { step, .. } => Asks::For(*step),
+        Event::Refused { step, refusal } if refusal.remedy == Remedy::Operator => {
+            Asks::InVain(*step)
+        }
+        Event::Refused { .. } | Event::Done { .. } | Event::Unknown { .. } => Asks::Nothing,
+        _ => Asks::Anew,
     }
 }
 
@@ -286,6 +312,7 @@ impl World {
                 .iter_mut()
                 .for_each(|book| book.taken.retain(|(_, group)| *group != note.group));
         }
+        self.check_refused(secret, &note.asks);
         let book = &mut self.book[secret];
         book.next = note.sequence + 1;
         book.taken.extend(note.take.iter().map(|resource| (resource.clone(), note.group.clone())));
