@@ -22,7 +22,8 @@ use smallvec::SmallVec;
 
 use crate::drivers::index;
 use crate::faults::{Fault, StepKind};
-use crate::world::{EPOCH, Intent, Order, RequestKind, Shared, World};
+use crate::life::ready;
+use crate::world::{BrownOut, EPOCH, Intent, Order, RequestKind, Shared, World};
 
 /// One process's view of the journal.
 pub(crate) struct SimJournal {
@@ -158,6 +159,7 @@ impl Journal for SimJournal {
                 && matches!(answer, Err(JournalError::Storage(_))));
         if durable {
             let mut world = self.world.lock();
+            world.commits += usize::from(!notes.iter().all(|note| matches!(note.what, What::Row)));
             notes.iter().for_each(|note| world.entered(self.process, note));
         }
         answer
@@ -346,6 +348,29 @@ impl World {
             What::Other { closes_intent: true } => book.intent = None,
             What::Other { .. } | What::Row => {}
         }
+    }
+
+    /// Begins the book anew from a journal that lacks what was written last.
+    pub(crate) fn read_again(&mut self, journal: &MemoryJournal) {
+        for secret in 0..self.book.len() {
+            let name = format!("secret{secret}");
+            let Ok(name) = SecretName::new(&name, "sim") else { continue };
+            let row = ready(journal.inventory(&name)).ok().flatten();
+            let open = row.as_ref().and_then(|row| row.open.as_ref()).map(|open| &open.rotation);
+            let records = open.map(|open| ready(journal.records(open)).unwrap_or_default());
+            let book = &mut self.book[secret];
+            (book.epoch, book.holder, book.claimed_until) = (0, None, 0);
+            book.rotation = open.map(|open| open.0.clone());
+            book.next = records.as_ref().map_or(0, |records| records.len() as u64);
+            book.outcome = row.as_ref().and_then(|row| row.last_outcome);
+            (book.intent, book.refused) = (None, None);
+            book.running.clear();
+            book.taken.clear();
+            book.brown_out = BrownOut::default();
+        }
+        let leases = ready(journal.leases()).unwrap_or_default().into_iter();
+        let taken = leases.map(|(resource, group)| (resource.0, group.0));
+        self.book[0].taken.extend(taken);
     }
 
     fn taken_by_other(&self, note: &Note) -> Option<String> {
