@@ -127,6 +127,8 @@ pub(crate) struct Open {
 pub(crate) struct Minting {
     /// Attempts whose intent is durable.
     pub(crate) attempts: u16,
+    /// Those among them that may have made something: answered, or without an answer.
+    may_have_made: SmallVec<[u16; 1]>,
     pub(crate) done: bool,
     pub(crate) issued: Option<IssuedId>,
     pub(crate) minted_at: Timestamp,
@@ -821,11 +823,13 @@ impl Rotation {
 
     fn lost(&mut self, attempt: u16, settles_at: Timestamp) {
         self.minting.lost = Some(Lost { attempt, settles_at, looked: false, ambiguous: false });
+        self.minting.may_have_made.push(attempt);
         self.minting.settles_at = self.minting.settles_at.max(Some(settles_at));
     }
 
     fn minted(&mut self, issued: Option<IssuedId>, expires_at: Option<Timestamp>, at: Timestamp) {
         let minting = &mut self.minting;
+        minting.may_have_made.push(minting.attempts);
         minting.done = true;
         minting.lost = None;
         minting.issued = issued;
@@ -917,6 +921,8 @@ impl Rotation {
     fn resumed(&mut self) {
         self.parked = None;
         self.tries.clear();
+        // What carries a label that it should not carry was looked at.
+        self.minting.may_have_made = (1..=self.minting.attempts).collect();
         if let Some(lost) = &mut self.minting.lost {
             lost.ambiguous = false;
         }
@@ -1076,6 +1082,11 @@ impl Rotation {
     /// Returns how many mint attempts were begun.
     pub fn mint_attempts(&self) -> u16 {
         self.minting.attempts
+    }
+
+    /// Returns whether something may be live under the label of a mint attempt: it was not refused, as far as its records go.
+    pub fn may_have_made(&self, attempt: u16) -> bool {
+        self.minting.may_have_made.contains(&attempt)
     }
 
     /// Returns when the issuer ends the pending version by itself.

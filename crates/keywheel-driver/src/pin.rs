@@ -56,7 +56,8 @@ pub async fn check(
 /// Its place gave no answer when the rotation was planned, so nothing says that it is the one that answers now.
 fn unpinned(found: &Pin) -> String {
     format!(
-        "{found} answers, and it was not known where it is when this was planned: ask for it again"
+        "{found} answers, and it was not known where it is when this was planned: if that is the place, \
+         `keywheel adopt --pin-anew` says so, and `keywheel resume` goes on"
     )
 }
 

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
+use futures_util::future::join_all;
 use keywheel_core::call::{CallError, Refusal, RefusalKind};
 use keywheel_core::plan::{Part, Plan, StorePlan};
 use keywheel_core::planted;
@@ -52,16 +53,13 @@ async fn by(store: &dyn Store, planned: &StorePlan) -> Result<Option<Credential>
     Ok(perform::credential_of(&planned.slots, &held)?)
 }
 
-/// Reads each of these stores, in their order.
+/// Reads each of these stores, and returns what they hold in their order. One that is slow holds up no other.
 pub async fn by_each(
     stores: &[Arc<dyn Store>],
     plan: &Plan,
 ) -> Vec<Result<Option<Credential>, CallError>> {
-    let mut held = Vec::new();
-    for (store, planned) in stores.iter().zip(&plan.stores) {
-        held.push(by(store.as_ref(), planned).await);
-    }
-    held
+    let reads = stores.iter().zip(&plan.stores).map(|(store, planned)| by(store.as_ref(), planned));
+    join_all(reads).await
 }
 
 /// Joins what the stores hold, by their names, into one credential; none where none holds anything.

@@ -30,6 +30,8 @@ use crate::clock::within;
 use crate::run::{Member, resources};
 use crate::{Drivers, Engine, held, readers, recover};
 
+mod compare;
+
 /// How long a look at stores and workloads may hold up what does not depend on it.
 const LOOK: Span = Span::seconds(5);
 
@@ -53,6 +55,7 @@ type Held = Vec<Option<SecretValue>>;
 /// Takes one step that no other rotation shares.
 pub(crate) async fn perform(engine: &Engine, member: &Member, step: Step) -> Outcome {
     let work = Work { engine, member, plan: member.rotation.plan() };
+    work.compare(step).await?;
     match step {
         Step::Preflight => work.preflight().await,
         Step::Capture => work.capture().await,
@@ -129,7 +132,7 @@ pub(crate) async fn roll(engine: &Engine, members: &[(&Member, Step)]) -> Outcom
         work.check_workload(usize::from(workload)).await?;
         let walk = member.rotation.walk();
         held_since = held_since.max(walk.held_since(planned, to));
-        untouched.push(walk.untouched_before(work.plan, to));
+        untouched.push(work.untouched_before(to));
     }
     if planted!("stamp_ignores_also_accepted") && stamp_is_the_same(engine, members).await? {
         return Ok(Report::Plain.into());
@@ -762,19 +765,19 @@ impl Work<'_> {
         for _ in 0..if once { 1 } else { self.plan.acceptances() } {
             match self.member.drivers.issuer.verify(&credential).await? {
                 Verdict::Accepted => {}
-                Verdict::Refused => {
-                    let message =
-                        format!("issuer `{}` refuses {version}", self.plan.issuer.bound.name);
-                    let kind = RefusalKind::Invalid;
-                    return Err(match self.one_refusal_is_definite() {
-                        true => Refusal::operator(kind, message).into(),
-                        false => Refusal::retry(kind, None, message).into(),
-                    });
-                }
+                Verdict::Refused => return Err(self.refused_by_issuer(version).into()),
                 Verdict::CannotTell(reason) => return Err(cannot_tell(reason)),
             }
         }
         Ok(Report::Plain.into())
+    }
+
+    fn refused_by_issuer(&self, version: VersionId) -> Refusal {
+        let message = format!("issuer `{}` refuses {version}", self.plan.issuer.bound.name);
+        match self.one_refusal_is_definite() {
+            true => Refusal::operator(RefusalKind::Invalid, message),
+            false => Refusal::retry(RefusalKind::Invalid, None, message),
+        }
     }
 
     /// Where nothing has to spread, a value that was refused is refused everywhere. It is not tried again: an account may count
@@ -1419,6 +1422,13 @@ impl Work<'_> {
         Ok(proofs.into_iter().map(|(replica, _)| replica).collect())
     }
 
+    /// Before which start a replica has certainly read nothing of the rotation, also where the first write has no record any more.
+    fn untouched_before(&self, to: Position) -> Option<Timestamp> {
+        let before = self.member.rotation.walk().untouched_before(self.plan, to)?;
+        let known_until = self.member.known_until.filter(|_| !planted!("lost_writes_were_none"));
+        Some(known_until.map_or(before, |until| before.min(until)))
+    }
+
     /// What each replica of a workload proves.
     async fn proofs(&self, workload: usize, to: Position) -> Outcome<Vec<(String, Proof)>> {
         let slots = self.expected(workload, to).await?;
@@ -1431,7 +1441,7 @@ impl Work<'_> {
         let expected = Expected {
             slots: &slots,
             held_since: walk.held_since(planned, to),
-            untouched_before: walk.untouched_before(self.plan, to),
+            untouched_before: self.untouched_before(to),
             granularity: planned.facts.start_granularity,
         };
         let proof = |replica: Replica| {

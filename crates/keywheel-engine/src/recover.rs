@@ -12,7 +12,7 @@ use keywheel_core::plan::RotationId;
 use keywheel_core::planted;
 use keywheel_core::rotation::Rotation;
 use keywheel_core::secret::SecretName;
-use keywheel_core::time::Span;
+use keywheel_core::time::{Span, Timestamp};
 use keywheel_journal::{Journal, JournalError, Record};
 
 use crate::run::{Group, Member, as_if_done, group_name, resources};
@@ -51,7 +51,15 @@ impl Engine {
         let drivers = Arc::new(self.build.build(rotation.plan())?);
         let inventory = inventory.unwrap_or_else(|| Inventory::new(secret.clone()));
         let sequence = records.len() as u64;
-        Ok(Member { rotation, drivers, inventory, epoch, claimed_until: now + CLAIM, sequence })
+        Ok(Member {
+            rotation,
+            drivers,
+            inventory,
+            epoch,
+            claimed_until: now + CLAIM,
+            sequence,
+            known_until: Some(known_until(&records)),
+        })
     }
 
     /// The name under which a group holds its wave leases. The member that gave it may have ended; whoever holds the leases of
@@ -108,6 +116,14 @@ impl Engine {
         }
         Ok(groups)
     }
+}
+
+/// When the process that began a rotation wrote the last of its records. Later ones may be those of a process that found a journal
+/// without what came in between.
+fn known_until(records: &[Record]) -> Timestamp {
+    let began = records.first().map(|first| first.epoch);
+    let of_the_first = records.iter().take_while(|record| Some(record.epoch) == began);
+    of_the_first.last().map(|last| last.at).unwrap_or_default()
 }
 
 /// What is recorded of an intent without an outcome.

@@ -41,6 +41,9 @@ pub struct Member {
     pub(crate) epoch: Epoch,
     pub(crate) claimed_until: Timestamp,
     pub(crate) sequence: u64,
+    /// Where another process began the rotation, when it wrote the last of its records: what was done since may have had records that
+    /// are lost (H18).
+    pub(crate) known_until: Option<Timestamp>,
 }
 
 impl Group {

@@ -129,6 +129,11 @@ faults! {
     CommitUnacknowledged,
     /// A commit is lost by a power cut.
     TailLost,
+    /// The process dies, and the journal that the next one finds lacks commits that were acknowledged: a backup that was put back,
+    /// or a replica that took over. That takes longer than any call that is under way.
+    JournalBehind,
+    /// A store forgets its last write, which was acknowledged, as a replica does that takes over without it.
+    StoreBehind,
     /// A commit takes a minute, longer than the call that it announces may take.
     CommitSlow,
     /// Another process tries to take the rotation up while its owner lives.
@@ -232,6 +237,7 @@ impl Fault {
             }
             Self::WallForward | Self::WallBack | Self::Suspended | Self::Reboot => Hits::Around,
             Self::Undo | Self::Emergency | Self::WindowClosed => Hits::Around,
+            Self::JournalBehind | Self::StoreBehind => Hits::Around,
         }
     }
 }
@@ -246,7 +252,14 @@ pub fn impossible(step: StepKind, fault: Fault) -> Option<&'static str> {
             Some("only a mint brings a value or counts against a cap")
         }
         Fault::StaleRead
-            if !matches!(step, StepKind::Capture | StepKind::Write | StepKind::Visit) =>
+            if !matches!(
+                step,
+                StepKind::Capture
+                    | StepKind::Write
+                    | StepKind::Visit
+                    | StepKind::Suspend
+                    | StepKind::Revoke
+            ) =>
         {
             Some("the step reads no store")
         }

@@ -3,7 +3,6 @@
 //! Each check looks at the truth of the world or at the simulator's own book of what is durable, never at what the engine
 //! says of itself alone. They run after every record and after every effect; the first violation ends the life.
 
-use keywheel_core::call::Remedy;
 use keywheel_core::event::{Event, Outcome, Report, Step};
 use keywheel_core::facts::Authority;
 use keywheel_core::gate::Light;
@@ -18,8 +17,11 @@ use keywheel_journal::Journal;
 
 use crate::drivers::value_of;
 use crate::faults::{Fault, StepKind};
+use crate::journal::Asks;
 use crate::life::ready;
-use crate::world::{BrownOut, EPOCH, Edit, Held, Kind, Millis, RequestKind, State, Up, World};
+use crate::world::{
+    BrownOut, EPOCH, Edit, Held, Kind, Millis, RequestKind, Slot, State, Up, World,
+};
 
 /// An invariant that did not hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -118,7 +120,7 @@ pub const ALL: [(&str, Looked); 34] = [
     (
         "I18",
         Looked::Here(
-            "after a lost tail nothing is ended without a new look (I02 holds for every end)",
+            "after lost commits or a lost write of a store nothing is ended, replaced or written without a new look (I01, I02 and I11 hold for all that follows)",
         ),
     ),
     (
@@ -184,6 +186,21 @@ impl World {
         }
     }
 
+    /// Whether a process began with a journal that lacks what others did: what they owed, nobody knows.
+    pub(crate) fn is_behind(&self) -> bool {
+        self.fired.contains(&Fault::JournalBehind)
+    }
+
+    /// Whether what was counted by records may have been counted by some that are lost.
+    fn has_lost_records(&self) -> bool {
+        self.fired.contains(&Fault::TailLost) || self.is_behind()
+    }
+
+    /// Whether a store may hold again what was replaced there.
+    fn may_have_forgotten(&self) -> bool {
+        self.fired.contains(&Fault::StoreBehind) || self.is_behind()
+    }
+
     /// Whether a slot holds what somebody else wrote there.
     pub(crate) fn is_somebodys(&self, held: Held) -> bool {
         matches!(held, Held::Value(value) if self.is_foreign(value))
@@ -237,7 +254,11 @@ impl World {
     pub(crate) fn check_tokens(&mut self) {
         for secret in 0..self.secrets.len() {
             let known = &self.secrets[secret];
-            if known.token_life == 0 || known.emergency || known.tampered {
+            if known.token_life == 0
+                || known.emergency
+                || known.tampered
+                || self.may_have_forgotten()
+            {
                 continue;
             }
             self.checks += 1;
@@ -334,9 +355,32 @@ impl World {
             .iter()
             .filter(|known| known.state != State::Revoked && !known.bystander)
             .count();
-        let most = 2 + 2 * usize::from(known.emergency) + usize::from(known.duplicated);
+        // Where the issuer keeps no labels, or an operator says so, a mint whose records are lost is made again.
+        let is_unseen = self.is_behind() && (!known.facts.label || self.healed);
+        let most = 2
+            + 2 * usize::from(known.emergency)
+            + usize::from(known.duplicated)
+            + usize::from(is_unseen);
         if live > most {
             self.violate("I06", || format!("{live} live credentials of secret {secret}"));
+        }
+    }
+
+    /// I18: after records were lost, a mint that takes the place of another version takes none that a store holds and no record names.
+    pub(crate) fn check_replaced(&mut self, secret: usize, index: usize, previous: Option<&str>) {
+        self.checks += 1;
+        let known = &self.secrets[secret];
+        let replaced = &known.credentials[index];
+        let is_named = previous == Some(replaced.name.as_str());
+        if !self.is_behind() || known.emergency || is_named || replaced.state != State::Live {
+            return;
+        }
+        let held = Held::Value(replaced.value);
+        if self.slots.iter().any(|slot| slot.is_current && slot.held == held) {
+            let name = replaced.name.clone();
+            self.violate("I18", || {
+                format!("a mint for secret {secret} ends `{name}`, which a store holds and no record names")
+            });
         }
     }
 
@@ -355,6 +399,11 @@ impl World {
             return;
         }
         let value = Held::Value(credential.value);
+        // What was written without a record of it to a store that tells nothing, nobody can know.
+        let is_told = |slot: &Slot| slot.is_readable || slot.tells_time_only;
+        if self.is_behind() && !known.slots.iter().all(|slot| is_told(&self.slots[*slot])) {
+            return;
+        }
         let named = self.slots.iter().any(|slot| slot.is_current && slot.held == value);
         let used = self
             .serving_slots(secret)
@@ -376,7 +425,8 @@ impl World {
             let (ended, suspect) = (written.ended, written.suspect);
             // A write that was sent before the emergency lands where a rival, or the rotation that turned round, puts back what
             // it was to replace.
-            let was_sent_before = self.fired.contains(&Fault::LateLanding);
+            let late = [Fault::LateLanding, Fault::CrashLate, Fault::JournalBehind];
+            let was_sent_before = late.iter().any(|fault| self.fired.contains(fault));
             if ended || (emergency && suspect && !was_sent_before) {
                 let which = if ended { "ended" } else { "suspect" };
                 self.violate("I11", || {
@@ -448,7 +498,8 @@ impl World {
     /// I04: a value that is about to be used can be unsealed by a fresh process.
     pub(crate) fn check_recoverable(&mut self, secret: usize, value: u16) {
         self.checks += 1;
-        let Some(journal) = self.journal.clone() else { return };
+        // What a process sealed before its records were lost may be put to use by a call that it left under way.
+        let Some(journal) = self.journal.clone().filter(|_| !self.is_behind()) else { return };
         let Ok(name) = SecretName::new(&format!("secret{secret}"), "sim") else { return };
         let keys = ready(journal.sealed(&name)).unwrap_or_default();
         let held = keys.iter().any(|key| {
@@ -462,25 +513,17 @@ impl World {
         }
     }
 
-    /// L03: what only an operator can change is not asked for again before one was told.
-    fn check_refused(&mut self, secret: usize, event: &Event) {
-        let refused = self.book[secret].refused;
-        match event {
-            Event::Refused { step, refusal } if refusal.remedy == Remedy::Operator => {
-                self.book[secret].refused = Some(*step);
-            }
-            Event::Intended { step, .. } if refused == Some(*step) => {
-                self.violate("L03", || {
-                    format!("{step} of secret {secret} was refused for good, and is tried again")
-                });
-            }
-            // The refusal was never durable.
-            Event::Unknown { step } if refused == Some(*step) => self.book[secret].refused = None,
-            Event::Intended { .. }
-            | Event::Refused { .. }
-            | Event::Done { .. }
-            | Event::Unknown { .. } => {}
-            _ => self.book[secret].refused = None,
+    /// L03: what only an operator can change is not asked for again before one was told. A refusal counts once it is durable: one
+    /// that a process took along was told to nobody, and whoever goes on asks again.
+    pub(crate) fn check_refused(&mut self, secret: usize, asks: &Asks) {
+        let refused = &mut self.book[secret].refused;
+        match asks {
+            Asks::For(step) if *refused == Some(*step) => self.violate("L03", || {
+                format!("{step} of secret {secret} was refused for good, and is tried again")
+            }),
+            Asks::InVain(step) => *refused = Some(*step),
+            Asks::Anew => *refused = None,
+            Asks::For(_) | Asks::Nothing => {}
         }
     }
 
@@ -497,7 +540,6 @@ impl World {
             return;
         }
         self.checks += 1;
-        self.check_refused(secret, event);
         self.check_cleaned(secret, rotation, event);
         self.check_brown_out(process, secret, rotation, event);
         match event {
@@ -570,7 +612,7 @@ impl World {
             });
         }
         let Event::Intended { step, .. } = event else { return };
-        let leapt = self.fired.contains(&crate::faults::Fault::TailLost);
+        let leapt = self.has_lost_records();
         let ends = match step {
             Step::Suspend(_) => rotation.ending().soaked_at().is_some(),
             _ => matches!(step, Step::Revoke(_)),
@@ -603,7 +645,7 @@ impl World {
         let for_brown_out =
             rotation.brown_out_for().is_some() && rotation.ending().soaked_at().is_none();
         let soak = if for_brown_out { policy.soak.part(1, 2) } else { policy.soak };
-        let leapt = self.fired.iter().any(|fault| matches!(fault, crate::faults::Fault::TailLost));
+        let leapt = self.has_lost_records();
         if promoted_for < soak.as_millis() as Millis && !leapt {
             self.violate("I07", || format!("{step:?} of secret {secret} after {promoted_for} ms of true time, before its soak"));
         }
@@ -646,7 +688,7 @@ impl World {
     fn check_soak(&mut self, secret: usize, rotation: &Rotation) {
         let gone = self.now - self.book[secret].promoted_at;
         let counted = rotation.ending().soak_counted().as_millis() as Millis;
-        let lost = self.fired.contains(&crate::faults::Fault::TailLost);
+        let lost = self.has_lost_records();
         if rotation.was_ever_promoted() && counted > gone && !lost {
             self.violate("I07", || {
                 format!("secret {secret} counts {counted} ms of soak in {gone} ms of true time")
@@ -657,7 +699,7 @@ impl World {
     /// I08: every store and every replica truly holds the arrangement that is said to be reached.
     fn check_arrived(&mut self, secret: usize, rotation: &Rotation, position: u8) {
         let known = &self.secrets[secret];
-        if known.tampered || known.emergency || self.healed {
+        if known.tampered || known.emergency || self.healed || self.may_have_forgotten() {
             return;
         }
         let arrangement = rotation.line().at(position);

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use async_trait::async_trait;
-use keywheel_core::event::Event;
+use keywheel_core::call::Remedy;
+use keywheel_core::event::{Event, Step};
 use keywheel_core::inventory::Inventory;
 use keywheel_core::plan::RotationId;
 use keywheel_core::secret::{Credential, SecretName};
@@ -21,7 +22,8 @@ use smallvec::SmallVec;
 
 use crate::drivers::index;
 use crate::faults::{Fault, StepKind};
-use crate::world::{EPOCH, Intent, Order, RequestKind, Shared, World};
+use crate::life::ready;
+use crate::world::{BrownOut, EPOCH, Intent, Order, RequestKind, Shared, World};
 
 /// One process's view of the journal.
 pub(crate) struct SimJournal {
@@ -38,6 +40,7 @@ struct Note {
     epoch: u64,
     sequence: u64,
     what: What,
+    asks: Asks,
     take: Vec<String>,
     give_back: bool,
 }
@@ -49,6 +52,18 @@ enum What {
     Promoted,
     Ended(keywheel_core::event::Outcome),
     Other { closes_intent: bool },
+}
+
+/// What an entry has to do with a step that was refused in a way that only an operator can change.
+pub(crate) enum Asks {
+    /// It announces this one.
+    For(Step),
+    /// It says that this one was refused so.
+    InVain(Step),
+    /// It says what else came of a step.
+    Nothing,
+    /// It changes what is owed.
+    Anew,
 }
 
 impl SimJournal {
@@ -144,6 +159,7 @@ impl Journal for SimJournal {
                 && matches!(answer, Err(JournalError::Storage(_))));
         if durable {
             let mut world = self.world.lock();
+            world.commits += usize::from(!notes.iter().all(|note| matches!(note.what, What::Row)));
             notes.iter().for_each(|note| world.entered(self.process, note));
         }
         answer
@@ -217,8 +233,20 @@ fn note(entry: &keywheel_journal::Entry) -> Note {
         epoch: entry.epoch.0,
         sequence: entry.sequence,
         what,
+        asks: entry.event.as_ref().map_or(Asks::Nothing, asks),
         take: entry.take.iter().map(|resource| resource.0.clone()).collect(),
         give_back: entry.give_back,
+    }
+}
+
+fn asks(event: &Event) -> Asks {
+    match event {
+        Event::Intended { step, .. } => Asks::For(*step),
+        Event::Refused { step, refusal } if refusal.remedy == Remedy::Operator => {
+            Asks::InVain(*step)
+        }
+        Event::Refused { .. } | Event::Done { .. } | Event::Unknown { .. } => Asks::Nothing,
+        _ => Asks::Anew,
     }
 }
 
@@ -286,6 +314,7 @@ impl World {
                 .iter_mut()
                 .for_each(|book| book.taken.retain(|(_, group)| *group != note.group));
         }
+        self.check_refused(secret, &note.asks);
         let book = &mut self.book[secret];
         book.next = note.sequence + 1;
         book.taken.extend(note.take.iter().map(|resource| (resource.clone(), note.group.clone())));
@@ -319,6 +348,29 @@ impl World {
             What::Other { closes_intent: true } => book.intent = None,
             What::Other { .. } | What::Row => {}
         }
+    }
+
+    /// Begins the book anew from a journal that lacks what was written last.
+    pub(crate) fn read_again(&mut self, journal: &MemoryJournal) {
+        for secret in 0..self.book.len() {
+            let name = format!("secret{secret}");
+            let Ok(name) = SecretName::new(&name, "sim") else { continue };
+            let row = ready(journal.inventory(&name)).ok().flatten();
+            let open = row.as_ref().and_then(|row| row.open.as_ref()).map(|open| &open.rotation);
+            let records = open.map(|open| ready(journal.records(open)).unwrap_or_default());
+            let book = &mut self.book[secret];
+            (book.epoch, book.holder, book.claimed_until) = (0, None, 0);
+            book.rotation = open.map(|open| open.0.clone());
+            book.next = records.as_ref().map_or(0, |records| records.len() as u64);
+            book.outcome = row.as_ref().and_then(|row| row.last_outcome);
+            (book.intent, book.refused) = (None, None);
+            book.running.clear();
+            book.taken.clear();
+            book.brown_out = BrownOut::default();
+        }
+        let leases = ready(journal.leases()).unwrap_or_default().into_iter();
+        let taken = leases.map(|(resource, group)| (resource.0, group.0));
+        self.book[0].taken.extend(taken);
     }
 
     fn taken_by_other(&self, note: &Note) -> Option<String> {

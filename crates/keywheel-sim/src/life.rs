@@ -81,6 +81,10 @@ pub(crate) fn lead(seed: u64, options: &Options) -> Verdict {
 const FAULTY_FOR: Millis = 400 * 86_400_000;
 /// How long healed rotations may take to come to rest.
 const HEALED_FOR: Millis = 60 * 86_400_000;
+/// How many acknowledged commits a journal lacks at most that is put in the place of another.
+const MOST_LOST: usize = 12;
+/// How long that takes: no call that is under way lands later.
+const PUT_BACK_AFTER: Millis = 120_000;
 /// More turns than any life takes: a life that takes them stands still.
 const TURNS: u64 = 20_000;
 
@@ -191,8 +195,12 @@ impl Life {
             Some(faults) => faults.clone(),
             None => faults(&mut world, options.focus),
         };
-        let loses = world.agenda.iter().any(|planned| planned.fault == Fault::TailLost);
-        let journal = if loses { journal.with_undo(2) } else { journal };
+        let loses = |fault| world.agenda.iter().any(|planned| planned.fault == fault);
+        let journal = match (loses(Fault::TailLost), loses(Fault::JournalBehind)) {
+            (_, true) => journal.with_undo(MOST_LOST + 1),
+            (true, false) => journal.with_undo(2),
+            (false, false) => journal,
+        };
         let groups = groups
             .into_iter()
             .map(|plans| Duty {
@@ -581,6 +589,7 @@ impl Life {
                     self.crash(process, true);
                 }
             }
+            Order::JournalBehind => self.put_journal_back(),
             Order::Hold(span) => self.processes[process].held_until = now + span,
             Order::HoldAll(span) => {
                 self.processes.iter_mut().for_each(|process| process.held_until = now + span)
@@ -595,6 +604,29 @@ impl Life {
             Order::Undo => self.want(process, group, Job::Undo),
             Order::CloseWindow => self.want(process, group, Job::CloseWindow),
             Order::Emergency => self.want(process, group, Job::Emergency),
+        }
+    }
+
+    /// Every process dies, and what is started later finds the journal as it was some commits ago.
+    fn put_journal_back(&mut self) {
+        for process in 0..self.processes.len() {
+            self.crash(process, true);
+        }
+        let mut world = self.shared.lock();
+        // Where a store lacks writes as well, nobody is left to ask: one of them is lost at a time.
+        let wanted = match world.fired.contains(&Fault::StoreBehind) {
+            true => 0,
+            false => 1 + world.random.below(MOST_LOST as u64) as usize,
+        };
+        let lost = self.journal.lose_tail(wanted.min(world.commits));
+        world.commits -= lost;
+        world.read_again(&self.journal);
+        let now = world.now;
+        for duty in &mut self.groups {
+            let job = duty.next.take().map(|(_, job)| job).or(duty.wanted.take());
+            let after = PUT_BACK_AFTER + world.random.between(0, 600_000);
+            duty.next = Some((now + after, job.unwrap_or(Job::Recover)));
+            duty.at_rest = false;
         }
     }
 
@@ -915,6 +947,10 @@ impl Life {
                 world.violate("L02", || format!("secret {secret} is open and not parked at rest"))
             };
         };
+        // What nobody has records of any more is for a person to compare.
+        if world.is_behind() {
+            return;
+        }
         let waits_for_store = world.in_the_way.is_some()
             && !healed
             && matches!(
@@ -922,9 +958,11 @@ impl Life {
                 ParkReason::Refused { step: Step::Write { .. }, .. }
                     | ParkReason::OutOfPatience { step: Step::Write { .. } }
             );
-        if waits_for_store {
-            let plan = ready(recover::read(self.journal.as_ref(), rotation));
-            return plan.map_or((), |open| world.check_suspects_ended(secret, open.plan()));
+        let open = || ready(recover::read(self.journal.as_ref(), rotation)).ok();
+        // The rotation that an emergency was to take over may still be the open one.
+        let emergency = waits_for_store.then(open).flatten();
+        if let Some(open) = emergency.filter(|open| open.plan().is_emergency()) {
+            return world.check_suspects_ended(secret, open.plan());
         }
         let legal = match &reason {
             ParkReason::ProofNeeded => shape == Shape::Append,
@@ -949,6 +987,7 @@ impl Life {
                                 Fault::RivalEdit,
                                 Fault::RivalRevert,
                                 Fault::StaleRead,
+                                Fault::StoreBehind,
                                 Fault::ReplicaRestarts,
                                 Fault::ScaleUp,
                             ]))
@@ -956,10 +995,12 @@ impl Life {
             ParkReason::RedAfterSuspend => !healed && fired(&[Fault::ProbeRed]),
             ParkReason::GateClosed => {
                 is_unread_change
+                    || world.is_held_down_by_another(secret)
                     || !healed
                         && fired(&[
                             Fault::RivalEdit,
                             Fault::RivalRevert,
+                            Fault::StoreBehind,
                             Fault::WallForward,
                             Fault::WallBack,
                         ])
@@ -971,7 +1012,11 @@ impl Life {
                     + usize::from(fired(&[Fault::WallBack]))
                     + usize::from(world.tells_starts_by_the_second(&reason));
                 stays_bad
-                    || !healed && (failing >= 3 || fired(&[Fault::RivalEdit, Fault::RivalRevert]))
+                    || is_unread_change
+                    || world.is_held_down_by_another(secret)
+                    || !healed
+                        && (failing >= 3
+                            || fired(&[Fault::RivalEdit, Fault::RivalRevert, Fault::StoreBehind]))
             }
         };
         if !legal {
@@ -995,7 +1040,7 @@ impl Life {
             });
         }
         let granted = self.groups[group].undo_granted.lock().expect("one thread").contains(name);
-        if granted && outcome != Outcome::Undone && !emergency {
+        if granted && outcome != Outcome::Undone && !emergency && !world.is_behind() {
             return world.violate("I10", || {
                 format!("an undo of secret {secret} was granted, and it is {outcome}")
             });
@@ -1018,7 +1063,7 @@ impl Life {
             .collect();
         let orphan_may_be = matches!(shape, Shape::Blind | Shape::Unlabelled | Shape::OurKeys);
         let accounted_for = live.len() == 1 || (orphan_may_be && !live.is_empty());
-        if !accounted_for {
+        if !accounted_for && !world.is_behind() {
             return world.violate("L04", || {
                 format!("secret {secret} ({shape:?}) is {outcome}, and these are live: {live:?}")
             });

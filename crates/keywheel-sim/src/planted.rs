@@ -47,7 +47,7 @@ const fn journal(name: &'static str) -> Bug {
 }
 
 /// Every planted bug.
-pub const BUGS: [Bug; 42] = [
+pub const BUGS: [Bug; 48] = [
     core("vacuous_evidence").shown_by(StepKind::Evidence, Fault::ReplicasHidden),
     core("moves_are_leaps"),
     core("drop_without_token_wait"),
@@ -79,6 +79,12 @@ pub const BUGS: [Bug; 42] = [
     engine("suspect_written_again").shown_by(StepKind::Roll, Fault::Emergency),
     engine("stores_stop_an_emergency").shown_by(StepKind::Visit, Fault::Emergency),
     engine("unread_store_stops_an_emergency").shown_by(StepKind::Visit, Fault::Emergency),
+    engine("ended_while_a_store_names_it").shown_by(StepKind::Visit, Fault::StoreBehind),
+    engine("stray_ended_unseen").shown_by(StepKind::Write, Fault::JournalBehind),
+    engine("minted_over_an_unknown_value").shown_by(StepKind::Evidence, Fault::JournalBehind),
+    engine("attempt_is_made_twice").shown_by(StepKind::Verify, Fault::JournalBehind),
+    engine("written_without_asking").shown_by(StepKind::Revoke, Fault::JournalBehind),
+    engine("lost_writes_were_none").shown_by(StepKind::Roll, Fault::JournalBehind),
     engine("stamp_ignores_also_accepted"),
     engine("deadline_after_the_call"),
     engine("refused_read_back_is_a_refused_write").shown_by(StepKind::Write, Fault::Forbidden),

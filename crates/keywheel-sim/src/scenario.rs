@@ -75,8 +75,10 @@ impl Shape {
 
     /// A shape, the common ones more often; where a step must happen, one in which it can.
     pub(crate) fn draw(random: &mut Random, focus: Option<(StepKind, Fault)>) -> Self {
-        if let Some((step, _)) = focus {
+        if let Some((step, fault)) = focus {
             match step {
+                // A mint that takes the place of what the lost one made.
+                StepKind::Evidence if fault == Fault::JournalBehind => return Self::Reset,
                 StepKind::Suspend | StepKind::Resume => {
                     return random.pick(&[Self::Keys, Self::Logins]);
                 }
@@ -380,11 +382,13 @@ fn add_secret(
                 is_current,
                 held,
                 before: held,
+                before_write: held,
                 written: held,
                 changed_at: 0,
                 was_told: false,
                 edit_was_told: false,
                 tells_time_only: read_back == ReadBack::Timestamp,
+                is_readable: read_back == ReadBack::Value,
             });
             known.slots.push(index);
             slots.push(Slot {

@@ -73,6 +73,8 @@ pub(crate) struct World {
     pub(crate) alive: SmallVec<[bool; 4]>,
     pub(crate) violation: Option<Violation>,
     pub(crate) checks: u64,
+    /// How many commits of rotations are durable.
+    pub(crate) commits: usize,
     /// How often the engine read the clock in the present turn.
     pub(crate) clock_reads: u32,
     pub(crate) crash_at_next_commit: bool,
@@ -110,6 +112,7 @@ pub(crate) enum Order {
     Undo,
     Emergency,
     CloseWindow,
+    JournalBehind,
 }
 
 /// A fault that waits for its moment.
@@ -214,15 +217,19 @@ pub(crate) struct Slot {
     pub(crate) is_current: bool,
     pub(crate) held: Held,
     pub(crate) before: Held,
+    /// What it held before the last write of its store.
+    pub(crate) before_write: Held,
     /// What keywheel wrote last: where a repair puts it back.
     pub(crate) written: Held,
     /// When it was written last, by whoever wrote.
     pub(crate) changed_at: Millis,
-    /// Whether keywheel asked for that time before somebody's edit, and whether it asked again after it.
+    /// Whether keywheel asked for that time since its last write and before somebody's edit, and whether it asked again after it.
     pub(crate) was_told: bool,
     pub(crate) edit_was_told: bool,
     /// Whether that is all that anybody is told of it.
     pub(crate) tells_time_only: bool,
+    /// Whether what it holds can be read.
+    pub(crate) is_readable: bool,
 }
 
 impl Slot {
@@ -473,6 +480,7 @@ impl World {
             alive: SmallVec::new(),
             violation: None,
             checks: 0,
+            commits: 0,
             clock_reads: 0,
             crash_at_next_commit: false,
             healed: false,
@@ -773,6 +781,8 @@ impl World {
             }
             Fault::QuotaFull => refuse(Refusal::operator(RefusalKind::Quota, "cap is reached")),
             Fault::Slow => call.after = self.secrets[secret].call_for - 1_000,
+            // Once records are lost, one look is all that is taken.
+            Fault::StaleRead if self.is_behind() => {}
             Fault::StaleRead => {
                 if let Request::Read { stale, .. } = request {
                     *stale = true;
@@ -789,6 +799,7 @@ impl World {
                 }
             }
             Fault::ProbeRed => self.probes_red_until = self.now + 90_000,
+            Fault::StoreBehind => self.forget_write(secret, request),
             _ => self.around(fault, secret),
         }
     }
@@ -828,6 +839,7 @@ impl World {
             Fault::Undo => self.orders.push(Order::Undo),
             Fault::Emergency => self.orders.push(Order::Emergency),
             Fault::WindowClosed => self.orders.push(Order::CloseWindow),
+            Fault::JournalBehind => self.orders.push(Order::JournalBehind),
             Fault::Reboot => {
                 self.boot_id += 1;
                 self.boot_from = self.now + 30_000;
@@ -853,9 +865,9 @@ impl World {
             }
             Fault::WallBack => {
                 // Start times prove nothing of restarts that other rotations caused before the clock was set back (see the
-                // crate's documentation).
-                let leaps: &[Millis] =
-                    if self.secrets.len() > 1 { &[1] } else { &[2_000, 120_000] };
+                // crate's documentation), and what a task saw that another one overtook has no record.
+                let is_unseen = self.secrets.len() > 1 || self.fired.contains(&Fault::SecondTask);
+                let leaps: &[Millis] = if is_unseen { &[1] } else { &[2_000, 120_000] };
                 let leap = self.random.pick(leaps);
                 self.set_wall(-leap);
             }
@@ -894,6 +906,43 @@ impl World {
                 self.read_stores(workload, replica);
             }
             _ => {}
+        }
+    }
+
+    /// Lets a store forget its last write: the one that is being read, so that nobody has looked at it just before. Nothing is
+    /// forgotten where what was there before is ended, or about to be by a call that is under way: no look comes before that. Nor
+    /// while another write is, which would put it back before anybody saw it.
+    fn forget_write(&mut self, secret: usize, request: &Request) {
+        let readable = |slot: &usize| self.slots[*slot].is_readable;
+        let slots = self.secrets[secret].slots.iter().copied().filter(readable);
+        let slots: SmallVec<[usize; 4]> = slots.collect();
+        let disturbs = |request: &Request| {
+            matches!(request, Request::End { .. } | Request::Mint { .. } | Request::Write { .. })
+        };
+        let under_way = self.calls.iter().filter_map(|call| call.request.as_ref());
+        if self.secrets[secret].emergency
+            || self.is_behind()
+            || under_way.chain([request]).any(disturbs)
+        {
+            return;
+        }
+        let some = match request {
+            Request::Read { slots, .. } | Request::Changed { slots } => slots[0],
+            _ => self.random.pick(&slots),
+        };
+        let store = self.slots[some].store_of;
+        let of_store = || slots.iter().copied().filter(|slot| self.slots[*slot].store_of == store);
+        let works = |slot: usize| match self.slots[slot].before_write {
+            Held::Value(value) => self.works(secret, value),
+            Held::Absent | Held::Empty => !self.slots[slot].is_current,
+        };
+        if !of_store().all(|slot| works(slot) && self.slots[slot].held == self.slots[slot].written)
+        {
+            return;
+        }
+        for slot in of_store().collect::<SmallVec<[usize; 4]>>() {
+            let before = self.slots[slot].before_write;
+            self.slots[slot].hold(before, self.now);
         }
     }
 
@@ -1063,8 +1112,8 @@ impl World {
             }
             Kind::Keys | Kind::Reset => (format!("k{}", known.credentials.len()), None),
             Kind::Logins => {
-                let other = match previous {
-                    Some((name, _)) if name == "login_a" => "login_b",
+                let other = match &previous {
+                    Some((name, _)) if *name == "login_a" => "login_b",
                     _ => "login_a",
                 };
                 let generations =
@@ -1090,6 +1139,7 @@ impl World {
             .map(|(index, _)| index)
             .collect();
         for index in ended {
+            self.check_replaced(secret, index, previous.as_ref().map(|(name, _)| name.as_str()));
             self.end_credential(secret, index, State::Revoked);
         }
         let label = self.secrets[secret].facts.label.then_some(label);
@@ -1239,13 +1289,16 @@ impl World {
                 .into());
             }
         }
-        let mut changed = false;
+        let changed = edits.iter().any(|edit| self.slots[edit.slot].held != edit.value);
         for edit in edits {
             self.check_write(secret, edit);
             let slot = &mut self.slots[edit.slot];
             slot.written = edit.value;
+            slot.was_told = false;
+            if changed {
+                slot.before_write = slot.held;
+            }
             if slot.held != edit.value {
-                changed = true;
                 slot.before = slot.held;
             }
             slot.hold(edit.value, self.now);
