@@ -47,11 +47,13 @@ impl Engine {
             return Err(EngineError::NotOpen(secret.to_string()));
         };
         let records = self.journal.records(&open).await?;
-        let rotation = replay(&records)?;
+        let mut rotation = replay(&records)?;
+        rotation.ask_again();
         let drivers = Arc::new(self.build.build(rotation.plan())?);
         let inventory = inventory.unwrap_or_else(|| Inventory::new(secret.clone()));
         let sequence = records.len() as u64;
-        Ok(Member { rotation, drivers, inventory, epoch, claimed_until: now + CLAIM, sequence })
+        let claimed_until = now + CLAIM;
+        Ok(Member { rotation, drivers, inventory, epoch, claimed_until, sequence, waited: false })
     }
 
     /// The name under which a group holds its wave leases. The member that gave it may have ended; whoever holds the leases of

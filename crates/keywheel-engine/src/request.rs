@@ -53,6 +53,7 @@ impl Engine {
                 epoch,
                 claimed_until: now + CLAIM,
                 sequence: 0,
+                waited: false,
             };
             group.pending.push(member.next_entry(group.name.clone(), event, at));
             member.sequence = 1;

@@ -41,6 +41,8 @@ pub struct Member {
     pub(crate) epoch: Epoch,
     pub(crate) claimed_until: Timestamp,
     pub(crate) sequence: u64,
+    /// Whether its move waited for another rotation's.
+    pub(crate) waited: bool,
 }
 
 impl Group {
@@ -408,6 +410,7 @@ impl Engine {
                         continue;
                     }
                     self.watch.busy(&resource, &other);
+                    group.members[index].waited = true;
                     return Ok(Some(now + rotation.plan().policy.retry));
                 }
                 Err(error) => return Err(error.into()),
@@ -417,6 +420,9 @@ impl Engine {
         member.sequence += 1;
         member.rotation = rotation;
         member.inventory = inventory;
+        if std::mem::take(&mut member.waited) {
+            member.rotation.ask_again();
+        }
         self.watch.recorded(&member.rotation, &event, now);
         Ok(None)
     }

@@ -816,6 +816,69 @@ async fn h95_a_lease_in_use_lives_on_while_the_former_one_cannot_be_ended() {
     }
 }
 
+fn leased(secret: &str) -> Plan {
+    let mut leased = plan(secret, ValueOrigin::Theirs);
+    leased.strategy = Strategy::Lease;
+    leased.issuer.facts.lease = Some(LeaseFacts { longest_life: None });
+    leased
+}
+
+/// What the issuer no longer accepts: everything that was made in the rotation.
+fn drop_what_was_made(setup: &Setup, secret: &str) {
+    setup.of(secret, |place| place.live.retain(|(issued, ..)| issued.id == "first"));
+}
+
+fn holds_what_is_accepted(place: &mut Contents) -> bool {
+    let stored = place.stored.as_ref().unwrap();
+    place.live.iter().any(|(_, _, live)| live.same_as(stored))
+}
+
+#[tokio::test(start_paused = true)]
+async fn h80_what_was_accepted_before_a_restart_is_asked_for_again_before_it_is_written() {
+    let stops = AtomicBool::new(true);
+    let setup = Setup::new(move |call| match call.name {
+        "verify" if stops.swap(false, Ordering::SeqCst) => Fate::Stops,
+        _ => Fate::Well,
+    });
+    let mut group = setup.engine.begin(&[Arc::new(leased("s"))]).await.unwrap();
+    assert_eq!(setup.run(&mut group).await, Ran::Stopped);
+    drop_what_was_made(&setup, "s");
+    assert_eq!(setup.recover_and_rest().await, Some(Outcome::Completed));
+    assert!(setup.of("s", holds_what_is_accepted));
+}
+
+#[tokio::test(start_paused = true)]
+async fn h80_what_was_accepted_before_a_wait_for_another_rotation_is_asked_for_again() {
+    let stops = AtomicBool::new(true);
+    let setup = Setup::new(move |call| match (call.secret, call.name) {
+        ("a-key", "roll") if stops.swap(false, Ordering::SeqCst) => Fate::Stops,
+        _ => Fate::Well,
+    });
+    let mut key = setup.begin("a-key").await;
+    assert_eq!(setup.run(&mut key).await, Ran::Stopped);
+    setup.world.stop.store(false, Ordering::SeqCst);
+    let mut token = setup.engine.begin(&[Arc::new(leased("a-token"))]).await.unwrap();
+    let mut run = pin!(setup.run(&mut token));
+    while setup.of("a-token", |place| place.said.is_empty()) {
+        assert!(polled(1, run.as_mut()).await.is_none(), "it waits for the move of the key");
+    }
+    assert!(polled(9, run.as_mut()).await.is_none(), "it waits for the move of the key");
+    drop_what_was_made(&setup, "a-token");
+    let (waited, moved) = tokio::join!(run, setup.run(&mut key));
+    assert_eq!((waited, moved), (Ran::Rested, Ran::Rested));
+    assert!(setup.of("a-token", holds_what_is_accepted));
+}
+
+#[tokio::test(start_paused = true)]
+async fn h80_a_lease_whose_key_gave_way_to_another_is_given_to_nobody() {
+    let setup = Setup::new(|_| Fate::Well);
+    setup.of("s", |place| place.give_way = 1);
+    let mut group = setup.engine.begin(&[Arc::new(leased("s"))]).await.unwrap();
+    assert_eq!(setup.rest(&mut group).await, Some(Outcome::Completed));
+    let mints = setup.of("s", |place| place.effects.iter().filter(|one| **one == "mint").count());
+    assert_eq!(mints, 2, "the first one was made with what is no longer in use");
+}
+
 #[tokio::test(start_paused = true)]
 async fn every_probe_is_asked_at_each_visit() {
     let (setup, mut group) = with_probes(|_| Fate::Well).await;
@@ -927,6 +990,8 @@ struct Contents {
     unreadable: bool,
     /// Until when what the issuer makes lives, in hours, where it ends.
     leased_until: Option<u64>,
+    /// How many mints are made with what then gives way to something else.
+    give_way: usize,
 }
 
 impl Contents {
@@ -1034,6 +1099,14 @@ impl Issuer for Place {
             place.said.push(accepted);
             place.refused.extend((!accepted).then(|| value.duplicate()));
             if accepted { Verdict::Accepted } else { Verdict::Refused }
+        }))
+    }
+
+    async fn outdated(&self, _id: &IssuedId) -> Result<Option<String>, CallError> {
+        self.call("outdated").await?;
+        Ok(self.with(|place| {
+            let mints = place.effects.iter().filter(|one| **one == "mint").count();
+            (mints <= place.give_way).then(|| "it is signed with a former key".into())
         }))
     }
 
