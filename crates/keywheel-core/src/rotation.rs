@@ -130,8 +130,8 @@ pub(crate) struct Minting {
     /// How many of them made anew what was made before.
     anew: u16,
     pub(crate) done: bool,
-    /// Whether what was made was ever accepted.
-    was_accepted: bool,
+    /// Whether it is asked for again before any store is given it, although it was accepted.
+    asks_again: bool,
     pub(crate) issued: Option<IssuedId>,
     pub(crate) minted_at: Timestamp,
     pub(crate) expires_at: Option<Timestamp>,
@@ -312,7 +312,9 @@ impl Rotation {
             }
             _ => {}
         }
-        (!self.verified[self.toward.index()]).then_some(Next::Do(Step::Verify(version)))
+        let asks_again = self.toward == Side::Pending && self.minting.asks_again;
+        let is_accepted = self.verified[self.toward.index()] && !asks_again;
+        (!is_accepted).then_some(Next::Do(Step::Verify(version)))
     }
 
     /// Whether a lease that no store was given yet is of no use to readers: another one takes its place.
@@ -358,7 +360,7 @@ impl Rotation {
                 refusal.is_for_good() && refusal.kind == RefusalKind::Invalid
             });
             tries.step == Step::Verify(self.plan.pending)
-                && (is_certain || self.minting.was_accepted && self.is_exhausted(tries))
+                && (is_certain || self.minting.asks_again && self.is_exhausted(tries))
         };
         self.tries.iter().any(refuses) && !crate::planted!("refused_lease_parks")
     }
@@ -782,7 +784,7 @@ impl Rotation {
             }
             (Step::Verify(_), _) => {
                 self.verified[self.toward.index()] = true;
-                self.minting.was_accepted |= self.toward == Side::Pending;
+                self.minting.asks_again &= self.toward == Side::Previous;
             }
             (Step::Write { store, to }, Report::Written { changed, changed_at }) => {
                 // Where the wall clock was set back, replicas that started before the write seem to have started after it.
@@ -918,20 +920,20 @@ impl Rotation {
             self.minting.strays.extend(former.filter(|_| self.plan.issuer.facts.destroy));
             self.minting.expires_at = None;
             self.minting.anew += 1;
-            self.minting.was_accepted = false;
+            self.minting.asks_again = false;
             self.verified[Side::Pending.index()] =
                 self.plan.issuer.facts.authority != Authority::Issuer;
             self.tries.retain(|tries| !matches!(tries.step, Step::Verify(_)));
         }
     }
 
-    /// Forgets that the pending version was accepted, where no store can hold it. Whoever takes the rotation over, or had to wait
-    /// for another one, asks again before the first write: what it was made with may be gone by now.
+    /// Has the issuer asked again whether it accepts the pending version, before the first store is given it: by whoever takes the
+    /// rotation over, or had to wait for another one. What it was made with may be gone by now.
     pub fn ask_again(&mut self) {
-        if self.is_kept_from_readers() && !crate::planted!("acceptance_outlives_a_wait") {
-            self.verified[Side::Pending.index()] =
-                self.plan.issuer.facts.authority != Authority::Issuer;
-        }
+        let asks = self.plan.issuer.facts.authority == Authority::Issuer
+            && self.verified[Side::Pending.index()]
+            && self.is_kept_from_readers();
+        self.minting.asks_again |= asks && !crate::planted!("acceptance_outlives_a_wait");
     }
 
     /// A lease is extended beside whatever the rotation does: its tries stay as they are.

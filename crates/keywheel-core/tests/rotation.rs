@@ -15,7 +15,7 @@ use keywheel_core::facts::{
 };
 use keywheel_core::forecast::forecast;
 use keywheel_core::gate::{Clocks, UsageSample, Visit};
-use keywheel_core::inventory::{Inventory, Version};
+use keywheel_core::inventory::{Inventory, Queued, Staged, Version};
 use keywheel_core::plan::{
     Bound, CannotTell, FORMAT, IssuerPlan, Mode, Part, Plan, Policy, ProbePlan, Reason, Role, Slot,
     StorePlan, VersionRef, WorkloadPlan,
@@ -1388,6 +1388,58 @@ fn h95_a_lease_whose_extension_gives_less_is_replaced_before_it_ends() {
     let lease = Lease::of(current, LeaseFacts { longest_life: Some(Span::days(30)) }).unwrap();
     let due_at = world.now + Span::minutes(20);
     assert_eq!(lease.need(Span::minutes(5), Span::minutes(5), due_at), LeaseNeed::Replace);
+}
+
+#[test]
+fn h95_an_extension_that_gave_less_is_tried_again_while_a_rotation_is_open() {
+    let (mut world, mut row) = World::of_a_lease(lease(), Span::minutes(10));
+    let step = Step::KeepAlive(VersionId(7));
+    let extend = |world: &mut World, row: &mut Inventory, given: Span| {
+        world.intend(row, step);
+        let report = Report::Extended { expires_at: world.now + given };
+        world.follow(row, Event::Done { step, report });
+    };
+    extend(&mut world, &mut row, Span::minutes(20));
+    assert_eq!(row.versions[0].dies_at, Some(START + Span::minutes(20)));
+    let half = START + Span::minutes(10);
+    assert_eq!(keep_alive(&world.rotation, &row), Some((VersionId(7), half)));
+    world.now = START + Span::minutes(1);
+    extend(&mut world, &mut row, Span::minutes(19));
+    assert!(row.versions[0].dies_at.is_some(), "it ends no later than before");
+    world.now = half;
+    extend(&mut world, &mut row, Span::hours(1));
+    assert_eq!(row.versions[0].dies_at, None);
+    let half = half + Span::minutes(30);
+    assert_eq!(keep_alive(&world.rotation, &row), Some((VersionId(7), half)));
+}
+
+#[test]
+fn h127_an_extension_leaves_what_somebody_asked_for_and_a_rotation_does_it() {
+    for extend in [true, false] {
+        let asked = Queued { at: START, because: None, after: None };
+        let mut row = leased(Span::minutes(30));
+        row.queued = Some(asked.clone());
+        let plan = Arc::new(Plan { extend, ..lease() });
+        let event = Event::Planned(plan);
+        row.follow(&Rotation::begin(START, &event).unwrap(), &event, START);
+        assert_eq!(row.queued, extend.then_some(asked));
+    }
+}
+
+#[test]
+fn h127_an_approved_plan_is_the_same_after_an_extension_took_its_number() {
+    let approved = lease();
+    let staged = Staged {
+        secret: "openai@staging".parse().unwrap(),
+        rotation: approved.rotation(),
+        approved: approved.hash(),
+        pending: Some(approved.pending),
+    };
+    let later = Plan { pending: approved.pending.successor(), ..lease() };
+    assert!(staged.approves(&approved) && staged.approves(&later));
+    assert!(!staged.approves(&Plan { folder: "/tmp".into(), ..later.clone() }));
+    let of_before = Staged { pending: None, ..staged };
+    assert!(of_before.approves(&approved) && !of_before.approves(&later));
 }
 
 #[test]

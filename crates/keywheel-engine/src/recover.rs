@@ -34,6 +34,7 @@ impl Engine {
         let name = self.name(&members).await?;
         let mut group = Group { name, members, pending: Vec::new() };
         self.close_open_intents(&mut group).await?;
+        group.members.iter_mut().for_each(|member| member.rotation.ask_again());
         Ok(group)
     }
 
@@ -47,8 +48,7 @@ impl Engine {
             return Err(EngineError::NotOpen(secret.to_string()));
         };
         let records = self.journal.records(&open).await?;
-        let mut rotation = replay(&records)?;
-        rotation.ask_again();
+        let rotation = replay(&records)?;
         let drivers = Arc::new(self.build.build(rotation.plan())?);
         let inventory = inventory.unwrap_or_else(|| Inventory::new(secret.clone()));
         let sequence = records.len() as u64;
