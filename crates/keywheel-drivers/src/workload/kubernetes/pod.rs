@@ -220,7 +220,7 @@ const HOPELESS: &[&str] = &[
 
 /// Says why a pod does not come up, if it does not: which container, and how it ended. What it wrote is not repeated, and what
 /// began before a time of the cluster does not count.
-pub(super) fn trouble(pod: &Pod, since: Option<Timestamp>) -> Option<String> {
+pub(crate) fn trouble(pod: &Pod, since: Option<Timestamp>) -> Option<String> {
     let status = pod.status.as_ref()?;
     let since = Since::of(pod, since);
     let of_one = |status: &ContainerStatus| {
