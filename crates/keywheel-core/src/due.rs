@@ -134,6 +134,8 @@ pub struct Lease {
     pub expires_at: Timestamp,
     /// How long it lives at most, however often it is extended.
     pub longest_life: Span,
+    /// Until when it may live where a later extension gives more than the last one.
+    pub at_best_until: Timestamp,
 }
 
 /// Returns the version whose lease is to be extended while a rotation of its secret is open, and from when on: the one that readers
@@ -162,13 +164,17 @@ impl Lease {
         let (created_at, expires_at) = (version.created_at?, version.expires_at?);
         // What is not known by its id cannot be extended.
         let longest_life = facts.longest_life.filter(|_| version.issued.is_some());
-        let longest_life = longest_life.unwrap_or(expires_at.since(created_at));
-        let dies_at = version.dies_at.map_or(longest_life, |dies_at| dies_at.since(created_at));
+        let declared = longest_life.unwrap_or(expires_at.since(created_at));
+        let shown = version.dies_at.map_or(declared, |dies_at| dies_at.since(created_at));
+        let longest_life = declared.min(shown);
+        let may_give_more = version.gave_less && !crate::planted!("short_extension_is_the_last");
+        let at_best = if may_give_more { declared } else { longest_life };
         Some(Self {
             created_at,
             extended_at: version.extended_at.unwrap_or(created_at),
             expires_at,
-            longest_life: longest_life.min(dies_at),
+            longest_life,
+            at_best_until: created_at + at_best,
         })
     }
 
@@ -181,9 +187,10 @@ impl Lease {
         self.extended_at + self.expires_at.since(self.extended_at).part(1, 2)
     }
 
-    /// From when on an open rotation extends it; none where that brings nothing.
+    /// From when on an open rotation extends it; none where that brings nothing. Where an extension gave less than the one before,
+    /// it tries again: nobody replaces the lease before the rotation has ended.
     fn extended_while_open(&self, rotation: &Rotation) -> Option<Timestamp> {
-        if self.expires_at >= self.dies_at() {
+        if self.expires_at >= self.at_best_until {
             return None;
         }
         let began_at = rotation.began_at();
@@ -212,6 +219,16 @@ impl Lease {
             } else {
                 replace_at
             })
+        }
+    }
+
+    /// Returns what it needs at `now` while a rotation that somebody asked for waits to replace it: more time only, as long as there
+    /// is some.
+    pub fn need_until_replaced(&self, now: Timestamp) -> LeaseNeed {
+        let is_extended = now < self.expires_at && self.expires_at < self.dies_at();
+        match is_extended && now >= self.half_at() && !crate::planted!("queue_stops_extensions") {
+            true => LeaseNeed::Extend,
+            false => LeaseNeed::Nothing(self.half_at()),
         }
     }
 
@@ -347,6 +364,7 @@ mod tests {
             extended_at: after(extended),
             expires_at: after(expires),
             longest_life: Span::hours(24),
+            at_best_until: after(Span::hours(24)),
         }
     }
 
@@ -366,6 +384,22 @@ mod tests {
         assert_eq!(need(&old, Span::hours(16)), LeaseNeed::Replace);
         let whole = lease(Span::hours(2), Span::hours(24));
         assert_eq!(need(&whole, Span::hours(15)), LeaseNeed::Nothing(after(Span::hours(16))));
+    }
+
+    #[test]
+    fn a_lease_is_extended_and_not_replaced_while_a_rotation_waits_to_replace_it() {
+        let need = |lease: Lease, now| lease.need_until_replaced(after(now));
+        let old = || lease(Span::hours(20), Span::hours(21));
+        assert_eq!(
+            old().need(Span::hours(1), Span::ZERO, after(Span::hours(20))),
+            LeaseNeed::Replace
+        );
+        let half = Span::minutes(20 * 60 + 30);
+        assert_eq!(need(old(), Span::hours(20)), LeaseNeed::Nothing(after(half)));
+        assert_eq!(need(old(), half), LeaseNeed::Extend);
+        assert!(matches!(need(old(), Span::hours(21)), LeaseNeed::Nothing(_)), "it has ended");
+        let whole = lease(Span::hours(20), Span::hours(24));
+        assert!(matches!(need(whole, Span::hours(23)), LeaseNeed::Nothing(_)), "it has all");
     }
 
     #[test]

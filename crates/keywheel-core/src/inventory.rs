@@ -159,6 +159,20 @@ pub struct Staged {
     pub rotation: RotationId,
     /// The plan that may follow it, and no other (H127).
     pub approved: PlanHash,
+    /// The number of the version in that plan: extensions of a lease take numbers too, and change nothing else of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pending: Option<VersionId>,
+}
+
+impl Staged {
+    /// Returns whether a plan was approved: as it is, or with the number that its version had then.
+    pub fn approves(&self, plan: &Plan) -> bool {
+        let numbered = || {
+            let pending = self.pending.filter(|_| !crate::planted!("extension_voids_approval"))?;
+            Some(Plan { pending, ..plan.clone() }.hash())
+        };
+        plan.hash() == self.approved || numbered().as_ref() == Some(&self.approved)
+    }
 }
 
 /// One version of a secret.
@@ -184,6 +198,9 @@ pub struct Version {
     /// When it ends whatever is asked, where its issuer showed that: an extension was refused, or gave less than the one before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dies_at: Option<Timestamp>,
+    /// Whether only the last extension showed that: another one may give more.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub gave_less: bool,
     /// The fingerprint of its credential, where it was ever seen.
     pub fingerprint: Option<Fingerprint>,
 }
@@ -269,7 +286,10 @@ impl Inventory {
     pub fn follow(&mut self, rotation: &Rotation, event: &Event, at: Timestamp) {
         match event {
             Event::Planned(plan) => {
-                self.queued = None;
+                // An extension is not what somebody asked for.
+                if !plan.extend || crate::planted!("extension_wipes_the_queue") {
+                    self.queued = None;
+                }
                 self.claim(&plan.stores);
                 self.pin(plan);
                 self.next = self.next.max(plan.pending.successor());
@@ -332,7 +352,7 @@ impl Inventory {
                     known.label = Some(rotation.id().label(attempt));
                     known.created_at = Some(at);
                     known.expires_at = *expires_at;
-                    (known.extended_at, known.dies_at) = (None, None);
+                    (known.extended_at, known.dies_at, known.gave_less) = (None, None, false);
                     known.fingerprint = *fingerprint;
                     known.state = State::Active;
                 })
@@ -343,7 +363,7 @@ impl Inventory {
                     known.label = Some(rotation.id().label(attempt));
                     known.created_at = Some(at);
                     known.expires_at = rotation.expires_at();
-                    (known.extended_at, known.dies_at) = (None, None);
+                    (known.extended_at, known.dies_at, known.gave_less) = (None, None, false);
                     known.fingerprint = *fingerprint;
                     known.state = State::Active;
                 }),
@@ -375,7 +395,7 @@ impl Inventory {
             if refusal.kind == RefusalKind::NotFound {
                 known.expires_at = known.expires_at.map(|ends| ends.min(at));
             }
-            known.dies_at = known.expires_at;
+            (known.dies_at, known.gave_less) = (known.expires_at, false);
         });
     }
 
@@ -409,13 +429,18 @@ fn extended(rotation: &Rotation, step: Step) -> Option<VersionId> {
 }
 
 impl Version {
-    /// Notes an extension. One that gives clearly less than the one before shows the longest life that its issuer allows.
+    /// Notes an extension. One that gives clearly less than the one before shows the longest life that its issuer allows, until
+    /// one moves the end clearly on.
     fn extended(&mut self, expires_at: Timestamp, at: Timestamp) {
         let since = self.extended_at.or(self.created_at);
         let former = self.expires_at.zip(since).map(|(ends, since)| ends.since(since));
         let gives_less = former.is_some_and(|former| expires_at.since(at) < former.part(7, 8));
+        let given = expires_at.since(at);
+        let goes_on = |dies_at: &Timestamp| expires_at > *dies_at + given.part(1, 8);
         if gives_less && !crate::planted!("short_extension_unnoticed") {
-            self.dies_at = Some(expires_at);
+            (self.dies_at, self.gave_less) = (Some(expires_at), true);
+        } else if self.dies_at.as_ref().is_some_and(goes_on) {
+            (self.dies_at, self.gave_less) = (None, false);
         }
         self.expires_at = Some(expires_at);
         self.extended_at = Some(at);
@@ -432,6 +457,7 @@ impl Version {
             expires_at: None,
             extended_at: None,
             dies_at: None,
+            gave_less: false,
             fingerprint: None,
         }
     }

@@ -31,7 +31,7 @@ use crate::walk::Walk;
 /// How often a value that the issuer rejects is made anew before the rotation turns round (H06).
 const VALUES: u32 = 3;
 
-/// How often a lease that nobody was given is made anew because its time was nearly over.
+/// How often a lease that nobody was given is made anew because its time was nearly over, or its issuer no longer accepts it.
 const LEASES: u16 = 5;
 
 /// The one thing owed.
@@ -129,7 +129,11 @@ pub(crate) struct Minting {
     pub(crate) attempts: u16,
     /// Those among them that may have made something: answered, or without an answer.
     may_have_made: SmallVec<[u16; 1]>,
+    /// How many of them made anew what was made before.
+    anew: u16,
     pub(crate) done: bool,
+    /// Whether it is asked for again before any store is given it, although it was accepted.
+    asks_again: bool,
     pub(crate) issued: Option<IssuedId>,
     pub(crate) minted_at: Timestamp,
     pub(crate) expires_at: Option<Timestamp>,
@@ -301,30 +305,80 @@ impl Rotation {
                     .or_else(|| self.settle_inherited(now))
                     .or(Some(Next::Do(Step::Mint { attempt })));
             }
-            Side::Pending if self.is_spent(now) => {
+            Side::Pending if self.is_made_anew(now) => {
                 return Some(Next::Do(Step::Mint { attempt: self.minting.attempts + 1 }));
             }
+            Side::Pending if self.has_ended(now) => return Some(self.ended_too_soon(version)),
             Side::Previous if self.ending.is_or_may_be_suspended(version) => {
                 return Some(self.resume_once_settled(version, now));
             }
             _ => {}
         }
-        (!self.verified[self.toward.index()]).then_some(Next::Do(Step::Verify(version)))
+        let asks_again = self.toward == Side::Pending && self.minting.asks_again;
+        let is_accepted = self.verified[self.toward.index()] && !asks_again;
+        (!is_accepted).then_some(Next::Do(Step::Verify(version)))
     }
 
-    /// Whether a lease that no store was given yet has used up half of its time: it was made before a long stop.
-    fn is_spent(&self, now: Timestamp) -> bool {
+    /// Whether a lease that no store was given yet is of no use to readers: another one takes its place.
+    fn is_made_anew(&self, now: Timestamp) -> bool {
         let minting = &self.minting;
-        let nobody_has_it = self.plan.strategy == Strategy::Lease
-            && !self.plan.extend
-            && !self.walk.is_touched()
-            && self.promoted == Side::Previous;
-        let since = minting.expiry_known_at;
+        let anew = match crate::planted!("refused_mints_count_as_leases") {
+            true => minting.attempts,
+            false => minting.anew,
+        };
+        self.plan.strategy == Strategy::Lease
+            && self.is_kept_from_readers()
+            && anew < LEASES
+            && (self.is_spent(now) || self.has_ended(now) || self.is_no_longer_accepted())
+    }
+
+    /// Whether the pending version was made and no store can hold it.
+    fn is_kept_from_readers(&self) -> bool {
+        self.minting.done
+            && self.toward == Side::Pending
+            && self.promoted == Side::Previous
+            && !self.walk.is_given()
+    }
+
+    /// Whether half of its time is over: it was made before a long stop.
+    fn is_spent(&self, now: Timestamp) -> bool {
+        let since = self.minting.expiry_known_at;
         let is_half_over = |ends: Timestamp| now >= since + ends.since(since).part(1, 2);
-        nobody_has_it
-            && minting.attempts < LEASES
-            && minting.expires_at.is_some_and(is_half_over)
+        self.minting.expires_at.is_some_and(is_half_over)
             && !crate::planted!("spent_lease_delivered")
+    }
+
+    /// Whether its time is over before any store was given it.
+    fn has_ended(&self, now: Timestamp) -> bool {
+        self.is_kept_from_readers()
+            && self.minting.expires_at.is_some_and(|ends| ends <= now)
+            && !crate::planted!("ended_version_delivered")
+    }
+
+    /// Whether its issuer accepted it and does so no longer, or says for certain that it does not.
+    fn is_no_longer_accepted(&self) -> bool {
+        let refuses = |tries: &Tries| {
+            let is_certain = tries.last.as_ref().is_some_and(|refusal| {
+                refusal.is_for_good() && refusal.kind == RefusalKind::Invalid
+            });
+            tries.step == Step::Verify(self.plan.pending)
+                && (is_certain || self.minting.asks_again && self.is_exhausted(tries))
+        };
+        self.tries.iter().any(refuses) && !crate::planted!("refused_lease_parks")
+    }
+
+    fn ended_too_soon(&self, version: VersionId) -> Next {
+        let message = format!(
+            "{version} ended before any store was given it; let its issuer make it for longer, or find out what held its delivery up"
+        );
+        let refusal = Refusal::operator(RefusalKind::Invalid, message);
+        let step = Step::Verify(version);
+        Next::Record(
+            self.back_or_parked(step, Some(refusal.clone()), || ParkReason::Refused {
+                step,
+                refusal,
+            }),
+        )
     }
 
     /// Where one mint takes the place of another at the issuer, a lost one of the rotation that was taken over would end the
@@ -474,17 +528,31 @@ impl Rotation {
             }));
         }
         let mut exhausted = self.tries.iter().filter(|tries| self.is_exhausted(tries));
-        let tries = exhausted.find(|tries| !self.goes_on_without(tries.step, now))?;
+        let is_passed = |step| {
+            let is_anew = matches!(step, Step::Verify(_)) && self.is_made_anew(now);
+            is_anew || self.goes_on_without(step, now)
+        };
+        let tries = exhausted.find(|tries| !is_passed(tries.step))?;
         if let Some(resume) = self.before_parking(tries.step, now) {
             return Some(self.not_before(resume, now));
         }
-        let refusal = tries.last.clone();
-        let turns_back = self.way_back().is_ok() && self.promoted == Side::Previous;
-        Some(Next::Record(if turns_back && !tries.waits_for_a_person() {
-            Event::TurnedBack { because: Because::Step { step: tries.step, refusal } }
-        } else {
-            Event::Parked { reason: park_reason(tries) }
+        Some(Next::Record(match tries.waits_for_a_person() {
+            true => Event::Parked { reason: park_reason(tries) },
+            false => self.back_or_parked(tries.step, tries.last.clone(), || park_reason(tries)),
         }))
+    }
+
+    /// The way back for the sake of a step where there is one, else an operator.
+    fn back_or_parked(
+        &self,
+        step: Step,
+        refusal: Option<Refusal>,
+        parked: impl FnOnce() -> ParkReason,
+    ) -> Event {
+        match self.way_back().is_ok() && self.promoted == Side::Previous {
+            true => Event::TurnedBack { because: Because::Step { step, refusal } },
+            false => Event::Parked { reason: parked() },
+        }
     }
 
     /// In an emergency a delivery that fails for good stops neither the others nor the end of the suspects.
@@ -716,7 +784,10 @@ impl Rotation {
             (Step::Extend, Report::Extended { expires_at }) => {
                 self.minted(None, Some(*expires_at), at)
             }
-            (Step::Verify(_), _) => self.verified[self.toward.index()] = true,
+            (Step::Verify(_), _) => {
+                self.verified[self.toward.index()] = true;
+                self.minting.asks_again &= self.toward == Side::Previous;
+            }
             (Step::Write { store, to }, Report::Written { changed, changed_at }) => {
                 // Where the wall clock was set back, replicas that started before the write seem to have started after it.
                 let since =
@@ -757,7 +828,13 @@ impl Rotation {
     fn refused(&mut self, step: Step, refusal: &Refusal, at: Timestamp) {
         self.close(step);
         match step {
-            Step::KeepAlive(_) => return self.not_kept_alive(at),
+            Step::KeepAlive(version) => {
+                let is_gone = refusal.kind == RefusalKind::NotFound && refusal.is_for_good();
+                if is_gone && version == self.plan.pending {
+                    self.minting.expires_at = self.minting.expires_at.map(|ends| ends.min(at));
+                }
+                return self.not_kept_alive(at);
+            }
             Step::Write { store, .. } => self.walk.refused(store),
             Step::Roll { workload, .. } => self.walk.must_roll(workload),
             Step::Revoke(version) => self.ending.not_revoked(version),
@@ -846,9 +923,21 @@ impl Rotation {
             let former = self.minting.issued.take();
             self.minting.strays.extend(former.filter(|_| self.plan.issuer.facts.destroy));
             self.minting.expires_at = None;
+            self.minting.anew += 1;
+            self.minting.asks_again = false;
             self.verified[Side::Pending.index()] =
                 self.plan.issuer.facts.authority != Authority::Issuer;
+            self.tries.retain(|tries| !matches!(tries.step, Step::Verify(_)));
         }
+    }
+
+    /// Has the issuer asked again whether it accepts the pending version, before the first store is given it: by whoever takes the
+    /// rotation over, or had to wait for another one. What it was made with may be gone by now.
+    pub fn ask_again(&mut self) {
+        let asks = self.plan.issuer.facts.authority == Authority::Issuer
+            && self.verified[Side::Pending.index()]
+            && self.is_kept_from_readers();
+        self.minting.asks_again |= asks && !crate::planted!("acceptance_outlives_a_wait");
     }
 
     /// A lease is extended beside whatever the rotation does: its tries stay as they are.
@@ -926,6 +1015,8 @@ impl Rotation {
         if let Some(lost) = &mut self.minting.lost {
             lost.ambiguous = false;
         }
+        self.minting.anew = 0;
+        self.ask_again();
         self.ending.begin_again();
         if self.walk.is_touched() {
             self.walk.observe_anew(self.plan.workloads.len());
@@ -1162,6 +1253,8 @@ fn settles(step: Step, other: Step) -> bool {
             is_mint(other) && !crate::planted!("lost_mints_are_repeated_for_ever")
         }
         Step::Resume(_) => matches!(other, Step::Suspend(_)),
+        // Between two tries of a write: what was to be written is made anew, or asked for again.
+        Step::Mint { .. } | Step::Verify(_) => matches!(other, Step::Write { .. }),
         _ => false,
     }
 }

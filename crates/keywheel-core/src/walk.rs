@@ -39,6 +39,8 @@ struct Store {
     since: Timestamp,
     /// Whether a write to it was ever intended.
     touched: bool,
+    /// Whether such a write was made, or may have been.
+    given: bool,
     /// When it changed each slot at our last write, before that at the capture, where that is all it tells; empty once a write
     /// had no answer.
     changed_at: SmallVec<[Option<Timestamp>; 1]>,
@@ -73,6 +75,7 @@ impl Walk {
             before: None,
             since: at,
             touched: false,
+            given: false,
             changed_at: SmallVec::new(),
             tells_time_only: planned.facts.read_back == ReadBack::Timestamp,
             late: late.clone(),
@@ -139,6 +142,11 @@ impl Walk {
     /// Returns whether any write was ever intended.
     pub fn is_touched(&self) -> bool {
         self.touched_at.is_some()
+    }
+
+    /// Returns whether any store may have been given anything.
+    pub(crate) fn is_given(&self) -> bool {
+        self.stores.iter().any(|store| store.given)
     }
 
     /// Returns before which start a replica has certainly read nothing of the rotation: that is enough where it leads back to what
@@ -280,6 +288,7 @@ impl Walk {
         workloads: &[WorkloadPlan],
     ) {
         let written = &mut self.stores[usize::from(store)];
+        written.given = true;
         written.changed_at = SmallVec::from_slice(changed_at);
         // A write that changed nothing leaves the store as it was before, and as old as it was.
         let anew = changed || written.before != Some(to);
@@ -309,6 +318,7 @@ impl Walk {
 
     pub(crate) fn unanswered(&mut self, store: u8, to: Position, settles_at: Timestamp) {
         let written = &mut self.stores[usize::from(store)];
+        written.given = true;
         // What another late write may have put there, this one may have replaced without a word: then nothing is certain.
         let certain = written.unsure(to).is_none();
         written.before = written.before.filter(|before| *before == to && certain);

@@ -15,7 +15,7 @@ use keywheel_core::facts::{
 };
 use keywheel_core::forecast::forecast;
 use keywheel_core::gate::{Clocks, UsageSample, Visit};
-use keywheel_core::inventory::{Inventory, Version};
+use keywheel_core::inventory::{Inventory, Queued, Staged, Version};
 use keywheel_core::plan::{
     Bound, CannotTell, FORMAT, IssuerPlan, Mode, Part, Plan, Policy, ProbePlan, Reason, Role, Slot,
     StorePlan, VersionRef, WorkloadPlan,
@@ -1244,6 +1244,115 @@ fn h95_a_token_that_nobody_can_end_and_nobody_was_given_is_made_anew_and_left_to
 }
 
 #[test]
+fn h95_mints_that_are_refused_take_no_chance_from_a_lease_that_ran_out() {
+    let mut world = World::new(lease());
+    for attempt in 1..=6 {
+        assert_eq!(world.until(|step| step == Step::Mint { attempt }), Step::Mint { attempt });
+        if attempt < 6 {
+            let refusal = Refusal::retry(RefusalKind::RateLimited, None, "later");
+            world.apply(Event::Refused { step: Step::Mint { attempt }, refusal });
+        }
+    }
+    let report = minted("new", world.now + Span::hours(1));
+    world.apply(Event::Done { step: Step::Mint { attempt: 6 }, report });
+    assert_eq!(world.step(), Ok(Step::Verify(VersionId(8))));
+    let later = world.now + Span::minutes(31);
+    assert_eq!(world.rotation.next(later), Next::Do(Step::Mint { attempt: 7 }));
+}
+
+/// Mints a version that ends in an hour, has it accepted, and lets the hour pass.
+fn mint_and_let_end(world: &mut World) {
+    let step = world.until(|step| matches!(step, Step::Mint { .. }));
+    let report = minted("new", world.now + Span::hours(1));
+    world.apply(Event::Done { step, report });
+    assert_eq!(world.step(), Ok(Step::Verify(VersionId(8))));
+    world.now = world.now + Span::hours(1);
+}
+
+#[test]
+fn h95_a_version_that_ended_is_given_to_nobody() {
+    let mut token = lease();
+    token.issuer.facts.destroy = false;
+    let mut world = World::new(token);
+    (0..6).for_each(|_| mint_and_let_end(&mut world));
+    let end = world.run_to_rest();
+    let Next::Operator(ParkReason::Refused { refusal, .. }) = end else { panic!("{end:?}") };
+    assert!(refusal.message.contains("v8 ended before any store was given it"), "{refusal}");
+    world.apply(Event::Resumed);
+    assert_eq!(world.rotation.next(world.now), Next::Do(Step::Mint { attempt: 7 }));
+
+    let mut world = World::new(plan(Strategy::Overlap));
+    mint_and_let_end(&mut world);
+    assert_eq!(world.run_to_rest(), Next::Rest(Outcome::Undone));
+    assert!(!world.steps.iter().any(|step| is_write(1)(*step)), "{:?}", world.steps);
+}
+
+#[test]
+fn h80_whoever_waited_asks_again_before_the_first_write_and_no_later() {
+    let mut world = World::new(lease());
+    let verify = Step::Verify(VersionId(8));
+    assert_eq!(world.until(|step| step == verify), verify);
+    world.finish(verify);
+    world.rotation.ask_again();
+    assert_eq!(world.begin(), Ok(verify));
+    world.refuse(verify, RefusalKind::Invalid);
+    assert_eq!(world.begin(), Ok(Step::Mint { attempt: 2 }), "the value that is refused is left");
+    world.finish(Step::Mint { attempt: 2 });
+    assert_eq!(world.step(), Ok(verify));
+    assert_eq!(world.step(), Ok(Step::Write { store: 0, to: 1 }));
+    world.rotation.ask_again();
+    assert_eq!(world.step(), Ok(Step::Roll { workload: 0, to: 1 }));
+}
+
+#[test]
+fn h80_what_is_let_go_on_is_asked_for_again_before_it_is_written() {
+    let mut world = World::new(plan(Strategy::Cutover));
+    let write = world.until(is_write(1));
+    world.refuse(write, RefusalKind::Permission);
+    assert!(matches!(world.begin(), Err(Next::Operator(_))));
+    world.apply(Event::Resumed);
+    assert_eq!(world.step(), Ok(Step::Verify(VersionId(8))));
+    assert_eq!(world.step(), Ok(write));
+}
+
+#[test]
+fn h95_a_lease_that_ends_while_its_store_refuses_is_made_anew_and_the_patience_goes_on() {
+    let mut world = World::new(lease());
+    let step = world.until(|step| matches!(step, Step::Mint { .. }));
+    world.apply(Event::Done { step, report: minted("new", world.now + Span::minutes(8)) });
+    let refusal = || Refusal::retry(RefusalKind::Unavailable, None, "down");
+    let mut mints = 1;
+    let end = loop {
+        match world.begin() {
+            Ok(step @ Step::Write { .. }) => {
+                world.apply(Event::Refused { step, refusal: refusal() });
+            }
+            Ok(step @ Step::Mint { .. }) => {
+                mints += 1;
+                let report = minted("newer", world.now + Span::minutes(8));
+                world.apply(Event::Done { step, report });
+            }
+            Ok(step) => world.finish(step),
+            Err(end) => break end,
+        }
+    };
+    let reason = ParkReason::OutOfPatience { step: Step::Write { store: 0, to: 1 } };
+    assert_eq!(end, Next::Operator(reason));
+    assert!(mints > 1 && world.now < START + Span::minutes(20), "{mints} until {:?}", world.now);
+}
+
+#[test]
+fn h95_a_lease_that_is_gone_before_anybody_was_given_it_is_made_anew() {
+    let (mut world, mut row) = World::of_a_lease(lease(), Span::ZERO);
+    world.lead_to(&mut row, Step::Verify(VersionId(8)));
+    let step = Step::KeepAlive(VersionId(8));
+    world.intend(&mut row, step);
+    let refusal = Refusal::operator(RefusalKind::NotFound, "no such lease");
+    world.follow(&mut row, Event::Refused { step, refusal });
+    assert_eq!(world.rotation.next(world.now), Next::Do(Step::Mint { attempt: 2 }));
+}
+
+#[test]
 fn h95_an_extension_that_is_refused_ends_and_makes_way_for_a_replacement() {
     let (kind, not_found) = (RefusalKind::Permission, RefusalKind::NotFound);
     for (kind, ends_in) in [(kind, Span::minutes(30)), (not_found, Span::ZERO)] {
@@ -1279,6 +1388,58 @@ fn h95_a_lease_whose_extension_gives_less_is_replaced_before_it_ends() {
     let lease = Lease::of(current, LeaseFacts { longest_life: Some(Span::days(30)) }).unwrap();
     let due_at = world.now + Span::minutes(20);
     assert_eq!(lease.need(Span::minutes(5), Span::minutes(5), due_at), LeaseNeed::Replace);
+}
+
+#[test]
+fn h95_an_extension_that_gave_less_is_tried_again_while_a_rotation_is_open() {
+    let (mut world, mut row) = World::of_a_lease(lease(), Span::minutes(10));
+    let step = Step::KeepAlive(VersionId(7));
+    let extend = |world: &mut World, row: &mut Inventory, given: Span| {
+        world.intend(row, step);
+        let report = Report::Extended { expires_at: world.now + given };
+        world.follow(row, Event::Done { step, report });
+    };
+    extend(&mut world, &mut row, Span::minutes(20));
+    assert_eq!(row.versions[0].dies_at, Some(START + Span::minutes(20)));
+    let half = START + Span::minutes(10);
+    assert_eq!(keep_alive(&world.rotation, &row), Some((VersionId(7), half)));
+    world.now = START + Span::minutes(1);
+    extend(&mut world, &mut row, Span::minutes(19));
+    assert!(row.versions[0].dies_at.is_some(), "it ends no later than before");
+    world.now = half;
+    extend(&mut world, &mut row, Span::hours(1));
+    assert_eq!(row.versions[0].dies_at, None);
+    let half = half + Span::minutes(30);
+    assert_eq!(keep_alive(&world.rotation, &row), Some((VersionId(7), half)));
+}
+
+#[test]
+fn h127_an_extension_leaves_what_somebody_asked_for_and_a_rotation_does_it() {
+    for extend in [true, false] {
+        let asked = Queued { at: START, because: None, after: None };
+        let mut row = leased(Span::minutes(30));
+        row.queued = Some(asked.clone());
+        let plan = Arc::new(Plan { extend, ..lease() });
+        let event = Event::Planned(plan);
+        row.follow(&Rotation::begin(START, &event).unwrap(), &event, START);
+        assert_eq!(row.queued, extend.then_some(asked));
+    }
+}
+
+#[test]
+fn h127_an_approved_plan_is_the_same_after_an_extension_took_its_number() {
+    let approved = lease();
+    let staged = Staged {
+        secret: "openai@staging".parse().unwrap(),
+        rotation: approved.rotation(),
+        approved: approved.hash(),
+        pending: Some(approved.pending),
+    };
+    let later = Plan { pending: approved.pending.successor(), ..lease() };
+    assert!(staged.approves(&approved) && staged.approves(&later));
+    assert!(!staged.approves(&Plan { folder: "/tmp".into(), ..later.clone() }));
+    let of_before = Staged { pending: None, ..staged };
+    assert!(of_before.approves(&approved) && !of_before.approves(&later));
 }
 
 #[test]

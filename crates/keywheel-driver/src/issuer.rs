@@ -101,8 +101,8 @@ pub trait Issuer: Send + Sync {
         None
     }
 
-    /// Says why a version must be replaced before its time, where it must: what it was made with is no longer in use. Asked at
-    /// each visit of what ends by itself, and of nothing else.
+    /// Says why a version must be replaced before its time, where it must: what it was made with is no longer in use. Asked of
+    /// what ends by itself, and of nothing else: at each visit, and before readers are given it.
     async fn outdated(&self, _id: &IssuedId) -> Result<Option<String>, CallError> {
         Ok(None)
     }

@@ -769,6 +769,7 @@ impl Work<'_> {
                 Verdict::CannotTell(reason) => return Err(cannot_tell(reason)),
             }
         }
+        self.check_outdated(version).await?;
         Ok(Report::Plain.into())
     }
 
@@ -777,6 +778,22 @@ impl Work<'_> {
         match self.one_refusal_is_definite() {
             true => Refusal::operator(RefusalKind::Invalid, message),
             false => Refusal::retry(RefusalKind::Invalid, None, message),
+        }
+    }
+
+    /// Refuses a lease that would be replaced as soon as readers had it: what it was made with is no longer in use.
+    async fn check_outdated(&self, version: VersionId) -> Outcome<()> {
+        let issued = self.member.rotation.issued(version);
+        let (Some(issued), true) = (issued, version == self.plan.pending) else { return Ok(()) };
+        if self.plan.issuer.facts.lease.is_none() || planted!("outdated_lease_is_delivered") {
+            return Ok(());
+        }
+        match self.member.drivers.issuer.outdated(issued).await? {
+            None => Ok(()),
+            Some(because) => {
+                let message = format!("{version} is of no use to readers: {because}");
+                Err(Refusal::operator(RefusalKind::Invalid, message).into())
+            }
         }
     }
 

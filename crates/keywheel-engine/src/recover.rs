@@ -34,6 +34,7 @@ impl Engine {
         let name = self.name(&members).await?;
         let mut group = Group { name, members, pending: Vec::new() };
         self.close_open_intents(&mut group).await?;
+        group.members.iter_mut().for_each(|member| member.rotation.ask_again());
         Ok(group)
     }
 
@@ -59,6 +60,7 @@ impl Engine {
             claimed_until: now + CLAIM,
             sequence,
             known_until: Some(known_until(&records)),
+            waited: false,
         })
     }
 

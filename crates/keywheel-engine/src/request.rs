@@ -54,6 +54,7 @@ impl Engine {
                 claimed_until: now + CLAIM,
                 sequence: 0,
                 known_until: None,
+                waited: false,
             };
             group.pending.push(member.next_entry(group.name.clone(), event, at));
             member.sequence = 1;

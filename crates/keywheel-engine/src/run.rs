@@ -44,6 +44,8 @@ pub struct Member {
     /// Where another process began the rotation, when it wrote the last of its records: what was done since may have had records that
     /// are lost (H18).
     pub(crate) known_until: Option<Timestamp>,
+    /// Whether its move waited for another rotation's.
+    pub(crate) waited: bool,
 }
 
 impl Group {
@@ -60,6 +62,13 @@ fn keep_alive(group: &Group) -> Option<(Timestamp, usize, Step)> {
         Some((at, index, Step::KeepAlive(version)))
     };
     group.members.iter().enumerate().filter_map(of_member).min_by_key(|(at, ..)| *at)
+}
+
+/// Whether an emergency has something to do, which no lease is extended before.
+fn waits_for_no_lease(group: &Group, turn: &batch::Turn) -> bool {
+    group.rotations().any(|rotation| rotation.plan().is_emergency())
+        && matches!(turn, batch::Turn::Record(..) | batch::Turn::Do(_))
+        && !planted!("extensions_hold_up_an_emergency")
 }
 
 /// Names a group: a rotation alone by its id, a batch by that of its first member, told apart so that no member's end gives
@@ -122,20 +131,25 @@ impl Engine {
             }
             let now = self.clock.now();
             let kept_alive = keep_alive(group);
-            if let Some((_, member, step)) = kept_alive.filter(|(at, ..)| *at <= now) {
-                self.step(group, &[(member, step)]).await?;
-                continue;
-            }
+            let kept_alive_now = kept_alive.filter(|(at, ..)| *at <= now);
             let turn = batch::turn(&group.rotations().collect::<SmallVec<[&Rotation; 2]>>(), now);
-            match turn {
-                batch::Turn::Record(member, event @ Event::MoveBegun { .. }) => {
+            match (kept_alive_now, turn) {
+                (Some((_, member, step)), turn) if !waits_for_no_lease(group, &turn) => {
+                    self.step(group, &[(member, step)]).await?;
+                }
+                (kept_alive_now, batch::Turn::Record(member, event @ Event::MoveBegun { .. })) => {
                     if let Some(busy_until) = self.begin_move(group, member, event, now).await? {
+                        if let Some((_, member, step)) = kept_alive_now {
+                            self.step(group, &[(member, step)]).await?;
+                        }
                         self.clock.sleep_until(busy_until).await;
                     }
                 }
-                batch::Turn::Record(member, event) => self.record(group, member, event, now)?,
-                batch::Turn::Do(steps) => self.step(group, &steps).await?,
-                batch::Turn::Wait { until: at, why } => {
+                (_, batch::Turn::Record(member, event)) => {
+                    self.record(group, member, event, now)?
+                }
+                (_, batch::Turn::Do(steps)) => self.step(group, &steps).await?,
+                (_, batch::Turn::Wait { until: at, why }) => {
                     self.flush(group).await?;
                     let sits_out = matches!(why, Why::Retry(_) | Why::Stage)
                         || group.rotations().any(Rotation::is_watched);
@@ -146,13 +160,26 @@ impl Engine {
                     let at = kept_alive.map_or(at, |(keep_alive_at, ..)| at.min(keep_alive_at));
                     self.sleep(at, until.stop).await;
                 }
-                batch::Turn::Rest => {
+                (_, batch::Turn::Rest) => {
                     self.flush(group).await?;
                     self.give_up(group).await?;
                     return Ok(Ran::Rested);
                 }
             }
         }
+    }
+
+    /// Extends the lease of a group that is due next, if it is due by now, and does nothing else: whatever then keeps the group from
+    /// being run is made no worse by a lease that runs out.
+    ///
+    /// # Errors
+    /// [`EngineError`] when the journal fails.
+    pub async fn extend_lease(&self, group: &mut Group) -> Result<(), EngineError> {
+        let now = self.clock.now();
+        let due = keep_alive(group).filter(|(at, ..)| *at <= now);
+        let Some((_, member, step)) = due else { return Ok(()) };
+        self.step(group, &[(member, step)]).await?;
+        self.flush(group).await
     }
 
     /// Gives the secrets of a group free for whoever goes on with them.
@@ -411,6 +438,7 @@ impl Engine {
                         continue;
                     }
                     self.watch.busy(&resource, &other);
+                    group.members[index].waited = true;
                     return Ok(Some(now + rotation.plan().policy.retry));
                 }
                 Err(error) => return Err(error.into()),
@@ -420,6 +448,9 @@ impl Engine {
         member.sequence += 1;
         member.rotation = rotation;
         member.inventory = inventory;
+        if std::mem::take(&mut member.waited) {
+            member.rotation.ask_again();
+        }
         self.watch.recorded(&member.rotation, &event, now);
         Ok(None)
     }

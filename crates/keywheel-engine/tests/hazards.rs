@@ -296,6 +296,33 @@ async fn h123_a_roll_that_hangs_does_not_put_off_the_end_of_the_suspects() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn h123_an_emergency_waits_for_no_extension() {
+    let hung = AtomicUsize::new(0);
+    let setup = Setup::new(move |call| match call.name {
+        "roll" if hung.fetch_add(1, Ordering::SeqCst) == 0 => Fate::Hangs,
+        "verify" if hung.load(Ordering::SeqCst) == 2 => {
+            hung.store(3, Ordering::SeqCst);
+            Fate::Refused(Refusal::retry(RefusalKind::Unavailable, None, "later"))
+        }
+        "extend" => Fate::Hangs,
+        _ => Fate::Well,
+    });
+    setup.of("s", |place| place.leased_until = Some(1));
+    let stage_for = Span::minutes(40);
+    let mut plan = Plan { strategy: Strategy::Lease, ..emergency(false) };
+    plan.mode = Mode::Emergency { revoke_first: false, stage_for };
+    plan.issuer.facts.lease = Some(LeaseFacts { longest_life: Some(Span::hours(24)) });
+    // Half of the new lease is over when the roll that hangs is given up, and the stage with it.
+    plan.policy.roll = Span::hours(2);
+    let mut group = setup.engine.begin(&[Arc::new(plan)]).await.unwrap();
+    assert_eq!(setup.rest(&mut group).await, Some(Outcome::Completed));
+    let ended_at = group.rotations().next().unwrap().ending().revoked_at(VersionId(1)).unwrap();
+    assert!(ended_at < START + stage_for + Span::seconds(9), "{}", ended_at.since(START));
+    let extended = setup.intended().await.contains(&"keep_alive");
+    assert!(extended, "it is extended where nothing else is owed");
+}
+
+#[tokio::test(start_paused = true)]
 async fn h123_a_workload_that_nobody_can_reach_keeps_no_suspect_alive() {
     for (revoke_first, within) in [(true, Span::seconds(1)), (false, Span::minutes(10))] {
         let setup = Setup::new(|call| match call.name {
@@ -816,6 +843,94 @@ async fn h95_a_lease_in_use_lives_on_while_the_former_one_cannot_be_ended() {
     }
 }
 
+fn leased(secret: &str) -> Plan {
+    let mut leased = plan(secret, ValueOrigin::Theirs);
+    leased.strategy = Strategy::Lease;
+    leased.issuer.facts.lease = Some(LeaseFacts { longest_life: None });
+    leased
+}
+
+/// What the issuer no longer accepts: everything that was made in the rotation.
+fn drop_what_was_made(setup: &Setup, secret: &str) {
+    setup.of(secret, |place| place.live.retain(|(issued, ..)| issued.id == "first"));
+}
+
+fn holds_what_is_accepted(place: &mut Contents) -> bool {
+    let stored = place.stored.as_ref().unwrap();
+    place.live.iter().any(|(_, _, live)| live.same_as(stored))
+}
+
+#[tokio::test(start_paused = true)]
+async fn h80_what_was_accepted_before_a_restart_is_asked_for_again_before_it_is_written() {
+    let stops = AtomicBool::new(true);
+    let setup = Setup::new(move |call| match call.name {
+        "verify" if stops.swap(false, Ordering::SeqCst) => Fate::Stops,
+        _ => Fate::Well,
+    });
+    let mut group = setup.engine.begin(&[Arc::new(leased("s"))]).await.unwrap();
+    assert_eq!(setup.run(&mut group).await, Ran::Stopped);
+    drop_what_was_made(&setup, "s");
+    assert_eq!(setup.recover_and_rest().await, Some(Outcome::Completed));
+    assert!(setup.of("s", holds_what_is_accepted));
+}
+
+#[tokio::test(start_paused = true)]
+async fn h80_what_was_accepted_before_a_wait_for_another_rotation_is_asked_for_again() {
+    let stops = AtomicBool::new(true);
+    let setup = Setup::new(move |call| match (call.secret, call.name) {
+        ("a-key", "roll") if stops.swap(false, Ordering::SeqCst) => Fate::Stops,
+        _ => Fate::Well,
+    });
+    let mut key = setup.begin("a-key").await;
+    assert_eq!(setup.run(&mut key).await, Ran::Stopped);
+    setup.world.stop.store(false, Ordering::SeqCst);
+    let mut token = setup.engine.begin(&[Arc::new(leased("a-token"))]).await.unwrap();
+    let mut run = pin!(setup.run(&mut token));
+    while setup.of("a-token", |place| place.said.is_empty()) {
+        assert!(polled(1, run.as_mut()).await.is_none(), "it waits for the move of the key");
+    }
+    assert!(polled(9, run.as_mut()).await.is_none(), "it waits for the move of the key");
+    drop_what_was_made(&setup, "a-token");
+    let (waited, moved) = tokio::join!(run, setup.run(&mut key));
+    assert_eq!((waited, moved), (Ran::Rested, Ran::Rested));
+    assert!(setup.of("a-token", holds_what_is_accepted));
+}
+
+#[tokio::test(start_paused = true)]
+async fn h95_a_lease_is_extended_before_anything_else_of_its_rotation_is_asked() {
+    let setup = Setup::new(|call| match call.name {
+        "revoke" => Fate::Refused(Refusal::operator(RefusalKind::Permission, "no")),
+        _ => Fate::Well,
+    });
+    setup.of("s", |contents| contents.leased_until = Some(1));
+    let mut plan = leased("s");
+    plan.issuer.facts.lease = Some(LeaseFacts { longest_life: Some(Span::hours(24)) });
+    let secrets = [plan.secret.clone()];
+    let mut group = setup.engine.begin(&[Arc::new(plan)]).await.unwrap();
+    assert_eq!(setup.rest(&mut group).await, None);
+    let before = setup.of("s", |place| place.calls);
+    for (later, calls) in [(29, 0), (2, 1)] {
+        tokio::time::sleep(std::time::Duration::from_secs(later * 60)).await;
+        let mut group = setup.engine.recover(&secrets).await.unwrap();
+        setup.engine.extend_lease(&mut group).await.unwrap();
+        setup.engine.give_up(&group).await.unwrap();
+        assert_eq!(setup.of("s", |place| place.calls), before + calls);
+    }
+    let row = setup.engine.journal.inventory(&secrets[0]).await.unwrap().unwrap();
+    let ends = row.at(Stage::Current).unwrap().expires_at;
+    assert_eq!(ends, Some(START + Span::hours(2)), "it is durable");
+}
+
+#[tokio::test(start_paused = true)]
+async fn h80_a_lease_whose_key_gave_way_to_another_is_given_to_nobody() {
+    let setup = Setup::new(|_| Fate::Well);
+    setup.of("s", |place| place.give_way = 1);
+    let mut group = setup.engine.begin(&[Arc::new(leased("s"))]).await.unwrap();
+    assert_eq!(setup.rest(&mut group).await, Some(Outcome::Completed));
+    let mints = setup.of("s", |place| place.effects.iter().filter(|one| **one == "mint").count());
+    assert_eq!(mints, 2, "the first one was made with what is no longer in use");
+}
+
 #[tokio::test(start_paused = true)]
 async fn every_probe_is_asked_at_each_visit() {
     let (setup, mut group) = with_probes(|_| Fate::Well).await;
@@ -927,6 +1042,8 @@ struct Contents {
     unreadable: bool,
     /// Until when what the issuer makes lives, in hours, where it ends.
     leased_until: Option<u64>,
+    /// How many mints are made with what then gives way to something else.
+    give_way: usize,
 }
 
 impl Contents {
@@ -1034,6 +1151,14 @@ impl Issuer for Place {
             place.said.push(accepted);
             place.refused.extend((!accepted).then(|| value.duplicate()));
             if accepted { Verdict::Accepted } else { Verdict::Refused }
+        }))
+    }
+
+    async fn outdated(&self, _id: &IssuedId) -> Result<Option<String>, CallError> {
+        self.call("outdated").await?;
+        Ok(self.with(|place| {
+            let mints = place.effects.iter().filter(|one| **one == "mint").count();
+            (mints <= place.give_way).then(|| "it is signed with a former key".into())
         }))
     }
 

@@ -254,6 +254,7 @@ impl Life {
                     expires_at: lease.map(|epoch| lasts(epoch, 5)),
                     extended_at: None,
                     dies_at: None,
+                    gave_less: false,
                     fingerprint: None,
                 });
                 row.next = plan.pending;

@@ -48,6 +48,12 @@ impl Taken {
         self.failures.extend(other.failures);
     }
 
+    /// Whether one of them ends suspects, and with these what they signed.
+    pub(crate) fn has_emergency(&self) -> bool {
+        let mut rotations = self.groups.iter().flat_map(Group::rotations);
+        rotations.any(|rotation| rotation.plan().is_emergency())
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.groups.is_empty() && self.failures.is_empty()
     }
@@ -61,16 +67,12 @@ pub(crate) async fn run(
     rest: bool,
     output: Output,
 ) -> Result<Exit, Failure> {
-    let ran = if groups.is_empty() && queued.is_empty() && !failures.is_empty() {
-        Ok(Exit::Refused)
-    } else {
-        go(session, groups, rest, output).await.and_then(|ran| ran.tell(session, queued, output))
-    };
-    notify::deliver(session, output).await;
-    ended(ran, failures)
+    let stand = go(session, groups, rest, output).await;
+    tell_all(session, stand, failures, queued, output).await
 }
 
-/// Runs what can run, and then what follows from it, and says how all of it stands then.
+/// Runs what can run, and then what follows from it, and says how all of it stands then. Whatever fails of the one keeps nothing of
+/// the other from running; after a stop nothing follows.
 pub(crate) async fn run_followed(
     session: &Session,
     Taken { groups, mut failures }: Taken,
@@ -78,25 +80,35 @@ pub(crate) async fn run_followed(
     rest: bool,
     output: Output,
 ) -> Result<Exit, Failure> {
-    let ran = async {
-        let mut stand = go(session, groups, rest, output).await?;
-        let followed = follow().await;
-        let ran = match followed {
+    let mut stand = go(session, groups, rest, output).await;
+    if stand.stopped && !planted!("follows_after_a_stop") {
+        output.note("nothing more is begun; `keywheel resume --all` looks what hangs on these");
+    } else if stand.failures.is_empty() || !planted!("one_failure_stops_all") {
+        match follow().await {
             Ok(followed) => {
                 failures.extend(followed.failures);
-                go(session, followed.groups, rest, output).await
+                stand.extend(go(session, followed.groups, rest, output).await);
             }
-            Err(failure) => Err(failure),
-        };
-        match ran {
-            Ok(ran) => stand.extend(ran),
             Err(failure) => failures.push(failure),
         }
-        stand.tell(session, &[], output)
+    }
+    tell_all(session, stand, failures, &[], output).await
+}
+
+async fn tell_all(
+    session: &Session,
+    mut stand: Stand,
+    mut failures: Vec<Failure>,
+    queued: &[Waiting],
+    output: Output,
+) -> Result<Exit, Failure> {
+    failures.splice(0..0, stand.failures.drain(..));
+    let told = match stand.rotations.is_empty() && queued.is_empty() && !failures.is_empty() {
+        true => Ok(Exit::Refused),
+        false => stand.tell(session, queued, output),
     };
-    let ran = ran.await;
     notify::deliver(session, output).await;
-    ended(ran, failures)
+    ended(told, failures)
 }
 
 /// Says how a run ended, beside what could not run at all.
@@ -115,15 +127,12 @@ pub(crate) struct Stand {
     waited: Vec<RotationId>,
     /// Whether somebody asked to stop.
     pub(crate) stopped: bool,
+    /// Why others are not among them.
+    pub(crate) failures: Vec<Failure>,
 }
 
-/// Runs groups side by side, so that one that hangs delays nobody else.
-pub(crate) async fn go(
-    session: &Session,
-    groups: Vec<Group>,
-    rest: bool,
-    output: Output,
-) -> Result<Stand, Failure> {
+/// Runs groups side by side, so that one that hangs or fails delays nobody else.
+pub(crate) async fn go(session: &Session, groups: Vec<Group>, rest: bool, output: Output) -> Stand {
     let before = groups.iter().flat_map(Group::rotations);
     let waited = before.filter(|one| one.retires()).map(|one| one.id().clone()).collect();
     stop_on_signals(output);
@@ -135,13 +144,12 @@ pub(crate) async fn go(
     let mut rotations = Vec::new();
     let mut failures = Vec::new();
     for (group, ran) in join_all(runs).await {
-        failures.extend(ran.err().map(engine_failure));
-        rotations.extend(group.rotations().cloned());
+        match ran {
+            Ok(_) => rotations.extend(group.rotations().cloned()),
+            Err(error) => failures.push(engine_failure(error)),
+        }
     }
-    match Failure::of_all(failures) {
-        Some(failure) => Err(failure),
-        None => Ok(Stand { rotations, waited, stopped: STOP.load(Ordering::SeqCst) }),
-    }
+    Stand { rotations, waited, stopped: STOP.load(Ordering::SeqCst), failures }
 }
 
 /// Set once this program is asked to stop; whatever a command runs ends after the step under way.
@@ -181,6 +189,7 @@ impl Stand {
         self.rotations.extend(other.rotations);
         self.waited.extend(other.waited);
         self.stopped |= other.stopped;
+        self.failures.extend(other.failures);
     }
 
     /// Says what is true of these rotations now, and of requests that wait in the queue, and which exit code that is.

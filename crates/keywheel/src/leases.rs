@@ -32,19 +32,33 @@ pub(crate) async fn begin(
     config: &Config,
     environment: &Environment,
 ) -> Result<Taken, Failure> {
-    let mut leased = Vec::new();
-    for secret in environment.secrets.iter().filter(|one| one.strategy == Strategy::Lease) {
-        leased.extend(session.inventory(&secret.name).await?.map(|row| (secret, row)));
-    }
+    let leased = leased(session, environment).await?;
     let secrets: Vec<&Secret> = leased.iter().map(|(secret, _)| *secret).collect();
-    let mut taken = Taken { failures: kept_alive(config, &secrets).await, ..Taken::default() };
-    for (secret, row) in leased {
-        if row.open.is_some() || row.queued.as_ref().is_some_and(|queued| queued.after.is_none()) {
+    let failures = kept_alive(config, &secrets).await;
+    let mut taken = begin_due(session, config, environment).await?;
+    taken.failures.splice(0..0, failures);
+    Ok(taken)
+}
+
+/// Begins what leases need now, and leaves alone what they hang on.
+pub(crate) async fn begin_due(
+    session: &Session,
+    config: &Config,
+    environment: &Environment,
+) -> Result<Taken, Failure> {
+    let mut taken = Taken::default();
+    for (secret, row) in leased(session, environment).await? {
+        let Some(lease) = lease(config, secret, &row).filter(|_| row.open.is_none()) else {
             continue;
-        }
-        let Some(lease) = lease(config, secret, &row) else { continue };
+        };
+        // What was asked for replaces it, as soon as that can begin.
+        let is_queued = row.queued.as_ref().is_some_and(|queued| queued.after.is_none());
         let begun = async {
-            let request = match lease.need(secret.longest_move(), VISIT, session.now()) {
+            let need = match is_queued {
+                true => lease.need_until_replaced(session.now()),
+                false => lease.need(secret.longest_move(), VISIT, session.now()),
+            };
+            let request = match need {
                 LeaseNeed::Extend => Request::of_a_lease(true),
                 LeaseNeed::Replace => Request::of_a_lease(false),
                 LeaseNeed::Nothing(_) => match outdated(config, secret, &row).await? {
@@ -61,6 +75,18 @@ pub(crate) async fn begin(
         }
     }
     Ok(taken)
+}
+
+/// The secrets that are leased, with what is known of them.
+async fn leased<'e>(
+    session: &Session,
+    environment: &'e Environment,
+) -> Result<Vec<(&'e Secret, Inventory)>, Failure> {
+    let mut leased = Vec::new();
+    for secret in environment.secrets.iter().filter(|one| one.strategy == Strategy::Lease) {
+        leased.extend(session.inventory(&secret.name).await?.map(|row| (secret, row)));
+    }
+    Ok(leased)
 }
 
 /// Keeps alive what leases hang on, whether any of them needs something now or not. Returns what failed.

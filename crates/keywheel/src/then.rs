@@ -95,14 +95,15 @@ impl<'a> Then<'a> {
                 Err(failure) => failures.push(failure),
             }
         }
-        let mut stand = drive::go(session, groups, rest, output).await?;
+        let mut stand = drive::go(session, groups, rest, output).await;
         if !stand.stopped {
             let is_ours = |name: &SecretName| waiting.iter().any(|one| one.secret() == name);
             let Taken { groups, failures: refused } =
                 queue::begin(globals, &second, config, self.second, is_ours).await?;
             failures.extend(refused);
-            stand.extend(drive::go(&second, groups, rest, output).await?);
+            stand.extend(drive::go(&second, groups, rest, output).await);
         }
+        failures.append(&mut stand.failures);
         let mut left = Vec::new();
         for one in waiting {
             left.extend(one.still(globals, config, &second).await?);
@@ -131,7 +132,12 @@ impl<'a> Then<'a> {
         let queued = Queued {
             at: session.now(),
             because: request.because.clone(),
-            after: Some(Staged { secret, rotation: rotation.clone(), approved }),
+            after: Some(Staged {
+                secret,
+                rotation: rotation.clone(),
+                approved,
+                pending: Some(one.plan.pending),
+            }),
         };
         claims::take([one.plan.as_ref()]).await?;
         if let Some(row) = &one.adopted {

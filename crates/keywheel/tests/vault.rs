@@ -143,6 +143,14 @@ impl World {
         (text("PGUSER"), text("PGPASSWORD"))
     }
 
+    /// Puts a claim beside the values, and returns the one that stood there.
+    fn claim(&self, claim: &Value) -> Value {
+        let metadata = "secret/metadata/shop/backend";
+        let former = self.bao.read(metadata).unwrap()["data"]["custom_metadata"].take();
+        self.bao.write(metadata, &json!({ "custom_metadata": claim })).unwrap();
+        former
+    }
+
     /// Returns the ids of the leases, and when each ends.
     fn leases(&self) -> Vec<(String, String)> {
         let listed = self.bao.list("sys/leases/lookup/database/creds/shop/").unwrap_or_default();
@@ -301,6 +309,8 @@ fn a_lease_is_delivered_extended_and_replaced(world: &World) {
     let [(lease, ends)] = leases.as_slice() else { panic!("{leases:?}") };
     let nothing = world.run(&["resume", "--all"], 0);
     assert!(nothing.contains("nothing is owed"), "{nothing}");
+    // An extension goes to the engine alone: it is made although the store is somebody else's by now.
+    let claim = world.claim(&json!({ "keywheel-installation": "another" }));
     let mut was_extended = false;
     let since = Instant::now();
     while world.login() == first {
@@ -308,7 +318,10 @@ fn a_lease_is_delivered_extended_and_replaced(world: &World) {
         thread::sleep(Duration::from_millis(500));
         world.run(&["resume", "--all", "--quiet"], 0);
         let now = world.leases();
-        was_extended |= now.iter().any(|(id, at)| id == lease && at > ends);
+        if !was_extended && now.iter().any(|(id, at)| id == lease && at > ends) {
+            was_extended = true;
+            world.claim(&claim);
+        }
         assert!(
             world.ask(&first.0, &first.1, "shop", "SELECT 1").is_ok() || world.login() != first
         );

@@ -107,6 +107,7 @@ pub(crate) async fn resume(args: &ResumeArgs, globals: &Globals) -> Result<Exit,
     let session =
         Session::act(globals, &config, &environment.name, Arc::new(Progress::new(output)))?;
     let go_on = async |group: &mut Group| {
+        session.engine.extend_lease(group).await.map_err(engine_failure)?;
         is_reached(&session, group).await?;
         if !args.open.all {
             session.engine.let_go_on(group).await.map_err(engine_failure)?;
@@ -123,7 +124,12 @@ pub(crate) async fn resume(args: &ResumeArgs, globals: &Globals) -> Result<Exit,
         notify::deliver(&session, output).await;
         return nothing(output);
     }
-    drive::run(&session, taken, &[], args.soak, output).await
+    if !taken.has_emergency() || planted!("tokens_of_a_suspect_are_left") {
+        return drive::run(&session, taken, &[], args.soak, output).await;
+    }
+    // What the suspect signed ends with it, and its readers wait for what its successor signs.
+    let follow = async || leases::begin_due(&session, &config, environment).await;
+    drive::run_followed(&session, taken, follow, args.soak, output).await
 }
 
 impl ResumeArgs {

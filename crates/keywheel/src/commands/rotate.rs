@@ -139,7 +139,7 @@ pub(crate) async fn run(args: &RotateArgs, globals: &Globals) -> Result<Exit, Fa
         }
         // What the suspect signed ended with it, and its readers wait for what its successor signs.
         None if args.emergency && !planted!("tokens_of_a_suspect_are_left") => {
-            let follow = async || leases::begin(&session, &config, environment).await;
+            let follow = async || leases::begin_due(&session, &config, environment).await;
             drive::run_followed(&session, taken, follow, args.soak, output).await
         }
         None => drive::run(&session, taken, &asked.later, args.soak, output).await,
@@ -157,7 +157,8 @@ async fn close_windows(
         prepare::check_ours(session, config, secret).await?;
     }
     let closing = queue::close_windows(session, secrets).await?;
-    drive::go(session, closing, true, output).await
+    let mut stand = drive::go(session, closing, true, output).await;
+    Failure::of_all(stand.failures.drain(..)).map_or(Ok(stand), Err)
 }
 
 /// The plans of what can begin now: together, or each by itself.

@@ -1,6 +1,6 @@
 //! Tokens of services: minted, kept fresh in their file, and accepted by every replica while the key that signs them rotates.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use super::Project;
@@ -119,6 +120,50 @@ fn h80_tokens_of_a_suspect_are_replaced_with_it() {
     let secret = env.lines().find_map(|line| line.strip_prefix("JWT_SECRET=")).unwrap();
     assert_ne!(secret, KEY);
     assert!(project.run(&["resume", "--all"]).ends(0).stdout.contains("nothing is owed"));
+}
+
+/// A reader of the key that shows what stands in its file, and keeps whoever looks at it waiting as long as there is a file `wait`.
+const READER: &str = r#"workloads:
+  reader:
+    command:
+      id: reader
+      gap: false
+      observe: [sh, -c, "cat >/dev/null; touch looked; while [ -e wait ]; do sleep 0.02; done; . ./.env; printf '[{\"id\":\"a\",\"started_at\":null,\"shows\":{\"slots\":{\"JWT_SECRET\":\"%s\",\"JWT_SECRET_ALSO_ACCEPTED\":\"%s\"}}}]' \"$JWT_SECRET\" \"$JWT_SECRET_ALSO_ACCEPTED\""]
+      roll: [sh, -c, "cat >/dev/null"]
+"#;
+
+#[test]
+fn h80_after_a_stop_nothing_follows_an_emergency_and_whoever_ends_it_replaces_tokens() {
+    let config = CONFIG.replace("4s", "1h").replace("workloads: {}\n", READER);
+    let readers = "read_by: [reader]";
+    let project = project(&config.replacen("read_by: nobody\n    because: a test", readers, 1));
+    project.run(&["rotate", "worker-token", "--yes"]).ends(0);
+    let before = project.read("token");
+    project.write("wait", "");
+    std::fs::remove_file(project.path("looked")).unwrap_or_default();
+    let leaked = ["rotate", "jwt", "--emergency", "--because", "a leak", "--yes"];
+    let mut leaked = project.command(&[&leaked[..], &["--output", "json"]].concat());
+    let mut running = leaked.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    while !project.path("looked").exists() {
+        thread::sleep(Duration::from_millis(5));
+    }
+    kill_process(Pid::from_child(&running), Signal::INT).unwrap();
+    let mut said = BufReader::new(running.stderr.take().unwrap()).lines();
+    let stops = said.find(|line| line.as_ref().unwrap().contains("stopping after this step"));
+    assert!(stops.is_some(), "it does not stop");
+    std::fs::remove_file(project.path("wait")).unwrap();
+    let hints = said.any(|line| line.unwrap().contains("`keywheel resume --all` looks what"));
+    let ended = running.wait_with_output().unwrap();
+    let told: Value = serde_json::from_slice(&ended.stdout).unwrap();
+    assert_eq!((told["rotations"].as_array().unwrap().len(), hints), (1, true), "{told}");
+    assert_eq!(project.read("token"), before);
+
+    let resumed = project.json(&["resume", "--all"]);
+    let ended = resumed["rotations"].as_array().unwrap().iter();
+    let ended: Vec<_> = ended.map(|one| (&one["secret"], &one["outcome"])).collect();
+    let [jwt, token] = ["jwt@default", "worker-token@default"].map(Value::from);
+    assert_eq!(ended, [(&jwt, &"completed".into()), (&token, &"completed".into())]);
+    assert_ne!(key(&project.read("token")), key(&before));
 }
 
 /// Two replicas of the backend, under a supervisor that starts them again.
