@@ -200,3 +200,42 @@ fn form(fields: &[(&str, &[u8])]) -> SecretValue {
     write(&mut |part| bytes.extend_from_slice(part.as_bytes()));
     SecretValue::new(bytes)
 }
+
+/// What the tests of both clouds ask of their tokens.
+#[cfg(test)]
+mod bench {
+    use keywheel_driver::{CallError, Refusal};
+    use keywheel_twins::fault::{Echo, Fault};
+    use reqwest::{Method, Url};
+
+    use super::Tokens;
+    use crate::api::Api;
+
+    /// Asks for what is not there: only who is let in is told so.
+    pub(super) async fn is_let_in(
+        api: &Api,
+        tokens: &Tokens,
+        nowhere: Url,
+    ) -> Result<bool, CallError> {
+        let headers = tokens.headers(api).await?;
+        let answer = api.send(Method::GET, nowhere, &headers, None).await?;
+        Ok(answer.status.as_u16() == 404)
+    }
+
+    pub(super) fn refusal(asked: Result<bool, CallError>) -> Refusal {
+        match asked {
+            Err(CallError::Refused(refusal)) => refusal,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(super) fn echo(code: u16, applied: bool) -> Fault {
+        Fault::Status { code, retry_after: None, body: Echo::EchoKey, applied }
+    }
+
+    /// What goes wrong with a sign-in and passes.
+    pub(super) fn passing() -> [Fault; 5] {
+        let html = Fault::Status { code: 200, retry_after: None, body: Echo::Html, applied: false };
+        [Fault::Cut, Fault::busy(), echo(500, true), echo(503, false), html]
+    }
+}
