@@ -308,12 +308,12 @@ enum Member {
 #[cfg(test)]
 mod tests {
     use keywheel_driver::Remedy;
-    use keywheel_twins::fault::{Fault, Rule};
+    use keywheel_twins::fault::{Echo, Fault, Rule};
     use keywheel_twins::gcp::{ACCOUNT, AUDIENCE, PROJECT, Twin, TwinOptions};
+    use reqwest::Method;
     use serde_json::Value;
     use tempfile::TempDir;
 
-    use super::super::bench;
     use super::*;
 
     struct World {
@@ -379,12 +379,17 @@ mod tests {
 
         /// Asks for a secret that is not there.
         async fn is_let_in(&self, tokens: &Tokens) -> Result<bool, CallError> {
+            let headers = tokens.headers(&self.api).await?;
             let url = self.api.url(&["v1", "projects", PROJECT, "secrets", "none"]);
-            bench::is_let_in(&self.api, tokens, url).await
+            let answer = self.api.send(Method::GET, url, &headers, None).await?;
+            Ok(answer.status.as_u16() == 404)
         }
 
         async fn refusal(&self, tokens: &Tokens) -> Refusal {
-            bench::refusal(self.is_let_in(tokens).await)
+            match self.is_let_in(tokens).await {
+                Err(CallError::Refused(refusal)) => refusal,
+                other => panic!("{other:?}"),
+            }
         }
     }
 
@@ -471,11 +476,15 @@ mod tests {
 
     #[tokio::test]
     async fn h115_no_fault_of_a_sign_in_is_for_good_or_repeats_what_was_sent() {
+        let echo =
+            |code, applied| Fault::Status { code, retry_after: None, body: Echo::EchoKey, applied };
+        let html = Fault::Status { code: 200, retry_after: None, body: Echo::Html, applied: false };
+        let passing = [Fault::Cut, Fault::busy(), echo(500, true), echo(503, false), html];
         let world = World::new();
         let external = world.external(&world.described(&world.source_of_url()));
         let mut secrets = vec![world.twin.subject(), world.twin.token()];
         for operation in ["get_subject_token", "exchange_token", "generate_access_token"] {
-            for fault in bench::passing() {
+            for fault in &passing {
                 let is_html = matches!(fault, Fault::Status { code: 200, .. });
                 world.twin.faults().set(vec![Rule::first(operation, fault.clone())]).unwrap();
                 let refused = world.refusal(&external).await;
@@ -498,7 +507,7 @@ mod tests {
             world
                 .twin
                 .faults()
-                .set(vec![Rule::first("exchange_token", bench::echo(code, false))])
+                .set(vec![Rule::first("exchange_token", echo(code, false))])
                 .unwrap();
             let refused = world.refusal(&external).await;
             assert_eq!((refused.kind, refused.remedy), (RefusalKind::Permission, Remedy::Operator));
