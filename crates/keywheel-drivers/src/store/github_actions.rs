@@ -29,7 +29,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::api::{Answer, Api, moment, plain, unsupported};
+use crate::api::{Answer, Api, instant, moment, plain, unsupported};
 use crate::http::{self, Effect};
 use crate::{Build, Context, reference};
 
@@ -438,13 +438,31 @@ impl GithubActions {
 /// What an answer is that is no success. GitHub asks to be asked less often by 403 as well as by 429.
 fn refused(answer: &Answer, effect: Effect) -> CallError {
     let is_last = answer.headers.get("x-ratelimit-remaining").is_some_and(|left| left == "0");
-    let after = http::retry_after(&answer.headers);
-    let is_busy = answer.status == StatusCode::FORBIDDEN && (after.is_some() || is_last);
+    let after = http::retry_after(&answer.headers).or_else(|| until_reset(answer, is_last));
+    let is_busy = match answer.status {
+        StatusCode::FORBIDDEN => after.is_some() || is_last,
+        status => status == StatusCode::TOO_MANY_REQUESTS,
+    };
     if is_busy && !planted!("busy_is_no_permission") {
         let message = format!("{TARGET} is asked too often: {}", answer.in_words());
         return Refusal::retry(RefusalKind::RateLimited, after, message).into();
     }
+    if answer.status.is_redirection() {
+        let message = format!(
+            "{TARGET}: the repository was renamed or moved, and is asked for by its former name: write the one that it has now ({})",
+            answer.in_words()
+        );
+        return Refusal::operator(RefusalKind::NotFound, message).into();
+    }
     answer.error(effect)
+}
+
+/// How long it is, by GitHub's own clock, until requests are granted anew, where none is left.
+fn until_reset(answer: &Answer, is_last: bool) -> Option<Span> {
+    let at = answer.headers.get("x-ratelimit-reset").filter(|_| is_last)?;
+    let at = instant(at.to_str().ok()?.parse().ok()?);
+    let left = at.millis().saturating_sub(told_at(answer)?.millis());
+    Some(Span::seconds(u64::try_from(left).unwrap_or(0).div_ceil(1_000)))
 }
 
 fn is_a_no(refusal: &Refusal) -> bool {
@@ -686,6 +704,24 @@ mod tests {
         world.fault("put_secret", Fault::status(403));
         assert_eq!(kind(put(&*store, "new").await), RefusalKind::Permission);
         assert_eq!(world.holds().as_deref(), Some("old"));
+    }
+
+    #[tokio::test]
+    async fn h97_where_no_request_is_left_the_next_one_waits_for_the_hour_to_end() {
+        let world = World::with(TwinOptions { used_up: true, ..TwinOptions::default() });
+        let Err(CallError::Refused(refusal)) = put(&*world.store(), "new").await else { panic!() };
+        let Remedy::Retry { after: Some(after) } = refusal.remedy else { panic!("{refusal}") };
+        assert!(after > Span::minutes(25) && after <= Span::minutes(30), "{after}");
+        assert_eq!(refusal.kind, RefusalKind::RateLimited);
+    }
+
+    #[tokio::test]
+    async fn a_repository_that_was_renamed_is_asked_for_by_its_new_name() {
+        let world = World::new();
+        world.fault("get_public_key", Fault::status(301));
+        let findings = world.store().preflight(&[NAME.to_owned()]).await.unwrap();
+        let told: Vec<_> = findings.iter().map(|finding| &finding.message).collect();
+        assert!(told.len() == 1 && told[0].contains("was renamed or moved"), "{told:?}");
     }
 
     #[tokio::test]

@@ -119,7 +119,8 @@ impl Store for GitlabVariable {
     fn container(&self) -> String {
         let Config { project, environment_scope, base_url, .. } = &self.config;
         let base = base_url.as_deref().unwrap_or(OFFICIAL).trim_end_matches('/');
-        format!("gitlab:{base}/{project} {environment_scope}").to_lowercase()
+        // Scopes that differ in case only are two, unlike projects.
+        format!("{} {environment_scope}", format!("gitlab:{base}/{project}").to_lowercase())
     }
 
     /// A project that was made anew under an old name is another one.
@@ -474,6 +475,22 @@ mod tests {
         let world = World::new();
         put(&*world.store(), "raw $HOME and 'quotes'\n").await.unwrap();
         assert_eq!(world.twin.variables()[0].value, "raw $HOME and 'quotes'\n");
+    }
+
+    #[test]
+    fn scopes_that_differ_in_case_only_are_two_and_projects_are_one() {
+        let world = World::new();
+        let container = |scope: &str| {
+            world.configured(&format!(r#", "environment_scope": "{scope}""#)).container()
+        };
+        assert_ne!(container("Production"), container("production"));
+        let base = world.twin.base_url();
+        let other = format!(
+            r#"{{ "project": "Acme/Shop", "token": {{ "file": "token" }}, "base_url": "{base}/" }}"#
+        );
+        let other: Config = serde_json::from_str(&other).unwrap();
+        let other = other.build(&Context::at(world.folder.path())).ok().unwrap();
+        assert_eq!(other.container(), container("*"));
     }
 
     #[tokio::test]

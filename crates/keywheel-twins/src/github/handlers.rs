@@ -19,6 +19,7 @@ use super::{
     REPOSITORY, SECRET, SECRETS, Secret, Shared, State, Visibility,
 };
 use crate::life::rfc3339;
+use crate::now;
 use crate::query::{Parameters, one};
 
 /// The longest value, in bytes.
@@ -54,9 +55,17 @@ struct Failure(StatusCode, &'static str);
 
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
-        (self.0, Json(error_body(self.0, self.1))).into_response()
+        let mut answer = (self.0, Json(error_body(self.0, self.1))).into_response();
+        if self.1 == USED_UP {
+            let headers = answer.headers_mut();
+            headers.insert("x-ratelimit-remaining", 0.into());
+            headers.insert("x-ratelimit-reset", (now() / 1_000 + 1_800).into());
+        }
+        answer
     }
 }
+
+const USED_UP: &str = "API rate limit exceeded";
 
 const NOT_FOUND: Failure = Failure(StatusCode::NOT_FOUND, "Not Found");
 const FORBIDDEN: Failure =
@@ -92,6 +101,9 @@ where
         });
         if !is_known {
             return Err(Failure(StatusCode::UNAUTHORIZED, "Bad credentials"));
+        }
+        if state.options.used_up {
+            return Err(Failure(StatusCode::FORBIDDEN, USED_UP));
         }
         if header(ACCEPT.as_str()).is_some_and(|accepts| !is_accepted(accepts)) {
             return Err(Failure(

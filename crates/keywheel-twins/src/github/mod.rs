@@ -37,6 +37,8 @@ pub struct TwinOptions {
     pub shows_after: Duration,
     /// Whether the token may only read.
     pub read_only: bool,
+    /// Whether the token has no request left for half an hour.
+    pub used_up: bool,
 }
 
 /// A running twin. It ends when it is dropped.
