@@ -475,6 +475,8 @@ fn from_nothing_to_a_rotation_in_a_cluster_whose_pods_are_real_processes() {
     other.write_kubeconfig(&project.path("kubeconfig")).unwrap();
     let said = project.ends(&["check"], 4);
     has(&said, &["is another one than the configuration says"]);
+    let said = project.ends(&["where", "--cluster", "jwt-secret"], 4);
+    has(&said, &["K0208", "is another one than the configuration says"]);
     assert!(
         other.faults().seen().iter().all(|seen| seen.name.as_deref() == Some("kube-system")),
         "nothing else was asked"

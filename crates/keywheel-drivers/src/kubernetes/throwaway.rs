@@ -11,14 +11,14 @@ use k8s_openapi::api::apps::v1::{Deployment, DeploymentCondition};
 use k8s_openapi::api::core::v1::Pod;
 use keywheel_core::secret::SecretValue;
 use keywheel_core::time::Span;
-use keywheel_driver::{CallError, Refusal, RefusalKind, Remedy};
+use keywheel_driver::{CallError, Refusal, RefusalKind};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use zeroize::Zeroizing;
 
 use super::{Access, Change, Cluster, Kubernetes, Place};
 use crate::http::Effect;
-use crate::workload::kubernetes::{RUNNERS, trouble};
+use crate::workload::kubernetes::{RUNNERS, passes, trouble};
 use crate::{Context, secret_json};
 
 /// The label that says which rehearsal an object belongs to.
@@ -305,14 +305,6 @@ impl Throwaway {
             _ if answer.status.is_success() => Ok(()),
             _ => Err(answer.error(Effect::Changes)),
         }
-    }
-}
-
-/// Whether a question may get another answer a little later.
-fn passes(error: &CallError) -> bool {
-    match error {
-        CallError::Unknown(_) => true,
-        CallError::Refused(refusal) => matches!(refusal.remedy, Remedy::Retry { .. }),
     }
 }
 

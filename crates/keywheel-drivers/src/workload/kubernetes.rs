@@ -52,6 +52,7 @@ pub use self::ask::TokenPlace;
 use self::namespace::{Namespace, query, skew};
 pub(crate) use self::pod::trouble;
 use self::pod::{GRANULARITY, Look, Skew, is_gone};
+pub(crate) use self::roll::passes;
 use self::secrets::Known;
 use self::target::{Kind, Target};
 use super::clock;

@@ -86,13 +86,15 @@ impl Report {
             vec![after, check.name.into(), if check.passed { "yes" } else { "NO" }.into()]
         }));
         let verdict = if self.passed() { "passed" } else { "FAILED" };
-        format!("drill {} {}: {verdict}\n{}", self.place, self.began_at, words::table(&rows, ""))
+        let seen = if self.checks.is_empty() { String::new() } else { words::table(&rows, "") };
+        format!("drill {} {}: {verdict}\n{seen}", self.place, self.began_at)
     }
 
     /// Keeps it with the evidence.
     pub(crate) fn write(&self, folder: &Path) -> anyhow::Result<()> {
         let json = serde_json::to_string_pretty(&self.json(folder))?;
         std::fs::write(folder.join("report.json"), json + "\n")?;
-        Ok(std::fs::write(folder.join("report.txt"), self.text())?)
+        let why: String = self.failures().map(|why| format!("{why}\n")).collect();
+        Ok(std::fs::write(folder.join("report.txt"), self.text() + &why)?)
     }
 }

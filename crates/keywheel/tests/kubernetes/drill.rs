@@ -152,6 +152,9 @@ fn h19_a_drill_that_cannot_be_run_says_why_makes_nothing_and_leaves_nothing_to_c
         assert_eq!(output.status.code(), Some(3), "{said}");
         assert!(said.contains(why) && said.contains("nothing was made"), "{said}");
         assert!(said.contains("no secret of yours was touched"), "{said}");
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let kept = PathBuf::from(report["evidence"].as_str().unwrap()).join("report.txt");
+        assert!(std::fs::read_to_string(kept).unwrap().contains(why), "{report}");
     }
     assert_eq!((rehearsal.left(), rehearsal.cluster.faults().writes()), (Vec::new(), 0));
     let (code, said) = rehearsal.clean();

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use keywheel_twins::kubernetes::{Cluster, Key, Kind, Objects};
+use keywheel_twins::kubernetes::{Cluster, Deletion, Key, Kind, Objects};
 use serde_json::{Value, json};
 
 use super::{NAMESPACE, OLD, Shop};
@@ -85,6 +85,15 @@ fn the_roles_that_are_printed_are_enough_for_versions() {
     let held = shop.held();
     assert!(held.len() == 3 && held.iter().all(|key| key != OLD && *key == held[0]));
     assert_eq!(refused(&shop), [""; 0]);
+    // Where its versions are is told although nothing says any more which one is current.
+    let head = Key::new(Kind::ConfigMap, NAMESPACE, "app.keywheel");
+    shop.cluster.objects().delete(&head, &Deletion::default()).unwrap();
+    let said = shop.run(&["where", "key", "--cluster"], 0);
+    for part in ["is gone, and named the current version", "app-v1", "reads it of `app-v1` by env"]
+    {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    assert!(said.contains("not seen: what the replicas of `backend` hold"), "{said}");
 }
 
 #[test]

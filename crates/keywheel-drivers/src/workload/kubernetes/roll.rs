@@ -488,7 +488,7 @@ fn is_former(target: &Target, done: &Done) -> bool {
 }
 
 /// Whether a question may get another answer a little later.
-fn passes(error: &CallError) -> bool {
+pub(crate) fn passes(error: &CallError) -> bool {
     match error {
         CallError::Unknown(_) => true,
         CallError::Refused(refusal) => matches!(refusal.remedy, Remedy::Retry { .. }),
