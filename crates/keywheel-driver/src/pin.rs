@@ -84,6 +84,9 @@ mod tests {
         let silent = || Err(CallError::Unknown("nobody is there".into()));
         assert_eq!(checked(Ok(None), None).await, Ok(()), "it has no name of its own");
         assert_eq!(checked(Ok(Some(here.clone())), Some(&here)).await, Ok(()));
+        let said = checked(Ok(Some(there.clone())), None).await.expect_err("it is refused");
+        let ways_out = ["keywheel adopt --pin-anew", "keywheel resume"];
+        assert!(ways_out.iter().all(|way| said.message.contains(way)), "{said}");
         for (identity, pinned, for_good) in [
             (Ok(Some(there.clone())), Some(&here), true),
             (Ok(Some(there)), None, true),

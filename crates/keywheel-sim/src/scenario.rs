@@ -194,15 +194,17 @@ pub(crate) fn draw(
     let mut world = World::new(seed, fingerprinter);
     let mut random = world.random.clone();
     world.outside_clock = random.chance(30);
-    let fixed = focus.is_some_and(|(step, _)| {
-        matches!(
-            step,
-            StepKind::Extend
-                | StepKind::KeepAlive
-                | StepKind::FindMint
-                | StepKind::Sweep
-                | StepKind::Revoke
-        )
+    let fixed = focus.is_some_and(|(step, fault)| {
+        let is_reset = step == StepKind::Evidence && fault == Fault::JournalBehind;
+        is_reset
+            || matches!(
+                step,
+                StepKind::Extend
+                    | StepKind::KeepAlive
+                    | StepKind::FindMint
+                    | StepKind::Sweep
+                    | StepKind::Revoke
+            )
     });
     let alone = shape.is_some() || fixed || random.chance(85);
     let secrets = if alone { 1 } else { 2 + random.below(2) as usize };
