@@ -32,6 +32,12 @@ pub trait Workload: Send + Sync {
         Ok(None)
     }
 
+    /// Says which of these slots, which are [names](crate::slot::name), it would not take up as it is configured, and what helps;
+    /// changes nothing.
+    async fn takes_up(&self, _slots: &[String]) -> Result<Vec<Finding>, CallError> {
+        Ok(Vec::new())
+    }
+
     /// Returns the place where it runs, as that place names itself now; none where it has no name of its own, or none that
     /// lasts.
     async fn identity(&self) -> Result<Option<Pin>, CallError> {

@@ -13,6 +13,7 @@ use keywheel_core::planted;
 use keywheel_core::time::{Span, Timestamp};
 use keywheel_driver::slot;
 
+use super::files::Files;
 use super::reads::{Read, reads};
 use super::secrets::{Content, Known};
 
@@ -69,17 +70,20 @@ pub(super) struct Look<'a> {
     pub container: Option<&'a str>,
     /// Of the cluster's clock.
     pub skew: Skew,
+    /// What the files hold that were looked into.
+    pub files: &'a Files,
 }
 
 impl Look<'_> {
-    /// Says what a pod shows; nothing where it is of an older template than the present one.
+    /// Says what a pod shows; nothing where it is of an older template than the present one, unless its files themselves tell.
     pub(super) fn at(&self, pod: &Pod, is_current: bool) -> Replica {
         let reads = pod.spec.as_ref().map(reads).unwrap_or_default();
         let mut seen = Seen::default();
         for slot in self.slots {
-            self.take(slot, &reads, &mut seen);
+            self.take(slot, pod, &reads, &mut seen);
         }
-        let is_blind = seen.is_blind || !is_current && !planted!("older_revision_counts");
+        let counts = is_current || seen.is_looked_into() || planted!("older_revision_counts");
+        let is_blind = seen.is_blind || !counts;
         let started_at = self.started(pod, &seen.by);
         let Seen { shown, unseen, by, .. } = seen;
         let is_live = by.iter().any(|read| read.how.is_live()) || has_restarted(pod, &by);
@@ -92,7 +96,7 @@ impl Look<'_> {
         Replica { id: pod.metadata.name.clone().unwrap_or_default(), started_at, shows }
     }
 
-    fn take<'r>(&self, slot: &String, reads: &'r [Read], seen: &mut Seen<'r>) {
+    fn take<'r>(&self, slot: &String, pod: &Pod, reads: &'r [Read], seen: &mut Seen<'r>) {
         let (container, key) = slot::parts(slot);
         let Some(names) = self.known.secrets.get(container) else {
             seen.is_blind = true;
@@ -112,6 +116,11 @@ impl Look<'_> {
                     held.insert(contents.get(key).copied());
                 }
                 Content::CanChange if read.secret == names.current => {
+                    if let Some(told) = self.files.told(pod, read, key) {
+                        seen.looked_into = true;
+                        held.extend(told);
+                        continue;
+                    }
                     seen.by.push(read);
                     if !seen.unseen.contains(slot) {
                         seen.unseen.push(slot.clone());
@@ -147,6 +156,15 @@ struct Seen<'r> {
     /// What gives what it does not show.
     by: Vec<&'r Read>,
     is_blind: bool,
+    /// Whether some of it stands in files that were looked into.
+    looked_into: bool,
+}
+
+impl Seen<'_> {
+    /// Whether everything that can change stands in files that were looked into.
+    fn is_looked_into(&self) -> bool {
+        self.looked_into && self.unseen.is_empty()
+    }
 }
 
 /// Whether a container that reads started more than once: nobody tells when, other than by the clock of its node.
@@ -371,7 +389,8 @@ mod tests {
         before: Option<Timestamp>,
     ) -> Proof {
         let slots = [SLOT.to_owned()];
-        let look = Look { slots: &slots, known, container: None, skew };
+        let files = Files::default();
+        let look = Look { slots: &slots, known, container: None, skew, files: &files };
         let wanted = [(SLOT.to_owned(), Some(fingerprinter().of(b"new")))];
         let expected = Expected {
             slots: &wanted,

@@ -42,7 +42,8 @@ impl Pods {
         let mut blocks = |message: String| {
             findings.push(Finding::blocks(format!("{} {message}", self.what())));
         };
-        if let Some(obstacle) = target.obstacle() {
+        let rolls = self.config.take_up.is_roll();
+        if let Some(obstacle) = target.obstacle().filter(|_| rolls) {
             blocks(obstacle);
         }
         if target.is_scaled_to_zero() {
@@ -54,6 +55,9 @@ impl Pods {
                 "is not settled ({why}): let it become ready, or undo its last rollout, first"
             )),
             Progress::Failed(why) => blocks(format!("is not settled: {why}")),
+        }
+        if !rolls {
+            return Ok(findings);
         }
         let is_foreseen = !self.config.gap && !planted!("outage_unforeseen");
         if let Some(why) = target.outage().filter(|_| is_foreseen) {
@@ -79,16 +83,20 @@ impl Pods {
     /// Lists what is asked of the cluster.
     pub(super) fn wanted(&self) -> Vec<Access<'_>> {
         let (target, pods) = (self.place(), self.namespace.place("", "pods"));
-        let mut wanted = vec![
-            self.namespace.cluster.to_identify(),
-            Access::needed("get", target),
-            Access::needed("patch", target),
-        ];
+        let mut wanted = vec![self.namespace.cluster.to_identify(), Access::needed("get", target)];
+        if self.config.take_up.is_roll() {
+            wanted.push(Access::needed("patch", target));
+        } else {
+            wanted.push(Access::needed("patch", pods));
+            wanted.push(Access::needed("create", pods.sub("exec")));
+            wanted.push(Access::needed("get", pods.sub("exec")));
+        }
         wanted.extend(LISTED.map(|(group, resource)| {
             Access::needed("list", self.namespace.place(group, resource))
         }));
         match self.kind {
             Kind::Deployment => {}
+            Kind::StatefulSet if !self.config.take_up.is_roll() => {}
             Kind::StatefulSet => wanted.push(Access::needed("delete", pods)),
             Kind::DaemonSet => {
                 let revisions = self.namespace.place("apps", "controllerrevisions");

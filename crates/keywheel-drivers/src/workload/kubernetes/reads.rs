@@ -61,6 +61,16 @@ pub(super) struct Read {
     pub hidden: Vec<String>,
     /// The variable, where it gives one key in one.
     pub variable: Option<String>,
+    /// Where its files are found, where the kubelet brings them up to date.
+    pub mount: Option<Mount>,
+}
+
+/// Where a volume is mounted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Mount {
+    folder: String,
+    /// Keys with their files in the folder; each in a file of its name where none are listed.
+    files: Option<Vec<(String, String)>>,
 }
 
 impl Read {
@@ -69,6 +79,19 @@ impl Read {
         let is_given = self.keys.as_ref().is_none_or(|keys| keys.iter().any(|it| it == key));
         is_given && !self.hidden.iter().any(|hidden| hidden == key)
     }
+
+    /// Lists the files that hold a key; none where it is given otherwise, or by a file that does not change.
+    pub(super) fn files(&self, key: &str) -> Vec<String> {
+        let Some(Mount { folder, files }) = &self.mount else { return Vec::new() };
+        let within = |file: &str| format!("{folder}/{file}");
+        match files {
+            None => vec![within(key)],
+            Some(files) => {
+                let own = files.iter().filter(|(it, _)| it == key);
+                own.map(|(_, file)| within(file)).collect()
+            }
+        }
+    }
 }
 
 /// Lists everything that a pod is given of Secrets.
@@ -76,9 +99,9 @@ pub(super) fn reads(spec: &PodSpec) -> Vec<Read> {
     let volumes = volumes(spec);
     let mut reads = Vec::new();
     for container in containers(spec) {
-        let mut add = |secret: &str, how, keys, hidden, variable| {
-            let container = Some(container.name.to_owned());
-            reads.push(Read { secret: secret.to_owned(), container, how, keys, hidden, variable });
+        let mut add = |secret: &str, how, keys, hidden, variable, mount| {
+            let (secret, container) = (secret.to_owned(), Some(container.name.to_owned()));
+            reads.push(Read { secret, container, how, keys, hidden, variable, mount });
         };
         for (at, variable) in container.env.iter().enumerate() {
             // Of two with one name the later one counts.
@@ -88,18 +111,20 @@ pub(super) fn reads(spec: &PodSpec) -> Vec<Read> {
             let from = variable.value_from.as_ref().and_then(|from| from.secret_key_ref.as_ref());
             if let Some(from) = from {
                 let named = Some(variable.name.clone());
-                add(&from.name, How::Env, Some(vec![from.key.clone()]), Vec::new(), named);
+                add(&from.name, How::Env, Some(vec![from.key.clone()]), Vec::new(), named, None);
             }
         }
         for source in container.env_from {
             if let Some(from) = &source.secret_ref {
-                add(&from.name, How::EnvFrom, None, hidden_by(container.env, source), None);
+                let hidden = hidden_by(container.env, source);
+                add(&from.name, How::EnvFrom, None, hidden, None, None);
             }
         }
         for mount in container.mounts {
             for mounted in volumes.get(mount.name.as_str()).into_iter().flatten() {
                 if let Some((how, keys)) = mounted.through(mount) {
-                    add(mounted.secret, how, keys, Vec::new(), None);
+                    let mount = (how != How::SubPath).then(|| mounted.at(mount));
+                    add(mounted.secret, how, keys, Vec::new(), None, mount);
                 }
             }
         }
@@ -125,6 +150,7 @@ fn of_the_pod(secret: &str, how: How, keys: Option<Vec<String>>) -> Read {
         keys,
         hidden: Vec::new(),
         variable: None,
+        mount: None,
     }
 }
 
@@ -208,6 +234,15 @@ impl Mounted<'_> {
         };
         (!given.is_empty()).then_some((How::SubPath, Some(given)))
     }
+
+    /// Returns where its files are, where a mount shows all of the volume.
+    fn at(&self, mount: &VolumeMount) -> Mount {
+        let folder = mount.mount_path.trim_end_matches('/').to_owned();
+        let files = self
+            .items
+            .map(|items| items.iter().map(|item| (item.key.clone(), item.path.clone())).collect());
+        Mount { folder, files }
+    }
 }
 
 fn volumes(spec: &PodSpec) -> BTreeMap<&str, Vec<Mounted<'_>>> {
@@ -283,6 +318,23 @@ mod tests {
                 (String::new(), How::Driver, None),
             ]
         );
+    }
+
+    #[test]
+    fn a_key_is_found_in_the_files_that_the_kubelet_brings_up_to_date_and_no_others() {
+        let spec = spec(
+            r#"{"containers": [{"name": "app", "volumeMounts": [
+                    {"name": "whole", "mountPath": "/whole/"},
+                    {"name": "some", "mountPath": "/some"},
+                    {"name": "whole", "mountPath": "/a", "subPath": "a"}]}],
+                "volumes": [{"name": "whole", "secret": {"secretName": "keys"}},
+                            {"name": "some", "secret": {"secretName": "keys", "items": [{"key": "a", "path": "dir/b"}, {"key": "a", "path": "c"}]}}]}"#,
+        );
+        let files = |key: &str| reads(&spec).iter().flat_map(|read| read.files(key)).collect();
+        let found: Vec<String> = files("a");
+        assert_eq!(found, ["/whole/a", "/some/dir/b", "/some/c"]);
+        let found: Vec<String> = files("b");
+        assert_eq!(found, ["/whole/b"]);
     }
 
     #[test]

@@ -13,11 +13,12 @@ use keywheel_driver::{CallError, Refusal, RefusalKind, Remedy, fail_point};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
+use super::files::Files;
 use super::pod::{is_broken, is_ready, trouble};
 use super::secrets::Known;
 use super::stamp::{self, Annotations};
 use super::target::{Kind, Progress, Target};
-use super::{OnePod, Pods, Seen};
+use super::{OnePod, Pods, Seen, TakeUp};
 use crate::http::Effect;
 use crate::kubernetes::Change as Asked;
 use crate::workload::clock;
@@ -74,7 +75,7 @@ struct Change {
 }
 
 /// Notices that nothing moves any more.
-struct Pace {
+pub(super) struct Pace {
     within: Span,
     best: Option<Moves>,
     since: Instant,
@@ -83,13 +84,13 @@ struct Pace {
 
 /// How far a roll has come.
 #[derive(Clone, Copy, PartialEq, Eq)]
-struct Moves {
+pub(super) struct Moves {
     /// Pods of the present template.
-    new: usize,
+    pub new: usize,
     /// Pods that hold the values and are ready.
-    ready: usize,
+    pub ready: usize,
     /// Pods of another template.
-    old: usize,
+    pub old: usize,
 }
 
 impl Moves {
@@ -114,7 +115,7 @@ impl Moves {
 
 impl Pace {
     /// Returns whether nothing came nearer to the end for too long.
-    fn is_over(&mut self, now: Moves) -> bool {
+    pub(super) fn is_over(&mut self, now: Moves) -> bool {
         let best = self.best.filter(|_| !planted!("flapping_is_moving"));
         let best = best.map_or(now, |best| best.best(now));
         if self.best != Some(best) {
@@ -123,11 +124,11 @@ impl Pace {
         self.since.elapsed() > StdDuration::from(self.within)
     }
 
-    fn new(within: Span) -> Self {
+    pub(super) fn new(within: Span) -> Self {
         Self { within, best: None, since: Instant::now(), wait: SOON }
     }
 
-    async fn rest(&mut self) {
+    pub(super) async fn rest(&mut self) {
         tokio::time::sleep(self.wait).await;
         self.wait = (self.wait * 3 / 2).min(LATER);
     }
@@ -135,6 +136,9 @@ impl Pace {
 
 impl Pods {
     pub(super) async fn ensure(&self, ensure: &Ensure<'_>) -> Result<(), CallError> {
+        if let TakeUp::Sync(sync) = &self.config.take_up {
+            return self.sync(ensure, sync.rereads_within.span()).await;
+        }
         let within = self.config.ready_within.span();
         let mut pace = Pace::new(within);
         let mut done = Done::default();
@@ -193,7 +197,8 @@ impl Pods {
     /// Judges each pod as the core will.
     fn judge<'s>(&self, seen: &'s Seen, known: &Known, ensure: &Ensure<'_>) -> Vec<Judged<'s>> {
         let slots: Vec<_> = ensure.slots.iter().map(|(slot, _)| slot.clone()).collect();
-        let look = self.look(&slots, known, seen.skew);
+        let files = Files::default();
+        let look = self.look(&slots, known, seen.skew, &files);
         let facts = keywheel_driver::Workload::facts(self);
         let judged = seen.pods.iter().map(|one| {
             let as_current = look.at(&one.pod, true);
@@ -386,7 +391,17 @@ impl Pods {
 
     fn stuck(&self, why: &str, judged: &[Judged<'_>], ensure: &Ensure<'_>) -> CallError {
         let open = judged.iter().filter(|judged| !judged.holds);
-        let names: Vec<_> = open.map(|judged| format!("`{}`", judged.one.name())).collect();
+        self.stands_still(why, open.map(|judged| judged.one), ensure)
+    }
+
+    /// Says that nothing moves any more, and what is still open.
+    pub(super) fn stands_still<'p>(
+        &self,
+        why: &str,
+        open: impl Iterator<Item = &'p OnePod>,
+        ensure: &Ensure<'_>,
+    ) -> CallError {
+        let names: Vec<_> = open.map(|one| format!("`{}`", one.name())).collect();
         let within = self.config.ready_within.span();
         let message = format!(
             "did not move for {within}: {why}; pods that do not hold the new values: {}",
@@ -406,7 +421,7 @@ impl Pods {
         ))
     }
 
-    fn failed(&self, what: &str) -> CallError {
+    pub(super) fn failed(&self, what: &str) -> CallError {
         let message = format!("{} {what}", self.what());
         Refusal::operator(RefusalKind::WorkloadFailed, message).into()
     }
@@ -474,7 +489,7 @@ fn is_former(target: &Target, done: &Done) -> bool {
 }
 
 /// Whether a question may get another answer a little later.
-fn passes(error: &CallError) -> bool {
+pub(super) fn passes(error: &CallError) -> bool {
     match error {
         CallError::Unknown(_) => true,
         CallError::Refused(refusal) => matches!(refusal.remedy, Remedy::Retry { .. }),

@@ -19,6 +19,8 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::time::Instant;
 
+mod sync;
+
 use super::*;
 use crate::kubernetes::{Approach, SecretRef};
 
@@ -58,11 +60,13 @@ impl Ground {
 
     /// Starts one in which a container takes so long to be made.
     fn start_with(runtime: Runtime, creation: StdDuration) -> Self {
+        Self::start_as(Settings { runtime, creation, ..Settings::default() })
+    }
+
+    fn start_as(settings: Settings) -> Self {
         let twin = Twin::start().unwrap();
         twin.objects().make_namespace(SPACE);
-        let settings =
-            Settings { pace: Pace::times(FASTER), runtime, creation, ..Settings::default() };
-        let run = Run::start(twin.objects(), settings).unwrap();
+        let run = twin.run(Settings { pace: Pace::times(FASTER), ..settings }).unwrap();
         let folder = tempfile::tempdir().unwrap();
         twin.write_kubeconfig(&folder.path().join("kubeconfig")).unwrap();
         let fingerprinter =
