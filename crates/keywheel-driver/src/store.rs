@@ -9,7 +9,7 @@ use keywheel_core::secret::{Credential, SecretValue};
 use keywheel_core::time::Timestamp;
 
 use crate::issuer::Verdict;
-use crate::{Claims, Finding, Right};
+use crate::{Claims, Finding, Right, Writer};
 
 /// A place that holds slots: a file, a Secret, a path.
 #[async_trait]
@@ -44,7 +44,7 @@ pub trait Store: Send + Sync {
 
     /// Names who wrote these slots last and is not keywheel, as the container itself tells it; nobody where it does not. Asked for
     /// people only, where somebody else's write was found.
-    async fn others(&self, _addresses: &[String]) -> Result<Vec<String>, CallError> {
+    async fn others(&self, _addresses: &[String]) -> Result<Vec<Writer>, CallError> {
         Ok(Vec::new())
     }
 

@@ -256,7 +256,7 @@ impl Store for ExternalSecret {
     async fn identity(&self) -> Result<Option<Pin>, CallError> {
         let cluster = self.cluster.identity().await?;
         Ok(Some(match self.upstream.identity().await? {
-            Some(upstream) => Pin { id: format!("{} with {upstream}", cluster.id), ..cluster },
+            Some(upstream) => cluster.with(&upstream),
             None => cluster,
         }))
     }

@@ -24,6 +24,7 @@ mod pod;
 mod preflight;
 mod readers;
 mod reads;
+mod revert;
 mod roll;
 mod secrets;
 mod stamp;
@@ -44,10 +45,10 @@ use keywheel_core::incident::LogReference;
 use keywheel_core::plan::Pin;
 use keywheel_core::planted;
 use keywheel_core::secret::SecretValue;
-use keywheel_core::time::Span;
+use keywheel_core::time::{Span, Timestamp};
 use keywheel_driver::duration::Duration;
-use keywheel_driver::workload::{Answer, Ensure, ReadLog, Reader, Reading, Workload};
-use keywheel_driver::{CallError, Finding, Refusal, RefusalKind, Right};
+use keywheel_driver::workload::{Answer, Ensure, ReadLog, Reader, Reading, Stamp, Workload};
+use keywheel_driver::{CallError, Finding, Refusal, RefusalKind, Right, Writer};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -275,6 +276,15 @@ impl Workload for Pods {
 
     async fn roll(&self, ensure: &Ensure<'_>) -> Result<(), CallError> {
         self.ensure(ensure).await
+    }
+
+    async fn others(
+        &self,
+        slots: &[String],
+        stamps: &[Stamp],
+        since: Timestamp,
+    ) -> Result<Vec<Writer>, CallError> {
+        self.reverted_by(slots, stamps, since).await
     }
 
     async fn logs(&self) -> Result<Option<Vec<LogReference>>, CallError> {

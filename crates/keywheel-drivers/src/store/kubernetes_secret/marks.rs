@@ -1,11 +1,13 @@
 //! Who else writes a Secret: what makes it, and what deploys it. Whoever has it in Git would write the old value back (H49, H61).
 
-use keywheel_core::planted;
-use keywheel_driver::Finding;
+use std::collections::BTreeSet;
 
-use super::object::{LAST_APPLIED, Object};
+use keywheel_core::planted;
+use keywheel_driver::{Finding, Writer};
+
+use super::object::{LAST_APPLIED, ManagedFields, Object};
 use crate::api::plain;
-use crate::kubernetes::MANAGER;
+use crate::kubernetes::{MANAGER, deployer, known_as};
 
 /// Kinds that make Secrets, and what to do about each.
 const MAKERS: [(&str, &str); 7] = [
@@ -16,17 +18,6 @@ const MAKERS: [(&str, &str); 7] = [
     ("VaultPKISecret", "let Vault issue the value"),
     ("Certificate", "let cert-manager renew it"),
     ("InfisicalSecret", "write the value in Infisical"),
-];
-
-/// How programs that deploy call themselves where they write, and what people call them.
-const DEPLOYERS: [(&str, &str); 7] = [
-    ("argocd", "Argo CD"),
-    ("kustomize-controller", "Flux"),
-    ("helm", "Helm"),
-    ("Terraform", "Terraform"),
-    ("terraform", "Terraform"),
-    ("HashiCorp", "Terraform"),
-    ("pulumi", "Pulumi"),
 ];
 
 /// Marks that deployers leave, as a beginning of a label's or annotation's name.
@@ -131,6 +122,32 @@ pub(super) fn writers(object: &Object, named: &str, keys: &[String]) -> Vec<Find
     findings
 }
 
+/// Names who wrote keys last, beside keywheel, and what keeps each from writing them again.
+pub(super) fn others(object: &Object, keys: &[String]) -> Vec<Writer> {
+    let written = keys.iter().flat_map(|key| object.setters(key));
+    let by_others = written.filter(|entry| entry.manager != MANAGER);
+    let all: BTreeSet<_> = by_others.map(|entry| writer(object, entry)).collect();
+    all.into_iter().collect()
+}
+
+fn writer(object: &Object, entry: &ManagedFields) -> Writer {
+    let helps = match deployer(&entry.manager) {
+        Some(deployer) => format!(
+            "a value that is rotated cannot stand in Git: take its key out of what {deployer} deploys, or use `external_secret`"
+        ),
+        None if object.metadata.annotations.contains_key(LAST_APPLIED) => format!(
+            "remove the annotation `{LAST_APPLIED}` and the values from the file that is applied"
+        ),
+        None => "let nobody else write these keys".into(),
+    };
+    Writer {
+        name: plain(&entry.manager),
+        known_as: known_as(&entry.manager).map(str::to_owned),
+        at: entry.time.map(|at| at.to_string()),
+        helps: Some(helps),
+    }
+}
+
 fn advice(kind: &str) -> &'static str {
     MAKERS.iter().find(|(maker, _)| *maker == kind).map_or("", |(_, advice)| advice)
 }
@@ -161,8 +178,4 @@ fn deployers(object: &Object) -> Vec<&'static str> {
     found.sort_unstable();
     found.dedup();
     found
-}
-
-fn deployer(manager: &str) -> Option<&'static str> {
-    DEPLOYERS.iter().find(|(begins, _)| manager.starts_with(begins)).map(|(_, name)| *name)
 }

@@ -19,6 +19,7 @@ use super::secrets::Known;
 use super::stamp::{self, Annotations};
 use super::target::{Kind, Progress, Target};
 use super::{OnePod, Pods, Seen, TakeUp};
+use crate::api::plain;
 use crate::http::Effect;
 use crate::kubernetes::Change as Asked;
 use crate::workload::clock;
@@ -414,8 +415,8 @@ impl Pods {
     }
 
     fn taken_away(&self, target: &Target) -> CallError {
-        let rival = stamp::rival(target.meta());
-        let rival = rival.map_or("somebody".into(), |rival| format!("`{rival}`"));
+        let rival = stamp::rival(target.meta()).and_then(|entry| entry.manager.as_deref());
+        let rival = rival.map_or("somebody".into(), |rival| format!("`{}`", plain(rival)));
         self.failed(&format!(
             "lost its stamp, and {rival} writes it too: it is not stamped again before annotations that begin with `keywheel.dev/` are left alone there"
         ))
