@@ -20,6 +20,11 @@ pub trait Store: Send + Sync {
     /// Returns the one name under which everyone who writes to this container knows it; wave leases are taken on it.
     fn container(&self) -> String;
 
+    /// Lists every container that holds what its slots hold: its own first, and those that it is brought from.
+    fn containers(&self) -> Vec<String> {
+        vec![self.container()]
+    }
+
     /// Returns the place where it is reached, as that place names itself now; none where it has no name of its own. A store whose
     /// plan was pinned to another place is not written.
     async fn identity(&self) -> Result<Option<Pin>, CallError> {

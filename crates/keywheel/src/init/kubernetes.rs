@@ -90,6 +90,8 @@ struct OneSecret<'a> {
     /// Who is given it.
     given: Vec<ToRunner<'a>>,
     external: Option<&'a External>,
+    /// That an operator brings it, of which nothing more was seen.
+    brought: Option<String>,
     obstacles: Vec<String>,
     is_immutable: bool,
     /// Whether it was seen itself, so that all of its keys are known.
@@ -162,6 +164,7 @@ fn held<'a>(scene: &Scene<'a>) -> BTreeMap<Place, OneSecret<'a>> {
         let one = secrets.entry(place).or_default();
         one.keys.extend(secret.keys.iter().map(String::as_str));
         one.obstacles.extend(secret.obstacles.iter().cloned());
+        one.brought.clone_from(&secret.brought);
         one.is_immutable |= secret.is_immutable;
         one.was_seen = true;
         if secret.stands_in_manifest {
@@ -173,8 +176,11 @@ fn held<'a>(scene: &Scene<'a>) -> BTreeMap<Place, OneSecret<'a>> {
         let one = secrets.entry(place).or_default();
         one.keys.extend(external.keys.iter().map(String::as_str));
         one.external = Some(external);
-        // It is made by the operator, which is written where it reads.
-        one.obstacles.clear();
+        // It is written where the operator reads.
+        one.brought = None;
+    }
+    for one in secrets.values_mut() {
+        one.obstacles.extend(one.brought.take());
     }
     secrets
 }

@@ -15,7 +15,9 @@ pub(crate) struct Glance {
     pub(crate) keys: BTreeSet<String>,
     /// Whether it can be changed no more.
     pub(crate) is_immutable: bool,
-    /// What stands in the way of writing it.
+    /// That an operator brings it from elsewhere, which stands in the way of writing it itself.
+    pub(crate) brought: Option<String>,
+    /// What else stands in the way of writing it.
     pub(crate) obstacles: Vec<String>,
 }
 
@@ -35,8 +37,12 @@ pub(crate) async fn at(
 
 fn glance(object: &Object, named: &str) -> Glance {
     let keys: Vec<String> = object.data.keys().cloned().collect();
-    let findings = marks::maker(object, named).into_iter();
-    let findings = findings.chain(marks::writers(object, named, &keys));
+    let is_brought = marks::is_brought(object);
+    let (brought, made) = match marks::maker(object, named) {
+        Some(maker) if is_brought => (Some(maker.message), None),
+        maker => (None, maker),
+    };
+    let findings = made.into_iter().chain(marks::writers(object, named, &keys));
     let mut obstacles: Vec<String> = findings
         .filter(|finding| finding.severity == Severity::Blocks)
         .map(|finding| finding.message)
@@ -44,5 +50,6 @@ fn glance(object: &Object, named: &str) -> Glance {
     if object.kind.starts_with("kubernetes.io/") {
         obstacles.push(format!("{named} is of the type `{}`", object.kind));
     }
-    Glance { keys: keys.into_iter().collect(), is_immutable: object.immutable, obstacles }
+    let keys = keys.into_iter().collect();
+    Glance { keys, is_immutable: object.immutable, brought, obstacles }
 }

@@ -9,9 +9,12 @@ use super::object::{LAST_APPLIED, ManagedFields, Object};
 use crate::api::plain;
 use crate::kubernetes::{MANAGER, deployer, known_as};
 
+/// The kind by which the External Secrets Operator makes a Secret.
+const EXTERNAL: &str = "ExternalSecret";
+
 /// Kinds that make Secrets, and what to do about each.
 const MAKERS: [(&str, &str); 7] = [
-    ("ExternalSecret", "write the value where it comes from, with the store `external_secret`"),
+    (EXTERNAL, "write the value where it comes from, with the store `external_secret`"),
     ("SealedSecret", "seal each new value and commit it, or let another Secret hold this key"),
     ("VaultStaticSecret", "write the value in Vault"),
     ("VaultDynamicSecret", "let Vault issue the value"),
@@ -67,19 +70,8 @@ pub(super) fn maker(object: &Object, named: &str) -> Option<Finding> {
         Some((format!("{kind} `{}`", owner.name), *advice))
     });
     let labelled = || {
-        let has = |name: &str| {
-            object.metadata.labels.contains_key(name)
-                || object.metadata.annotations.contains_key(name)
-        };
-        let is_operator = |manager: &str| {
-            manager == "external-secrets"
-                || manager.starts_with("externalsecrets.external-secrets.io/")
-        };
-        let managed = &object.metadata.managed_fields;
-        if has("reconcile.external-secrets.io/managed")
-            || managed.iter().any(|field| is_operator(&field.manager))
-        {
-            return Some(("an ExternalSecret".to_owned(), advice("ExternalSecret")));
+        if is_brought(object) {
+            return Some((format!("an {EXTERNAL}"), advice(EXTERNAL)));
         }
         let certificate = object.annotation(CERT_MANAGER).map(plain)?;
         Some((format!("Certificate `{certificate}`"), advice("Certificate")))
@@ -88,6 +80,19 @@ pub(super) fn maker(object: &Object, named: &str) -> Option<Finding> {
     Some(Finding::blocks(format!(
         "{named} is made by {maker}, which writes its own values back; {advice}"
     )))
+}
+
+/// Whether the External Secrets Operator makes the Secret.
+pub(super) fn is_brought(object: &Object) -> bool {
+    let metadata = &object.metadata;
+    let has =
+        |name: &str| metadata.labels.contains_key(name) || metadata.annotations.contains_key(name);
+    let is_operator = |manager: &str| {
+        manager == "external-secrets" || manager.starts_with("externalsecrets.external-secrets.io/")
+    };
+    metadata.owner_references.iter().any(|owner| owner.kind == EXTERNAL)
+        || has("reconcile.external-secrets.io/managed")
+        || metadata.managed_fields.iter().any(|field| is_operator(&field.manager))
 }
 
 /// Finds who deploys the Secret, or wrote the keys that are to be written.

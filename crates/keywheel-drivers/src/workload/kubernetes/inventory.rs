@@ -92,7 +92,9 @@ pub struct Secret {
     pub is_immutable: bool,
     /// Whether it stands in a manifest with values.
     pub stands_in_manifest: bool,
-    /// Why nothing of it should be rotated as it is.
+    /// That an operator brings it from elsewhere, so that it is nothing to write itself.
+    pub brought: Option<String>,
+    /// Why nothing of it should be rotated as it is, wherever it is brought from.
     pub obstacles: Vec<String>,
 }
 
@@ -335,6 +337,7 @@ impl Live {
                     keys: glance.keys,
                     is_immutable: glance.is_immutable,
                     stands_in_manifest: false,
+                    brought: glance.brought,
                     obstacles: glance.obstacles,
                 }),
                 Ok(None) => {}
@@ -451,6 +454,7 @@ fn secret(meta: &ObjectMeta, name: String, object: &Value) -> Secret {
         stands_in_manifest: !keys.is_empty() && !planted!("secret_in_git_proposed"),
         keys,
         is_immutable: object["immutable"] == true,
+        brought: None,
         obstacles: Vec::new(),
     }
 }
@@ -467,6 +471,7 @@ fn sealed(meta: &ObjectMeta, name: String, object: &Value) -> Secret {
         keys: keys.map(|(key, _)| key.clone()).collect(),
         is_immutable: false,
         stands_in_manifest: false,
+        brought: None,
         obstacles: vec![why],
     }
 }

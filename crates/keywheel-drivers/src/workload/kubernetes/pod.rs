@@ -225,24 +225,34 @@ pub(super) fn is_ready(pod: &Pod) -> bool {
 }
 
 /// Reasons for which a container waits and that no time cures.
-const HOPELESS: &[&str] = &[
-    "CrashLoopBackOff",
+const HOPELESS: &[&str] = &["CrashLoopBackOff", "InvalidImageName", "ErrImageNeverPull"];
+
+/// Reasons for which the kubelet tries again soon, and that often pass: a registry that does not answer, a Secret that the node has not
+/// heard of yet, a runtime that is busy.
+const PASSING: &[&str] = &[
     "CreateContainerConfigError",
     "CreateContainerError",
     "RunContainerError",
     "ErrImagePull",
     "ImagePullBackOff",
-    "InvalidImageName",
-    "ErrImageNeverPull",
 ];
 
+/// How long after a pod was made a reason that may pass is waited out.
+const PASSES: Span = Span::seconds(30);
+
 /// Says why a pod does not come up, if it does not: which container, and how it ended. What it wrote is not repeated, and what
-/// began before a time of the cluster does not count.
-pub(super) fn trouble(pod: &Pod, since: Option<Timestamp>) -> Option<String> {
+/// began before a time of the cluster does not count. `now` is the cluster's too.
+pub(super) fn trouble(pod: &Pod, since: Option<Timestamp>, now: Timestamp) -> Option<String> {
     let status = pod.status.as_ref()?;
     let since = Since::of(pod, since);
+    let made = pod.metadata.creation_timestamp.as_ref().map(end);
+    let is_waited_out = made.is_none_or(|made| now > made + PASSES);
+    let is_waited_out = is_waited_out || planted!("passing_reason_is_the_end");
     let of_one = |status: &ContainerStatus| {
-        ended_badly(status, since).or_else(|| does_not_start(status).filter(|_| since.counts(None)))
+        let counts = |reason: &&str| is_waited_out || HOPELESS.contains(reason);
+        let reason = does_not_start(status).filter(counts).filter(|_| since.counts(None));
+        let waits = reason.map(|it| format!("container `{}` does not start ({it})", status.name));
+        ended_badly(status, since).or(waits)
     };
     if let Some(trouble) = lasting(status).find_map(of_one) {
         return Some(trouble);
@@ -256,7 +266,7 @@ pub(super) fn trouble(pod: &Pod, since: Option<Timestamp>) -> Option<String> {
 /// Whether a pod does not run now for a reason that began after a time of the cluster and that its own restarts do not cure.
 pub(super) fn is_broken(pod: &Pod, since: Option<Timestamp>) -> bool {
     if planted!("former_crash_is_in_the_way") {
-        return trouble(pod, None).is_some();
+        return trouble(pod, None, Timestamp::from_millis(i64::MAX)).is_some();
     }
     let since = Since::of(pod, since);
     let runs_no_more = |status: &ContainerStatus| {
@@ -311,11 +321,11 @@ fn ended_badly(status: &ContainerStatus, since: Since) -> Option<String> {
     Some(format!("container `{name}` ended with exit code {}{reason}", ended.exit_code))
 }
 
-fn does_not_start(status: &ContainerStatus) -> Option<String> {
+/// Returns why a container waits, where that is no part of a usual start.
+fn does_not_start(status: &ContainerStatus) -> Option<&str> {
     let waits = status.state.as_ref().and_then(|state| state.waiting.as_ref());
     let reason = waits.and_then(|waiting| waiting.reason.as_deref());
-    let hopeless = reason.filter(|reason| HOPELESS.contains(reason))?;
-    Some(format!("container `{}` does not start ({hopeless})", status.name))
+    reason.filter(|reason| HOPELESS.contains(reason) || PASSING.contains(reason))
 }
 
 /// Whether a text is a reason in one word, and nothing that a program wrote.
@@ -575,7 +585,7 @@ mod tests {
     fn what_keeps_a_pod_from_coming_up_is_named_without_what_it_wrote() {
         let told = |status: Value| {
             let pod = json!({"status": {"containerStatuses": [status]}});
-            trouble(&serde_json::from_value(pod).unwrap(), None)
+            trouble(&serde_json::from_value(pod).unwrap(), None, at(0))
         };
         let with = |restarts: i32, state: Value, last: Value| {
             told(
@@ -594,6 +604,21 @@ mod tests {
         let refused = waits("CreateContainerConfigError").unwrap();
         assert!(refused.contains("CreateContainerConfigError") && !refused.contains("kwcanary"));
         assert_eq!(with(0, json!({"running": {}}), json!({})), None);
+    }
+
+    #[test]
+    fn h52_a_reason_that_may_pass_is_waited_out_for_a_while() {
+        let told = |reason: &str, now: i64| {
+            let waits = json!({"name": "app", "image": "", "imageID": "", "ready": false, "restartCount": 0, "state": {"waiting": {"reason": reason}}});
+            trouble(&pod(100, json!([{"name": "app"}]), json!([waits])), Some(at(90)), at(now))
+        };
+        for passes in PASSING {
+            assert_eq!(told(passes, 110), None);
+            assert!(told(passes, 140).unwrap().contains(passes));
+        }
+        for hopeless in HOPELESS {
+            assert!(told(hopeless, 101).unwrap().contains(hopeless));
+        }
     }
 
     #[test]

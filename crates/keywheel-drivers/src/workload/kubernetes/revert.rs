@@ -1,7 +1,7 @@
 //! Who took away what a roll left on an object, while nobody rolls it.
 
 use keywheel_core::planted;
-use keywheel_core::time::{Span, Timestamp};
+use keywheel_core::time::Timestamp;
 use keywheel_driver::workload::Stamp;
 use keywheel_driver::{CallError, Writer};
 
@@ -32,10 +32,11 @@ impl Pods {
             return Ok(Vec::new());
         }
         let Some(entry) = stamp::rival(target.meta()) else { return Ok(Vec::new()) };
-        // Times are noted in whole seconds.
+        // Times are cut to whole seconds, and the roll came more than one later.
         let at = entry.time.as_ref().map(|at| at.0);
-        let end = at.map(|at| Timestamp::from_millis(at.as_millisecond()) + Span::millis(999));
-        if end.is_none_or(|end| end < skew.there(since)) {
+        let is_later =
+            |at: jiff::Timestamp| Timestamp::from_millis(at.as_millisecond()) >= skew.there(since);
+        if !at.is_some_and(is_later) {
             return Ok(Vec::new());
         }
         let manager = entry.manager.as_deref().unwrap_or_default();

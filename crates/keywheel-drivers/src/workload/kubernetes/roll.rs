@@ -254,7 +254,8 @@ impl Pods {
         if wanted != target.ours() || spec.is_some() {
             return Ok(Next::Patch(Change { wanted, spec, is_at_once }));
         }
-        if let Some(why) = why_not_up(judged, seen.skew.there(ensure.held_since)) {
+        let now = seen.skew.there(clock::now());
+        if let Some(why) = why_not_up(judged, seen.skew.there(ensure.held_since), now) {
             return Err(self.failed(&why));
         }
         match progress {
@@ -450,7 +451,7 @@ impl Judged<'_> {
 }
 
 /// Says which new pod does not come up, and why. What it did before the values were there does not count.
-fn why_not_up(judged: &[Judged<'_>], since: Timestamp) -> Option<String> {
+fn why_not_up(judged: &[Judged<'_>], since: Timestamp, now: Timestamp) -> Option<String> {
     if planted!("crash_loop_is_waited_for") {
         return None;
     }
@@ -459,7 +460,7 @@ fn why_not_up(judged: &[Judged<'_>], since: Timestamp) -> Option<String> {
         judged.one.is_current && (!judged.is_leaving() || planted!("leaving_pod_must_come_up"))
     };
     judged.iter().filter(comes_up).find_map(|judged| {
-        let why = trouble(&judged.one.pod, Some(since))?;
+        let why = trouble(&judged.one.pod, Some(since), now)?;
         Some(format!("got pod `{}`, whose {why}", judged.one.name()))
     })
 }
@@ -514,7 +515,8 @@ mod tests {
 
     #[test]
     fn h52_a_pod_that_is_being_deleted_may_end_as_it_likes() {
-        let why = |meta: Value| why_not_up(&[judged(&one(meta))], Timestamp::from_millis(0));
+        let start = Timestamp::from_millis(0);
+        let why = |meta: Value| why_not_up(&[judged(&one(meta))], start, start);
         assert!(why(json!({"name": "app-1"})).unwrap().contains("exit code 143"));
         let leaves = json!({"name": "app-1", "deletionTimestamp": "2026-01-01T00:00:00Z"});
         assert_eq!(why(leaves), None);

@@ -289,7 +289,7 @@ impl Waited {
             if judged.holds {
                 *well_since = now.min(*well_since);
             }
-            if let Some(why) = trouble(pod, Some(*well_since)) {
+            if let Some(why) = trouble(pod, Some(*well_since), now) {
                 return Some(format!("has pod `{}`, whose {why}", judged.one.name()));
             }
         }

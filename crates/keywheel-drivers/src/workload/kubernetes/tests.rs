@@ -466,14 +466,15 @@ async fn h48_whoever_takes_a_stamp_away_after_the_roll_is_named() {
     let (ground, driver) = Ground::deployment().await;
     let since = ground.write(NEW);
     ground.forward(&driver, NEW, since).await.unwrap();
-    let others = async |held: &str| {
+    let others = async |held: &str, since| {
         let slots = [(ground.slot(), Some(ground.fingerprinter.of(held.as_bytes())))];
         let jwt = SecretName::new("jwt", "production").unwrap();
         let stamp = Stamp::new(&jwt, &slots, &ground.fingerprinter);
         driver.others(&[ground.slot()], &[stamp], since).await.unwrap()
     };
-    assert_eq!(others(NEW).await, []);
-    assert_eq!(others(OLD).await, [], "nobody but keywheel wrote it since");
+    assert_eq!(others(NEW, since).await, []);
+    let later = clock::now() + Span::minutes(1);
+    assert_eq!(others(OLD, later).await, [], "nobody but keywheel wrote it since");
     let revert = |app: &mut Value| {
         app["metadata"]["annotations"]["argocd.argoproj.io/tracking-id"] = json!("shop:apps/app");
         app["spec"]["template"]["metadata"].as_object_mut().unwrap().remove("annotations");
@@ -481,7 +482,7 @@ async fn h48_whoever_takes_a_stamp_away_after_the_roll_is_named() {
     let key = Key::new(Kinds::Deployment, SPACE, "app");
     ground.twin.objects().change(&key, "argocd-controller", revert).unwrap();
     let patches = ground.template_patches();
-    let [other] = others(NEW).await.try_into().unwrap();
+    let [other] = others(NEW, since).await.try_into().unwrap();
     assert!(other.in_words().starts_with("`argocd-controller` (Argo CD, 20"), "{other:?}");
     assert!(other.helps.unwrap().contains("ignoreDifferences"));
     assert_eq!(ground.template_patches(), patches, "it is not put back");
