@@ -17,7 +17,7 @@ use keywheel_driver::{CallError, Finding, fail_point, slot};
 use serde_json::json;
 use tokio::time::Instant;
 
-use super::pod::{Look, is_broken, is_ready, statuses, trouble};
+use super::pod::{Look, is_ready, statuses, trouble};
 use super::reads::{How, Read, reads};
 use super::roll::{Moves, Pace, passes};
 use super::secrets::Known;
@@ -37,8 +37,8 @@ const AGAIN: StdDuration = StdDuration::from_secs(1);
 /// How long that is at the most.
 const LONGEST: StdDuration = StdDuration::from_secs(30);
 
-/// How long a pod that did not run when the roll began may go on ending badly: it may start once more before its files are there.
-const RECOVERS: Span = Span::seconds(5);
+/// How long a pod that may suffer from the former values may go on ending badly: it may start once more before its files are there.
+const RECOVERS: Span = Span::seconds(20);
 
 /// What is known of pods while they are waited for.
 #[derive(Default)]
@@ -268,8 +268,8 @@ impl Pods {
 }
 
 impl Waited {
-    /// Says which pod does not stay up with the values, and why. Each may end badly for a while that did not run at first: it may
-    /// start with the former values once more.
+    /// Says which pod does not stay up with the values, and why. One that may suffer from the former ones has a while to come back:
+    /// on the way back, or where it had ended badly before.
     fn trouble(
         &mut self,
         judged: &[Judged<'_>],
@@ -277,14 +277,18 @@ impl Waited {
         ensure: &Ensure<'_>,
     ) -> Option<String> {
         let now = seen.skew.there(clock::now());
+        let leads_back = ensure.untouched_before.is_some();
         for judged in judged.iter().filter(|judged| !judged.is_leaving()) {
             let pod = &judged.one.pod;
             let well_since = self
                 .well_since
                 .entry(pod.metadata.uid.clone().unwrap_or_default())
-                .or_insert_with(|| match judged.is_older && is_broken(pod, None) {
-                    true => now + RECOVERS,
-                    false => seen.skew.there(ensure.held_since),
+                .or_insert_with(|| {
+                    let suffers = leads_back || trouble(pod, None, now).is_some();
+                    match judged.is_older && suffers {
+                        true => now + RECOVERS,
+                        false => seen.skew.there(ensure.held_since),
+                    }
                 });
             if judged.holds {
                 *well_since = now.min(*well_since);
