@@ -43,8 +43,13 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    /// Runs a stage, and says how it ended and how long it took. A stage that cannot even run counts as one failure.
-    pub(crate) fn stage(&mut self, name: &str, stage: impl FnOnce() -> anyhow::Result<Counts>) {
+    /// Runs a stage, and says how it ended and how long it took; returns whether nothing failed. A stage that cannot even run counts
+    /// as one failure.
+    pub(crate) fn stage(
+        &mut self,
+        name: &str,
+        stage: impl FnOnce() -> anyhow::Result<Counts>,
+    ) -> bool {
         println!("== {name}");
         let begun = Instant::now();
         let counts = stage().unwrap_or_else(|error| {
@@ -53,6 +58,7 @@ impl Report {
         });
         println!("   {name}: {counts} ({:.1} s)", begun.elapsed().as_secs_f64());
         self.counts.add(counts);
+        counts.failed == 0
     }
 
     /// Says that something was not checked, and why.

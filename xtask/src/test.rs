@@ -34,10 +34,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     report.stage("links", links::check);
     report.stage("lints", lints);
     let mut skipped = Vec::new();
-    report.stage("tests", || tests(&folder, &mut skipped));
+    let passed = report.stage("tests", || tests(&folder, &mut skipped));
     report.stage("examples in the documentation", || doc_tests(&folder));
     report.explain(skipped);
-    report.stage("hazards", || hazards::check(None));
+    report.stage("hazards", || hazards::check(None, passed));
     report.stage("simulator", || simulator(args.sim_seconds));
     let mut program = None;
     report.stage("shipped binary", || {
@@ -50,9 +50,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     });
     match deny::check() {
         Ok(None) => {
-            report.skip("licences and advisories of dependencies", "cargo-deny is not installed")
+            report.skip("licences and advisories of dependencies", "cargo-deny is not installed");
         }
-        checked => report.stage("dependencies", || checked.map(Option::unwrap_or_default)),
+        checked => {
+            report.stage("dependencies", || checked.map(Option::unwrap_or_default));
+        }
     }
     report.stage("leaks", || leaks::check(folder.path()));
     match report.failed() || args.keep {
@@ -118,11 +120,32 @@ fn tests(folder: &RunFolder, skipped: &mut Vec<String>) -> anyhow::Result<Counts
     Ok(counts)
 }
 
+/// Runs the examples in the documentation. A crate without one says so (`doctest = false`), which saves reading it once more; one
+/// that says so and has one fails.
 fn doc_tests(folder: &RunFolder) -> anyhow::Result<Counts> {
     let mut cargo =
         cargo::cargo(&["test", "--workspace", "--doc", "--no-fail-fast", "--color", "never"]);
     let told = listen(folder, "doc-tests", cargo.args(["--features", &cargo::test_features()?]))?;
-    of_cargo(&told)
+    let mut counts = of_cargo(&told)?;
+    for file in cargo::tracked("rs")? {
+        let Some((package, _)) = file.split_once("/src/") else { continue };
+        let manifest = cargo::root().join(package).join("Cargo.toml");
+        let is_left_out = std::fs::read_to_string(manifest)?.contains("doctest = false");
+        if is_left_out && has_example(&std::fs::read_to_string(cargo::root().join(&file))?) {
+            println!("   {file}: the example in its documentation is not run (`doctest = false`)");
+            counts.add(Counts::one(false));
+        }
+    }
+    Ok(counts)
+}
+
+/// Whether the documentation in a source has an example that can be run.
+fn has_example(source: &str) -> bool {
+    let comments = source.lines().map(str::trim_start);
+    let words = comments.filter_map(|it| it.strip_prefix("//!").or_else(|| it.strip_prefix("///")));
+    let fences = words.filter_map(|words| words.trim_start().strip_prefix("```"));
+    let mut opening = fences.step_by(2);
+    opening.any(|language| !["text", "ignore", "yaml", "json", "sh"].contains(&language))
 }
 
 fn simulator(seconds: u32) -> anyhow::Result<Counts> {
@@ -233,5 +256,16 @@ mod tests {
     fn a_run_that_said_nothing_is_no_success() {
         assert!(of_nextest("error: could not compile").is_err());
         assert!(of_cargo("error: could not compile").is_err());
+    }
+
+    #[test]
+    fn an_example_in_the_documentation_is_found() {
+        let source = |language: &str| {
+            format!("/// It is so:\n/// ```{language}\n/// one\n/// ```\nfn f() {{}}\n")
+        };
+        assert!(has_example(&source("")));
+        assert!(has_example(&source("no_run")));
+        assert!(!has_example(&source("text")));
+        assert!(!has_example("let fence = \"```\";\n"));
     }
 }

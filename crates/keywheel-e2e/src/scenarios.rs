@@ -91,8 +91,6 @@ async fn refused(ground: &Ground) -> anyhow::Result<String> {
     let (before, pepper) = (shop.pods().await?, shop.stored("pepper").await?);
     let edge = shop.edge().await?;
     let load = shop.load(&edge)?;
-    // Pods that are older than any doubt about clocks are left alone on the way back.
-    tokio::time::sleep(Duration::from_secs(4)).await;
     let took = undone(&shop).await?;
     let counts = load.stop().await;
     let told = unharmed(&shop, &counts, &edge)?;
@@ -104,6 +102,8 @@ async fn refused(ground: &Ground) -> anyhow::Result<String> {
 
 /// Rotates to a value that no pod starts with, and returns how long it took from the first crash until everything was as before.
 async fn undone(shop: &Shop<'_>) -> anyhow::Result<Duration> {
+    // Pods that are older than any doubt about clocks are left alone on the way back.
+    tokio::time::sleep(Duration::from_secs(4)).await;
     shop.configure(BAD)?;
     let rotating = async {
         let said = shop.keywheel(&["rotate", "pepper", "--yes"], 2).await?;

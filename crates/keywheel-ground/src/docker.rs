@@ -47,6 +47,7 @@ impl Docker {
             .args(["--pidfile", &at("pid"), "-H", &format!("unix://{}", at("docker.sock"))])
             .args(["--iptables=false", "--ip6tables=false", "--bridge=none", "--ip-forward=false"])
             .args(["--default-address-pool", &pool()])
+            .env("TMPDIR", folder.path())
             .stdin(Stdio::null())
             .stdout(log.try_clone().map_err(|e| e.kind().to_string())?)
             .stderr(log)

@@ -253,6 +253,23 @@ fn manifests_are_taken_from_a_pipe_and_their_namespace_from_the_command_line() {
 }
 
 #[test]
+fn a_run_that_is_repeated_adds_nothing() {
+    let project = Project::new();
+    project.put("all.yaml", MANIFESTS);
+    let write = |environment: &str| {
+        let arguments = ["init", "--manifests", "all.yaml", "--environment", environment];
+        project.ends(&[&arguments[..], &["--context", environment, "--write"]].concat(), 0)
+    };
+    write("staging");
+    write("production");
+    let before = project.config();
+    for environment in ["production", "staging"] {
+        has(&write(environment), &["lacks nothing that was found"]);
+        assert_eq!(project.config(), before);
+    }
+}
+
+#[test]
 fn nothing_to_find_in_manifests_is_said() {
     let project = Project::new();
     let ran = project.run(
@@ -361,6 +378,57 @@ fn cron_job() -> Value {
             "containers": [{ "name": "report", "image": "shop/report", "command": ["true"], "env": from_secret() }],
         } } } } },
     })
+}
+
+#[test]
+fn versions_are_one_secret_and_a_key_that_is_deployed_leaves_the_others_to_be_proposed() {
+    let project = Project::new();
+    let cluster = Cluster::start().unwrap();
+    let objects = cluster.objects();
+    objects.make_namespace("shop");
+    let encoded = STANDARD.encode("kwcanary-version");
+    let secret = |name: &str, key: &str, annotations: Value| {
+        let metadata = json!({ "name": name, "namespace": "shop", "annotations": annotations });
+        json!({ "metadata": metadata, "data": { key: encoded } })
+    };
+    let first = secret("keys", "jwt-secret", json!({ "keywheel.dev/versions": "keys.keywheel" }));
+    objects.create(Kind::Secret, first, "test").unwrap();
+    for name in ["keys-v2", "keys-v3"] {
+        let mut one = secret(name, "jwt-secret", json!({ "keywheel.dev/version-of": "keys" }));
+        one["immutable"] = json!(true);
+        objects.create(Kind::Secret, one, "keywheel").unwrap();
+    }
+    let site = secret("site", "cookie-jwt-secret", json!({}));
+    objects.create(Kind::Secret, site, "argocd-controller").unwrap();
+    let edit = |secret: &mut Value| secret["data"]["mail-jwt-secret"] = json!(encoded);
+    objects.change(&Key::new(Kind::Secret, "shop", "site"), "kubectl-edit", edit).unwrap();
+    let from = |(variable, secret, key): (&str, &str, &str)| json!({ "name": variable, "valueFrom": { "secretKeyRef": { "name": secret, "key": key } } });
+    let sites =
+        [("COOKIE", "site", "cookie-jwt-secret"), ("MAIL", "site", "mail-jwt-secret")].map(from);
+    for (name, version) in [("backend", "keys-v3"), ("worker", "keys-v2")] {
+        let mut one = deployment();
+        one["metadata"]["name"] = json!(name);
+        let version = from(("JWT_SECRET", version, "jwt-secret"));
+        let env: Vec<Value> = sites.iter().cloned().chain([version]).collect();
+        one["spec"]["template"]["spec"]["containers"][0]["env"] = json!(env);
+        objects.create(Kind::Deployment, one, "test").unwrap();
+    }
+    cluster.write_kubeconfig(&project.path("kubeconfig")).unwrap();
+    let asked = ["init", "--cluster", "--kubeconfig", "kubeconfig", "--context", ADMIN];
+    project.ends(&[&asked[..], &["--namespace", "shop"]].concat(), 0);
+    let text = project.config();
+    has(
+        &text,
+        &[
+            "keys: { kubernetes_secret: { namespace: shop, name: keys, approach: versioned } }",
+            "stores: { keys: jwt-secret }",
+            "read_by: [backend, worker]",
+            "\n  mail-jwt-secret:\n",
+            "# Not as it stands: `cookie-jwt-secret` of Secret `shop/site` is set by Argo CD",
+            "# cookie-jwt-secret:",
+        ],
+    );
+    assert!(!text.contains("keys-v"), "{text}");
 }
 
 #[test]

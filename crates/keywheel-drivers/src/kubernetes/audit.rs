@@ -1,10 +1,11 @@
-//! What the audit log of an API server says about Secrets: who read them, who changed them, and who went into pods beside them.
+//! What the audit log of an API server says about Secrets: who read them, who changed them, and who went into pods beside them or made
+//! some.
 //!
 //! A log is a file of lines, each one an `Event` of `audit.k8s.io/v1`, or a list of them. Of an event only names are kept; bodies,
 //! which hold values where the log's policy says so, are skipped as they are read. Names in it are somebody else's text: what a
 //! terminal would act upon is left out of them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io::{self, BufRead, Read};
 
 use keywheel_core::planted;
@@ -13,7 +14,7 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use zeroize::Zeroizing;
 
-use super::{Approach, SecretRef};
+use super::{Approach, SecretRef, number_of};
 
 /// How long a line may be: a request may hold 3 MiB, which the log repeats in its answer.
 const LONGEST_LINE: u64 = 16 << 20;
@@ -21,11 +22,22 @@ const LONGEST_LINE: u64 = 16 << 20;
 /// How many different acts are told apart.
 const MOST_ACTS: usize = 1_000;
 
-/// How many watches are remembered, of which the log has a line at their begin and one at their end.
-const MOST_WATCHES: usize = 10_000;
+/// How many requests are remembered that go on, of which the log has a line at their begin and one at their end.
+const MOST_ONGOING: usize = 10_000;
 
 /// How long a name may be.
 const LONGEST_NAME: usize = 100;
+
+/// What makes pods, each of which is given what its template says.
+const MAKERS: [&str; 7] = [
+    "cronjobs",
+    "daemonsets",
+    "deployments",
+    "jobs",
+    "replicasets",
+    "replicationcontrollers",
+    "statefulsets",
+];
 
 /// Whose components make pods for controllers.
 const CONTROL_PLANE: [&str; 2] = ["system:serviceaccount:kube-system:", "system:kube-"];
@@ -74,7 +86,7 @@ pub struct Times {
     pub count: u64,
     /// When it was done first.
     pub first: Timestamp,
-    /// When it was done last.
+    /// When it was done last, or was over.
     pub last: Timestamp,
 }
 
@@ -105,12 +117,16 @@ pub struct Found {
 /// Where it cannot be read.
 pub fn read(log: &mut dyn BufRead, exposed: &Exposed) -> io::Result<Found> {
     let mut found = Found::default();
-    let mut watches = BTreeSet::new();
+    let mut ongoing = Ongoing::new();
     // It may hold values.
     let mut line = Zeroizing::new(Vec::new());
     loop {
         line.clear();
         if log.take(LONGEST_LINE).read_until(b'\n', &mut line)? == 0 {
+            // Nobody saw them end.
+            for (act, at) in ongoing.into_values() {
+                found.add(act, at, at);
+            }
             return Ok(found);
         }
         if line.last() != Some(&b'\n') && line.len() as u64 == LONGEST_LINE {
@@ -121,16 +137,19 @@ pub fn read(log: &mut dyn BufRead, exposed: &Exposed) -> io::Result<Found> {
         }
         match serde_json::from_slice::<Event>(&line) {
             Ok(Event { items: Some(events), .. }) => {
-                events.iter().for_each(|event| found.take(event, exposed, &mut watches));
+                events.iter().for_each(|event| found.take(event, exposed, &mut ongoing));
             }
-            Ok(event) => found.take(&event, exposed, &mut watches),
+            Ok(event) => found.take(&event, exposed, &mut ongoing),
             Err(_) => found.no_event += 1,
         }
     }
 }
 
+/// Requests that were seen to begin, by their id: what each does, and since when.
+type Ongoing = BTreeMap<String, (Act, Timestamp)>;
+
 impl Found {
-    fn take(&mut self, event: &Event, exposed: &Exposed, watches: &mut BTreeSet<String>) {
+    fn take(&mut self, event: &Event, exposed: &Exposed, ongoing: &mut Ongoing) {
         let (Some(at), Some(_)) = (event.at(), &event.verb) else {
             self.no_event += 1;
             return;
@@ -141,8 +160,7 @@ impl Found {
         let of_secrets = event.object.resource.as_deref() == Some("secrets");
         self.tells_secrets |= of_secrets;
         self.holds_bodies |= of_secrets && (event.request.is_some() || event.response.is_some());
-        let in_time = exposed.from <= at && at <= exposed.until;
-        if !in_time || !event.is_whole(watches) {
+        if at > exposed.until {
             return;
         }
         let Some(what) = event.concerns(exposed) else { return };
@@ -155,10 +173,29 @@ impl Found {
             ),
             refused: event.status.code.is_some_and(|code| code >= 400),
         };
+        match event.stage.as_deref() {
+            // It gives values from its begin on, and its end may be in a later log.
+            Some("ResponseStarted") if event.goes_on() && ongoing.len() < MOST_ONGOING => {
+                ongoing.insert(event.id.clone(), (act, at));
+            }
+            Some("ResponseStarted") if event.goes_on() => self.more += 1,
+            Some("ResponseComplete" | "Panic") | None => {
+                ongoing.remove(&event.id);
+                let end = event.over_at().map_or(at, |end| end.max(at));
+                if end >= exposed.from {
+                    self.add(act, at, end);
+                }
+            }
+            // A request has an event for each of its stages, and counts once.
+            Some(_) => {}
+        }
+    }
+
+    fn add(&mut self, act: Act, begin: Timestamp, end: Timestamp) {
         if let Some(times) = self.acts.get_mut(&act) {
-            times.add(at);
+            times.add(begin, end);
         } else if self.acts.len() < MOST_ACTS {
-            self.acts.insert(act, Times { count: 1, first: at, last: at });
+            self.acts.insert(act, Times { count: 1, first: begin, last: end });
         } else {
             self.more += 1;
         }
@@ -166,10 +203,10 @@ impl Found {
 }
 
 impl Times {
-    fn add(&mut self, at: Timestamp) {
+    fn add(&mut self, begin: Timestamp, end: Timestamp) {
         self.count += 1;
-        self.first = self.first.min(at);
-        self.last = self.last.max(at);
+        self.first = self.first.min(begin);
+        self.last = self.last.max(end);
     }
 }
 
@@ -197,6 +234,8 @@ struct Event {
     status: Status,
     #[serde(rename = "requestReceivedTimestamp")]
     received: Option<jiff::Timestamp>,
+    #[serde(rename = "stageTimestamp")]
+    reached: Option<jiff::Timestamp>,
     #[serde(rename = "requestObject")]
     request: Option<IgnoredAny>,
     #[serde(rename = "responseObject")]
@@ -226,18 +265,15 @@ impl Event {
         Some(Timestamp::from_millis(self.received?.as_millisecond()))
     }
 
-    /// Whether it tells of a request as a whole, once: a request has an event for each of its stages.
-    fn is_whole(&self, watches: &mut BTreeSet<String>) -> bool {
-        match self.stage.as_deref() {
-            // A watch gives values from its begin on, and its end may be in a later log.
-            Some("ResponseStarted" | "ResponseComplete")
-                if self.verb.as_deref() == Some("watch") =>
-            {
-                watches.len() < MOST_WATCHES && watches.insert(self.id.clone())
-            }
-            Some("ResponseComplete" | "Panic") | None => true,
-            Some(_) => false,
-        }
+    /// Returns when the request was over, of an event that says so.
+    fn over_at(&self) -> Option<Timestamp> {
+        Some(Timestamp::from_millis(self.reached?.as_millisecond()))
+    }
+
+    /// Whether the request lasts until somebody ends it.
+    fn goes_on(&self) -> bool {
+        let inside = matches!(self.object.subresource.as_deref(), Some("exec" | "attach"));
+        self.verb.as_deref() == Some("watch") || inside
     }
 
     fn user(&self) -> String {
@@ -255,6 +291,7 @@ impl Event {
         match self.object.resource.as_deref()? {
             "secrets" => self.of_secrets(verb, namespace, exposed),
             "pods" => self.of_pods(verb, namespace?, exposed),
+            maker if MAKERS.contains(&maker) => self.of_makers(verb, maker, namespace?, exposed),
             _ => None,
         }
     }
@@ -303,6 +340,25 @@ impl Event {
         }
     }
 
+    /// Whoever writes the template of pods gives them what they like.
+    fn of_makers(
+        &self,
+        verb: &str,
+        maker: &str,
+        namespace: &str,
+        exposed: &Exposed,
+    ) -> Option<String> {
+        exposed.secrets.get(namespace)?;
+        let writes = matches!(verb, "create" | "update" | "patch");
+        let is_whole = self.object.subresource.is_none();
+        let counts = writes && is_whole && !self.is_control_plane();
+        let name = shown(self.object.name.as_deref().unwrap_or("…"));
+        let namespace = shown(namespace);
+        (counts && !planted!("makers_of_pods_unseen")).then(|| {
+            format!("{verb} of `{maker}/{name}` in namespace `{namespace}`, which makes pods")
+        })
+    }
+
     fn is_control_plane(&self) -> bool {
         let name = self.user.username.as_deref().unwrap_or_default();
         self.impersonated_user.is_none()
@@ -312,15 +368,9 @@ impl Event {
 
 /// Whether a name is that of a Secret, or of a version of it.
 fn is_one_of(secrets: &[(String, Approach)], name: &str) -> bool {
-    let is_version = |rest: &str| {
-        let number = rest.strip_prefix("-v").unwrap_or_default();
-        !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
-    };
     secrets.iter().any(|(secret, approach)| {
-        let rest = name.strip_prefix(secret.as_str());
-        rest.is_some_and(|rest| {
-            rest.is_empty() || (*approach == Approach::Versioned && is_version(rest))
-        })
+        let is_version = || *approach == Approach::Versioned && number_of(name, secret).is_some();
+        name == secret || is_version()
     })
 }
 
@@ -442,6 +492,50 @@ mod tests {
     }
 
     #[test]
+    fn h124_what_began_before_the_exposure_and_went_on_after_it_is_told() {
+        let time = |second: u64| format!("1970-01-01T00:{:02}:{:02}Z", second / 60, second % 60);
+        let long = |id: &str, verb: &str, object: &Value, end: Option<u64>| {
+            let mut event = event(50, verb, object);
+            event["auditID"] = id.into();
+            event["stage"] = end.map_or("ResponseStarted", |_| "ResponseComplete").into();
+            event["stageTimestamp"] = time(end.unwrap_or(50)).into();
+            event
+        };
+        let all = json!({"resource": "secrets", "namespace": "shop"});
+        let inside = |pod: &str| json!({"resource": "pods", "namespace": "shop", "name": pod, "subresource": "exec"});
+        let found = read_all(&[
+            long("ended", "watch", &all, None),
+            long("ended", "watch", &all, Some(99)),
+            long("ended later", "watch", &all, None),
+            long("ended later", "watch", &all, Some(300)),
+            long("inside", "create", &inside("web-1"), Some(200)),
+            long("still inside", "create", &inside("web-2"), None),
+        ]);
+        let wanted = [
+            ("exec in pod `shop/web-1`", 1),
+            ("exec in pod `shop/web-2`", 1),
+            ("watch of all Secrets of namespace `shop`", 1),
+        ];
+        assert_eq!(told(&found), wanted);
+        let (_, times) = found.acts.last_key_value().unwrap();
+        assert_eq!((times.first.millis(), times.last.millis()), (50_000, 300_000));
+    }
+
+    #[test]
+    fn h124_watches_of_others_take_no_room_from_those_of_the_exposed_secrets() {
+        let watch = |id: String, object: Value| {
+            let mut event = event(200, "watch", &object);
+            (event["auditID"], event["stage"]) = (id.into(), "ResponseStarted".into());
+            event
+        };
+        let foreign = json!({"resource": "configmaps", "namespace": "shop"});
+        let mut events: Vec<_> =
+            (0..MOST_ONGOING).map(|id| watch(id.to_string(), foreign.clone())).collect();
+        events.push(watch("ours".into(), secret("shop", "app")));
+        assert_eq!(told(&read_all(&events)), [("watch of Secret `shop/app`", 1)]);
+    }
+
+    #[test]
     fn h124_who_went_into_a_pod_or_made_one_beside_the_secret_is_told() {
         let pod = |name: &str, sub: Option<&str>| json!({"resource": "pods", "namespace": "shop", "name": name, "subresource": sub});
         let mut by_controller = event(200, "create", &pod("web-1", None));
@@ -450,20 +544,33 @@ mod tests {
         let mut impersonated = event(200, "create", &pod("web-2", Some("exec")));
         impersonated["impersonatedUser"] = json!({"username": "root"});
         impersonated["responseStatus"]["code"] = 403.into();
+        let maker = |verb: &str, resource: &str, sub: Option<&str>| {
+            let object = json!({"resource": resource, "namespace": "shop", "name": "thief", "subresource": sub});
+            event(200, verb, &object)
+        };
+        let mut by_cron = maker("create", "jobs", None);
+        by_cron["user"]["username"] = "system:serviceaccount:kube-system:cronjob-controller".into();
         let found = read_all(&[
             by_controller,
+            by_cron,
+            maker("create", "jobs", None),
+            maker("patch", "deployments", None),
+            maker("patch", "deployments", Some("scale")),
+            maker("get", "cronjobs", None),
             event(200, "create", &pod("thief", None)),
             event(200, "get", &pod("web-1", None)),
             event(200, "create", &pod("web-1", Some("exec"))),
             impersonated,
         ]);
         let wanted = [
+            ("create of `jobs/thief` in namespace `shop`, which makes pods", 1),
             ("create of pod `shop/thief`", 1),
             ("exec in pod `shop/web-1`", 1),
             ("exec in pod `shop/web-2`", 1),
+            ("patch of `deployments/thief` in namespace `shop`, which makes pods", 1),
         ];
         assert_eq!(told(&found), wanted);
-        let (last, _) = found.acts.last_key_value().unwrap();
+        let last = found.acts.keys().find(|act| act.what.contains("web-2")).unwrap();
         assert_eq!((last.user.as_str(), last.refused), ("mallory as root", true));
     }
 

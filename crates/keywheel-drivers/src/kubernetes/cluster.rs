@@ -83,6 +83,18 @@ impl Source {
         }
     }
 
+    /// Returns how `kubectl` is called for it, to be printed.
+    pub(super) fn kubectl(&self) -> String {
+        match self {
+            Self::Here => "kubectl".into(),
+            Self::Named { context, kubeconfig } => {
+                let file = kubeconfig.as_ref().map(|path| path.display().to_string());
+                let file = file.map(|path| format!(" --kubeconfig {}", in_shell(&path)));
+                format!("kubectl{} --context {}", file.unwrap_or_default(), in_shell(context))
+            }
+        }
+    }
+
     /// Makes a client. Everything that can go wrong happens before anything is asked of the cluster.
     pub(super) async fn connect(
         &self,
@@ -180,6 +192,15 @@ impl fmt::Display for Source {
     }
 }
 
+/// Returns a word as a shell takes it.
+fn in_shell(word: &str) -> String {
+    let is_plain = |b: u8| b.is_ascii_alphanumeric() || b"@%+=:,./_-".contains(&b);
+    match !word.is_empty() && word.bytes().all(is_plain) {
+        true => word.to_owned(),
+        false => format!("'{}'", word.replace('\'', r"'\''")),
+    }
+}
+
 /// Whether the kubeconfig itself names a proxy for a context.
 fn has_proxy(kubeconfig: &Kubeconfig, context: &str) -> bool {
     let named = kubeconfig.contexts.iter().find(|named| named.name == context);
@@ -249,6 +270,17 @@ mod tests {
         assert!(refusal(None).contains("no `cluster` is named"));
         let both = Cluster { in_cluster: Some(InCluster {}), ..named("prod-eu", None) };
         assert!(refusal(Some(both)).contains("beside"));
+    }
+
+    #[test]
+    fn a_command_that_is_printed_names_context_and_kubeconfig() {
+        let kubectl = |setting: Cluster| {
+            Source::new(Some(&setting), &Context::at("/srv/shop")).unwrap().kubectl()
+        };
+        assert_eq!(kubectl(named("prod-eu", None)), "kubectl --context prod-eu");
+        let file = named("it's prod", Some("kube/prod"));
+        let expected = r"kubectl --kubeconfig /srv/shop/kube/prod --context 'it'\''s prod'";
+        assert_eq!(kubectl(file), expected);
     }
 
     #[tokio::test]

@@ -53,7 +53,18 @@ pub(crate) fn name_of(secret: &str) -> String {
     format!("{secret}.keywheel")
 }
 
+/// Returns the number of a version of a Secret, by its name.
+pub(crate) fn number_of(version: &str, secret: &str) -> Option<u64> {
+    let number = version.strip_prefix(secret)?.strip_prefix("-v")?;
+    number.bytes().all(|byte| byte.is_ascii_digit()).then(|| number.parse().ok())?
+}
+
 impl Head {
+    /// Whether it tells of no version but the Secret itself, as it does where there is no head.
+    pub(crate) fn tells_of_none(&self, secret: &str) -> bool {
+        self.last == 0 && self.known.iter().all(|name| name == secret)
+    }
+
     /// Reads which versions a Secret has.
     ///
     /// # Errors

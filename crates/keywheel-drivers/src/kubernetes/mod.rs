@@ -22,7 +22,7 @@ pub(crate) use answer::Answer;
 use answer::NoAnswer;
 pub use cluster::{Cluster, InCluster, TAKE_A_CLUSTER};
 pub(crate) use deployer::{deployer, known_as};
-pub(crate) use head::{Head, name_of as head_of};
+pub(crate) use head::{Head, name_of as head_of, number_of};
 pub(crate) use place::Place;
 pub use place::is_name;
 pub use reference::Approach;
@@ -55,6 +55,9 @@ const AGENT: &str = concat!("keywheel/", env!("CARGO_PKG_VERSION"));
 
 /// The annotation that says which installation writes an object.
 pub(crate) const CLAIM: &str = "keywheel.dev/claim";
+
+/// The annotation that says which Secret a version is one of.
+pub(crate) const VERSION_OF: &str = "keywheel.dev/version-of";
 
 /// How long a change that got no answer can still take effect: the server is told to give it up before that.
 pub(crate) const SETTLE_FOR: Span = Span::minutes(1);
@@ -110,6 +113,11 @@ impl Kubernetes {
     /// Returns the cluster's name in a sentence.
     pub(crate) fn target(&self) -> &str {
         &self.target
+    }
+
+    /// Returns how people call `kubectl` for a namespace of it.
+    pub(crate) fn kubectl(&self, namespace: &str) -> String {
+        format!("{} -n {namespace}", self.source.kubectl())
     }
 
     /// Returns the client, which everybody shares who speaks to the same cluster.

@@ -7,16 +7,22 @@ use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use k8s_openapi::api::apps::v1::{Deployment, DeploymentCondition};
+use k8s_openapi::api::core::v1::Pod;
 use keywheel_core::secret::SecretValue;
-use keywheel_core::time::Span;
-use keywheel_driver::{CallError, Refusal, RefusalKind};
+use keywheel_core::time::{Span, Timestamp};
+use keywheel_driver::{CallError, Refusal, RefusalKind, Remedy};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use zeroize::Zeroizing;
 
 use super::{Access, Change, Cluster, Kubernetes, Place};
 use crate::http::Effect;
+use crate::workload::kubernetes::{RUNNERS, trouble};
 use crate::{Context, secret_json};
+
+/// Nobody waits until what keeps a pod of a drill from coming up passes: it is made anew as easily.
+const AT_ONCE: Timestamp = Timestamp::from_millis(i64::MAX);
 
 /// The label that says which rehearsal an object belongs to.
 const LABEL: &str = "keywheel.dev/drill";
@@ -72,7 +78,7 @@ struct Metadata {
 
 #[derive(Deserialize)]
 struct Listed {
-    items: Vec<Value>,
+    items: Vec<Pod>,
 }
 
 impl Throwaway {
@@ -103,23 +109,29 @@ impl Throwaway {
         format!("{LABEL}={}", self.id)
     }
 
-    /// Says what the account may not do that is needed to make both and to take them away.
+    /// Returns the id of the cluster, by which it is told from another one later.
+    ///
+    /// # Errors
+    /// [`CallError`] where there is no answer, or the account may not ask.
+    pub async fn cluster_id(&self) -> Result<String, CallError> {
+        Ok(self.cluster.identity().await?.id)
+    }
+
+    /// Says what the account may not do that is needed to make both, to rotate the one and roll the other, and to take them away.
     ///
     /// # Errors
     /// [`CallError`] where there is no answer.
     pub async fn lacks(&self) -> Result<Vec<String>, CallError> {
-        let (secret, deployment) =
-            (self.secret().named(&self.name), self.deployment().named(&self.name));
-        let pods = Place::core("pods").within(&self.namespace);
-        let wanted = [
-            Access::needed("create", self.secret()),
-            Access::needed("get", secret),
-            Access::needed("delete", secret),
-            Access::needed("create", self.deployment()),
-            Access::needed("get", deployment),
-            Access::needed("delete", deployment),
-            Access::needed("list", pods),
-        ];
+        let makes = [self.secret(), self.deployment()];
+        let makes = makes.map(|place| Access::needed("create", place));
+        let changes = [self.secret().named(&self.name), self.deployment().named(&self.name)];
+        let changes = changes
+            .into_iter()
+            .flat_map(|place| ["get", "patch", "delete"].map(|verb| Access::needed(verb, place)));
+        let lists = RUNNERS.map(|(group, resource, _)| {
+            Access::needed("list", Place::of(group, "v1", resource).within(&self.namespace))
+        });
+        let wanted: Vec<_> = makes.into_iter().chain(changes).chain(lists).collect();
         let denied = self.cluster.denied(&wanted).await?;
         Ok(denied.into_iter().map(Access::in_words).collect())
     }
@@ -132,6 +144,66 @@ impl Throwaway {
         self.create(&self.secret(), &self.secret_of(pods)).await?;
         let deployment = self.deployment_of(pods).to_string();
         self.create(&self.deployment(), &SecretValue::new(deployment.into_bytes())).await
+    }
+
+    /// Waits until every pod serves.
+    ///
+    /// # Errors
+    /// [`CallError`] where one of them cannot come up, or does not in time.
+    pub async fn come_up(&self, within: Duration) -> Result<(), CallError> {
+        let until = Instant::now() + within;
+        loop {
+            let waits = match self.why_not_up().await {
+                Ok(None) => return Ok(()),
+                Ok(Some(why)) => CallError::Unknown(self.says(&why)),
+                Err(error) if passes(&error) => error,
+                Err(error) => return Err(error),
+            };
+            if Instant::now() > until {
+                return Err(waits);
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+
+    /// Says what is awaited; none where every pod serves.
+    async fn why_not_up(&self) -> Result<Option<String>, CallError> {
+        for pod in self.pods().await? {
+            if let Some(why) = trouble(&pod, None, AT_ONCE) {
+                let pod = pod.metadata.name.unwrap_or_default();
+                return Err(self.fails(&format!("pod `{pod}`: {why}")));
+            }
+        }
+        let place = self.deployment().named(&self.name);
+        let made: Deployment = self.cluster.read(&place).await?;
+        let (wanted, status) = (made.spec.and_then(|spec| spec.replicas), made.status);
+        let status = status.unwrap_or_default();
+        if let Some(reason) = status.conditions.iter().flatten().find_map(fails_for) {
+            let (kubectl, name) = (self.cluster.kubectl(&self.namespace), &self.name);
+            let why = format!(
+                "it cannot make its pods ({reason}); with `--keep`, `{kubectl} describe deployment {name}` says more"
+            );
+            return Err(self.fails(&why));
+        }
+        let (wanted, up) = (wanted.unwrap_or(1), status.available_replicas.unwrap_or(0));
+        Ok((up < wanted).then(|| format!("{up} of {wanted} pods serve")))
+    }
+
+    async fn pods(&self) -> Result<Vec<Pod>, CallError> {
+        let place = Place::core("pods").within(&self.namespace);
+        let answer = self.cluster.ask(&place, &[("labelSelector", &self.labelled())]).await?;
+        match answer.status.is_success() {
+            true => Ok(answer.decode::<Listed>()?.items),
+            false => Err(answer.error(Effect::Reads)),
+        }
+    }
+
+    fn says(&self, what: &str) -> String {
+        format!("{}: Deployment `{}`: {what}", self.cluster.target(), self.name)
+    }
+
+    fn fails(&self, why: &str) -> CallError {
+        Refusal::operator(RefusalKind::WorkloadFailed, self.says(why)).into()
     }
 
     async fn create(&self, place: &Place<'_>, object: &SecretValue) -> Result<(), CallError> {
@@ -204,24 +276,14 @@ impl Throwaway {
     pub async fn take_away(&self) -> Result<(), CallError> {
         self.delete(&self.deployment()).await?;
         self.delete(&self.secret()).await?;
-        let selector = self.labelled();
-        let pods = Place::core("pods").within(&self.namespace);
         let until = Instant::now() + GONE_WITHIN;
         loop {
-            let answer = self.cluster.ask(&pods, &[("labelSelector", &selector)]).await?;
-            if !answer.status.is_success() {
-                return Err(answer.error(Effect::Reads));
-            }
-            let left = answer.decode::<Listed>()?.items.len();
+            let left = self.pods().await?.len();
             if left == 0 {
                 return Ok(());
             }
             if Instant::now() > until {
-                let why = format!(
-                    "{}: {left} pods of `{}` are there still",
-                    self.cluster.target(),
-                    self.name
-                );
+                let why = self.says(&format!("{left} of its pods are there still"));
                 let after = Some(Span::seconds(10));
                 return Err(Refusal::retry(RefusalKind::Unavailable, after, why).into());
             }
@@ -247,6 +309,24 @@ impl Throwaway {
             _ => Err(answer.error(Effect::Changes)),
         }
     }
+}
+
+/// Whether a question may get another answer a little later.
+fn passes(error: &CallError) -> bool {
+    match error {
+        CallError::Unknown(_) => true,
+        CallError::Refused(refusal) => matches!(refusal.remedy, Remedy::Retry { .. }),
+    }
+}
+
+/// Returns the reason for which a Deployment gives up making its pods.
+fn fails_for(condition: &DeploymentCondition) -> Option<&str> {
+    let is_failure = match condition.type_.as_str() {
+        "ReplicaFailure" => condition.status == "True",
+        "Progressing" => condition.status == "False",
+        _ => false,
+    };
+    is_failure.then(|| condition.reason.as_deref().unwrap_or("no reason given"))
 }
 
 /// Returns the name of both objects of a rehearsal.

@@ -27,6 +27,7 @@ mod reads;
 mod revert;
 mod roll;
 mod secrets;
+mod shadows;
 mod stamp;
 mod sync;
 mod target;
@@ -55,6 +56,7 @@ use serde::{Deserialize, Serialize};
 pub use self::ask::TokenPlace;
 use self::files::Files;
 use self::namespace::{Namespace, query, skew};
+pub(crate) use self::pod::trouble;
 use self::pod::{GRANULARITY, Look, Skew, is_gone};
 use self::secrets::Known;
 use self::target::{Kind, Target};
@@ -63,6 +65,17 @@ use super::process::running::WallClock;
 use crate::http::Effect;
 use crate::kubernetes::{Cluster, Kubernetes, Place, is_name};
 use crate::{Build, Context, http};
+
+/// What makes pods, and pods themselves: the group, the name in paths, and the kind.
+pub(crate) const RUNNERS: [(&str, &str, &str); 7] = [
+    ("apps", "deployments", "Deployment"),
+    ("apps", "statefulsets", "StatefulSet"),
+    ("apps", "daemonsets", "DaemonSet"),
+    ("apps", "replicasets", "ReplicaSet"),
+    ("batch", "cronjobs", "CronJob"),
+    ("batch", "jobs", "Job"),
+    ("", "pods", "Pod"),
+];
 
 /// The pods of a Deployment, a StatefulSet or a DaemonSet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -237,7 +250,7 @@ impl Workload for Pods {
 
     async fn readers(&self, slots: &[String]) -> Result<Option<Vec<Reader>>, CallError> {
         let known = Known::find(&self.namespace, slots).await?;
-        let mut readers = readers::find(&self.namespace, &known, slots).await?;
+        let mut readers = readers::find(&self.namespace, &known, slots, &self.resource()).await?;
         // One that is listed and is given nothing is told as such.
         if !readers.iter().any(|reader| reader.resource == self.resource()) {
             readers.push(Reader {
@@ -289,8 +302,7 @@ impl Workload for Pods {
 
     async fn logs(&self) -> Result<Option<Vec<LogReference>>, CallError> {
         let pods: Vec<_> = self.pods().await?.into_iter().map(|one| one.pod).collect();
-        let context = self.config.cluster.as_ref().and_then(|cluster| cluster.context.as_deref());
-        Ok(Some(logs::references(&self.namespace, context, &pods)))
+        Ok(Some(logs::references(&self.namespace, &pods)))
     }
 
     async fn read_logs(

@@ -36,5 +36,5 @@ pub(crate) async fn run(args: &DrillArgs, globals: &Globals) -> Result<Exit, Fai
         }
         Place::Clean => return drill::clean(globals).await,
     };
-    drill::run(&made, &id, args.keep, globals).await
+    drill::run(made, &id, args.keep, globals).await
 }

@@ -33,7 +33,7 @@ pub(crate) struct InitArgs {
     /// Read Kubernetes manifests in place of Compose files: files, folders, or `-` for what `helm template` or `kustomize build` prints
     #[arg(long, value_name = "PATH", num_args = 1..)]
     manifests: Vec<PathBuf>,
-    /// Ask a Kubernetes cluster what runs; changes nothing, lists no Secrets and reads no value
+    /// Ask a Kubernetes cluster what runs. Changes nothing and lists no Secrets; of one that is named and may be read, keys are kept and values dropped
     #[arg(long, requires = "context", conflicts_with = "manifests")]
     cluster: bool,
     /// The context of the cluster
@@ -212,13 +212,12 @@ async fn live(
             .hint("docs/guide/kubernetes-init.md has the smallest Role; it lists no Secrets")
             .exit(Exit::Refused)
     })?;
-    for what in &live.unseen {
-        warnings.push(Warning {
-            file: None,
-            line: None,
-            message: format!("not allowed: {what}; what would stand there is missing"),
-        });
-    }
+    let unseen = live.unseen.iter();
+    let unseen =
+        unseen.map(|what| format!("not allowed: {what}; what would stand there is missing"));
+    let odd = live.odd.iter().map(|what| format!("{what}, and is passed over"));
+    let messages = unseen.chain(odd);
+    warnings.extend(messages.map(|message| Warning { file: None, line: None, message }));
     Ok((live.inventory, cluster(root, args, Some(&live.id))))
 }
 
@@ -242,7 +241,8 @@ fn cluster(root: &Path, args: &InitArgs, id: Option<&str>) -> Vec<String> {
         }
     };
     vec![
-        "# Values were not read: issuers are guessed from the names of keys and variables.".into(),
+        "# Values were not looked at: issuers are guessed from the names of keys and variables."
+            .into(),
         remark.into(),
         format!("cluster: {{ {} }}", keys.join(", ")),
     ]

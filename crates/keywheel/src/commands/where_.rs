@@ -257,7 +257,15 @@ async fn replicas(
     for (workload, planned) in built.workloads.iter().zip(&plan.workloads) {
         let via = &planned.bound.name;
         refuse_elsewhere(workload.identity(), planned.pin.as_ref(), via).await?;
-        let slots = prepare::slots_now(plan, built, planned, fingerprinter).await?;
+        let slots = match prepare::slots_now(plan, built, planned, fingerprinter).await {
+            Ok(slots) => slots,
+            // Whoever asks where a secret is asks most of all when a store is broken.
+            Err(failure) => {
+                let why = [vec![failure.message], failure.causes].concat().join(": ");
+                told.unseen.push(format!("what the replicas of `{via}` hold: {why}"));
+                continue;
+            }
+        };
         let names: Vec<String> = slots.iter().map(|(name, _)| name.clone()).collect();
         let expected = Expected {
             slots: &slots,
@@ -291,13 +299,17 @@ async fn refuse_elsewhere(
 ) -> Result<(), Failure> {
     match elsewhere(identity, pin).await.map_err(|error| not_asked(via, &error))? {
         None => Ok(()),
-        Some(objection) => Err(Failure::new(format!("`{via}`: {objection}")).exit(Exit::Refused)),
+        Some(objection) => {
+            let failure = Failure::new(format!("`{via}`: {objection}")).code(code::ELSEWHERE);
+            Err(failure.now("nothing changed").exit(Exit::Refused))
+        }
     }
 }
 
 fn not_asked(via: &str, error: &CallError) -> Failure {
     let failure = Failure::new(format!("`{via}` could not be asked"));
-    failure.caused_by(error.to_string()).now("nothing changed").exit(Exit::Refused)
+    let failure = failure.code(code::STORE).caused_by(error.to_string());
+    failure.now("nothing changed").exit(Exit::Refused)
 }
 
 /// Whether a name is that of a secret, of a store that holds it, or of a workload that reads it.

@@ -18,6 +18,9 @@ use super::{LENGTH, SLOT, call, ready};
 /// How long the service may take to come up, the pull of its image included.
 const UP: Duration = Duration::from_secs(300);
 
+/// How long Compose may take to say which version it is.
+const ANSWERS: Duration = Duration::from_secs(30);
+
 /// The file that describes the service.
 const FILE: &str = "docker-compose.yml";
 
@@ -45,7 +48,7 @@ impl Ground {
         Self { options, project: format!("keywheel-drill-{id}") }
     }
 
-    fn compose(&self, folder: &Path, arguments: &[&str]) -> Command {
+    fn program(&self) -> Command {
         let mut compose = match &self.options.program {
             Some(program) => Command::new(program),
             None => {
@@ -54,9 +57,14 @@ impl Ground {
                 docker
             }
         };
+        super::without_settings(&mut compose);
+        compose
+    }
+
+    fn compose(&self, folder: &Path, arguments: &[&str]) -> Command {
+        let mut compose = self.program();
         compose.arg("-p").arg(&self.project).arg("--project-directory").arg(folder);
         compose.arg("-f").arg(folder.join(FILE)).args(arguments).current_dir(folder);
-        super::without_settings(&mut compose);
         compose
     }
 }
@@ -80,6 +88,12 @@ impl super::Ground for Ground {
             service["program"] = json!([program]);
         }
         (json!({ "env_file": { "path": ".env" } }), json!({ "compose_service": service }))
+    }
+
+    async fn look(&mut self, _folder: &Path) -> anyhow::Result<()> {
+        let mut version = self.program();
+        version.arg("version");
+        call(version, ANSWERS, "`docker compose version`").await
     }
 
     async fn make(&self, folder: &Path, first: &SecretValue) -> anyhow::Result<()> {

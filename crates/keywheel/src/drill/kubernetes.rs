@@ -13,7 +13,7 @@ use keywheel_drivers::kubernetes::throwaway::{Pods, Throwaway, name};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{LENGTH, SLOT, ready};
+use super::{LENGTH, SLOT};
 
 /// How long the pods may take to come up, the pull of their image included.
 const UP: Duration = Duration::from_secs(300);
@@ -43,6 +43,9 @@ pub(crate) struct Options {
 pub(crate) struct Ground {
     options: Options,
     id: String,
+    /// The id of the cluster; another one that answers later is refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    cluster: Option<String>,
 }
 
 impl Ground {
@@ -51,7 +54,7 @@ impl Ground {
         // It is read from another folder later.
         options.kubeconfig =
             options.kubeconfig.map(|path| std::path::absolute(&path).unwrap_or(path));
-        Self { options, id: id.into() }
+        Self { options, id: id.into(), cluster: None }
     }
 
     fn cluster(&self) -> Cluster {
@@ -60,7 +63,7 @@ impl Ground {
             context: Some(context.clone()),
             kubeconfig: kubeconfig.clone(),
             in_cluster: None,
-            id: None,
+            id: self.cluster.clone(),
         }
     }
 
@@ -87,17 +90,23 @@ impl super::Ground for Ground {
         (store, workload)
     }
 
-    async fn make(&self, folder: &Path, first: &SecretValue) -> anyhow::Result<()> {
+    async fn look(&mut self, folder: &Path) -> anyhow::Result<()> {
         let objects = self.objects(folder)?;
+        self.cluster = Some(objects.cluster_id().await.map_err(|error| anyhow!("{error}"))?);
         let lacks = objects.lacks().await.map_err(|error| anyhow!("{error}"))?;
         ensure!(lacks.is_empty(), "this account may not {}", lacks.join(", nor "));
+        Ok(())
+    }
+
+    async fn make(&self, folder: &Path, first: &SecretValue) -> anyhow::Result<()> {
+        let objects = self.objects(folder)?;
         let script = format!(
             "trap 'exit 0' TERM; [ ${{#{SLOT}}} -eq {LENGTH} ] || exit 7; while :; do sleep 0.2; done"
         );
         let image = &self.options.image;
         let pods = Pods { replicas: REPLICAS, image, script: &script, variable: SLOT, first };
         objects.make(&pods).await.map_err(|error| anyhow!("{error}"))?;
-        ready(self.drivers().1, folder, UP).await
+        objects.come_up(UP).await.map_err(|error| anyhow!("{error}"))
     }
 
     async fn take_away(&self, folder: &Path) -> anyhow::Result<()> {

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail, ensure};
 use async_trait::async_trait;
 use keywheel_core::secret::SecretValue;
-use keywheel_driver::Severity;
+use keywheel_driver::{CallError, Remedy, Severity};
 use keywheel_drivers::{Build, Context, StoreConfig, WorkloadConfig};
 use keywheel_journal::sqlite::Places;
 use rustix::fs::{FlockOperation, flock};
@@ -28,7 +28,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use self::report::{Check, Report};
 use crate::cli::Globals;
 use crate::exit::Exit;
-use crate::output::{Failure, Format};
+use crate::output::{Failure, Format, Output};
 
 /// The slot of the throwaway secret.
 pub(crate) const SLOT: &str = "KEYWHEEL_DRILL";
@@ -36,6 +36,8 @@ pub(crate) const SLOT: &str = "KEYWHEEL_DRILL";
 pub(crate) const LENGTH: usize = 43;
 /// A length that it refuses.
 const REFUSED_LENGTH: usize = 30;
+/// The folder of what a drill makes, which is gone once that is.
+const WORLD: &str = "world";
 /// Where it is noted what a drill made.
 const MADE: &str = "made.json";
 /// How long one command may take.
@@ -49,6 +51,9 @@ pub(crate) trait Ground: Send + Sync {
 
     /// Returns the store of the throwaway secret and the workload that reads it, as the configuration writes them.
     fn drivers(&self) -> (Value, Value);
+
+    /// Asks whether both can be made, before anything is; remembers what finds them again.
+    async fn look(&mut self, folder: &Path) -> anyhow::Result<()>;
 
     /// Makes both, below a folder that belongs to the drill; the workload reads `first`.
     async fn make(&self, folder: &Path, first: &SecretValue) -> anyhow::Result<()>;
@@ -74,6 +79,13 @@ impl Made {
             Self::Kubernetes(ground) => ground,
         }
     }
+
+    fn ground_mut(&mut self) -> &mut dyn Ground {
+        match self {
+            Self::Compose(ground) => ground,
+            Self::Kubernetes(ground) => ground,
+        }
+    }
 }
 
 /// Returns a name that no other drill has.
@@ -85,37 +97,26 @@ pub(crate) fn id() -> Result<String, Failure> {
 
 /// Runs a drill, and prints its report.
 pub(crate) async fn run(
-    made: &Made,
+    mut made: Made,
     id: &str,
     keep: bool,
     globals: &Globals,
 ) -> Result<Exit, Failure> {
-    let (output, ground) = (globals.output(), made.ground());
+    let output = globals.output();
     let folder = evidence(id).map_err(|error| failed(&error))?;
-    let drill = Drill { ground, folder: &folder, started: Instant::now() };
-    let _held = hold(&drill.world(), made).map_err(|error| failed(&error))?;
-    output.note(&format!(
-        "a drill {}; its evidence is kept in {}",
-        ground.place(),
-        folder.display()
-    ));
-    let mut report = Report::new(&ground.place());
-    let told = |words: &str| output.note(&format!("  {words}"));
-    let went = tokio::select! {
-        went = drill.rehearse(&mut report, &told) => went,
-        () = asked_to_stop() => Err(anyhow::anyhow!("it was asked to stop")),
-    };
-    if let Err(error) = &went {
-        report.broke_off(&format!("{error:#}"));
-    }
-    if keep {
-        output.note(
-            "the throwaway workload stays, as `--keep` says; `keywheel drill clean` takes it away",
-        );
-    } else if let Err(error) = take_away(ground, &drill.world()).await {
-        report.broke_off(&format!(
-            "it could not be taken away: {error:#}; `keywheel drill clean` tries again"
-        ));
+    let (place, world) = (made.ground().place(), folder.join(WORLD));
+    output.note(&format!("a drill {place}; its evidence is kept in {}", folder.display()));
+    let mut report = Report::new(&place);
+    match unless_stopped(made.ground_mut().look(&world)).await {
+        Ok(()) => {
+            let _held = hold(&world, &made).map_err(|error| failed(&error))?;
+            let drill = Drill { ground: made.ground(), folder: &folder, started: Instant::now() };
+            drill.run(&mut report, keep, output).await;
+        }
+        Err(error) => {
+            report.broke_off(&format!("nothing was made: {error:#}"));
+            drop(std::fs::remove_dir_all(&world));
+        }
     }
     report.write(&folder).map_err(|error| failed(&error))?;
     match output.format {
@@ -137,7 +138,7 @@ pub(crate) async fn clean(globals: &Globals) -> Result<Exit, Failure> {
     let output = globals.output();
     let (mut cleaned, mut running, mut failures) = (Vec::new(), Vec::new(), Vec::new());
     for folder in left().map_err(|error| failed(&error))? {
-        let world = folder.join("world");
+        let world = folder.join(WORLD);
         let name = folder.display().to_string();
         match clean_one(&world).await {
             Ok(true) => cleaned.push(name),
@@ -159,10 +160,10 @@ pub(crate) async fn clean(globals: &Globals) -> Result<Exit, Failure> {
         return Ok(Exit::Done);
     }
     let failure = Failure::new("something of a drill is there still").exit(Exit::NeedsOperator);
-    Err(failures
-        .into_iter()
-        .fold(failure, Failure::caused_by)
-        .now("no secret of yours was touched"))
+    let failure = failures.into_iter().fold(failure, Failure::caused_by);
+    Err(failure.now("no secret of yours was touched").hint(format!(
+        "where its cluster or engine is no more, remove `{WORLD}` from its folder: nothing else of it is left"
+    )))
 }
 
 /// Returns whether it was taken away; it is not while its drill runs.
@@ -188,7 +189,7 @@ fn left() -> anyhow::Result<Vec<PathBuf>> {
     let Ok(entries) = std::fs::read_dir(all) else { return Ok(Vec::new()) };
     let folders = entries.filter_map(|entry| Some(entry.ok()?.path()));
     let mut left: Vec<_> =
-        folders.filter(|folder| folder.join("world").join(MADE).is_file()).collect();
+        folders.filter(|folder| folder.join(WORLD).join(MADE).is_file()).collect();
     left.sort();
     Ok(left)
 }
@@ -200,6 +201,13 @@ fn hold(world: &Path, made: &Made) -> anyhow::Result<std::fs::File> {
     serde_json::to_writer(&file, made)?;
     file.sync_all()?;
     Ok(file)
+}
+
+async fn unless_stopped<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    tokio::select! {
+        done = work => done,
+        () = asked_to_stop() => Err(anyhow::anyhow!("it was asked to stop")),
+    }
 }
 
 async fn asked_to_stop() {
@@ -225,7 +233,7 @@ fn evidence(id: &str) -> anyhow::Result<PathBuf> {
     let folder = places.journal.parent().context("the journal's file is in a folder")?.to_owned();
     let mut private = std::fs::DirBuilder::new();
     private.mode(0o700).recursive(true);
-    for part in ["world", "journal", "kek"] {
+    for part in [WORLD, "journal", "kek"] {
         private.create(folder.join(part)).context("the folder of the drill cannot be made")?;
     }
     Ok(folder)
@@ -240,7 +248,24 @@ struct Drill<'a> {
 
 impl Drill<'_> {
     fn world(&self) -> PathBuf {
-        self.folder.join("world")
+        self.folder.join(WORLD)
+    }
+
+    /// Rehearses, and takes away what it made, whatever came of it.
+    async fn run(&self, report: &mut Report, keep: bool, output: Output) {
+        let told = |words: &str| output.note(&format!("  {words}"));
+        if let Err(error) = unless_stopped(self.rehearse(report, &told)).await {
+            report.broke_off(&format!("{error:#}"));
+        }
+        if keep {
+            output.note(
+                "the throwaway workload stays, as `--keep` says; `keywheel drill clean` takes it away",
+            );
+        } else if let Err(error) = take_away(self.ground, &self.world()).await {
+            report.broke_off(&format!(
+                "it could not be taken away: {error:#}; `keywheel drill clean` tries again"
+            ));
+        }
     }
 
     async fn rehearse(
@@ -391,6 +416,9 @@ async fn ready(driver: Value, root: &Path, within: Duration) -> anyhow::Result<(
                 .into_iter()
                 .find(|one| one.severity == Severity::Blocks)
                 .map(|one| one.message),
+            Err(CallError::Refused(refusal)) if refusal.remedy == Remedy::Operator => {
+                bail!("the workload cannot become ready: {refusal}")
+            }
             Err(error) => Some(error.to_string()),
         };
         match blocks {

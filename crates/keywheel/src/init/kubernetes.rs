@@ -1,7 +1,7 @@
 //! From what is given Secrets in a cluster, or in its manifests, to a proposal: a store for each Secret, a workload for each object that
 //! can be rolled, and a secret for each key whose name says what it holds.
 //!
-//! Values are not read, so that names are all there is to go by; what they leave open is left to people in remarks.
+//! Values are not looked at, so that names are all there is to go by; what they leave open is left to people in remarks.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -93,6 +93,8 @@ struct OneSecret<'a> {
     /// That an operator brings it, of which nothing more was seen.
     brought: Option<String>,
     obstacles: Vec<String>,
+    /// What stands in the way of some of its keys.
+    of_keys: BTreeMap<String, Vec<String>>,
     is_immutable: bool,
     /// Whether it was seen itself, so that all of its keys are known.
     was_seen: bool,
@@ -150,21 +152,37 @@ fn is_same(one: &Runner, other: &Runner) -> bool {
 fn held<'a>(scene: &Scene<'a>) -> BTreeMap<Place, OneSecret<'a>> {
     let within =
         |namespace: &Option<String>| namespace.clone().unwrap_or_else(|| scene.namespace.into());
+    let versions = scene.inventory.secrets.iter().filter_map(|secret| {
+        let place = (within(&secret.namespace), secret.name.clone());
+        Some((place, secret.version_of.clone()?))
+    });
+    let versions: BTreeMap<Place, String> = versions.collect();
+    // What keywheel made is a version of the Secret that is configured.
+    let place = |namespace: &Option<String>, name: &str| {
+        let own = (within(namespace), name.to_owned());
+        match versions.get(&own) {
+            Some(base) => (own.0, base.clone()),
+            None => own,
+        }
+    };
     let mut secrets: BTreeMap<Place, OneSecret<'_>> = BTreeMap::new();
     for runner in &scene.inventory.runners {
         for given in &runner.given {
-            let place = (within(&runner.namespace), given.secret.clone());
+            let place = place(&runner.namespace, &given.secret);
             let one = secrets.entry(place).or_default();
             one.keys.extend(given.keys.iter().flatten().map(String::as_str));
             one.given.push((runner, given.keys.as_deref(), given.variable.as_deref()));
         }
     }
     for secret in &scene.inventory.secrets {
-        let place = (within(&secret.namespace), secret.name.clone());
+        let place = place(&secret.namespace, &secret.name);
         let one = secrets.entry(place).or_default();
         one.keys.extend(secret.keys.iter().map(String::as_str));
         one.obstacles.extend(secret.obstacles.iter().cloned());
         one.brought.clone_from(&secret.brought);
+        for (key, why) in &secret.of_keys {
+            one.of_keys.entry(key.clone()).or_default().extend(why.iter().cloned());
+        }
         one.is_immutable |= secret.is_immutable;
         one.was_seen = true;
         if secret.stands_in_manifest {
@@ -297,7 +315,7 @@ impl<'a> Draft<'a> {
             return;
         }
         if kind.issuer().is_none() {
-            return self.listed.push(Listed { spot, kind });
+            return self.listed.push(Listed { spot, kind, home: Some(self.home) });
         }
         self.propose_key(place, one, key, kind, &readers);
     }
@@ -333,7 +351,8 @@ impl<'a> Draft<'a> {
             Kind::Jwt => Road::Cutover,
             _ => Road::Overlap,
         };
-        let mut obstacles: BTreeSet<String> = one.obstacles.iter().cloned().collect();
+        let of_key = one.of_keys.get(key).into_iter().flatten();
+        let mut obstacles: BTreeSet<String> = one.obstacles.iter().chain(of_key).cloned().collect();
         let mut notes = Vec::new();
         let mut names = BTreeSet::new();
         for runner in readers {
@@ -344,6 +363,12 @@ impl<'a> Draft<'a> {
                         runner,
                         setting,
                         (!is_open).then_some(&store),
+                    ));
+                }
+                (None, true) if one.is_immutable => {
+                    obstacles.insert(format!(
+                        "{} reads it too, and each of its runs goes on with the version that it names",
+                        runner.words()
                     ));
                 }
                 (None, true) => {

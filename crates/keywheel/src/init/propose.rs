@@ -185,6 +185,8 @@ pub(crate) struct Listed {
     pub(crate) spot: Spot,
     /// What it is.
     pub(crate) kind: Kind,
+    /// The environment, where its place does not tell it.
+    pub(crate) home: Option<usize>,
 }
 
 /// Arranges what was found and is not in the file yet.
@@ -197,7 +199,8 @@ pub(crate) fn propose(survey: &Survey, known: Option<&Known>, folder: &str) -> P
     let mut draft = Draft { survey, known, environments: Vec::new(), single: true };
     draft.environments(&new);
     let listed = new.iter().filter(|one| one.kind.issuer().is_none());
-    let listed = listed.map(|one| Listed { spot: one.spot.clone(), kind: one.kind }).collect();
+    let listed = listed.map(|one| Listed { spot: one.spot.clone(), kind: one.kind, home: None });
+    let listed = listed.collect();
     let secrets = draft.secrets(&new);
     draft.trim();
     Proposal {

@@ -127,7 +127,8 @@ pub(crate) fn listed(proposal: &Proposal) -> Vec<String> {
             Kind::Unnamed => "only you know".to_owned(),
             _ => "no issuer for it yet".to_owned(),
         };
-        lines.push(format!("# {}: {}; {then}", one.spot.words(), one.kind.words()));
+        let place = one.home.map(|home| place(proposal, home)).unwrap_or_default();
+        lines.push(format!("# {}{place}: {}; {then}", one.spot.words(), one.kind.words()));
     }
     if !lines.is_empty() {
         lines.insert(0, String::new());
@@ -247,10 +248,7 @@ fn secret(secret: &Secret, proposal: &Proposal) -> Vec<String> {
 fn remarks(secret: &Secret, proposal: &Proposal) -> Vec<String> {
     let mut lines = Vec::new();
     for (home, part) in &secret.parts {
-        let place = match proposal.single {
-            true => String::new(),
-            false => format!(" ({})", proposal.environments[*home].name),
-        };
+        let place = place(proposal, *home);
         let readers = match part.readers.is_empty() {
             true => String::new(),
             false => {
@@ -266,6 +264,14 @@ fn remarks(secret: &Secret, proposal: &Proposal) -> Vec<String> {
     }
     lines.extend(secret.notes.iter().map(|note| remark(note)));
     lines
+}
+
+/// Says of which environment something is, where there are several: a later run knows it by that.
+fn place(proposal: &Proposal, home: usize) -> String {
+    match proposal.single {
+        true => String::new(),
+        false => format!(" ({})", proposal.environments[home].name),
+    }
 }
 
 fn body(secret: &Secret, proposal: &Proposal) -> Vec<String> {

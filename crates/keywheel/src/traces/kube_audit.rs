@@ -150,9 +150,9 @@ impl OfAudit {
 }
 
 fn row((act, times): (&Act, &Times)) -> Vec<String> {
-    let when = match times.count {
-        1 => words::logged(times.first),
-        _ => format!("{} to {}", words::logged(times.first), words::logged(times.last)),
+    let when = match times.first == times.last {
+        true => words::logged(times.first),
+        false => format!("{} to {}", words::logged(times.first), words::logged(times.last)),
     };
     let refused = if act.refused { ", refused" } else { "" };
     let client = if act.client.is_empty() { "no name" } else { &act.client };

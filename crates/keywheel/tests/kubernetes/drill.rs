@@ -46,6 +46,17 @@ impl Rehearsal {
         names.filter(|name| name != "app").collect()
     }
 
+    /// Lets somebody do exactly this, and reach the cluster.
+    fn allow(&self, user: &str, rules: Vec<Rule>) {
+        self.cluster.add_user(user, rules);
+        self.cluster.write_kubeconfig(&self.folder.path().join("kubeconfig")).unwrap();
+    }
+
+    fn clean(&self) -> (Option<i32>, Value) {
+        let output = self.command(&["clean"]).output().unwrap();
+        (output.status.code(), report(&output))
+    }
+
     /// Whoever rehearses asks for nothing but its own Secret.
     fn assert_only_its_own_was_asked_for(&self) {
         for seen in self.cluster.faults().seen() {
@@ -57,6 +68,21 @@ impl Rehearsal {
     }
 }
 
+/// What the guide says that a drill needs.
+fn needed() -> Vec<Rule> {
+    let apps = ["deployments", "statefulsets", "daemonsets", "replicasets"];
+    let all = ["create", "get", "patch", "delete"];
+    vec![
+        Rule::new(&["create"], "authorization.k8s.io", &["selfsubjectaccessreviews"]),
+        Rule::new(&["get"], "", &["namespaces"]).named(&["kube-system"]),
+        Rule::new(&all, "", &["secrets"]).in_namespace(NAMESPACE),
+        Rule::new(&all, "apps", &["deployments"]).in_namespace(NAMESPACE),
+        Rule::new(&["list"], "apps", &apps).in_namespace(NAMESPACE),
+        Rule::new(&["list"], "batch", &["jobs", "cronjobs"]).in_namespace(NAMESPACE),
+        Rule::new(&["list"], "", &["pods"]).in_namespace(NAMESPACE),
+    ]
+}
+
 fn report(output: &Output) -> Value {
     println!("{}", String::from_utf8_lossy(&output.stderr));
     serde_json::from_slice(&output.stdout).unwrap()
@@ -65,7 +91,8 @@ fn report(output: &Output) -> Value {
 #[test]
 fn a_drill_in_a_namespace_leaves_nothing_but_its_evidence_and_asks_for_no_other_secret() {
     let rehearsal = Rehearsal::begin();
-    let output = rehearsal.drill("admin").output().unwrap();
+    rehearsal.allow("drill", needed());
+    let output = rehearsal.drill("drill").output().unwrap();
     let report = report(&output);
     assert_eq!((output.status.code(), &report["passed"]), (Some(0), &true.into()), "{report:#}");
     assert_eq!(report["checks"].as_array().unwrap().len(), 6, "{report}");
@@ -86,34 +113,59 @@ fn a_drill_that_was_killed_is_cleaned_up_and_one_that_runs_is_not() {
         }
         std::thread::sleep(Duration::from_millis(50));
     }
-    let clean = || {
-        let output = rehearsal.command(&["clean"]).output().unwrap();
-        (output.status.code(), report(&output))
-    };
-    let (code, said) = clean();
+    let (code, said) = rehearsal.clean();
     assert_eq!((code, said["running"].as_array().unwrap().len()), (Some(0), 1), "{said}");
     assert!(!rehearsal.left().is_empty());
     drill.kill().unwrap();
     drill.wait().unwrap();
-    let (code, said) = clean();
+    // The same context leads to another cluster for a while.
+    let kubeconfig = rehearsal.folder.path().join("kubeconfig");
+    let other = Cluster::start().unwrap();
+    other.write_kubeconfig(&kubeconfig).unwrap();
+    let output = rehearsal.command(&["clean"]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    assert!(said.contains("is another one than the configuration says"), "{said}");
+    assert!(other.faults().seen().iter().all(|seen| seen.resource == "namespaces"));
+    rehearsal.cluster.write_kubeconfig(&kubeconfig).unwrap();
+    let (code, said) = rehearsal.clean();
     assert_eq!((code, said["cleaned"].as_array().unwrap().len()), (Some(0), 1), "{said}");
     assert_eq!(rehearsal.left(), [""; 0]);
-    let (code, said) = clean();
+    let (code, said) = rehearsal.clean();
     assert_eq!((code, &said["cleaned"]), (Some(0), &json!([])));
 }
 
 #[test]
-fn h19_a_drill_without_rights_says_which_are_missing_and_makes_nothing() {
+fn h19_a_drill_that_cannot_be_run_says_why_makes_nothing_and_leaves_nothing_to_clean() {
     let rehearsal = Rehearsal::begin();
-    let read = Rule::everything();
-    rehearsal
-        .cluster
-        .add_user("reader", vec![Rule { verbs: vec!["get".into(), "list".into()], ..read }]);
-    rehearsal.cluster.write_kubeconfig(&rehearsal.folder.path().join("kubeconfig")).unwrap();
-    let output = rehearsal.drill("reader").output().unwrap();
+    let lists = |rule: &Rule| rule.verbs == ["list"] && rule.groups == ["batch"];
+    rehearsal.allow("few", needed().into_iter().filter(|rule| !lists(rule)).collect());
+    for (context, why) in [
+        (
+            "few",
+            "this account may not `list` of `cronjobs` in namespace `shop`, nor `list` of `jobs`",
+        ),
+        ("nowhere", "has no context of that name"),
+    ] {
+        let output = rehearsal.drill(context).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(3), "{said}");
+        assert!(said.contains(why) && said.contains("nothing was made"), "{said}");
+        assert!(said.contains("no secret of yours was touched"), "{said}");
+    }
+    assert_eq!((rehearsal.left(), rehearsal.cluster.faults().writes()), (Vec::new(), 0));
+    let (code, said) = rehearsal.clean();
+    assert_eq!((code, &said["cleaned"]), (Some(0), &json!([])), "{said}");
+}
+
+#[test]
+fn a_drill_whose_pods_cannot_come_up_ends_at_once_with_the_reason() {
+    let rehearsal = Rehearsal::begin();
+    let mut drill = rehearsal.drill("admin");
+    drill.args(["--image", "registry.example/missing:1"]);
+    let output = drill.output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(3), "{said}");
-    assert!(said.contains("`create` of `secrets` in namespace `shop`"), "{said}");
-    assert!(said.contains("no secret of yours was touched"), "{said}");
+    assert!(said.contains("container `drill` does not start ("), "{said}");
     assert_eq!(rehearsal.left(), [""; 0]);
 }

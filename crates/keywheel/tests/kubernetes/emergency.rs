@@ -131,7 +131,9 @@ fn is_ended(leaked: &Leaked, order: &[&str]) {
         before.iter().map(|pod| format!("{pod}/backend")).collect()
     );
     let place = incident["logs"][0]["place"].as_str().unwrap();
-    assert!(place.contains("kubectl --context admin -n shop get events"), "{place}");
+    let kubeconfig = leaked.shop.project().join("kubeconfig").display().to_string();
+    let events = format!("kubectl --kubeconfig {kubeconfig} --context admin -n shop get events");
+    assert!(place.contains(&events), "{place}");
     let acts = incident["kube_audit"]["acts"].as_array().unwrap();
     assert_eq!(
         (acts.len(), &acts[0]["user"], &acts[0]["count"]),

@@ -876,6 +876,19 @@ async fn h63_versions_whose_head_is_lost_are_not_begun_anew_from_values_that_are
     let claimed =
         bench.build(&bench.config(twin::ADMIN, Approach::Versioned), Some(claim_of("dana")));
     assert!(claimed.claims().unwrap().take().await.is_err(), "a claim makes none anew either");
+    let spec = json!({ "tls": [{ "hosts": ["x"], "secretName": "api-keys-v1" }] });
+    let ingress = json!({ "metadata": { "name": "web", "namespace": NAMESPACE }, "spec": spec });
+    bench.twin.objects().create(Kind::Ingress, ingress, "test").unwrap();
+    let places = store.whereabouts(&["SIBLING".to_owned()]).await.unwrap().unwrap().found;
+    let places = places.iter().map(|one| format!("{} {}: {}", one.kind, one.name, one.how));
+    let unknown = "holds a version, and it is not known which one is current";
+    let expected = [
+        "ConfigMap api-keys.keywheel: is gone, and named the current version: `keywheel check` says how it is restored".into(),
+        format!("Secret api-keys: {unknown}"),
+        format!("Secret api-keys-v1: {unknown}"),
+        "Ingress web: names `api-keys-v1`".into(),
+    ];
+    assert_eq!(places.collect::<Vec<_>>(), expected);
     let head = json!({
         "apiVersion": "v1", "kind": "ConfigMap",
         "metadata": { "name": "api-keys.keywheel", "namespace": NAMESPACE },
@@ -925,12 +938,33 @@ async fn a_current_version_that_somebody_deleted_is_told_with_the_way_out() {
     let store = bench.store(Approach::Versioned);
     swap(&*store, b"theirs", b"one").await.unwrap();
     swap(&*store, b"one", b"two").await.unwrap();
-    let key = Key::new(Kind::Secret, NAMESPACE, "api-keys-v2");
-    bench.twin.objects().delete(&key, &Default::default()).unwrap();
+    let delete = |name: &str| {
+        let key = Key::new(Kind::Secret, NAMESPACE, name);
+        bench.twin.objects().delete(&key, &Default::default()).unwrap();
+    };
+    delete("api-keys-v2");
     let refused = refusal(set(&*store, "OTHER", b"three").await);
     assert_eq!(refused.kind, RefusalKind::NotFound);
-    let says = r#"`api-keys-v1`, `api-keys` is there: make one current with `kubectl --namespace shop patch configmap api-keys.keywheel --type merge --patch '{"data":{"current":"api-keys-v1"}}'`"#;
-    assert!(refused.message.contains(says), "{refused}");
+    let kube = bench.folder.path().join("kube");
+    let patch = |name: &str| {
+        format!(
+            "current with `kubectl --kubeconfig {} --context admin -n shop patch configmap api-keys.keywheel --type merge --patch '{{\"data\":{{\"current\":\"{name}\"}}}}'`",
+            kube.display()
+        )
+    };
+    let says = format!("`api-keys-v1`, `api-keys` is there: make one {}", patch("api-keys-v1"));
+    assert!(refused.message.contains(&says), "{refused}");
+    delete("api-keys-v1");
+    delete(NAME);
+    let refused = refusal(set(&*store, "OTHER", b"three").await);
+    let says = format!("make Secret `api-keys` with its values, and then {}", patch(NAME));
+    assert!(refused.message.contains(&says), "{refused}");
+    bench
+        .make(json!({ "metadata": { "name": NAME }, "data": { "OTHER": STANDARD.encode("two") } }));
+    let edit = |head: &mut Value| head["data"]["current"] = json!(NAME);
+    bench.twin.objects().change(&head_key(), "kubectl-patch", edit).unwrap();
+    swap(&*store, b"two", b"three").await.unwrap();
+    assert_eq!(bench.current(), "api-keys-v3", "no number is given twice");
 }
 
 #[tokio::test]

@@ -15,15 +15,13 @@ use serde_json::{Value, json};
 use super::object::{Data, New, NewMetadata, Object, same};
 use super::{RACES, Secret, claim, marks};
 use crate::http::Effect;
-use crate::kubernetes::{Access, Answer, Change, Head, Place};
+use crate::kubernetes::{Access, Answer, Change, Head, Place, VERSION_OF, number_of};
 use crate::secret_json;
-
-/// The annotation that says which Secret a version is one of.
-const VERSION_OF: &str = "keywheel.dev/version-of";
+use crate::workload::kubernetes::RUNNERS;
 
 /// The annotation on the Secret that was there first, which says that another one is current: without it, a head that somebody
 /// deletes would be made anew from values that are long gone.
-const VERSIONS: &str = "keywheel.dev/versions";
+pub(super) const VERSIONS: &str = "keywheel.dev/versions";
 
 /// How many names are tried for a new version, where others have taken some.
 const NAMES: u64 = 16;
@@ -31,20 +29,18 @@ const NAMES: u64 = 16;
 /// How many former versions are looked at on the way back.
 const LOOKED_BACK: usize = 8;
 
-/// Where something may name a Secret: what runs, what may run again, and the histories to which one goes back.
-pub(super) const REFERRERS: [(&str, &str); 11] = [
-    ("", "pods"),
-    ("", "serviceaccounts"),
-    ("", "replicationcontrollers"),
-    ("apps", "deployments"),
-    ("apps", "statefulsets"),
-    ("apps", "daemonsets"),
-    ("apps", "replicasets"),
-    ("apps", "controllerrevisions"),
-    ("batch", "jobs"),
-    ("batch", "cronjobs"),
-    ("networking.k8s.io", "ingresses"),
+/// What names Secrets beside what makes pods: accounts, older makers, and the histories to which one goes back.
+const NAMES_SECRETS: [(&str, &str, &str); 4] = [
+    ("", "serviceaccounts", "ServiceAccount"),
+    ("", "replicationcontrollers", "ReplicationController"),
+    ("apps", "controllerrevisions", "ControllerRevision"),
+    ("networking.k8s.io", "ingresses", "Ingress"),
 ];
+
+/// Lists where something may name a Secret: the group, the name in paths, and the kind.
+pub(super) fn referrers() -> impl Iterator<Item = (&'static str, &'static str, &'static str)> {
+    RUNNERS.into_iter().chain(NAMES_SECRETS)
+}
 
 #[derive(Deserialize)]
 pub(super) struct List {
@@ -55,8 +51,7 @@ impl Secret {
     /// Reads which versions there are.
     pub(super) async fn head(&self) -> Result<Head, CallError> {
         let head = Head::read(&self.cluster, &self.namespace, &self.name).await?;
-        let tells_of_none = head.last == 0 && head.known.iter().all(|name| *name == self.name);
-        if tells_of_none && !planted!("lost_head_is_made_anew") {
+        if head.tells_of_none(&self.name) && !planted!("lost_head_is_made_anew") {
             self.check_never_versioned().await?;
         }
         Ok(head)
@@ -69,7 +64,7 @@ impl Secret {
         }
         let (head, name) = (&self.head, &self.name);
         let why = format!(
-            "it has versions, and ConfigMap `{head}`, which names the current one, is gone: restore that, with `data: {{current: {name}-vN, last: \"N\"}}` for the version that readers name; if they name `{name}` itself, remove the annotation `{VERSIONS}` from it"
+            "it has versions, and ConfigMap `{head}`, which names the current one, is gone: restore that, with `data: {{current: {name}-vN, last: \"M\"}}`, where `{name}-vN`, or `{name}` itself, is what readers name, and M the highest number that a version ever had, since a number is given once"
         );
         Err(self.refused(RefusalKind::NotFound, &why).into())
     }
@@ -99,15 +94,17 @@ impl Secret {
                 there.push(name.as_str());
             }
         }
-        let (gone, map, namespace) = (self.named(&head.current), &self.head, &self.namespace);
+        let (gone, map) = (self.named(&head.current), &self.head);
         let way = match there.first() {
             Some(last) => format!(
-                "`{}` is there: make one current with `kubectl --namespace {namespace} patch configmap {map} --type merge --patch '{{\"data\":{{\"current\":\"{last}\"}}}}'`, and let `keywheel doctor` compare what it holds",
-                there.join("`, `")
+                "`{}` is there: make one current with {}, and let `keywheel doctor` compare what it holds",
+                there.join("`, `"),
+                self.makes_current(last)
             ),
             None => format!(
-                "no other version is there: make Secret `{}` with its values, and delete the ConfigMap",
-                self.name
+                "no other version is there: make Secret `{}` with its values, and then current with {}",
+                self.name,
+                self.makes_current(&self.name)
             ),
         };
         let why = format!(
@@ -116,12 +113,22 @@ impl Secret {
         Ok(Refusal::operator(RefusalKind::NotFound, why))
     }
 
+    /// Returns what makes a Secret the current one. The ConfigMap stays: it says which numbers were given already.
+    fn makes_current(&self, name: &str) -> String {
+        let (kubectl, map) = (self.cluster.kubectl(&self.namespace), &self.head);
+        format!(
+            "`{kubectl} patch configmap {map} --type merge --patch '{{\"data\":{{\"current\":\"{name}\"}}}}'`"
+        )
+    }
+
     /// Says that the keys of a Secret are read from its versions, and not from itself.
     pub(super) fn has_versions(&self, object: &Object) -> Option<String> {
         object.annotation(VERSIONS)?;
         let why = format!(
-            "it is kept in versions, of which ConfigMap `{}` names the current one: set `approach: versioned`; if its readers name `{}` itself again, remove the annotation `{VERSIONS}` from it and delete the ConfigMap",
-            self.head, self.name
+            "it is kept in versions, of which ConfigMap `{}` names the current one: set `approach: versioned`; if its readers name `{}` itself again, remove the annotation `{VERSIONS}` from it, and say so with {}",
+            self.head,
+            self.name,
+            self.makes_current(&self.name)
         );
         Some(self.refused(RefusalKind::Conflict, &why).message)
     }
@@ -190,7 +197,8 @@ impl Secret {
         present: Option<&Object>,
         wanted: &Data,
     ) -> Result<String, CallError> {
-        let known = head.known.iter().filter_map(|name| self.number(name)).max().unwrap_or(0);
+        let known = head.known.iter().filter_map(|name| number_of(name, &self.name));
+        let known = known.max().unwrap_or(0);
         // A number is given once: nodes keep what an immutable Secret of a name held.
         let last = if planted!("numbers_are_given_again") { known } else { known.max(head.last) };
         for number in last + 1..=last + NAMES {
@@ -248,10 +256,6 @@ impl Secret {
         format!("{}-rehearsal", self.name)
     }
 
-    fn number(&self, version: &str) -> Option<u64> {
-        version.strip_prefix(&self.name)?.strip_prefix("-v")?.parse().ok()
-    }
-
     fn is_ours(&self, object: &Object) -> bool {
         object.metadata.deletion_timestamp.is_none() && self.is_version(object)
     }
@@ -294,7 +298,7 @@ impl Secret {
             ("patch", head),
         ];
         let needed = needed.map(|(verb, place)| Access::needed(verb, place));
-        let lists = REFERRERS.map(|(group, resource)| {
+        let lists = referrers().map(|(group, resource, _)| {
             Access::wanted("list", Place::of(group, "v1", resource).within(&self.namespace), STAY)
         });
         let unmarked = "it would not be missed if somebody deleted that ConfigMap";
@@ -324,7 +328,7 @@ impl Secret {
                 _ => unnamed.push(name),
             }
         }
-        let numbers = head.known.iter().filter_map(|name| self.number(name));
+        let numbers = head.known.iter().filter_map(|name| number_of(name, &self.name));
         head.last = numbers.max().unwrap_or(0).max(head.last);
         // Nobody goes back to what the head does not know; only then it is deleted.
         head.known.retain(|name| !unnamed.contains(name));
@@ -340,7 +344,7 @@ impl Secret {
     /// Returns everything in the namespace that may name a Secret: who it is, and its text.
     async fn referrers(&self) -> Result<Vec<(String, String)>, CallError> {
         let mut found = Vec::new();
-        for (group, resource) in REFERRERS {
+        for (group, resource, _) in referrers() {
             let place = Place::of(group, "v1", resource).within(&self.namespace);
             let list: List = self.cluster.read(&place).await?;
             for mut item in list.items {
@@ -395,6 +399,11 @@ fn with(present: Option<&Object>, due: &[&Edit<'_>]) -> Data {
 /// Whether a text names a Secret: as a whole word, wherever it stands. One that is kept for nothing does less harm than one that
 /// is missed.
 fn names(text: &str, secret: &str) -> bool {
+    words(text).any(|word| word == secret)
+}
+
+/// Lists what of a text may be the name of an object.
+pub(super) fn words(text: &str) -> impl Iterator<Item = &str> {
     let is_part = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
-    text.split(|c| !is_part(c)).any(|word| word == secret)
+    text.split(move |c| !is_part(c))
 }

@@ -8,8 +8,8 @@ use keywheel_driver::store::{Whereabout, Whereabouts};
 use keywheel_driver::{CallError, RefusalKind};
 use serde_json::Value;
 
-use super::versions::{List, REFERRERS};
-use crate::kubernetes::{Access, Approach, Head, Kubernetes, Place};
+use super::versions::{List, VERSIONS, referrers, words};
+use crate::kubernetes::{Access, Approach, Head, Kubernetes, Place, head_of, number_of};
 use crate::store::kubernetes_secret::object::Object;
 use crate::workload::kubernetes::inventory::{Given, given_by};
 
@@ -34,68 +34,96 @@ impl Asked<'_> {
     /// [`CallError`] where there is no answer.
     pub(crate) async fn find(&self) -> Result<Whereabouts, CallError> {
         let mut told = Whereabouts::default();
-        let versions = match self.approach {
-            Approach::InPlace => vec![self.name.to_owned()],
-            Approach::Versioned => {
-                let head = Head::read(self.cluster, self.namespace, self.name).await?;
-                let known: BTreeSet<String> = head.known.iter().cloned().collect();
-                for name in &known {
-                    self.version(name, *name == head.current, &mut told).await?;
-                }
-                known.into_iter().collect()
-            }
-        };
-        if self.approach == Approach::InPlace {
-            self.version(self.name, true, &mut told).await?;
-        }
-        for (group, resource) in REFERRERS {
+        let objects = self.objects(&mut told).await?;
+        let versions = self.versions(&objects, &mut told).await?;
+        let referrers = objects.iter().filter_map(|(kind, it)| self.referrer(kind, it, &versions));
+        told.found.extend(referrers);
+        Ok(told)
+    }
+
+    /// Lists everything that may name a Secret, with its kind.
+    async fn objects(
+        &self,
+        told: &mut Whereabouts,
+    ) -> Result<Vec<(&'static str, Value)>, CallError> {
+        let mut objects = Vec::new();
+        for (group, resource, kind) in referrers() {
             let place = Place::of(group, "v1", resource).within(self.namespace);
             match self.cluster.read::<List>(&place).await {
-                Ok(list) => {
-                    told.found.extend(
-                        list.items
-                            .iter()
-                            .filter_map(|item| self.referrer(resource, item, &versions)),
-                    );
-                }
+                Ok(list) => objects.extend(list.items.into_iter().map(|item| (kind, item))),
                 Err(CallError::Refused(refusal)) if refusal.kind == RefusalKind::Permission => {
                     told.unseen.push(Access::needed("list", place).in_words());
                 }
                 Err(error) => return Err(error),
             }
         }
-        Ok(told)
+        Ok(objects)
     }
 
-    async fn version(
+    /// Looks at each Secret that holds it, and returns their names.
+    async fn versions(
         &self,
-        name: &str,
-        is_current: bool,
+        objects: &[(&str, Value)],
         told: &mut Whereabouts,
-    ) -> Result<(), CallError> {
-        let place = Place::core("secrets").within(self.namespace).named(name);
-        let found: Option<Object> = self.cluster.find(&place).await?;
-        let how = match (&found, is_current, self.approach) {
-            (None, ..) => "is not there",
-            (Some(_), _, Approach::InPlace) => "holds it",
-            (Some(_), true, Approach::Versioned) => "holds it; the current version",
-            (Some(_), false, Approach::Versioned) => "holds a former version, which is kept",
-        };
+    ) -> Result<Vec<String>, CallError> {
+        if self.approach == Approach::InPlace {
+            let found = self.secret(self.name).await?;
+            told.found.push(self.version(self.name, found.as_ref(), "holds it"));
+            return Ok(vec![self.name.to_owned()]);
+        }
+        let head = Head::read(self.cluster, self.namespace, self.name).await?;
+        let is_lost = head.tells_of_none(self.name) && self.was_versioned().await?;
+        let mut known: BTreeSet<String> = head.known.iter().cloned().collect();
+        if is_lost {
+            let how =
+                "is gone, and named the current version: `keywheel check` says how it is restored";
+            let (kind, name) = ("ConfigMap".into(), head_of(self.name));
+            told.found.push(Whereabout { kind, name, how: how.into() });
+            known.extend(self.named_by(objects));
+        }
+        for name in &known {
+            let found = self.secret(name).await?;
+            let how = match *name == head.current {
+                _ if is_lost => "holds a version, and it is not known which one is current",
+                true => "holds it; the current version",
+                false => "holds a former version, which is kept",
+            };
+            told.found.push(self.version(name, found.as_ref(), how));
+        }
+        Ok(known.into_iter().collect())
+    }
+
+    async fn secret(&self, name: &str) -> Result<Option<Object>, CallError> {
+        self.cluster.find(&Place::core("secrets").within(self.namespace).named(name)).await
+    }
+
+    async fn was_versioned(&self) -> Result<bool, CallError> {
+        let first = self.secret(self.name).await?;
+        Ok(first.is_some_and(|first| first.annotation(VERSIONS).is_some()))
+    }
+
+    /// Returns the versions that objects name.
+    fn named_by(&self, objects: &[(&str, Value)]) -> BTreeSet<String> {
+        let texts: Vec<String> = objects.iter().map(|(_, object)| object.to_string()).collect();
+        let named = texts.iter().flat_map(|text| words(text));
+        named.filter(|word| number_of(word, self.name).is_some()).map(str::to_owned).collect()
+    }
+
+    fn version(&self, name: &str, found: Option<&Object>, how: &str) -> Whereabout {
         let missing = found
             .iter()
             .flat_map(|object| self.keys.iter().filter(|key| !object.data.contains_key(*key)));
         let missing: Vec<String> = missing.map(|key| format!("`{key}`")).collect();
-        let how = match missing.is_empty() {
-            true => how.to_owned(),
-            false => format!("{how}, without {}", missing.join(", ")),
+        let how = match (found, missing.is_empty()) {
+            (None, _) => "is not there".to_owned(),
+            (_, true) => how.to_owned(),
+            (_, false) => format!("{how}, without {}", missing.join(", ")),
         };
-        told.found.push(Whereabout { kind: "Secret".into(), name: name.to_owned(), how });
-        Ok(())
+        Whereabout { kind: "Secret".into(), name: name.to_owned(), how }
     }
 
     /// Says how an object names a version; none where it does not.
-    fn referrer(&self, resource: &str, item: &Value, versions: &[String]) -> Option<Whereabout> {
-        let kind = kind_of(resource);
+    fn referrer(&self, kind: &str, item: &Value, versions: &[String]) -> Option<Whereabout> {
         let name = item["metadata"]["name"].as_str().unwrap_or_default().to_owned();
         let mut ways = Vec::new();
         let given = given_by(kind, item);
@@ -170,21 +198,5 @@ fn is_named(object: &Value, secret: &str) -> bool {
             _ => is_named(held, secret),
         }),
         _ => false,
-    }
-}
-
-fn kind_of(resource: &str) -> &'static str {
-    match resource {
-        "pods" => "Pod",
-        "serviceaccounts" => "ServiceAccount",
-        "deployments" => "Deployment",
-        "statefulsets" => "StatefulSet",
-        "daemonsets" => "DaemonSet",
-        "replicasets" => "ReplicaSet",
-        "controllerrevisions" => "ControllerRevision",
-        "jobs" => "Job",
-        "replicationcontrollers" => "ReplicationController",
-        "ingresses" => "Ingress",
-        _ => "CronJob",
     }
 }

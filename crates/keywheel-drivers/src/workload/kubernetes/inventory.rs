@@ -2,9 +2,9 @@
 //! configuration.
 //!
 //! No value of a Secret is kept, only the names of its keys; and Secrets are never listed: one is read by its name, if something names
-//! it and the account may.
+//! it and the account may, and its values are dropped unseen.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::PodSpec;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -14,11 +14,12 @@ use keywheel_driver::{CallError, Refusal, RefusalKind};
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::RUNNERS;
 use super::preflight::routes;
 use super::reads::{How, reads};
 use super::target::{Kind, Target};
 use crate::Context;
-use crate::kubernetes::{Access, Cluster, Kubernetes, Place};
+use crate::kubernetes::{Access, Cluster, Kubernetes, Place, VERSION_OF};
 use crate::store::kubernetes_secret::glance;
 
 /// How deep lists may stand within lists.
@@ -96,6 +97,10 @@ pub struct Secret {
     pub brought: Option<String>,
     /// Why nothing of it should be rotated as it is, wherever it is brought from.
     pub obstacles: Vec<String>,
+    /// Why some of its keys should not.
+    pub of_keys: BTreeMap<String, Vec<String>>,
+    /// The Secret that it is a version of, where keywheel made it.
+    pub version_of: Option<String>,
 }
 
 /// An ExternalSecret.
@@ -136,6 +141,8 @@ pub struct Live {
     pub id: String,
     /// What this account may not see, in words, and what is missing for it.
     pub unseen: Vec<String>,
+    /// What was passed over, and why.
+    pub odd: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -161,7 +168,9 @@ impl Inventory {
             if depth == DEPTH {
                 return Err("lists stand too deep within lists".into());
             }
-            return items.iter().try_for_each(|item| self.take_at(item, depth + 1));
+            let odd = items.iter().filter_map(|item| self.take_at(item, depth + 1).err());
+            let odd: Vec<String> = odd.collect();
+            return if odd.is_empty() { Ok(()) } else { Err(odd.join(", ")) };
         }
         let head: Head = serde_json::from_value(without_annotated_values(object))
             .map_err(|_| "an object has no metadata that can be read".to_owned())?;
@@ -246,7 +255,7 @@ impl Inventory {
         let namespaces = if namespaces.is_empty() { &own } else { namespaces };
         check_permissions(&cluster, namespaces).await?;
         let id = cluster.identity().await?.id;
-        let mut live = Live { inventory: Self::default(), id, unseen: Vec::new() };
+        let mut live = Live { inventory: Self::default(), id, unseen: Vec::new(), odd: Vec::new() };
         for namespace in namespaces {
             live.listed(&cluster, namespace).await?;
             live.operated(&cluster, namespace).await?;
@@ -256,21 +265,10 @@ impl Inventory {
     }
 }
 
-/// What is listed: its group, its name in paths, and its kind.
-const LISTED: [(&str, &str, &str); 7] = [
-    ("apps", "deployments", "Deployment"),
-    ("apps", "statefulsets", "StatefulSet"),
-    ("apps", "daemonsets", "DaemonSet"),
-    ("apps", "replicasets", "ReplicaSet"),
-    ("batch", "cronjobs", "CronJob"),
-    ("batch", "jobs", "Job"),
-    ("", "pods", "Pod"),
-];
-
 async fn check_permissions(cluster: &Kubernetes, namespaces: &[String]) -> Result<(), CallError> {
     let system = cluster.to_identify();
     let lists = namespaces.iter().flat_map(|namespace| {
-        LISTED.iter().map(move |(group, resource, _)| {
+        RUNNERS.iter().map(move |(group, resource, _)| {
             Access::needed("list", Place::of(group, "v1", resource).within(namespace))
         })
     });
@@ -292,10 +290,10 @@ struct List {
 impl Live {
     /// Lists what makes pods.
     async fn listed(&mut self, cluster: &Kubernetes, namespace: &str) -> Result<(), CallError> {
-        for (group, resource, kind) in LISTED {
+        for (group, resource, kind) in RUNNERS {
             let place = Place::of(group, "v1", resource).within(namespace);
             let list: List = cluster.read(&place).await?;
-            self.take_all(cluster, kind, list.items)?;
+            self.take_all(kind, list.items);
         }
         Ok(())
     }
@@ -312,7 +310,7 @@ impl Live {
             (wide, "ClusterSecretStore"),
         ] {
             match cluster.read::<List>(&place).await {
-                Ok(list) => self.take_all(cluster, kind, list.items)?,
+                Ok(list) => self.take_all(kind, list.items),
                 Err(CallError::Refused(refusal)) => match refusal.kind {
                     RefusalKind::NotFound => {}
                     RefusalKind::Permission => self.hide(&Access::needed("list", place)),
@@ -339,6 +337,8 @@ impl Live {
                     stands_in_manifest: false,
                     brought: glance.brought,
                     obstacles: glance.obstacles,
+                    of_keys: glance.of_keys,
+                    version_of: glance.version_of,
                 }),
                 Ok(None) => {}
                 Err(CallError::Refused(refusal)) if refusal.kind == RefusalKind::Permission => {
@@ -355,22 +355,15 @@ impl Live {
         self.unseen.push(access.in_words());
     }
 
-    fn take_all(
-        &mut self,
-        cluster: &Kubernetes,
-        kind: &str,
-        items: Vec<Value>,
-    ) -> Result<(), CallError> {
+    fn take_all(&mut self, kind: &str, items: Vec<Value>) {
         for mut item in items {
             // Items of a list do not name their kind.
             item["kind"] = kind.into();
             let ended = kind == "Job" && is_over(&item) || kind == "Pod" && is_done(&item);
             if !ended {
-                let take = self.inventory.take(&item);
-                take.map_err(|why| CallError::Unknown(format!("{}: {why}", cluster.target())))?;
+                self.odd.extend(self.inventory.take(&item).err());
             }
         }
-        Ok(())
     }
 }
 
@@ -456,6 +449,8 @@ fn secret(meta: &ObjectMeta, name: String, object: &Value) -> Secret {
         is_immutable: object["immutable"] == true,
         brought: None,
         obstacles: Vec::new(),
+        of_keys: BTreeMap::new(),
+        version_of: meta.annotations.as_ref().and_then(|all| all.get(VERSION_OF).cloned()),
     }
 }
 
@@ -473,6 +468,8 @@ fn sealed(meta: &ObjectMeta, name: String, object: &Value) -> Secret {
         stands_in_manifest: false,
         brought: None,
         obstacles: vec![why],
+        of_keys: BTreeMap::new(),
+        version_of: None,
     }
 }
 
@@ -631,6 +628,25 @@ mod tests {
         assert_eq!((one.target.as_str(), one.remotes.len(), one.keys.len()), ("api-keys", 2, 1));
         assert_eq!(one.provider, ("ClusterSecretStore".to_owned(), "vault".to_owned()));
         assert_eq!(inventory.providers[0].mount.as_deref(), Some("kv"));
+    }
+
+    #[test]
+    fn what_is_not_understood_ends_nothing_else() {
+        let with = |name: &str, containers: Value| json!({ "kind": "Pod", "metadata": { "name": name }, "spec": { "containers": containers } });
+        let odd = with("odd", json!([{ "env": "kwcanary" }]));
+        let items = vec![odd, with("good", json!([{ "name": "x" }]))];
+        let list = json!({ "kind": "List", "items": items });
+        let mut inventory = Inventory::default();
+        assert_eq!(inventory.take(&list).unwrap_err(), "Pod `odd` is not understood");
+        assert_eq!(inventory.runners.len(), 1);
+        let mut live = Live {
+            inventory: Inventory::default(),
+            id: String::new(),
+            unseen: Vec::new(),
+            odd: Vec::new(),
+        };
+        live.take_all("Pod", items);
+        assert_eq!((live.odd.len(), live.inventory.runners.len()), (1, 1));
     }
 
     #[test]

@@ -46,17 +46,11 @@ fn logs(pod: &Pod) -> Vec<Log<'_>> {
 
 /// Says where the log of each container of these pods is, and what the cluster noted about the pod: its events, which go by
 /// themselves, an hour later by default.
-pub(super) fn references(
-    namespace: &Namespace,
-    context: Option<&str>,
-    pods: &[Pod],
-) -> Vec<LogReference> {
-    let context = context.map(|context| format!(" --context {context}"));
-    let context = context.unwrap_or_default();
+pub(super) fn references(namespace: &Namespace, pods: &[Pod]) -> Vec<LogReference> {
+    let kubectl = namespace.cluster.kubectl(&namespace.name);
     let all = pods.iter().flat_map(logs).map(|log| {
         let previous = if log.is_previous { " --previous" } else { "" };
-        let (space, pod, container) = (&namespace.name, log.pod_name(), log.container);
-        let kubectl = format!("kubectl{context} -n {space}");
+        let (pod, container) = (log.pod_name(), log.container);
         let events = format!("get events --field-selector involvedObject.name={pod}");
         LogReference {
             replica: log.replica(),

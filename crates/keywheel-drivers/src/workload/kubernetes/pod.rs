@@ -242,7 +242,7 @@ const PASSES: Span = Span::seconds(30);
 
 /// Says why a pod does not come up, if it does not: which container, and how it ended. What it wrote is not repeated, and what
 /// began before a time of the cluster does not count. `now` is the cluster's too.
-pub(super) fn trouble(pod: &Pod, since: Option<Timestamp>, now: Timestamp) -> Option<String> {
+pub(crate) fn trouble(pod: &Pod, since: Option<Timestamp>, now: Timestamp) -> Option<String> {
     let status = pod.status.as_ref()?;
     let since = Since::of(pod, since);
     let made = pod.metadata.creation_timestamp.as_ref().map(end);

@@ -8,25 +8,16 @@ use keywheel_driver::{CallError, Finding, RefusalKind};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::Pods;
+use super::reads::{Source, reads};
+use super::shadows::Shadows;
 use super::stamp::PREFIX;
 use super::target::{Kind, Progress, Target};
+use super::{Pods, RUNNERS};
 use crate::http::Effect;
 use crate::kubernetes::{Access, Change, Place};
 
 /// The stamp with which admission is tried.
 const TRIAL: &str = "keywheel.dev/stamp.trial";
-
-/// What is listed to find every pod and every reader.
-const LISTED: [(&str, &str); 7] = [
-    ("", "pods"),
-    ("apps", "deployments"),
-    ("apps", "statefulsets"),
-    ("apps", "daemonsets"),
-    ("apps", "replicasets"),
-    ("batch", "jobs"),
-    ("batch", "cronjobs"),
-];
 
 impl Pods {
     /// Says what stands in the way of a roll, and what people should know of it.
@@ -66,6 +57,7 @@ impl Pods {
             ));
         }
         findings.extend(target.pod_spec().into_iter().flat_map(|spec| self.examine_pods(spec)));
+        findings.extend(self.examine_sources(&target).await?);
         findings.extend(self.examine_pace(&target).await?);
         findings.extend(self.try_stamp().await?);
         findings.extend(routes(self.kind, &self.config.namespace, target.meta()));
@@ -91,7 +83,8 @@ impl Pods {
             wanted.push(Access::needed("create", pods.sub("exec")));
             wanted.push(Access::needed("get", pods.sub("exec")));
         }
-        wanted.extend(LISTED.map(|(group, resource)| {
+        // Every pod and every reader is found by these.
+        wanted.extend(RUNNERS.map(|(group, resource, _)| {
             Access::needed("list", self.namespace.place(group, resource))
         }));
         match self.kind {
@@ -149,6 +142,20 @@ impl Pods {
             note(format!("a pod is killed {grace} s after it is told to end, with what it serves"));
         }
         findings
+    }
+
+    /// Says what may stand in front of keys, and cannot be seen.
+    async fn examine_sources(&self, target: &Target) -> Result<Vec<Finding>, CallError> {
+        let given = target.pod_spec().map(reads).unwrap_or_default();
+        let shadows = Shadows::behind(&self.namespace, &given).await?;
+        let note = |source: &Source| {
+            let source = source.words();
+            Finding::note(format!(
+                "{} is given {source} by `envFrom` after a Secret, and this account may not `get` it: where it has a key of the same name, that is the one which is read",
+                self.what()
+            ))
+        };
+        Ok(shadows.unseen().map(note).collect())
     }
 
     /// Says what else has a hand in how many pods there are, and how long a rollout may stand still.

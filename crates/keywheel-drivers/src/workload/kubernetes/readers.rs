@@ -11,34 +11,38 @@ use keywheel_driver::{CallError, slot};
 
 use super::namespace::Namespace;
 use super::pod::is_gone;
-use super::reads::reads;
+use super::reads::{Read, reads};
 use super::secrets::Known;
+use super::shadows::Shadows;
 
 /// Something that is given Secrets, in the words of its kind.
 #[derive(Clone, Debug)]
 struct Found {
     kind: String,
     name: String,
-    spec: Option<PodSpec>,
+    reads: Vec<Read>,
     runs: bool,
     /// Whether it runs by itself again and again, and reads anew each time.
     comes_round: bool,
 }
 
-/// Lists who is given which of the slots.
+/// Lists who is given which of the slots; the one of the resource `own` also where it is given none.
 pub(super) async fn find(
     namespace: &Namespace,
     known: &Known,
     slots: &[String],
+    own: &str,
 ) -> Result<Vec<Reader>, CallError> {
     let all = everything(namespace).await?;
+    let reads = all.iter().flat_map(|found| &found.reads);
+    let shadows = Shadows::behind(namespace, reads.filter(|read| known.holds(read))).await?;
     let mut readers: Vec<Reader> = Vec::new();
     for found in &all {
-        let (taken, how) = taken(found, known, slots);
-        if taken.is_empty() {
+        let Taken { slots: taken, how } = taken(found, known, &shadows, slots);
+        let resource = namespace.resource(&found.kind, &found.name);
+        if taken.is_empty() && (resource != own || how.is_empty()) {
             continue;
         }
-        let resource = namespace.resource(&found.kind, &found.name);
         // One that names a version by name goes on with that one.
         let is_pinned = found.comes_round && taken.iter().any(|slot| known.is_versioned(slot));
         let runs = found.runs || is_pinned;
@@ -53,7 +57,7 @@ pub(super) async fn find(
             None => {
                 let next =
                     if found.comes_round && !is_pinned { "; its next run reads anew" } else { "" };
-                let name = format!("{} `{}` (by {how}{next})", found.kind, found.name);
+                let name = format!("{} `{}` ({how}{next})", found.kind, found.name);
                 readers.push(Reader { name, resource, slots: taken, runs });
             }
         }
@@ -61,22 +65,39 @@ pub(super) async fn find(
     Ok(readers)
 }
 
-fn taken(found: &Found, known: &Known, slots: &[String]) -> (Vec<String>, String) {
-    let reads = found.spec.as_ref().map(reads).unwrap_or_default();
+/// What something is given, and in which ways; or what keeps it from that.
+struct Taken {
+    slots: Vec<String>,
+    how: String,
+}
+
+fn taken(found: &Found, known: &Known, shadows: &Shadows, slots: &[String]) -> Taken {
     let mut hows = BTreeSet::new();
+    let mut hidden = BTreeSet::new();
     let mut taken = Vec::new();
     for slot in slots {
         let (container, key) = slot::parts(slot);
         let Some(names) = known.secrets.get(container) else { continue };
-        let gives = reads.iter().filter(|it| names.all.contains_key(&it.secret) && it.gives(key));
-        let by: Vec<_> = gives.map(|read| read.how).collect();
+        let given = |read: &&Read| names.all.contains_key(&read.secret) && read.gives(key);
+        let (behind, by): (Vec<_>, Vec<_>) = found
+            .reads
+            .iter()
+            .filter(given)
+            .map(|read| (shadows.before(read, key), read.how))
+            .partition(|(before, _)| before.is_some());
+        hidden.extend(behind.into_iter().filter_map(|(before, _)| {
+            let source = before?.source.words();
+            Some(format!("`{key}` is hidden by {source}, which comes later in `envFrom`"))
+        }));
         if !by.is_empty() {
             taken.push(slot.clone());
-            hows.extend(by);
+            hows.extend(by.into_iter().map(|(_, how)| how));
         }
     }
-    let hows: Vec<_> = hows.into_iter().map(|how| how.words()).collect();
-    (taken, hows.join(", "))
+    let hows: Vec<String> = hows.into_iter().map(|how| how.words().to_owned()).collect();
+    let by = (!hows.is_empty()).then(|| format!("by {}", hows.join(", ")));
+    let how: Vec<String> = by.into_iter().chain(hidden).collect();
+    Taken { slots: taken, how: how.join("; ") }
 }
 
 async fn everything(namespace: &Namespace) -> Result<Vec<Found>, CallError> {
@@ -123,7 +144,8 @@ async fn everything(namespace: &Namespace) -> Result<Vec<Found>, CallError> {
             None => ("Pod".to_owned(), one.metadata.name.clone().unwrap_or_default()),
             Some(owner) => root(&owners, owner),
         };
-        all.push(Found { kind, name, spec: one.spec, runs: true, comes_round: false });
+        let reads = one.spec.as_ref().map(reads).unwrap_or_default();
+        all.push(Found { kind, name, reads, runs: true, comes_round: false });
     }
     Ok(all)
 }
@@ -134,7 +156,8 @@ fn is_end(condition: &str) -> bool {
 
 fn found(kind: &str, meta: &ObjectMeta, spec: Option<PodSpec>, runs: bool) -> Found {
     let name = meta.name.clone().unwrap_or_default();
-    Found { kind: kind.to_owned(), name, spec, runs, comes_round: false }
+    let reads = spec.as_ref().map(reads).unwrap_or_default();
+    Found { kind: kind.to_owned(), name, reads, runs, comes_round: false }
 }
 
 /// Adds what may belong to something else: that counts then, and an older set of replicas that is empty is only its history.

@@ -1,6 +1,6 @@
 //! What a pod's specification reads of a Secret, and how: each way takes a value up at another time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::{
     EnvFromSource, EnvVar, KeyToPath, PodSpec, SecretVolumeSource, Volume, VolumeMount,
@@ -63,6 +63,8 @@ pub(super) struct Read {
     pub variable: Option<String>,
     /// Where its files are found, where the kubelet brings them up to date.
     pub mount: Option<Mount>,
+    /// What comes after it, and may give variables of the same names.
+    pub later: Vec<Later>,
 }
 
 /// Where a volume is mounted.
@@ -71,6 +73,49 @@ pub(super) struct Mount {
     folder: String,
     /// Keys with their files in the folder; each in a file of its name where none are listed.
     files: Option<Vec<(String, String)>>,
+}
+
+/// What gives variables by `envFrom`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Source {
+    /// A ConfigMap.
+    ConfigMap(String),
+    /// A Secret.
+    Secret(String),
+}
+
+impl Source {
+    fn of(source: &EnvFromSource) -> Option<Self> {
+        let map = source.config_map_ref.as_ref().map(|map| Self::ConfigMap(map.name.clone()));
+        map.or_else(|| Some(Self::Secret(source.secret_ref.as_ref()?.name.clone())))
+    }
+
+    /// Returns what people call it.
+    pub(super) fn words(&self) -> String {
+        match self {
+            Self::ConfigMap(name) => format!("ConfigMap `{name}`"),
+            Self::Secret(name) => format!("Secret `{name}`"),
+        }
+    }
+}
+
+/// A source that comes after a Secret.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Later {
+    /// The source.
+    pub source: Source,
+    /// What it puts before its keys.
+    prefix: String,
+    /// What the Secret's keys have before them.
+    before: String,
+}
+
+impl Later {
+    /// Whether a key of the Secret is hidden by one of these keys of the source.
+    pub(super) fn hides(&self, key: &str, keys: &BTreeSet<String>) -> bool {
+        let variable = format!("{}{key}", self.before);
+        variable.strip_prefix(&self.prefix).is_some_and(|own| keys.contains(own))
+    }
 }
 
 impl Read {
@@ -99,9 +144,9 @@ pub(super) fn reads(spec: &PodSpec) -> Vec<Read> {
     let volumes = volumes(spec);
     let mut reads = Vec::new();
     for container in containers(spec) {
-        let mut add = |secret: &str, how, keys, hidden, variable, mount| {
-            let (secret, container) = (secret.to_owned(), Some(container.name.to_owned()));
-            reads.push(Read { secret, container, how, keys, hidden, variable, mount });
+        let read = |secret: &str, how, keys| {
+            let container = Some(container.name.to_owned());
+            Read { container, ..of_the_pod(secret, how, keys) }
         };
         for (at, variable) in container.env.iter().enumerate() {
             // Of two with one name the later one counts.
@@ -110,21 +155,23 @@ pub(super) fn reads(spec: &PodSpec) -> Vec<Read> {
             }
             let from = variable.value_from.as_ref().and_then(|from| from.secret_key_ref.as_ref());
             if let Some(from) = from {
-                let named = Some(variable.name.clone());
-                add(&from.name, How::Env, Some(vec![from.key.clone()]), Vec::new(), named, None);
+                let variable = Some(variable.name.clone());
+                let read = read(&from.name, How::Env, Some(vec![from.key.clone()]));
+                reads.push(Read { variable, ..read });
             }
         }
-        for source in container.env_from {
+        for (at, source) in container.env_from.iter().enumerate() {
             if let Some(from) = &source.secret_ref {
                 let hidden = hidden_by(container.env, source);
-                add(&from.name, How::EnvFrom, None, hidden, None, None);
+                let later = later(source, &container.env_from[at + 1..]);
+                reads.push(Read { hidden, later, ..read(&from.name, How::EnvFrom, None) });
             }
         }
         for mount in container.mounts {
             for mounted in volumes.get(mount.name.as_str()).into_iter().flatten() {
                 if let Some((how, keys)) = mounted.through(mount) {
                     let mount = (how != How::SubPath).then(|| mounted.at(mount));
-                    add(mounted.secret, how, keys, Vec::new(), None, mount);
+                    reads.push(Read { mount, ..read(mounted.secret, how, keys) });
                 }
             }
         }
@@ -151,7 +198,18 @@ fn of_the_pod(secret: &str, how: How, keys: Option<Vec<String>>) -> Read {
         hidden: Vec::new(),
         variable: None,
         mount: None,
+        later: Vec::new(),
     }
+}
+
+/// Lists the sources that come after one.
+fn later(source: &EnvFromSource, others: &[EnvFromSource]) -> Vec<Later> {
+    let prefix = |source: &EnvFromSource| source.prefix.clone().unwrap_or_default();
+    let later = others.iter().filter_map(|other| {
+        let (prefix, before) = (prefix(other), prefix(source));
+        Some(Later { source: Source::of(other)?, prefix, before })
+    });
+    later.collect()
 }
 
 /// Lists the keys that would become variables which stand in `env` by themselves: those win.

@@ -70,8 +70,8 @@ struct Change {
     wanted: Annotations,
     /// The specification, where references change.
     spec: Option<Value>,
-    /// Whether every pod that it brings back is there. Then it comes at once: a broken pod that starts again with the former value
-    /// would let the rollout go on.
+    /// Whether it brings back what pods that serve have, and has none made before this roll removes one. Then it comes at once: a
+    /// broken pod that starts again with the former value would let the rollout go on.
     is_at_once: bool,
 }
 
@@ -129,6 +129,14 @@ impl Pace {
         Self { within, best: None, since: Instant::now(), wait: SOON }
     }
 
+    /// Waits until a pod that is made now gets what was written; that time is no standstill.
+    async fn wait_for_the_write(&mut self, ensure: &Ensure<'_>) -> Result<(), CallError> {
+        let began = Instant::now();
+        clock::pass(ensure.held_since, AFTER_THE_WRITE).await?;
+        self.since += began.elapsed();
+        Ok(())
+    }
+
     pub(super) async fn rest(&mut self) {
         tokio::time::sleep(self.wait).await;
         self.wait = (self.wait * 3 / 2).min(LATER);
@@ -169,16 +177,17 @@ impl Pods {
                     return Err(done.refused.take().unwrap_or_else(stuck));
                 }
                 Next::Patch(change) => {
-                    let began = Instant::now();
                     if !change.is_at_once {
-                        clock::pass(ensure.held_since, AFTER_THE_WRITE).await?;
+                        pace.wait_for_the_write(ensure).await?;
                     }
-                    pace.since += began.elapsed();
                     if self.patch(&seen.target, change, &mut done).await? {
                         pace = Pace::new(within);
                     }
                 }
-                Next::Remove(pod) => self.remove(&pod, &mut done).await?,
+                Next::Remove(pod) => {
+                    pace.wait_for_the_write(ensure).await?;
+                    self.remove(&pod, &mut done).await?;
+                }
                 Next::Wait(_) => {}
             }
             pace.rest().await;
@@ -245,11 +254,7 @@ impl Pods {
             return Err(self.taken_away(target));
         }
         let former = former(judged).filter(|_| !done.again);
-        let untouched = judged.iter().filter(|judged| judged.is_untouched).count();
-        let are_all = target
-            .replicas()
-            .is_some_and(|all| usize::try_from(all).is_ok_and(|all| all <= untouched));
-        let is_at_once = former.is_some() && are_all;
+        let is_at_once = former.is_some() && self.makes_no_pod(target, judged);
         let wanted = former.unwrap_or_else(|| stamp::stamped(&target.ours(), &ensure.stamps));
         if wanted != target.ours() || spec.is_some() {
             return Ok(Next::Patch(Change { wanted, spec, is_at_once }));
@@ -319,6 +324,15 @@ impl Pods {
                 && is_broken(&one.pod, since)
         })?;
         Some(Next::Remove(Box::new(blocks.one.pod.clone())))
+    }
+
+    /// Whether the former template has no pod made by itself: every pod is there, or the broken one of a StatefulSet stays until it
+    /// is removed.
+    fn makes_no_pod(&self, target: &Target, judged: &[Judged<'_>]) -> bool {
+        let untouched = judged.iter().filter(|judged| judged.is_untouched).count();
+        let all = target.replicas().and_then(|all| usize::try_from(all).ok());
+        all.is_some_and(|all| all <= untouched)
+            || (self.kind == Kind::StatefulSet && !planted!("way_back_of_a_set_waits"))
     }
 
     /// Changes the template; tells whether that is certainly done.

@@ -85,6 +85,11 @@ impl Known {
         Ok(known)
     }
 
+    /// Whether a pod is given one of these Secrets thereby.
+    pub(super) fn holds(&self, read: &reads::Read) -> bool {
+        self.secrets.values().any(|names| names.all.contains_key(&read.secret))
+    }
+
     /// Reads what the versions hold that pods name.
     pub(super) async fn read(
         &mut self,

@@ -51,22 +51,27 @@ struct Wish<'a> {
 impl Ground {
     /// Starts a cluster with the Secret `keys`, whose pods are simulated.
     fn start() -> Self {
+        Self::start_at(FASTER)
+    }
+
+    fn start_at(faster: f64) -> Self {
         let judge = |given: &Given| match given.env.values().any(|value| value.starts_with(BAD)) {
             true => Fate::Crashes(StdDuration::from_secs(1), 3),
             false => Fate::ComesUp(StdDuration::from_secs(1)),
         };
-        Self::start_with(Runtime::judged(judge), Settings::default().creation)
+        Self::start_with(Runtime::judged(judge), Settings::default().creation, faster)
     }
 
     /// Starts one in which a container takes so long to be made.
-    fn start_with(runtime: Runtime, creation: StdDuration) -> Self {
-        Self::start_as(Settings { runtime, creation, ..Settings::default() })
+    fn start_with(runtime: Runtime, creation: StdDuration, faster: f64) -> Self {
+        let pace = Pace::times(faster);
+        Self::start_as(Settings { pace, runtime, creation, ..Settings::default() })
     }
 
     fn start_as(settings: Settings) -> Self {
         let twin = Twin::start().unwrap();
         twin.objects().make_namespace(SPACE);
-        let run = twin.run(Settings { pace: Pace::times(FASTER), ..settings }).unwrap();
+        let run = twin.run(settings).unwrap();
         let folder = tempfile::tempdir().unwrap();
         twin.write_kubeconfig(&folder.path().join("kubeconfig")).unwrap();
         let fingerprinter =
@@ -78,7 +83,11 @@ impl Ground {
 
     /// Starts one with an object that is rolled out.
     async fn with(kind: Kinds, object: Value) -> (Self, Arc<dyn Workload>) {
-        let ground = Self::start();
+        Self::start().rolled_out(kind, object).await
+    }
+
+    async fn rolled_out(self, kind: Kinds, object: Value) -> (Self, Arc<dyn Workload>) {
+        let ground = self;
         ground.create(kind, object);
         let driver = ground.driver(of(kind));
         ground.until("it is rolled out", async || ground.is_settled(kind)).await;
@@ -411,6 +420,27 @@ async fn h52_a_stateful_set_whose_new_pod_crashes_comes_back() {
 }
 
 #[tokio::test]
+async fn h51_the_way_back_of_a_stateful_set_replaces_the_broken_pod_only() {
+    // As slow as a real one: a container that ended is started again a second later.
+    let (ground, driver) = Ground::start_at(1.0).rolled_out(Kinds::StatefulSet, workload(2)).await;
+    let before = ground.uids();
+    let written = before_the_roll();
+    let since = ground.write(BAD);
+    let why = message(ground.forward(&driver, BAD, since).await);
+    assert!(why.contains("pod `app-1`"), "{why}");
+    let wish = Wish {
+        held: OLD,
+        since: ground.write(OLD),
+        untouched_before: Some(written),
+        secrets: &["jwt"],
+    };
+    // The broken one comes up with the former value by itself, whereupon the rollout would go on to the one that serves.
+    ground.roll(&driver, &wish).await.unwrap();
+    assert_eq!(ground.held(), [OLD; 2]);
+    assert_eq!(ground.uids().intersection(&before).count(), 1, "the pod that served is gone");
+}
+
+#[tokio::test]
 async fn h45_a_pod_that_started_too_early_is_replaced_although_its_stamp_is_right() {
     let (ground, driver) = Ground::deployment().await;
     let since = ground.write(NEW);
@@ -582,6 +612,41 @@ async fn h56_every_reader_in_the_namespace_is_found() {
 }
 
 #[tokio::test]
+async fn h42_a_key_behind_a_later_source_is_not_given_and_a_source_that_cannot_be_seen_is_told() {
+    let ground = Ground::start();
+    let mut object = workload(0);
+    let container = &mut object["spec"]["template"]["spec"]["containers"][0];
+    container["env"] = json!([]);
+    container["envFrom"] = json!([
+        {"prefix": "APP_", "secretRef": {"name": "keys"}},
+        {"configMapRef": {"name": "settings"}}
+    ]);
+    ground.create(Kinds::Deployment, object);
+    let map = json!({"metadata": metadata("settings"), "data": {"APP_b": "x"}});
+    ground.create(Kinds::ConfigMap, map);
+    let driver = ground.driver(json!({"deployment": "app"}));
+    let told = async || {
+        let readers = driver.readers(&[ground.slot()]).await.unwrap().unwrap();
+        let [reader] = &readers[..] else { panic!("{readers:?}") };
+        (reader.name.clone(), reader.slots.len())
+    };
+    assert_eq!(told().await, ("Deployment `app` (by envFrom)".into(), 1));
+    ground.change(Kinds::ConfigMap, "settings", |map| map["data"]["APP_a"] = json!("x"));
+    let why = "`a` is hidden by ConfigMap `settings`, which comes later in `envFrom`";
+    assert_eq!(told().await, (format!("Deployment `app` ({why})"), 0));
+    let mut rules = vec![keywheel_twins::kubernetes::Rule::everything()];
+    rules[0].resources = vec!["pods".into(), "deployments".into(), "namespaces".into()];
+    let rest = ["statefulsets", "daemonsets", "replicasets", "jobs", "cronjobs"];
+    rules[0].resources.extend(rest.map(String::from));
+    rules[0].resources.push("selfsubjectaccessreviews".into());
+    ground.twin.add_user("few", rules);
+    let findings = ground.driver_for("few", json!({"deployment": "app"})).preflight().await;
+    let findings = findings.unwrap();
+    let says = "is given ConfigMap `settings` by `envFrom` after a Secret, and this account may not `get` it";
+    assert!(findings.iter().any(|one| one.message.contains(says)), "{findings:?}");
+}
+
+#[tokio::test]
 async fn h51_what_drops_requests_is_said_before_anything_changes() {
     let mut object = workload(2);
     object["spec"]["strategy"] = json!({"type": "Recreate"});
@@ -632,7 +697,9 @@ async fn h124_the_log_of_every_container_is_named_and_read() {
     let references = driver.logs().await.unwrap().unwrap();
     assert_eq!(references.len(), 3);
     let place = references[0].place.as_deref().unwrap();
-    assert!(place.starts_with("kubectl --context admin -n shop logs app-"), "{place}");
+    let kube = ground.folder.path().join("kubeconfig").display().to_string();
+    let says = format!("kubectl --kubeconfig {kube} --context admin -n shop logs app-");
+    assert!(place.starts_with(&says), "{place}");
     let mut lines = Vec::new();
     let mut take = |replica: &str, line: &str| lines.push(format!("{replica}: {line}"));
     let mut reading = Reading {
@@ -818,7 +885,7 @@ async fn h65_a_versioned_secret_is_switched_in_the_same_patch_and_back_again() {
 async fn a_token_is_shown_to_each_pod() {
     let folder = tempfile::tempdir().unwrap();
     let runtime = Runtime::Processes { folder: folder.path().into() };
-    let ground = Ground::start_with(runtime, StdDuration::ZERO);
+    let ground = Ground::start_with(runtime, StdDuration::ZERO, FASTER);
     let mut object = workload(2);
     let container = &mut object["spec"]["template"]["spec"]["containers"][0];
     container["command"] = json!(["sleep", "60"]);

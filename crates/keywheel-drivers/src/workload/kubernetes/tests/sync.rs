@@ -17,6 +17,7 @@ async fn ground(
         creation: StdDuration::ZERO,
         sync_period: StdDuration::from_secs(100_000),
         cache_lag,
+        pace: Pace::times(FASTER),
         ..Settings::default()
     });
     ground.create(Kinds::Deployment, object);
