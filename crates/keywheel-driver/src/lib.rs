@@ -23,6 +23,7 @@ pub mod right;
 pub mod slot;
 pub mod store;
 pub mod workload;
+pub mod writer;
 
 #[cfg(feature = "conformance")]
 pub mod conformance;
@@ -37,6 +38,7 @@ pub use reference::SecretReference;
 pub use right::Right;
 pub use store::Store;
 pub use workload::Workload;
+pub use writer::Writer;
 
 /// One thing that `check` and `preflight` found, for people.
 #[derive(Clone, Debug, PartialEq, Eq)]

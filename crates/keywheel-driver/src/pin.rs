@@ -18,7 +18,7 @@ pub async fn elsewhere(
 ) -> Result<Option<String>, CallError> {
     let Some(pinned) = pinned.filter(|_| !planted!("pin_ignored")) else { return Ok(None) };
     let found = identity.await?;
-    if found.as_ref() == Some(pinned) {
+    if found.as_ref().is_some_and(|found| pinned.admits(found)) {
         return Ok(None);
     }
     let found = found.map_or("one without a name".into(), |found| found.to_string());
@@ -26,7 +26,7 @@ pub async fn elsewhere(
 }
 
 /// Refuses to touch `what`, such as "workload `backend`", at another place than the one it is pinned to, and at a place that has a
-/// name, or may have one, where it is pinned to none.
+/// name, or may have one, where it is pinned to none and was not written by us: what our first write made got its name by it.
 ///
 /// # Errors
 /// A refusal that names both, or one that may pass where the place gives no answer.
@@ -34,9 +34,11 @@ pub async fn check(
     identity: impl Future<Output = Result<Option<Pin>, CallError>>,
     what: &str,
     pinned: Option<&Pin>,
+    is_written: bool,
 ) -> Result<(), Refusal> {
     let objection = match pinned {
         Some(_) => elsewhere(identity, pinned).await,
+        None if is_written && !planted!("made_place_is_another") => return Ok(()),
         None if planted!("unpinned_place_is_touched") => return Ok(()),
         None => identity.await.map(|found| found.map(|found| unpinned(&found))),
     };
@@ -75,7 +77,33 @@ mod tests {
         identity: Result<Option<Pin>, CallError>,
         pinned: Option<&Pin>,
     ) -> Result<(), Refusal> {
-        check(ready(identity), "store `app`", pinned).await
+        check(ready(identity), "store `app`", pinned, false).await
+    }
+
+    #[tokio::test]
+    async fn i23_a_place_that_got_its_name_by_our_own_write_is_touched_again() {
+        let (here, there) = (pin("here"), pin("there"));
+        let written = async |found: &Pin, pinned| {
+            let found = ready(Ok(Some(found.clone())));
+            check(found, "store `app`", pinned, true).await
+        };
+        assert_eq!(written(&here, None).await, Ok(()));
+        assert!(written(&there, Some(&here)).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn i23_a_place_may_come_to_say_where_it_leads_to_and_is_no_other_one() {
+        let (bare, led) = (pin("here"), pin("here").with(&pin("beyond")));
+        assert_eq!(checked(Ok(Some(led.clone())), Some(&bare)).await, Ok(()));
+        for (found, pinned) in [
+            (bare.clone(), &led),
+            (pin("here").with(&pin("elsewhere")), &led),
+            (pin("there").with(&pin("beyond")), &bare),
+            (pin("here, and more"), &bare),
+            (Pin { machine: "other".into(), ..led.clone() }, &bare),
+        ] {
+            assert!(checked(Ok(Some(found)), Some(pinned)).await.is_err());
+        }
     }
 
     #[tokio::test]

@@ -9,7 +9,7 @@ use keywheel_core::secret::{Credential, SecretValue};
 use keywheel_core::time::Timestamp;
 
 use crate::issuer::Verdict;
-use crate::{Claims, Finding, Right};
+use crate::{Claims, Finding, Right, Writer};
 
 /// A place that holds slots: a file, a Secret, a path.
 #[async_trait]
@@ -19,6 +19,11 @@ pub trait Store: Send + Sync {
 
     /// Returns the one name under which everyone who writes to this container knows it; wave leases are taken on it.
     fn container(&self) -> String;
+
+    /// Lists every container that holds what its slots hold: its own first, and those that it is brought from.
+    fn containers(&self) -> Vec<String> {
+        vec![self.container()]
+    }
 
     /// Returns the place where it is reached, as that place names itself now; none where it has no name of its own. A store whose
     /// plan was pinned to another place is not written.
@@ -44,7 +49,7 @@ pub trait Store: Send + Sync {
 
     /// Names who wrote these slots last and is not keywheel, as the container itself tells it; nobody where it does not. Asked for
     /// people only, where somebody else's write was found.
-    async fn others(&self, _addresses: &[String]) -> Result<Vec<String>, CallError> {
+    async fn others(&self, _addresses: &[String]) -> Result<Vec<Writer>, CallError> {
         Ok(Vec::new())
     }
 

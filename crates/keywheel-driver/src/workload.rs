@@ -12,7 +12,7 @@ use keywheel_core::plan::Pin;
 use keywheel_core::secret::{SecretName, SecretValue};
 use keywheel_core::time::{Span, Timestamp};
 
-use crate::{Finding, Right};
+use crate::{Finding, Right, Writer};
 
 /// Something that runs as replicas and takes up values.
 #[async_trait]
@@ -30,6 +30,12 @@ pub trait Workload: Send + Sync {
     /// tells it: this workload, and whoever else does; none where it tells nothing.
     async fn readers(&self, _slots: &[String]) -> Result<Option<Vec<Reader>>, CallError> {
         Ok(None)
+    }
+
+    /// Says which of these slots, which are [names](crate::slot::name), it would not take up as it is configured, and what helps;
+    /// changes nothing.
+    async fn takes_up(&self, _slots: &[String]) -> Result<Vec<Finding>, CallError> {
+        Ok(Vec::new())
     }
 
     /// Returns the place where it runs, as that place names itself now; none where it has no name of its own, or none that
@@ -50,6 +56,18 @@ pub trait Workload: Send + Sync {
     /// until each is ready. Replicas that prove it are left alone. A replica that does not come up with the new values ends
     /// the roll at once as [`WorkloadFailed`](keywheel_core::call::RefusalKind::WorkloadFailed).
     async fn roll(&self, ensure: &Ensure<'_>) -> Result<(), CallError>;
+
+    /// Names who took away what the last roll left on it, and is not keywheel, as the place itself tells it: the stamps, or the names
+    /// by which it reads these slots. `since` is when the stores came to hold what it was rolled for. Nobody where nothing is
+    /// missing, or the place tells nothing. Asked for people only, and puts nothing back.
+    async fn others(
+        &self,
+        _slots: &[String],
+        _stamps: &[Stamp],
+        _since: Timestamp,
+    ) -> Result<Vec<Writer>, CallError> {
+        Ok(Vec::new())
+    }
 
     /// Says where the log of each replica is, stopped ones included; none where that is not known. Asked before anything is
     /// replaced (H124), and changes nothing.

@@ -133,7 +133,7 @@ fn template(name: &str, program: &Program) -> Value {
         "httpGet": { "path": "/health", "port": PORT },
         "periodSeconds": 1, "timeoutSeconds": 3, "failureThreshold": 5,
     });
-    backend["lifecycle"] = json!({ "preStop": { "exec": { "command": ["sleep", "2"] } } });
+    backend["lifecycle"] = json!({ "preStop": { "sleep": { "seconds": 2 } } });
     json!({
         "metadata": { "labels": { LABEL: name } },
         "spec": {

@@ -113,14 +113,15 @@ impl<'a> Shop<'a> {
             cluster["kubeconfig"] = std::path::absolute(kubeconfig)?.display().to_string().into();
         }
         let config = CONFIG
-            .replace("CLUSTER", &cluster.to_string())
             .replace("NAMESPACE", self.api().namespace())
             .replace("NAME", self.plan.name)
             .replace("KIND", self.plan.kind.key())
             .replace("APPROACH", self.plan.approach)
             .replace("SOAK", self.plan.soak)
             .replace("LIFE", &TOKEN_LIFE.to_string())
-            .replace("PEPPER", &pepper.to_string());
+            .replace("PEPPER", &pepper.to_string())
+            // A context may have any name.
+            .replace("CLUSTER", &cluster.to_string());
         fs::write(self.folder.path().join("project/keywheel.yaml"), config)?;
         Ok(())
     }

@@ -20,7 +20,7 @@ use keywheel_driver::pin;
 use keywheel_driver::probe::{Asked, Health};
 use keywheel_driver::store::{Accept, Edit, Written};
 use keywheel_driver::workload::{Ensure, Notes, Stamp};
-use keywheel_driver::{Finding, Severity, slot};
+use keywheel_driver::{Finding, Severity, slot, writer};
 use keywheel_journal::{Sealed, ValueKey};
 use smallvec::SmallVec;
 
@@ -306,14 +306,18 @@ impl Work<'_> {
         let (workload, planned) =
             (&self.member.drivers.workloads[index], &self.plan.workloads[index]);
         let pinned = self.member.inventory.pin_of(planned);
-        pin::check(workload.identity(), &planned.what(), pinned).await
+        pin::check(workload.identity(), &planned.what(), pinned, false).await
     }
 
     /// Refuses to touch a store at another place than the one that it is pinned to.
     async fn check_store(&self, index: usize) -> Result<(), Refusal> {
         let (store, planned) = (&self.member.drivers.stores[index], &self.plan.stores[index]);
         let pinned = self.member.inventory.pin_of(planned);
-        pin::check(store.identity(), &planned.what(), pinned).await
+        // An emergency may have passed over a preflight that would have refused the place.
+        let is_written = !self.plan.is_emergency()
+            && u8::try_from(index)
+                .is_ok_and(|store| self.member.rotation.walk().is_store_touched(store));
+        pin::check(store.identity(), &planned.what(), pinned, is_written).await
     }
 
     /// Says which other rotation is moving a store or a workload of this one.
@@ -1500,6 +1504,7 @@ impl Work<'_> {
                 ));
                 Count { unknown: 1, ..Count::default() }
             }));
+            notes.extend(self.disturbed(workload, at).await);
         }
         let visit = Visit {
             clocks: self.engine.clock.clocks(),
@@ -1540,11 +1545,23 @@ impl Work<'_> {
         let planned = &self.plan.stores[index];
         let store = &self.member.drivers.stores[index];
         let others = store.others(&addresses(&planned.slots)).await.unwrap_or_default();
-        let by = match others.is_empty() {
-            true => "somebody else".to_owned(),
-            false => format!("`{}`", others.join("`, `")),
-        };
-        format!("store `{}` was changed by {by}", planned.bound.name)
+        format!("store `{}` was changed by {}", planned.bound.name, writer::in_words(&others))
+    }
+
+    /// Says who took away what the last roll left on a workload. Nothing is put back: whoever did it would do so again.
+    async fn disturbed(&self, workload: usize, at: Position) -> Option<String> {
+        let planned = &self.plan.workloads[workload];
+        let since = self.member.rotation.walk().held_since(planned, at)?;
+        let slots = self.expected(workload, at).await.ok()?;
+        let fingerprinter = &self.engine.journal.installation().fingerprinter;
+        let stamp = Stamp::new(&self.plan.secret, &slots, fingerprinter);
+        let names: Vec<String> = slots.into_iter().map(|(name, _)| name).collect();
+        let asked = self.member.drivers.workloads[workload].as_ref();
+        let others = asked.others(&names, &[stamp], since).await.unwrap_or_default();
+        (!others.is_empty()).then(|| {
+            let by = writer::in_words(&others);
+            format!("workload `{}` lost what its roll left on it, to {by}", planned.bound.name)
+        })
     }
 
     /// Whether a store that tells nothing but when it was changed was changed last by us.

@@ -29,7 +29,7 @@ pub async fn preflight(
     Ok(findings)
 }
 
-/// Compares who takes up the slots of a workload's stores with who is listed.
+/// Compares who takes up the slots of a workload's stores with who is listed, and asks the workload whether it takes them up.
 ///
 /// # Errors
 /// [`CallError`] where the workload cannot be asked.
@@ -46,13 +46,13 @@ pub async fn compare(
     });
     let names: Vec<String> = names.collect();
     let asked = &workloads[workload];
-    let Some(readers) = asked.readers(&names).await? else { return Ok(Vec::new()) };
+    let mut findings = asked.takes_up(&names).await?;
+    let Some(readers) = asked.readers(&names).await? else { return Ok(findings) };
     if planted!("unlisted_readers_unseen") {
-        return Ok(Vec::new());
+        return Ok(findings);
     }
     let own = asked.resource();
     let listed: Vec<String> = workloads.iter().map(|one| one.resource()).collect();
-    let mut findings = Vec::new();
     for reader in &readers {
         if reader.resource == own {
             findings.extend(not_given(reader, &names));

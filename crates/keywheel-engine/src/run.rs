@@ -559,7 +559,7 @@ impl Member {
 
 /// Every container that a move writes and every workload that it rolls, sorted, so that two moves never wait in a ring.
 pub(crate) fn resources(drivers: &Drivers) -> Vec<Resource> {
-    let containers = drivers.stores.iter().map(|store| store.container());
+    let containers = drivers.stores.iter().flat_map(|store| store.containers());
     let workloads = drivers.workloads.iter().map(|workload| workload.resource());
     let mut all: Vec<Resource> = containers.chain(workloads).map(Resource).collect();
     all.sort();

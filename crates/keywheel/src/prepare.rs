@@ -230,14 +230,17 @@ pub(crate) async fn compare_readers(prepared: &mut [Prepared]) -> Result<(), Fai
     Ok(())
 }
 
-/// Pins the stores and workloads of a plan to the places that the row knows, and others to where they are reached now. Returns what
-/// gives no answer, and why.
+/// Pins the stores and workloads of a plan to the places that the row knows, as exactly as these say now, and others to where they are
+/// reached now. Returns what gives no answer, and why.
 async fn pin(plan: &mut Plan, row: &Inventory) -> Result<Vec<(String, String)>, Failure> {
     let built = drivers_of(plan)?;
     let mut silent = Vec::new();
     for (identity, planned) in built.identities().zip(plan.pinned_mut()) {
         let pin = match row.pin_of(planned).cloned() {
-            Some(pin) => Some(pin),
+            Some(pin) => {
+                let found = in_time(LOOK, identity).await.ok().flatten();
+                Some(found.filter(|found| pin.admits(found)).unwrap_or(pin))
+            }
             None => in_time(LOOK, identity).await.unwrap_or_else(|why| {
                 silent.push((planned.what(), why));
                 None

@@ -195,6 +195,21 @@ fn manifests_become_a_configuration_and_no_value_is_in_it() {
 }
 
 #[test]
+fn a_secret_that_an_operator_brings_and_git_holds_too_is_not_proposed_as_it_stands() {
+    let project = Project::new();
+    project.put("deploy/all.yaml", MANIFESTS);
+    project.put(
+        "deploy/outside.yaml",
+        "apiVersion: v1\nkind: Secret\nmetadata: { name: outside, namespace: shop }\nstringData: { service-jwt-secret: kwcanary-in-git }\n",
+    );
+    let said = project.ends(&["init", "--manifests", "deploy", "--context", "prod-eu"], 0);
+    has(&said, &["Secret `outside` stands in the manifests with its values"]);
+    let text = project.config();
+    has(&text, &["# Not as it stands: Secret `outside` stands in the manifests"]);
+    assert!(!text.contains("\n  service-jwt-secret:\n"), "{text}");
+}
+
+#[test]
 fn manifests_are_taken_from_a_pipe_and_their_namespace_from_the_command_line() {
     let project = Project::new();
     let manifest = r#"{ "apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": { "name": "agent" }, "spec": { "selector": {}, "template": { "spec":

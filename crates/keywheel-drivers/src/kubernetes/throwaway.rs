@@ -10,7 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentCondition};
 use k8s_openapi::api::core::v1::Pod;
 use keywheel_core::secret::SecretValue;
-use keywheel_core::time::Span;
+use keywheel_core::time::{Span, Timestamp};
 use keywheel_driver::{CallError, Refusal, RefusalKind};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -20,6 +20,9 @@ use super::{Access, Change, Cluster, Kubernetes, Place};
 use crate::http::Effect;
 use crate::workload::kubernetes::{RUNNERS, passes, trouble};
 use crate::{Context, secret_json};
+
+/// Nobody waits until what keeps a pod of a drill from coming up passes: it is made anew as easily.
+const AT_ONCE: Timestamp = Timestamp::from_millis(i64::MAX);
 
 /// The label that says which rehearsal an object belongs to.
 const LABEL: &str = "keywheel.dev/drill";
@@ -166,7 +169,7 @@ impl Throwaway {
     /// Says what is awaited; none where every pod serves.
     async fn why_not_up(&self) -> Result<Option<String>, CallError> {
         for pod in self.pods().await? {
-            if let Some(why) = trouble(&pod, None) {
+            if let Some(why) = trouble(&pod, None, AT_ONCE) {
                 let pod = pod.metadata.name.unwrap_or_default();
                 return Err(self.fails(&format!("pod `{pod}`: {why}")));
             }

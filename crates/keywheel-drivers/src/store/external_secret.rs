@@ -253,10 +253,18 @@ impl Store for ExternalSecret {
         SecretRef { approach: Approach::InPlace, cluster, namespace, name }.to_string()
     }
 
+    fn containers(&self) -> Vec<String> {
+        let upstream = match planted!("upstream_holds_nothing") {
+            true => Vec::new(),
+            false => self.upstream.containers(),
+        };
+        [self.container()].into_iter().chain(upstream).collect()
+    }
+
     async fn identity(&self) -> Result<Option<Pin>, CallError> {
         let cluster = self.cluster.identity().await?;
         Ok(Some(match self.upstream.identity().await? {
-            Some(upstream) => Pin { id: format!("{} with {upstream}", cluster.id), ..cluster },
+            Some(upstream) => cluster.with(&upstream),
             None => cluster,
         }))
     }
@@ -337,7 +345,16 @@ impl Store for ExternalSecret {
             approach: Approach::InPlace,
             keys: addresses,
         };
-        asked.find().await.map(Some)
+        let mut all = asked.find().await?;
+        match self.upstream_whereabouts(addresses).await {
+            Ok(upstream) => {
+                let upstream = upstream.unwrap_or_default();
+                all.found.extend(upstream.found);
+                all.unseen.extend(upstream.unseen);
+            }
+            Err(why) => all.unseen.push(format!("what {} is brought from: {why}", self.named())),
+        }
+        Ok(Some(all))
     }
 
     fn claims(&self) -> Option<&dyn Claims> {
@@ -359,6 +376,17 @@ impl ExternalSecret {
     fn named(&self) -> String {
         let Config { namespace, name, .. } = &self.config;
         format!("ExternalSecret `{namespace}/{name}` of {}", self.cluster.target())
+    }
+
+    /// Asks the place of the upstream store for what holds or names the slots there.
+    async fn upstream_whereabouts(
+        &self,
+        addresses: &[String],
+    ) -> Result<Option<Whereabouts>, CallError> {
+        let external = self.external().await?;
+        // What is not brought from one key by name is looked for at preflight.
+        let mapped = addresses.iter().filter_map(|key| external.spec.upstream_of(key).ok());
+        self.upstream.whereabouts(&mapped.collect::<Vec<_>>()).await
     }
 
     async fn external(&self) -> Result<External, CallError> {

@@ -26,6 +26,7 @@ use keywheel_core::secret::SecretValue;
 use keywheel_driver::store::{Edit, Whereabouts, Written};
 use keywheel_driver::{
     CallError, Claim, Claims, Finding, Owner, Refusal, RefusalKind, Remedy, Right, Severity, Store,
+    Writer,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -35,11 +36,11 @@ use self::object::{
     Data, Encoded, LARGEST, New, NewMetadata, Object, Patch, PatchMetadata, not_a_key,
 };
 use self::whereabouts::Asked;
-use crate::api::{plain, unsupported};
+use crate::api::unsupported;
 use crate::http::Effect;
 use crate::kubernetes::{
-    Access, Answer, Approach, CLAIM, Change, Cluster, Kubernetes, MANAGER, Place, SETTLE_FOR,
-    SecretRef, head_of, is_name,
+    Access, Answer, Approach, CLAIM, Change, Cluster, Kubernetes, Place, SETTLE_FOR, SecretRef,
+    head_of, is_name,
 };
 use crate::{Build, Context, secret_json};
 
@@ -134,10 +135,9 @@ impl Store for KubernetesSecret {
         self.secret.missing(addresses).await
     }
 
-    async fn others(&self, addresses: &[String]) -> Result<Vec<String>, CallError> {
+    async fn others(&self, addresses: &[String]) -> Result<Vec<Writer>, CallError> {
         let present = self.secret.current().await?;
-        let others = addresses.iter().flat_map(|key| others(key, present.as_ref()));
-        Ok(others.collect::<BTreeSet<_>>().into_iter().collect())
+        Ok(present.map(|object| marks::others(&object, addresses)).unwrap_or_default())
     }
 
     async fn addresses(&self) -> Result<Option<Vec<String>>, CallError> {
@@ -282,10 +282,11 @@ impl Secret {
 
     /// Says that a key holds what no version explains, and who put it there.
     fn conflict(&self, key: &str, present: Option<&Object>) -> Refusal {
-        let others = others(key, present);
+        let others = present.map(|object| marks::others(object, &[key.to_owned()]));
+        let others: Vec<_> = others.iter().flatten().map(Writer::in_words).collect();
         let by = match others.is_empty() {
             true => String::new(),
-            false => format!(", written by `{}`", others.join("`, `")),
+            false => format!(", written by {}", others.join(", ")),
         };
         let why = format!("`{key}` holds something else than expected{by}");
         self.refused(RefusalKind::Conflict, &why)
@@ -575,12 +576,6 @@ impl Secret {
         };
         Ok(absent.map(finding).collect())
     }
-}
-
-/// Names who wrote a key last, beside keywheel.
-fn others(key: &str, present: Option<&Object>) -> Vec<String> {
-    let managers = present.into_iter().flat_map(|object| object.managers(key));
-    managers.filter(|manager| *manager != MANAGER).map(plain).collect()
 }
 
 /// Returns a value that tells nothing, of the form that a type of Secret wants in this key.

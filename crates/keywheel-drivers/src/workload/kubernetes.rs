@@ -11,9 +11,12 @@
 //!   deleted, and those that are not ready (H50).
 //! - On the way back the template becomes what it was for the pods that were there before, so that the cluster finds those
 //!   again and replaces none of them.
+//! - Pods whose program reads its mounted files again by itself need no roll (`take_up: sync`): their files are brought up to date
+//!   and looked into, and prove the value by what is in them.
 //! - It is one patch that names the state that it changes; one that somebody takes away is named, and not fought over (H48).
 
 mod ask;
+mod files;
 pub mod inventory;
 mod logs;
 mod namespace;
@@ -21,10 +24,12 @@ mod pod;
 mod preflight;
 mod readers;
 mod reads;
+mod revert;
 mod roll;
 mod secrets;
 mod shadows;
 mod stamp;
+mod sync;
 mod target;
 
 use std::collections::BTreeMap;
@@ -41,14 +46,15 @@ use keywheel_core::incident::LogReference;
 use keywheel_core::plan::Pin;
 use keywheel_core::planted;
 use keywheel_core::secret::SecretValue;
-use keywheel_core::time::Span;
+use keywheel_core::time::{Span, Timestamp};
 use keywheel_driver::duration::Duration;
-use keywheel_driver::workload::{Answer, Ensure, ReadLog, Reader, Reading, Workload};
-use keywheel_driver::{CallError, Finding, Refusal, RefusalKind, Right};
+use keywheel_driver::workload::{Answer, Ensure, ReadLog, Reader, Reading, Stamp, Workload};
+use keywheel_driver::{CallError, Finding, Refusal, RefusalKind, Right, Writer};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use self::ask::TokenPlace;
+use self::files::Files;
 use self::namespace::{Namespace, query, skew};
 pub(crate) use self::pod::trouble;
 use self::pod::{GRANULARITY, Look, Skew, is_gone};
@@ -97,6 +103,9 @@ pub struct Config {
     /// through the API server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token: Option<TokenPlace>,
+    /// How pods take up a value.
+    #[serde(default, skip_serializing_if = "TakeUp::is_roll")]
+    pub take_up: TakeUp,
     /// Whether a roll may leave a time in which no pod serves, where strategy and number of pods make it so.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub gap: bool,
@@ -106,6 +115,31 @@ pub struct Config {
     /// How long a change that got no answer can still take effect.
     #[serde(default = "minutes::<1>")]
     pub settle_for: Duration,
+}
+
+/// How pods take up a value.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum TakeUp {
+    /// New pods take the place of those that there are.
+    #[default]
+    Roll,
+    /// They read their mounted files again by themselves: these are brought up to date at once, and no pod ends.
+    Sync(Rereads),
+}
+
+/// How pods read their mounted files again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Rereads {
+    /// How long after a mounted file changed the program certainly goes on with what it holds now.
+    pub rereads_within: Duration,
+}
+
+impl TakeUp {
+    fn is_roll(&self) -> bool {
+        *self == Self::Roll
+    }
 }
 
 fn minutes<const N: u64>() -> Duration {
@@ -119,6 +153,9 @@ impl Build for Config {
         let (kind, name) = self.object()?;
         if self.token.as_ref().is_some_and(|token| !is_path(&token.path)) {
             return Err(unsupported("`token.path` begins with a slash and has no spaces"));
+        }
+        if self.gap && !self.take_up.is_roll() {
+            return Err(unsupported("`gap` is for a roll, and `take_up: sync` ends no pod"));
         }
         let cluster = Kubernetes::new(self.cluster.as_ref(), context)?;
         Ok(Arc::new(Pods {
@@ -227,6 +264,13 @@ impl Workload for Pods {
         Ok(Some(readers))
     }
 
+    async fn takes_up(&self, slots: &[String]) -> Result<Vec<Finding>, CallError> {
+        match self.config.take_up {
+            TakeUp::Roll => Ok(Vec::new()),
+            TakeUp::Sync(_) => self.examine_sync(slots).await,
+        }
+    }
+
     async fn identity(&self) -> Result<Option<Pin>, CallError> {
         self.namespace.cluster.identity().await.map(Some)
     }
@@ -239,12 +283,22 @@ impl Workload for Pods {
         let seen = self.seen().await?;
         let mut known = Known::find(&self.namespace, slots).await?;
         known.read(&self.namespace, &seen.pods, fingerprinter).await?;
-        let look = self.look(slots, &known, seen.skew);
+        let files = self.files(&seen.pods, slots, &known, fingerprinter).await;
+        let look = self.look(slots, &known, seen.skew, &files);
         Ok(seen.pods.iter().map(|one| look.at(&one.pod, one.is_current)).collect())
     }
 
     async fn roll(&self, ensure: &Ensure<'_>) -> Result<(), CallError> {
         self.ensure(ensure).await
+    }
+
+    async fn others(
+        &self,
+        slots: &[String],
+        stamps: &[Stamp],
+        since: Timestamp,
+    ) -> Result<Vec<Writer>, CallError> {
+        self.reverted_by(slots, stamps, since).await
     }
 
     async fn logs(&self) -> Result<Option<Vec<LogReference>>, CallError> {
@@ -409,8 +463,14 @@ impl Pods {
         owner.kind == self.kind.name() && owner.name == self.name
     }
 
-    fn look<'a>(&'a self, slots: &'a [String], known: &'a Known, skew: Skew) -> Look<'a> {
-        Look { slots, known, container: self.config.container.as_deref(), skew }
+    fn look<'a>(
+        &'a self,
+        slots: &'a [String],
+        known: &'a Known,
+        skew: Skew,
+        files: &'a Files,
+    ) -> Look<'a> {
+        Look { slots, known, container: self.config.container.as_deref(), skew, files }
     }
 }
 

@@ -13,12 +13,14 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use super::discovery;
+use super::exec::{self, Inside};
 use super::faults::{Fault, Faults};
 use super::kinds::Kind;
 use super::objects::{How, Key, Objects};
 use super::port_forward;
 use super::rbac::{self, User};
 use super::request::{Call, Route, Target};
+use super::run::Given;
 use super::shapes::scale_of;
 use super::status::Status;
 use crate::HEADER;
@@ -42,6 +44,9 @@ pub struct LogOf {
 /// Hands over the log of a container; none where it has none yet.
 pub(super) type Logs = Arc<dyn Fn(&LogOf) -> Option<String> + Send + Sync>;
 
+/// Shows what a container was given; none where it does not run.
+pub(super) type Insides = Arc<dyn Fn(&Inside) -> Option<Given> + Send + Sync>;
+
 /// What the server works on. Clones share it.
 #[derive(Clone)]
 pub(super) struct Api {
@@ -50,6 +55,7 @@ pub(super) struct Api {
     pub(super) beta: bool,
     users: Arc<Mutex<Vec<User>>>,
     logs: Arc<Mutex<Option<Logs>>>,
+    insides: Arc<Mutex<Option<Insides>>>,
 }
 
 /// What a fault does to a request inside the server.
@@ -66,6 +72,7 @@ impl Api {
             beta,
             users: Arc::default(),
             logs: Arc::default(),
+            insides: Arc::default(),
         }
     }
 
@@ -84,6 +91,15 @@ impl Api {
 
     pub(super) fn logs(&self) -> Option<Logs> {
         self.logs.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn set_insides(&self, insides: Insides) {
+        *self.insides.lock().unwrap_or_else(PoisonError::into_inner) = Some(insides);
+    }
+
+    fn inside(&self, of: &Inside) -> Option<Given> {
+        let insides = self.insides.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        insides.and_then(|insides| insides(of))
     }
 
     /// Returns who asks: by its token, or by the name in the path where a client sends no token over plain HTTP.
@@ -280,6 +296,14 @@ impl Asked<'_> {
             ("get" | "create", "portforward") if resource.kind == Kind::Pod => {
                 let ports = self.call.option("ports").unwrap_or_default();
                 port_forward::answer(parts, &*self.present(target)?, ports)
+            }
+            ("get" | "create", "exec") if resource.kind == Kind::Pod => {
+                self.present(target)?;
+                let container = self.call.option("container").map(str::to_owned);
+                let hears_errors = self.call.is_set("stderr");
+                let inside = Inside { pod: self.key(target), container, hears_errors };
+                let command = self.call.options("command");
+                exec::answer(parts, &inside, self.api.inside(&inside).as_ref(), &command)
             }
             ("create", "eviction") if resource.kind == Kind::Pod => self.evict(target, body),
             _ => Err(no_such_method()),

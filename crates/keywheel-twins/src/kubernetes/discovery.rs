@@ -134,6 +134,7 @@ fn subresources(resource: &Resource) -> Vec<Value> {
     }
     if resource.kind == Kind::Pod {
         listed.push(entry("log", "Pod", &["get"]));
+        listed.push(entry("exec", "PodExecOptions", &["create", "get"]));
         listed.push(entry("portforward", "PodPortForwardOptions", &["create", "get"]));
         let mut eviction = entry("eviction", "Eviction", &["create"]);
         eviction["group"] = "policy".into();

@@ -12,6 +12,7 @@
 mod api;
 mod disclosure;
 mod discovery;
+mod exec;
 pub mod faults;
 pub mod fields;
 pub mod kinds;
@@ -29,6 +30,7 @@ mod selector;
 mod shapes;
 pub mod status;
 mod store;
+mod upgrade;
 mod watching;
 mod workloads;
 mod writes;
@@ -148,13 +150,14 @@ impl Cluster {
         self.api.set_logs(Arc::new(logs));
     }
 
-    /// Lets the objects come true from now on, and hands over the logs of what runs.
+    /// Lets the objects come true from now on, hands over the logs of what runs, and lets programs run beside it.
     ///
     /// # Errors
     /// Where no thread can be had.
     pub fn run(&self, settings: run::Settings) -> io::Result<run::Run> {
         let run = run::Run::start(&self.api.objects, settings)?;
         self.api.set_logs(run.logs());
+        self.api.set_insides(run.insides());
         Ok(run)
     }
 

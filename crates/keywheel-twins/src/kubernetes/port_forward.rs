@@ -1,33 +1,23 @@
-//! `pods/portforward` over a websocket: two channels for each port, one for bytes and one for what went wrong.
+//! `pods/portforward`: two channels for each port, one for bytes and one for what went wrong.
 //!
-//! It goes to the address of the pod. kubectl's own way (SPDY) is not here.
+//! It goes to the address of the pod.
 
 use axum::body::{Body, Bytes};
-use axum::http::header::{
-    CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, UPGRADE,
-};
+use axum::http::Response;
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, Response, StatusCode};
 use futures_util::{SinkExt, StreamExt};
-use hyper::upgrade::{OnUpgrade, Upgraded};
-use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
-use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
-use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
-use tokio_tungstenite::tungstenite::protocol::Role;
 
 use super::status::Status;
-
-/// The protocol that the server speaks; a client may offer newer ones beside it.
-const PROTOCOL: &str = "v4.channel.k8s.io";
+use super::upgrade::{self, Socket};
 
 /// Takes over the connection of a request, and forwards to the pod from then on.
-pub(super) fn answer(mut parts: Parts, pod: &Value, ports: &str) -> Result<Response<Body>, Status> {
+pub(super) fn answer(parts: Parts, pod: &Value, ports: &str) -> Result<Response<Body>, Status> {
     let ports: Result<Vec<u16>, _> = ports.split(',').map(str::parse).collect();
     let ports =
         ports.map_err(|_| Status::bad_request("query parameter \"ports\" cannot be parsed"))?;
@@ -38,39 +28,10 @@ pub(super) fn answer(mut parts: Parts, pod: &Value, ports: &str) -> Result<Respo
             format!("unable to forward port because pod is not running. Current status={phase}");
         return Err(Status::bad_request(why));
     };
-    let upgrade = parts.extensions.remove::<OnUpgrade>();
-    let key = text(&parts.headers, SEC_WEBSOCKET_KEY.as_str());
-    let offered = text(&parts.headers, SEC_WEBSOCKET_PROTOCOL.as_str());
-    let (Some(upgrade), Some(key), Some(offered)) = (upgrade, key, offered) else {
-        return Err(Status::bad_request("Upgrade request required"));
-    };
-    if !offered.split(',').any(|protocol| protocol.trim() == PROTOCOL) {
-        return Err(Status::new(403, "Forbidden", format!("only {PROTOCOL} is spoken here")));
-    }
-    let accept = derive_accept_key(key.as_bytes());
-    tokio::spawn(async move {
-        // A client that is gone needs no forwarding.
-        if let Ok(upgraded) = upgrade.await {
-            forward(upgraded, &address, &ports).await;
-        }
-    });
-    let response = Response::builder()
-        .status(StatusCode::SWITCHING_PROTOCOLS)
-        .header(CONNECTION, "Upgrade")
-        .header(UPGRADE, "websocket")
-        .header(SEC_WEBSOCKET_ACCEPT, accept)
-        .header(SEC_WEBSOCKET_PROTOCOL, PROTOCOL)
-        .body(Body::empty());
-    Ok(response.expect("the headers are plain text"))
+    upgrade::answer(parts, move |socket| async move { forward(socket, &address, &ports).await })
 }
 
-fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
-    headers.get(name).and_then(|value| value.to_str().ok())
-}
-
-async fn forward(upgraded: Upgraded, address: &str, ports: &[u16]) {
-    let io = TokioIo::new(upgraded);
-    let socket = WebSocketStream::from_raw_socket(io, Role::Server, None).await;
+async fn forward(socket: Socket, address: &str, ports: &[u16]) {
     let (mut sink, mut stream) = socket.split();
     let (frames, mut outgoing) = mpsc::channel::<Bytes>(16);
     let mut writers = Vec::new();

@@ -75,6 +75,12 @@ impl Call {
         one(&self.query, name).filter(|value| !value.is_empty())
     }
 
+    /// Returns every value of an option that may be given more than once, in order.
+    pub(super) fn options<'a>(&'a self, name: &str) -> Vec<&'a str> {
+        let given = self.query.iter().filter(|(it, _)| it == name);
+        given.map(|(_, value)| value.as_str()).collect()
+    }
+
     pub(super) fn number(&self, name: &str) -> Option<u64> {
         self.option(name).and_then(|text| text.parse().ok())
     }

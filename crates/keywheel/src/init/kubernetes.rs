@@ -90,6 +90,8 @@ struct OneSecret<'a> {
     /// Who is given it.
     given: Vec<ToRunner<'a>>,
     external: Option<&'a External>,
+    /// That an operator brings it, of which nothing more was seen.
+    brought: Option<String>,
     obstacles: Vec<String>,
     /// What stands in the way of some of its keys.
     of_keys: BTreeMap<String, Vec<String>>,
@@ -177,6 +179,7 @@ fn held<'a>(scene: &Scene<'a>) -> BTreeMap<Place, OneSecret<'a>> {
         let one = secrets.entry(place).or_default();
         one.keys.extend(secret.keys.iter().map(String::as_str));
         one.obstacles.extend(secret.obstacles.iter().cloned());
+        one.brought.clone_from(&secret.brought);
         for (key, why) in &secret.of_keys {
             one.of_keys.entry(key.clone()).or_default().extend(why.iter().cloned());
         }
@@ -191,9 +194,11 @@ fn held<'a>(scene: &Scene<'a>) -> BTreeMap<Place, OneSecret<'a>> {
         let one = secrets.entry(place).or_default();
         one.keys.extend(external.keys.iter().map(String::as_str));
         one.external = Some(external);
-        // It is made by the operator, which is written where it reads.
-        one.obstacles.clear();
-        one.of_keys.clear();
+        // It is written where the operator reads.
+        one.brought = None;
+    }
+    for one in secrets.values_mut() {
+        one.obstacles.extend(one.brought.take());
     }
     secrets
 }

@@ -55,7 +55,7 @@ fn containers(incident: &Incident) -> Result<Vec<String>, Failure> {
     let mut containers = Vec::new();
     for story in &incident.stories {
         let built = drivers_of(story.rotation.plan())?;
-        containers.extend(built.stores.iter().map(|store| store.container()));
+        containers.extend(built.stores.iter().flat_map(|store| store.containers()));
     }
     Ok(containers)
 }

@@ -139,7 +139,8 @@ fn h49_whoever_writes_the_old_value_back_while_it_soaks_is_named_and_not_fought(
     let rotations = project.json(&["rotation", "list"]);
     let rotation = rotations["rotations"][0]["rotation"].as_str().unwrap();
     let shown = project.run(&["rotation", "show", rotation]);
-    shown.ends(0).says("store `app` was changed by `argocd-controller`");
+    shown.ends(0).says("store `app` was changed by `argocd-controller` (Argo CD, 20");
+    shown.says("take its key out of what Argo CD deploys");
     assert_eq!(cluster.faults().writes(), 0, "nobody fights");
     assert!(rival.writes() > 0);
     assert_eq!(held(&cluster, "api-keys"), first);

@@ -244,3 +244,25 @@ async fn an_operator_that_is_too_old_or_not_there_is_named() {
     let blocks = bench.blocks().await.join("; ");
     assert!(blocks.contains("is not served as `external-secrets.io/v1`"), "{blocks}");
 }
+
+#[tokio::test]
+async fn h61_the_secret_that_it_is_brought_from_holds_the_value_too() {
+    let bench = Bench::start(Operator::Sleeps);
+    let upstream = json!({"metadata": {"name": "source", "namespace": NAMESPACE}, "data": {"key": STANDARD.encode(canary("old"))}});
+    bench.twin.objects().create(Kind::Secret, upstream, "test").unwrap();
+    let cluster = json!({ "context": twin::ADMIN, "kubeconfig": "kube" });
+    let config: Config = serde_json::from_value(json!({
+        "namespace": NAMESPACE,
+        "name": "app",
+        "upstream": { "kubernetes_secret": { "namespace": NAMESPACE, "name": "source", "cluster": cluster } },
+        "cluster": cluster,
+    }))
+    .unwrap();
+    let store = config.build(&Context::at(bench.folder.path())).unwrap_or_else(|no| panic!("{no}"));
+    let containers = store.containers();
+    assert_eq!(containers[0], store.container());
+    assert!(containers.len() == 2 && containers[1].contains("source"), "{containers:?}");
+    let told = store.whereabouts(&["key".into()]).await.unwrap().unwrap();
+    let holds = |name: &str| told.found.iter().any(|one| one.kind == "Secret" && one.name == name);
+    assert!(holds("app") && holds("source"), "{told:?}");
+}

@@ -15,7 +15,9 @@ pub(crate) struct Glance {
     pub(crate) keys: BTreeSet<String>,
     /// Whether it can be changed no more.
     pub(crate) is_immutable: bool,
-    /// What stands in the way of writing any of it.
+    /// That an operator brings it from elsewhere, which stands in the way of writing it itself.
+    pub(crate) brought: Option<String>,
+    /// What else stands in the way of writing any of it.
     pub(crate) obstacles: Vec<String>,
     /// What stands in the way of writing some of its keys.
     pub(crate) of_keys: BTreeMap<String, Vec<String>>,
@@ -38,7 +40,10 @@ pub(crate) async fn at(
 }
 
 fn glance(object: &Object, named: &str) -> Glance {
-    let mut obstacles = blocks(marks::maker(object, named));
+    let is_brought = marks::is_brought(object);
+    let made = blocks(marks::maker(object, named));
+    let (brought, mut obstacles) =
+        if is_brought { (made.into_iter().next(), Vec::new()) } else { (None, made) };
     if object.kind.starts_with("kubernetes.io/") {
         obstacles.push(format!("{named} is of the type `{}`", object.kind));
     }
@@ -49,6 +54,7 @@ fn glance(object: &Object, named: &str) -> Glance {
     Glance {
         keys: object.data.keys().cloned().collect(),
         is_immutable: object.immutable,
+        brought,
         obstacles,
         of_keys: object.data.keys().filter_map(of_key).collect(),
         version_of: object.annotation(VERSION_OF).map(str::to_owned),

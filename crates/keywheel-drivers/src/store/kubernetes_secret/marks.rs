@@ -1,15 +1,20 @@
 //! Who else writes a Secret: what makes it, and what deploys it. Whoever has it in Git would write the old value back (H49, H61).
 
-use keywheel_core::planted;
-use keywheel_driver::Finding;
+use std::collections::BTreeSet;
 
-use super::object::{LAST_APPLIED, Object};
+use keywheel_core::planted;
+use keywheel_driver::{Finding, Writer};
+
+use super::object::{LAST_APPLIED, ManagedFields, Object};
 use crate::api::plain;
-use crate::kubernetes::{MANAGER, deployer};
+use crate::kubernetes::{MANAGER, deployer, known_as};
+
+/// The kind by which the External Secrets Operator makes a Secret.
+const EXTERNAL: &str = "ExternalSecret";
 
 /// Kinds that make Secrets, and what to do about each.
 const MAKERS: [(&str, &str); 7] = [
-    ("ExternalSecret", "write the value where it comes from, with the store `external_secret`"),
+    (EXTERNAL, "write the value where it comes from, with the store `external_secret`"),
     ("SealedSecret", "seal each new value and commit it, or let another Secret hold this key"),
     ("VaultStaticSecret", "write the value in Vault"),
     ("VaultDynamicSecret", "let Vault issue the value"),
@@ -65,19 +70,8 @@ pub(super) fn maker(object: &Object, named: &str) -> Option<Finding> {
         Some((format!("{kind} `{}`", owner.name), *advice))
     });
     let labelled = || {
-        let has = |name: &str| {
-            object.metadata.labels.contains_key(name)
-                || object.metadata.annotations.contains_key(name)
-        };
-        let is_operator = |manager: &str| {
-            manager == "external-secrets"
-                || manager.starts_with("externalsecrets.external-secrets.io/")
-        };
-        let managed = &object.metadata.managed_fields;
-        if has("reconcile.external-secrets.io/managed")
-            || managed.iter().any(|field| is_operator(&field.manager))
-        {
-            return Some(("an ExternalSecret".to_owned(), advice("ExternalSecret")));
+        if is_brought(object) {
+            return Some((format!("an {EXTERNAL}"), advice(EXTERNAL)));
         }
         let certificate = object.annotation(CERT_MANAGER).map(plain)?;
         Some((format!("Certificate `{certificate}`"), advice("Certificate")))
@@ -86,6 +80,19 @@ pub(super) fn maker(object: &Object, named: &str) -> Option<Finding> {
     Some(Finding::blocks(format!(
         "{named} is made by {maker}, which writes its own values back; {advice}"
     )))
+}
+
+/// Whether the External Secrets Operator makes the Secret.
+pub(super) fn is_brought(object: &Object) -> bool {
+    let metadata = &object.metadata;
+    let has =
+        |name: &str| metadata.labels.contains_key(name) || metadata.annotations.contains_key(name);
+    let is_operator = |manager: &str| {
+        manager == "external-secrets" || manager.starts_with("externalsecrets.external-secrets.io/")
+    };
+    metadata.owner_references.iter().any(|owner| owner.kind == EXTERNAL)
+        || has("reconcile.external-secrets.io/managed")
+        || metadata.managed_fields.iter().any(|field| is_operator(&field.manager))
 }
 
 /// Finds who deploys the Secret, or wrote the keys that are to be written.
@@ -118,6 +125,32 @@ pub(super) fn writers(object: &Object, named: &str, keys: &[String]) -> Vec<Find
         findings.push(applied(named));
     }
     findings
+}
+
+/// Names who wrote keys last, beside keywheel, and what keeps each from writing them again.
+pub(super) fn others(object: &Object, keys: &[String]) -> Vec<Writer> {
+    let written = keys.iter().flat_map(|key| object.setters(key));
+    let by_others = written.filter(|entry| entry.manager != MANAGER);
+    let all: BTreeSet<_> = by_others.map(|entry| writer(object, entry)).collect();
+    all.into_iter().collect()
+}
+
+fn writer(object: &Object, entry: &ManagedFields) -> Writer {
+    let helps = match deployer(&entry.manager) {
+        Some(deployer) => format!(
+            "a value that is rotated cannot stand in Git: take its key out of what {deployer} deploys, or use `external_secret`"
+        ),
+        None if object.metadata.annotations.contains_key(LAST_APPLIED) => format!(
+            "remove the annotation `{LAST_APPLIED}` and the values from the file that is applied"
+        ),
+        None => "let nobody else write these keys".into(),
+    };
+    Writer {
+        name: plain(&entry.manager),
+        known_as: known_as(&entry.manager).map(str::to_owned),
+        at: entry.time.map(|at| at.to_string()),
+        helps: Some(helps),
+    }
 }
 
 fn advice(kind: &str) -> &'static str {

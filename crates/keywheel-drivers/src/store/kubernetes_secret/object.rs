@@ -67,6 +67,8 @@ pub(super) struct ManagedFields {
     #[serde(default)]
     pub(super) manager: String,
     #[serde(default)]
+    pub(super) time: Option<jiff::Timestamp>,
+    #[serde(default)]
     fields_v1: Fields,
 }
 
@@ -85,9 +87,14 @@ impl Object {
 
     /// Returns who set a key last.
     pub(super) fn managers<'a>(&'a self, key: &str) -> impl Iterator<Item = &'a str> {
+        self.setters(key).map(|entry| entry.manager.as_str())
+    }
+
+    /// Returns what is on record of who set a key last.
+    pub(super) fn setters<'a>(&'a self, key: &str) -> impl Iterator<Item = &'a ManagedFields> {
         let field = format!("f:{key}");
         let sets = move |entry: &&ManagedFields| entry.fields_v1.data.contains_key(&field);
-        self.metadata.managed_fields.iter().filter(sets).map(|entry| entry.manager.as_str())
+        self.metadata.managed_fields.iter().filter(sets)
     }
 }
 

@@ -93,7 +93,9 @@ pub struct Secret {
     pub is_immutable: bool,
     /// Whether it stands in a manifest with values.
     pub stands_in_manifest: bool,
-    /// Why nothing of it should be rotated as it is.
+    /// That an operator brings it from elsewhere, so that it is nothing to write itself.
+    pub brought: Option<String>,
+    /// Why nothing of it should be rotated as it is, wherever it is brought from.
     pub obstacles: Vec<String>,
     /// Why some of its keys should not.
     pub of_keys: BTreeMap<String, Vec<String>>,
@@ -333,6 +335,7 @@ impl Live {
                     keys: glance.keys,
                     is_immutable: glance.is_immutable,
                     stands_in_manifest: false,
+                    brought: glance.brought,
                     obstacles: glance.obstacles,
                     of_keys: glance.of_keys,
                     version_of: glance.version_of,
@@ -445,6 +448,7 @@ fn secret(meta: &ObjectMeta, name: String, object: &Value) -> Secret {
         stands_in_manifest: !keys.is_empty() && !planted!("secret_in_git_proposed"),
         keys,
         is_immutable: object["immutable"] == true,
+        brought: None,
         obstacles: Vec::new(),
         of_keys: BTreeMap::new(),
         version_of: meta.annotations.as_ref().and_then(|all| all.get(VERSION_OF).cloned()),
@@ -463,6 +467,7 @@ fn sealed(meta: &ObjectMeta, name: String, object: &Value) -> Secret {
         keys: keys.map(|(key, _)| key.clone()).collect(),
         is_immutable: false,
         stands_in_manifest: false,
+        brought: None,
         obstacles: vec![why],
         of_keys: BTreeMap::new(),
         version_of: None,

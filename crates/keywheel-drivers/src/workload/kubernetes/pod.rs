@@ -13,6 +13,7 @@ use keywheel_core::planted;
 use keywheel_core::time::{Span, Timestamp};
 use keywheel_driver::slot;
 
+use super::files::Files;
 use super::reads::{Read, reads};
 use super::secrets::{Content, Known};
 
@@ -69,17 +70,20 @@ pub(super) struct Look<'a> {
     pub container: Option<&'a str>,
     /// Of the cluster's clock.
     pub skew: Skew,
+    /// What the files hold that were looked into.
+    pub files: &'a Files,
 }
 
 impl Look<'_> {
-    /// Says what a pod shows; nothing where it is of an older template than the present one.
+    /// Says what a pod shows; nothing where it is of an older template than the present one, unless its files themselves tell.
     pub(super) fn at(&self, pod: &Pod, is_current: bool) -> Replica {
         let reads = pod.spec.as_ref().map(reads).unwrap_or_default();
         let mut seen = Seen::default();
         for slot in self.slots {
-            self.take(slot, &reads, &mut seen);
+            self.take(slot, pod, &reads, &mut seen);
         }
-        let is_blind = seen.is_blind || !is_current && !planted!("older_revision_counts");
+        let counts = is_current || seen.is_looked_into() || planted!("older_revision_counts");
+        let is_blind = seen.is_blind || !counts;
         let started_at = self.started(pod, &seen.by);
         let Seen { shown, unseen, by, .. } = seen;
         let is_live = by.iter().any(|read| read.how.is_live()) || has_restarted(pod, &by);
@@ -92,7 +96,7 @@ impl Look<'_> {
         Replica { id: pod.metadata.name.clone().unwrap_or_default(), started_at, shows }
     }
 
-    fn take<'r>(&self, slot: &String, reads: &'r [Read], seen: &mut Seen<'r>) {
+    fn take<'r>(&self, slot: &String, pod: &Pod, reads: &'r [Read], seen: &mut Seen<'r>) {
         let (container, key) = slot::parts(slot);
         let Some(names) = self.known.secrets.get(container) else {
             seen.is_blind = true;
@@ -112,6 +116,11 @@ impl Look<'_> {
                     held.insert(contents.get(key).copied());
                 }
                 Content::CanChange if read.secret == names.current => {
+                    if let Some(told) = self.files.told(pod, read, key) {
+                        seen.looked_into = true;
+                        held.extend(told);
+                        continue;
+                    }
                     seen.by.push(read);
                     if !seen.unseen.contains(slot) {
                         seen.unseen.push(slot.clone());
@@ -147,6 +156,15 @@ struct Seen<'r> {
     /// What gives what it does not show.
     by: Vec<&'r Read>,
     is_blind: bool,
+    /// Whether some of it stands in files that were looked into.
+    looked_into: bool,
+}
+
+impl Seen<'_> {
+    /// Whether everything that can change stands in files that were looked into.
+    fn is_looked_into(&self) -> bool {
+        self.looked_into && self.unseen.is_empty()
+    }
 }
 
 /// Whether a container that reads started more than once: nobody tells when, other than by the clock of its node.
@@ -207,24 +225,34 @@ pub(super) fn is_ready(pod: &Pod) -> bool {
 }
 
 /// Reasons for which a container waits and that no time cures.
-const HOPELESS: &[&str] = &[
-    "CrashLoopBackOff",
+const HOPELESS: &[&str] = &["CrashLoopBackOff", "InvalidImageName", "ErrImageNeverPull"];
+
+/// Reasons for which the kubelet tries again soon, and that often pass: a registry that does not answer, a Secret that the node has not
+/// heard of yet, a runtime that is busy.
+const PASSING: &[&str] = &[
     "CreateContainerConfigError",
     "CreateContainerError",
     "RunContainerError",
     "ErrImagePull",
     "ImagePullBackOff",
-    "InvalidImageName",
-    "ErrImageNeverPull",
 ];
 
+/// How long after a pod was made a reason that may pass is waited out.
+const PASSES: Span = Span::seconds(30);
+
 /// Says why a pod does not come up, if it does not: which container, and how it ended. What it wrote is not repeated, and what
-/// began before a time of the cluster does not count.
-pub(crate) fn trouble(pod: &Pod, since: Option<Timestamp>) -> Option<String> {
+/// began before a time of the cluster does not count. `now` is the cluster's too.
+pub(crate) fn trouble(pod: &Pod, since: Option<Timestamp>, now: Timestamp) -> Option<String> {
     let status = pod.status.as_ref()?;
     let since = Since::of(pod, since);
+    let made = pod.metadata.creation_timestamp.as_ref().map(end);
+    let is_waited_out = made.is_none_or(|made| now > made + PASSES);
+    let is_waited_out = is_waited_out || planted!("passing_reason_is_the_end");
     let of_one = |status: &ContainerStatus| {
-        ended_badly(status, since).or_else(|| does_not_start(status).filter(|_| since.counts(None)))
+        let counts = |reason: &&str| is_waited_out || HOPELESS.contains(reason);
+        let reason = does_not_start(status).filter(counts).filter(|_| since.counts(None));
+        let waits = reason.map(|it| format!("container `{}` does not start ({it})", status.name));
+        ended_badly(status, since).or(waits)
     };
     if let Some(trouble) = lasting(status).find_map(of_one) {
         return Some(trouble);
@@ -238,7 +266,7 @@ pub(crate) fn trouble(pod: &Pod, since: Option<Timestamp>) -> Option<String> {
 /// Whether a pod does not run now for a reason that began after a time of the cluster and that its own restarts do not cure.
 pub(super) fn is_broken(pod: &Pod, since: Option<Timestamp>) -> bool {
     if planted!("former_crash_is_in_the_way") {
-        return trouble(pod, None).is_some();
+        return trouble(pod, None, Timestamp::from_millis(i64::MAX)).is_some();
     }
     let since = Since::of(pod, since);
     let runs_no_more = |status: &ContainerStatus| {
@@ -293,11 +321,11 @@ fn ended_badly(status: &ContainerStatus, since: Since) -> Option<String> {
     Some(format!("container `{name}` ended with exit code {}{reason}", ended.exit_code))
 }
 
-fn does_not_start(status: &ContainerStatus) -> Option<String> {
+/// Returns why a container waits, where that is no part of a usual start.
+fn does_not_start(status: &ContainerStatus) -> Option<&str> {
     let waits = status.state.as_ref().and_then(|state| state.waiting.as_ref());
     let reason = waits.and_then(|waiting| waiting.reason.as_deref());
-    let hopeless = reason.filter(|reason| HOPELESS.contains(reason))?;
-    Some(format!("container `{}` does not start ({hopeless})", status.name))
+    reason.filter(|reason| HOPELESS.contains(reason) || PASSING.contains(reason))
 }
 
 /// Whether a text is a reason in one word, and nothing that a program wrote.
@@ -371,7 +399,8 @@ mod tests {
         before: Option<Timestamp>,
     ) -> Proof {
         let slots = [SLOT.to_owned()];
-        let look = Look { slots: &slots, known, container: None, skew };
+        let files = Files::default();
+        let look = Look { slots: &slots, known, container: None, skew, files: &files };
         let wanted = [(SLOT.to_owned(), Some(fingerprinter().of(b"new")))];
         let expected = Expected {
             slots: &wanted,
@@ -556,7 +585,7 @@ mod tests {
     fn what_keeps_a_pod_from_coming_up_is_named_without_what_it_wrote() {
         let told = |status: Value| {
             let pod = json!({"status": {"containerStatuses": [status]}});
-            trouble(&serde_json::from_value(pod).unwrap(), None)
+            trouble(&serde_json::from_value(pod).unwrap(), None, at(0))
         };
         let with = |restarts: i32, state: Value, last: Value| {
             told(
@@ -575,6 +604,21 @@ mod tests {
         let refused = waits("CreateContainerConfigError").unwrap();
         assert!(refused.contains("CreateContainerConfigError") && !refused.contains("kwcanary"));
         assert_eq!(with(0, json!({"running": {}}), json!({})), None);
+    }
+
+    #[test]
+    fn h52_a_reason_that_may_pass_is_waited_out_for_a_while() {
+        let told = |reason: &str, now: i64| {
+            let waits = json!({"name": "app", "image": "", "imageID": "", "ready": false, "restartCount": 0, "state": {"waiting": {"reason": reason}}});
+            trouble(&pod(100, json!([{"name": "app"}]), json!([waits])), Some(at(90)), at(now))
+        };
+        for passes in PASSING {
+            assert_eq!(told(passes, 110), None);
+            assert!(told(passes, 140).unwrap().contains(passes));
+        }
+        for hopeless in HOPELESS {
+            assert!(told(hopeless, 101).unwrap().contains(hopeless));
+        }
     }
 
     #[test]

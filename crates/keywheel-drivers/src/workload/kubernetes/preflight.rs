@@ -33,7 +33,8 @@ impl Pods {
         let mut blocks = |message: String| {
             findings.push(Finding::blocks(format!("{} {message}", self.what())));
         };
-        if let Some(obstacle) = target.obstacle() {
+        let rolls = self.config.take_up.is_roll();
+        if let Some(obstacle) = target.obstacle().filter(|_| rolls) {
             blocks(obstacle);
         }
         if target.is_scaled_to_zero() {
@@ -46,6 +47,9 @@ impl Pods {
             )),
             Progress::Failed(why) => blocks(format!("is not settled: {why}")),
         }
+        if !rolls {
+            return Ok(findings);
+        }
         let is_foreseen = !self.config.gap && !planted!("outage_unforeseen");
         if let Some(why) = target.outage().filter(|_| is_foreseen) {
             blocks(format!(
@@ -55,7 +59,7 @@ impl Pods {
         findings.extend(target.pod_spec().into_iter().flat_map(|spec| self.examine_pods(spec)));
         findings.extend(self.examine_sources(&target).await?);
         findings.extend(self.examine_pace(&target).await?);
-        findings.extend(self.try_stamp(&target).await?);
+        findings.extend(self.try_stamp().await?);
         findings.extend(routes(self.kind, &self.config.namespace, target.meta()));
         Ok(findings)
     }
@@ -71,17 +75,21 @@ impl Pods {
     /// Lists what is asked of the cluster.
     pub(super) fn wanted(&self) -> Vec<Access<'_>> {
         let (target, pods) = (self.place(), self.namespace.place("", "pods"));
-        let mut wanted = vec![
-            self.namespace.cluster.to_identify(),
-            Access::needed("get", target),
-            Access::needed("patch", target),
-        ];
+        let mut wanted = vec![self.namespace.cluster.to_identify(), Access::needed("get", target)];
+        if self.config.take_up.is_roll() {
+            wanted.push(Access::needed("patch", target));
+        } else {
+            wanted.push(Access::needed("patch", pods));
+            wanted.push(Access::needed("create", pods.sub("exec")));
+            wanted.push(Access::needed("get", pods.sub("exec")));
+        }
         // Every pod and every reader is found by these.
         wanted.extend(RUNNERS.map(|(group, resource, _)| {
             Access::needed("list", self.namespace.place(group, resource))
         }));
         match self.kind {
             Kind::Deployment => {}
+            Kind::StatefulSet if !self.config.take_up.is_roll() => {}
             Kind::StatefulSet => wanted.push(Access::needed("delete", pods)),
             Kind::DaemonSet => {
                 let revisions = self.namespace.place("apps", "controllerrevisions");
@@ -125,7 +133,7 @@ impl Pods {
             let stops = container.lifecycle.as_ref().and_then(|cycle| cycle.pre_stop.as_ref());
             if stops.is_none() {
                 note(format!(
-                    "container `{name}` has no `preStop`: requests that are still sent to it while it ends fail, unless the program itself goes on serving for some seconds after SIGTERM"
+                    "container `{name}` has no `preStop`: requests that are still sent to it while it ends fail, unless the program itself goes on serving for some seconds after SIGTERM; `preStop: {{ sleep: {{ seconds: 5 }} }}` needs nothing in its image"
                 ));
             }
         }
@@ -214,11 +222,9 @@ impl Pods {
     }
 
     /// Lets the cluster do everything with a stamp but keep it: whoever admits changes may refuse it or take it away (H48).
-    async fn try_stamp(&self, target: &Target) -> Result<Option<Finding>, CallError> {
-        let patch = json!({
-            "metadata": {"resourceVersion": target.meta().resource_version},
-            "spec": {"template": {"metadata": {"annotations": {TRIAL: "trial"}}}}
-        });
+    async fn try_stamp(&self) -> Result<Option<Finding>, CallError> {
+        // It is kept nowhere, so that it need not name the state that it changes.
+        let patch = json!({"spec": {"template": {"metadata": {"annotations": {TRIAL: "trial"}}}}});
         let patch = SecretValue::new(patch.to_string().into_bytes());
         let answer =
             self.namespace.cluster.change(&self.place(), &Change::Merge(&patch), true).await?;

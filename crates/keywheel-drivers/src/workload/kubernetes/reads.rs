@@ -61,8 +61,18 @@ pub(super) struct Read {
     pub hidden: Vec<String>,
     /// The variable, where it gives one key in one.
     pub variable: Option<String>,
+    /// Where its files are found, where the kubelet brings them up to date.
+    pub mount: Option<Mount>,
     /// What comes after it, and may give variables of the same names.
     pub later: Vec<Later>,
+}
+
+/// Where a volume is mounted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Mount {
+    folder: String,
+    /// Keys with their files in the folder; each in a file of its name where none are listed.
+    files: Option<Vec<(String, String)>>,
 }
 
 /// What gives variables by `envFrom`.
@@ -114,6 +124,19 @@ impl Read {
         let is_given = self.keys.as_ref().is_none_or(|keys| keys.iter().any(|it| it == key));
         is_given && !self.hidden.iter().any(|hidden| hidden == key)
     }
+
+    /// Lists the files that hold a key; none where it is given otherwise, or by a file that does not change.
+    pub(super) fn files(&self, key: &str) -> Vec<String> {
+        let Some(Mount { folder, files }) = &self.mount else { return Vec::new() };
+        let within = |file: &str| format!("{folder}/{file}");
+        match files {
+            None => vec![within(key)],
+            Some(files) => {
+                let own = files.iter().filter(|(it, _)| it == key);
+                own.map(|(_, file)| within(file)).collect()
+            }
+        }
+    }
 }
 
 /// Lists everything that a pod is given of Secrets.
@@ -147,7 +170,8 @@ pub(super) fn reads(spec: &PodSpec) -> Vec<Read> {
         for mount in container.mounts {
             for mounted in volumes.get(mount.name.as_str()).into_iter().flatten() {
                 if let Some((how, keys)) = mounted.through(mount) {
-                    reads.push(read(mounted.secret, how, keys));
+                    let mount = (how != How::SubPath).then(|| mounted.at(mount));
+                    reads.push(Read { mount, ..read(mounted.secret, how, keys) });
                 }
             }
         }
@@ -173,6 +197,7 @@ fn of_the_pod(secret: &str, how: How, keys: Option<Vec<String>>) -> Read {
         keys,
         hidden: Vec::new(),
         variable: None,
+        mount: None,
         later: Vec::new(),
     }
 }
@@ -267,6 +292,15 @@ impl Mounted<'_> {
         };
         (!given.is_empty()).then_some((How::SubPath, Some(given)))
     }
+
+    /// Returns where its files are, where a mount shows all of the volume.
+    fn at(&self, mount: &VolumeMount) -> Mount {
+        let folder = mount.mount_path.trim_end_matches('/').to_owned();
+        let files = self
+            .items
+            .map(|items| items.iter().map(|item| (item.key.clone(), item.path.clone())).collect());
+        Mount { folder, files }
+    }
 }
 
 fn volumes(spec: &PodSpec) -> BTreeMap<&str, Vec<Mounted<'_>>> {
@@ -342,6 +376,23 @@ mod tests {
                 (String::new(), How::Driver, None),
             ]
         );
+    }
+
+    #[test]
+    fn a_key_is_found_in_the_files_that_the_kubelet_brings_up_to_date_and_no_others() {
+        let spec = spec(
+            r#"{"containers": [{"name": "app", "volumeMounts": [
+                    {"name": "whole", "mountPath": "/whole/"},
+                    {"name": "some", "mountPath": "/some"},
+                    {"name": "whole", "mountPath": "/a", "subPath": "a"}]}],
+                "volumes": [{"name": "whole", "secret": {"secretName": "keys"}},
+                            {"name": "some", "secret": {"secretName": "keys", "items": [{"key": "a", "path": "dir/b"}, {"key": "a", "path": "c"}]}}]}"#,
+        );
+        let files = |key: &str| reads(&spec).iter().flat_map(|read| read.files(key)).collect();
+        let found: Vec<String> = files("a");
+        assert_eq!(found, ["/whole/a", "/some/dir/b", "/some/c"]);
+        let found: Vec<String> = files("b");
+        assert_eq!(found, ["/whole/b"]);
     }
 
     #[test]

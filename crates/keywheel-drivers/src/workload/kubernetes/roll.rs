@@ -13,11 +13,13 @@ use keywheel_driver::{CallError, Refusal, RefusalKind, Remedy, fail_point};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
+use super::files::Files;
 use super::pod::{is_broken, is_ready, trouble};
 use super::secrets::Known;
 use super::stamp::{self, Annotations};
 use super::target::{Kind, Progress, Target};
-use super::{OnePod, Pods, Seen};
+use super::{OnePod, Pods, Seen, TakeUp};
+use crate::api::plain;
 use crate::http::Effect;
 use crate::kubernetes::Change as Asked;
 use crate::workload::clock;
@@ -74,7 +76,7 @@ struct Change {
 }
 
 /// Notices that nothing moves any more.
-struct Pace {
+pub(super) struct Pace {
     within: Span,
     best: Option<Moves>,
     since: Instant,
@@ -83,13 +85,13 @@ struct Pace {
 
 /// How far a roll has come.
 #[derive(Clone, Copy, PartialEq, Eq)]
-struct Moves {
+pub(super) struct Moves {
     /// Pods of the present template.
-    new: usize,
+    pub new: usize,
     /// Pods that hold the values and are ready.
-    ready: usize,
+    pub ready: usize,
     /// Pods of another template.
-    old: usize,
+    pub old: usize,
 }
 
 impl Moves {
@@ -114,7 +116,7 @@ impl Moves {
 
 impl Pace {
     /// Returns whether nothing came nearer to the end for too long.
-    fn is_over(&mut self, now: Moves) -> bool {
+    pub(super) fn is_over(&mut self, now: Moves) -> bool {
         let best = self.best.filter(|_| !planted!("flapping_is_moving"));
         let best = best.map_or(now, |best| best.best(now));
         if self.best != Some(best) {
@@ -123,7 +125,7 @@ impl Pace {
         self.since.elapsed() > StdDuration::from(self.within)
     }
 
-    fn new(within: Span) -> Self {
+    pub(super) fn new(within: Span) -> Self {
         Self { within, best: None, since: Instant::now(), wait: SOON }
     }
 
@@ -135,7 +137,7 @@ impl Pace {
         Ok(())
     }
 
-    async fn rest(&mut self) {
+    pub(super) async fn rest(&mut self) {
         tokio::time::sleep(self.wait).await;
         self.wait = (self.wait * 3 / 2).min(LATER);
     }
@@ -143,6 +145,9 @@ impl Pace {
 
 impl Pods {
     pub(super) async fn ensure(&self, ensure: &Ensure<'_>) -> Result<(), CallError> {
+        if let TakeUp::Sync(sync) = &self.config.take_up {
+            return self.sync(ensure, sync.rereads_within.span()).await;
+        }
         let within = self.config.ready_within.span();
         let mut pace = Pace::new(within);
         let mut done = Done::default();
@@ -202,7 +207,8 @@ impl Pods {
     /// Judges each pod as the core will.
     fn judge<'s>(&self, seen: &'s Seen, known: &Known, ensure: &Ensure<'_>) -> Vec<Judged<'s>> {
         let slots: Vec<_> = ensure.slots.iter().map(|(slot, _)| slot.clone()).collect();
-        let look = self.look(&slots, known, seen.skew);
+        let files = Files::default();
+        let look = self.look(&slots, known, seen.skew, &files);
         let facts = keywheel_driver::Workload::facts(self);
         let judged = seen.pods.iter().map(|one| {
             let as_current = look.at(&one.pod, true);
@@ -253,7 +259,8 @@ impl Pods {
         if wanted != target.ours() || spec.is_some() {
             return Ok(Next::Patch(Change { wanted, spec, is_at_once }));
         }
-        if let Some(why) = why_not_up(judged, seen.skew.there(ensure.held_since)) {
+        let now = seen.skew.there(clock::now());
+        if let Some(why) = why_not_up(judged, seen.skew.there(ensure.held_since), now) {
             return Err(self.failed(&why));
         }
         match progress {
@@ -400,7 +407,17 @@ impl Pods {
 
     fn stuck(&self, why: &str, judged: &[Judged<'_>], ensure: &Ensure<'_>) -> CallError {
         let open = judged.iter().filter(|judged| !judged.holds);
-        let names: Vec<_> = open.map(|judged| format!("`{}`", judged.one.name())).collect();
+        self.stands_still(why, open.map(|judged| judged.one), ensure)
+    }
+
+    /// Says that nothing moves any more, and what is still open.
+    pub(super) fn stands_still<'p>(
+        &self,
+        why: &str,
+        open: impl Iterator<Item = &'p OnePod>,
+        ensure: &Ensure<'_>,
+    ) -> CallError {
+        let names: Vec<_> = open.map(|one| format!("`{}`", one.name())).collect();
         let within = self.config.ready_within.span();
         let message = format!(
             "did not move for {within}: {why}; pods that do not hold the new values: {}",
@@ -413,14 +430,14 @@ impl Pods {
     }
 
     fn taken_away(&self, target: &Target) -> CallError {
-        let rival = stamp::rival(target.meta());
-        let rival = rival.map_or("somebody".into(), |rival| format!("`{rival}`"));
+        let rival = stamp::rival(target.meta()).and_then(|entry| entry.manager.as_deref());
+        let rival = rival.map_or("somebody".into(), |rival| format!("`{}`", plain(rival)));
         self.failed(&format!(
             "lost its stamp, and {rival} writes it too: it is not stamped again before annotations that begin with `keywheel.dev/` are left alone there"
         ))
     }
 
-    fn failed(&self, what: &str) -> CallError {
+    pub(super) fn failed(&self, what: &str) -> CallError {
         let message = format!("{} {what}", self.what());
         Refusal::operator(RefusalKind::WorkloadFailed, message).into()
     }
@@ -448,7 +465,7 @@ impl Judged<'_> {
 }
 
 /// Says which new pod does not come up, and why. What it did before the values were there does not count.
-fn why_not_up(judged: &[Judged<'_>], since: Timestamp) -> Option<String> {
+fn why_not_up(judged: &[Judged<'_>], since: Timestamp, now: Timestamp) -> Option<String> {
     if planted!("crash_loop_is_waited_for") {
         return None;
     }
@@ -457,7 +474,7 @@ fn why_not_up(judged: &[Judged<'_>], since: Timestamp) -> Option<String> {
         judged.one.is_current && (!judged.is_leaving() || planted!("leaving_pod_must_come_up"))
     };
     judged.iter().filter(comes_up).find_map(|judged| {
-        let why = trouble(&judged.one.pod, Some(since))?;
+        let why = trouble(&judged.one.pod, Some(since), now)?;
         Some(format!("got pod `{}`, whose {why}", judged.one.name()))
     })
 }
@@ -512,7 +529,8 @@ mod tests {
 
     #[test]
     fn h52_a_pod_that_is_being_deleted_may_end_as_it_likes() {
-        let why = |meta: Value| why_not_up(&[judged(&one(meta))], Timestamp::from_millis(0));
+        let start = Timestamp::from_millis(0);
+        let why = |meta: Value| why_not_up(&[judged(&one(meta))], start, start);
         assert!(why(json!({"name": "app-1"})).unwrap().contains("exit code 143"));
         let leaves = json!({"name": "app-1", "deletionTimestamp": "2026-01-01T00:00:00Z"});
         assert_eq!(why(leaves), None);

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ManagedFieldsEntry, ObjectMeta};
 use keywheel_core::planted;
 use keywheel_driver::workload::Stamp;
 use serde_json::{Map, Value, json};
@@ -155,19 +155,22 @@ fn at(value: &mut Value, path: &[&str], lead: &mut impl FnMut(&mut Value)) {
     }
 }
 
-/// Who writes to every object, and never takes a stamp away.
-const CONTROLLERS: &str = "kube-controller-manager";
+/// Who writes to every object, and never takes a stamp away; small distributions run all of them in one program.
+const CONTROLLERS: &[&str] = &["kube-controller-manager", "k3s", "rke2", "kubelite"];
 
-/// Names who else writes an object. Who took an annotation away stands nowhere: it is a deployer, if there is one, or whoever
-/// wrote last.
-pub(super) fn rival(meta: &ObjectMeta) -> Option<String> {
+/// What is on record of who else writes an object. Who took an annotation away stands nowhere: it is a deployer, if there is
+/// one, or whoever wrote last.
+pub(super) fn rival(meta: &ObjectMeta) -> Option<&ManagedFieldsEntry> {
     let entries = meta.managed_fields.iter().flatten();
-    let others = entries.filter_map(|entry| {
-        let name = entry.manager.as_deref().filter(|it| ![MANAGER, CONTROLLERS].contains(it))?;
+    let others = entries.filter(|entry| {
+        let is_other = |name: &str| name != MANAGER && !CONTROLLERS.contains(&name);
         let is_whole = entry.subresource.as_deref().is_none_or(str::is_empty);
-        is_whole.then_some((deployer(name).is_some(), entry.time.as_ref().map(|at| at.0), name))
+        is_whole && entry.manager.as_deref().is_some_and(is_other)
     });
-    others.max().map(|(_, _, name)| name.to_owned())
+    others.max_by_key(|entry| {
+        let name = entry.manager.as_deref().unwrap_or_default();
+        (deployer(name).is_some(), entry.time.as_ref().map(|at| at.0))
+    })
 }
 
 #[cfg(test)]
@@ -178,6 +181,21 @@ mod tests {
     fn target(template: Value) -> Target {
         let raw = json!({"metadata": {"resourceVersion": "7"}, "spec": {"selector": {}, "template": template}});
         Target::parse(Kind::Deployment, raw).unwrap()
+    }
+
+    #[test]
+    fn h48_a_deployer_is_the_rival_and_no_controller_is() {
+        let rival_of = |entries: Value| {
+            let meta = serde_json::from_value(json!({"managedFields": entries})).unwrap();
+            rival(&meta).and_then(|entry| entry.manager.clone())
+        };
+        let entry = |manager: &str, second: u8| json!({"manager": manager, "time": format!("2026-01-01T00:00:0{second}Z")});
+        let controllers = json!([entry("k3s", 3), entry("kube-controller-manager", 4)]);
+        assert_eq!(rival_of(controllers), None);
+        let by_hand = json!([entry("kubectl-edit", 2), entry("vim", 1), entry("keywheel", 3)]);
+        assert_eq!(rival_of(by_hand).unwrap(), "kubectl-edit");
+        let deployed = json!([entry("kubectl-edit", 2), entry("argocd-controller", 1)]);
+        assert_eq!(rival_of(deployed).unwrap(), "argocd-controller");
     }
 
     #[test]

@@ -19,6 +19,8 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::time::Instant;
 
+mod sync;
+
 use super::*;
 use crate::kubernetes::{Approach, SecretRef};
 
@@ -62,11 +64,14 @@ impl Ground {
 
     /// Starts one in which a container takes so long to be made.
     fn start_with(runtime: Runtime, creation: StdDuration, faster: f64) -> Self {
+        let pace = Pace::times(faster);
+        Self::start_as(Settings { pace, runtime, creation, ..Settings::default() })
+    }
+
+    fn start_as(settings: Settings) -> Self {
         let twin = Twin::start().unwrap();
         twin.objects().make_namespace(SPACE);
-        let settings =
-            Settings { pace: Pace::times(faster), runtime, creation, ..Settings::default() };
-        let run = Run::start(twin.objects(), settings).unwrap();
+        let run = twin.run(settings).unwrap();
         let folder = tempfile::tempdir().unwrap();
         twin.write_kubeconfig(&folder.path().join("kubeconfig")).unwrap();
         let fingerprinter =
@@ -485,6 +490,33 @@ async fn h48_a_stamp_that_somebody_takes_away_is_named_and_not_fought_over() {
     let why = message(tokio::time::timeout(StdDuration::from_secs(15), roll).await.unwrap());
     assert!(why.contains("`argocd-controller`"), "{why}");
     assert_eq!((ground.template_patches(), rival.writes()), (1, 2));
+}
+
+#[tokio::test]
+async fn h48_whoever_takes_a_stamp_away_after_the_roll_is_named() {
+    let (ground, driver) = Ground::deployment().await;
+    let since = ground.write(NEW);
+    ground.forward(&driver, NEW, since).await.unwrap();
+    let others = async |held: &str, since| {
+        let slots = [(ground.slot(), Some(ground.fingerprinter.of(held.as_bytes())))];
+        let jwt = SecretName::new("jwt", "production").unwrap();
+        let stamp = Stamp::new(&jwt, &slots, &ground.fingerprinter);
+        driver.others(&[ground.slot()], &[stamp], since).await.unwrap()
+    };
+    assert_eq!(others(NEW, since).await, []);
+    let later = clock::now() + Span::minutes(1);
+    assert_eq!(others(OLD, later).await, [], "nobody but keywheel wrote it since");
+    let revert = |app: &mut Value| {
+        app["metadata"]["annotations"]["argocd.argoproj.io/tracking-id"] = json!("shop:apps/app");
+        app["spec"]["template"]["metadata"].as_object_mut().unwrap().remove("annotations");
+    };
+    let key = Key::new(Kinds::Deployment, SPACE, "app");
+    ground.twin.objects().change(&key, "argocd-controller", revert).unwrap();
+    let patches = ground.template_patches();
+    let [other] = others(NEW, since).await.try_into().unwrap();
+    assert!(other.in_words().starts_with("`argocd-controller` (Argo CD, 20"), "{other:?}");
+    assert!(other.helps.unwrap().contains("ignoreDifferences"));
+    assert_eq!(ground.template_patches(), patches, "it is not put back");
 }
 
 #[tokio::test]

@@ -35,7 +35,8 @@ use tokio::sync::watch;
 use self::kubelet::Kubelet;
 use self::pass::Pass;
 use self::pods::Readiness;
-use super::api::{LogOf, Logs};
+use super::api::{Insides, LogOf, Logs};
+use super::exec::Inside;
 use super::{Key, Kind, Objects};
 
 pub use self::kubelet::{Held, NODE};
@@ -143,6 +144,19 @@ impl Run {
         Arc::new(move |of: &LogOf| {
             let pod = objects.get(&of.pod)?;
             lock(&shared).kubelet.log(&pod, of.container.as_deref(), of.previous)
+        })
+    }
+
+    /// Returns what shows what a container was given.
+    pub(super) fn insides(&self) -> Insides {
+        let (objects, shared) = (self.objects.clone(), Arc::clone(&self.shared));
+        Arc::new(move |of: &Inside| {
+            let pod = objects.get(&of.pod)?;
+            let held = lock(&shared).kubelet.held(&[pod]).into_iter().map(|held| held.given);
+            let is_meant = |given: &Given| {
+                of.container.as_ref().is_none_or(|container| *container == given.container)
+            };
+            held.into_iter().find(is_meant)
         })
     }
 
