@@ -576,7 +576,9 @@ impl Rotation {
     pub(crate) fn is_exhausted(&self, tries: &Tries) -> bool {
         let patience = match tries.step {
             Step::Visit => self.plan.policy.gate_limit,
-            Step::Verify(_) | Step::VerifyDead(_) => {
+            Step::Verify(_) | Step::VerifyDead(_)
+                if !crate::planted!("a_key_that_spreads_is_refused") =>
+            {
                 self.plan.policy.patience + self.plan.issuer.facts.propagation
             }
             _ => self.plan.policy.patience,

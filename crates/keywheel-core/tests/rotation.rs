@@ -25,6 +25,7 @@ use keywheel_core::secret::Field;
 use keywheel_core::strategy::{Side, Strategy};
 use keywheel_core::time::{Span, Timestamp};
 use keywheel_core::version::{IssuedId, Stage, State, VersionId};
+use proptest::prelude::{prop, prop_assert, proptest};
 
 const START: Timestamp = Timestamp::from_millis(1_000_000);
 const KEYRING: Strategy =
@@ -923,6 +924,56 @@ fn evidence_that_is_not_complete_rolls_again() {
         Ok(Step::Roll { workload: 0, to: 1 }),
         "no replica at all is not green"
     );
+}
+
+/// Readers that go on with what they have cached for so many seconds after the write.
+fn first_look_of_soak(caches: [u64; 3]) -> Span {
+    let mut world = World::new(plan(Strategy::Overlap));
+    let write = world.until(is_write(1));
+    let written_at = world.now;
+    world.finish(write);
+    loop {
+        let step = world.begin().unwrap();
+        let since = world.now.since(written_at);
+        match step {
+            Step::Visit => return since,
+            Step::Evidence { .. } => {
+                let late = caches.iter().filter(|cache| since < Span::seconds(**cache)).count();
+                let other = u32::try_from(late).unwrap();
+                let report = Report::Seen(Count { holds: 3 - other, other, unknown: 0 });
+                world.apply(Event::Done { step, report });
+            }
+            _ => world.finish(step),
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn h57_soak_begins_after_the_last_reader_let_go_of_what_it_cached(
+        caches in prop::array::uniform3(0_u64..500),
+    ) {
+        let last = Span::seconds(caches.into_iter().max().unwrap());
+        let begins = first_look_of_soak(caches);
+        prop_assert!(begins >= last, "{begins} after the write, caches of {caches:?}");
+    }
+}
+
+#[test]
+fn h57_a_refusal_while_a_new_key_spreads_is_no_answer_for_good() {
+    let mut slow = plan(Strategy::Overlap);
+    slow.issuer.facts.propagation = Span::minutes(50);
+    let mut world = World::new(slow);
+    let verify = world.until(|step| matches!(step, Step::Verify(_)));
+    let (made_at, mut step) = (world.now, verify);
+    while world.now.since(made_at) < Span::minutes(45) {
+        let refusal = Refusal::retry(RefusalKind::Invalid, None, "not known yet");
+        world.apply(Event::Refused { step, refusal });
+        step = world.begin().unwrap();
+        assert_eq!(step, verify, "{} after the mint", world.now.since(made_at));
+    }
+    world.finish(step);
+    assert!(matches!(world.begin(), Ok(Step::Write { to: 1, .. })));
 }
 
 #[test]

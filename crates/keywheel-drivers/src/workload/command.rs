@@ -465,6 +465,23 @@ mod tests {
         assert!(world.file("state").contains("new"));
     }
 
+    /// Nothing rolls them: each lets go of what it cached when its own time is over.
+    #[tokio::test]
+    async fn h57_a_roll_waits_for_readers_that_cache_until_the_last_of_them_is_through() {
+        let world = World::new(&[replica("a", "old"), replica("b", "old"), replica("c", "old")]);
+        let hasher = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), "order");
+        let mut now = ["old"; 3];
+        for at in 0..3 {
+            now[(at + usize::try_from(hasher % 3).unwrap()) % 3] = "new";
+            let all = [replica("a", now[0]), replica("b", now[1]), replica("c", now[2])];
+            world.write(&format!("state-{at}"), &all);
+        }
+        let ends = "(for at in 0 1 2; do sleep 0.7; mv state-$at state; done) > /dev/null &";
+        let workload = world.build(json!({ "roll": sh(ends), "ready_within": "60s" }));
+        world.roll_to(&*workload, "new").await.unwrap();
+        assert!(!world.file("state").contains("old"), "{}", world.file("state"));
+    }
+
     #[tokio::test]
     async fn h53_a_roll_that_changed_nothing_fails() {
         let world = World::new(&[replica("a", "old")]);
