@@ -1,12 +1,11 @@
 //! The fault script: which call of which operation goes wrong, and how.
 //!
-//! ```
-//! let script: keywheel_twins::fault::Script = serde_json::from_str(r#"[
+//! ```json
+//! [
 //!     { "on": "create_service_account", "nth": 1, "fault": "cut" },
 //!     { "on": "POST service_accounts", "nth": 2, "fault": { "late_landing": { "after_ms": 200 } } },
 //!     { "on": "list_models", "nth": "every", "fault": { "status": { "code": 429, "retry_after": "3600" } } }
-//! ]"#).unwrap();
-//! assert_eq!(script.len(), 3);
+//! ]
 //! ```
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -511,6 +510,14 @@ mod tests {
 
     fn faults() -> Faults {
         Faults::new("test", OPERATIONS, |_, message| message.into())
+    }
+
+    #[test]
+    fn the_script_of_the_documentation_is_read() {
+        let of_it = include_str!("fault.rs").lines().map_while(|line| line.strip_prefix("//!"));
+        let json = of_it.filter(|line| !line.contains("```")).skip(2).collect::<String>();
+        let script: Script = serde_json::from_str(&json).unwrap();
+        assert_eq!(script.len(), 3);
     }
 
     #[test]
