@@ -291,7 +291,8 @@ impl Waited {
                     }
                 });
             if judged.holds {
-                *well_since = now.min(*well_since);
+                // Starts are noted by the second: one that was before this look is not taken for a later one.
+                *well_since = (now + Span::seconds(1)).min(*well_since);
             }
             if let Some(why) = trouble(pod, Some(*well_since), now) {
                 return Some(format!("has pod `{}`, whose {why}", judged.one.name()));

@@ -84,8 +84,6 @@ async fn h52_a_value_that_ends_programs_which_reread_it_ends_the_roll_and_they_c
     container.remove("readinessProbe");
     let (ground, driver) = ground(runtime, object, AT_ONCE).await;
     let before = ground.uids();
-    // A pod counts as made at the end of the second that is noted; one that is not older than its troubles has no excuse for them.
-    tokio::time::sleep(StdDuration::from_secs(1)).await;
     let since = ground.write(BAD);
     let why = message(ground.forward(&driver, BAD, since).await);
     assert!(why.contains("whose container `app` ended with exit code 3"), "{why}");
