@@ -358,11 +358,11 @@ impl Rotation {
     /// Whether its issuer accepted it and does so no longer, or says for certain that it does not.
     fn is_no_longer_accepted(&self) -> bool {
         let refuses = |tries: &Tries| {
-            let is_certain = tries.last.as_ref().is_some_and(|refusal| {
-                refusal.is_for_good() && refusal.kind == RefusalKind::Invalid
+            let is_over = || self.minting.asks_again && self.is_exhausted(tries);
+            let is_refused = tries.last.as_ref().is_some_and(|refusal| {
+                refusal.kind == RefusalKind::Invalid && (refusal.is_for_good() || is_over())
             });
-            tries.step == Step::Verify(self.plan.pending)
-                && (is_certain || self.minting.asks_again && self.is_exhausted(tries))
+            is_refused && tries.step == Step::Verify(self.plan.pending)
         };
         self.tries.iter().any(refuses) && !crate::planted!("refused_lease_parks")
     }
