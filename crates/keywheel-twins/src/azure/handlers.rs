@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use axum::extract::{Extension, Path, Query, State as Held};
+use axum::extract::{Extension, FromRef, FromRequestParts, Path, Query, State as Held};
 use axum::http::header::{AUTHORIZATION, HOST, WWW_AUTHENTICATE};
-use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -86,25 +87,40 @@ async fn nowhere(_: Uri) -> Failure {
     Failure(StatusCode::NOT_FOUND, "Not Found", None)
 }
 
-fn may(
-    state: &State,
-    method: &Method,
-    headers: &HeaderMap,
-    query: &[(String, String)],
-) -> Result<(), Failure> {
-    let header = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
-    if header.and_then(|header| header.strip_prefix("Bearer ")) != Some(&state.token) {
-        let message = "AKV10000: Request is missing a Bearer or PoP token.";
-        return Err(Failure(StatusCode::UNAUTHORIZED, message, None));
+/// A request of somebody who may make it.
+struct Caller {
+    /// The vault as they call it.
+    host: String,
+}
+
+impl<S> FromRequestParts<S> for Caller
+where
+    Shared: FromRef<S>,
+    S: Send + Sync,
+{
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, held: &S) -> Result<Self, Failure> {
+        let shared = Shared::from_ref(held);
+        let state = shared.state();
+        let header = parts.headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
+        if header.and_then(|header| header.strip_prefix("Bearer ")) != Some(&state.token) {
+            let message = "AKV10000: Request is missing a Bearer or PoP token.";
+            return Err(Failure(StatusCode::UNAUTHORIZED, message, None));
+        }
+        let query = Parameters::try_from_uri(&parts.uri);
+        let is_dated = |query: &Parameters| {
+            one(query, "api-version").is_some_and(|version| version.len() >= 3)
+        };
+        if !query.as_ref().is_ok_and(is_dated) {
+            return Err(bad("The api-version is missing."));
+        }
+        if state.denied.contains(parts.method.as_str()) {
+            let message = "The caller is not authorized to perform this action.";
+            return Err(Failure(StatusCode::FORBIDDEN, message, Some("ForbiddenByRbac")));
+        }
+        Ok(Self { host: host(&parts.headers).to_owned() })
     }
-    if one(query, "api-version").is_none_or(|version| version.len() < 3) {
-        return Err(bad("The api-version is missing."));
-    }
-    if state.denied.contains(method.as_str()) {
-        let message = "The caller is not authorized to perform this action.";
-        return Err(Failure(StatusCode::FORBIDDEN, message, Some("ForbiddenByRbac")));
-    }
-    Ok(())
 }
 
 pub(super) fn host(headers: &HeaderMap) -> &str {
@@ -152,43 +168,34 @@ fn bundle(version: &Version, name: &str, host: &str) -> Json<Value> {
 }
 
 async fn get_secret(
+    Caller { host }: Caller,
     Held(shared): Held<Shared>,
-    method: Method,
-    headers: HeaderMap,
     Path(name): Path<String>,
-    Query(query): Parameters,
     lag: Option<Extension<Lag>>,
 ) -> Answer {
     let state = shared.state();
-    may(&state, &method, &headers, &query)?;
     let as_of = as_of(std::time::Duration::ZERO, lag);
     let versions = state.secrets.get(&name).ok_or(NO_SECRET)?;
     let newest = versions.iter().rfind(|version| version.life.shows_at(as_of)).ok_or(NO_SECRET)?;
-    readable(newest, &name, host(&headers))
+    readable(newest, &name, &host)
 }
 
 async fn get_version(
+    Caller { host }: Caller,
     Held(shared): Held<Shared>,
-    method: Method,
-    headers: HeaderMap,
     Path((name, id)): Path<(String, String)>,
-    Query(query): Parameters,
 ) -> Answer {
     let mut state = shared.state();
-    may(&state, &method, &headers, &query)?;
-    readable(state.version_mut(&name, &id).ok_or(NO_SECRET)?, &name, host(&headers))
+    readable(state.version_mut(&name, &id).ok_or(NO_SECRET)?, &name, &host)
 }
 
 async fn set_secret(
+    Caller { host }: Caller,
     Held(shared): Held<Shared>,
-    method: Method,
-    headers: HeaderMap,
     Path(name): Path<String>,
-    Query(query): Parameters,
     Json(body): Json<Value>,
 ) -> Answer {
     let mut state = shared.state();
-    may(&state, &method, &headers, &query)?;
     if !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') {
         return Err(bad("The name must match ^[0-9a-zA-Z-]+$."));
     }
@@ -204,7 +211,7 @@ async fn set_secret(
     state.put(&name, value, tags);
     let newest = state.newest_mut(&name).ok_or(NO_SECRET)?;
     changed(newest, &body);
-    Ok(bundle(newest, &name, host(&headers)))
+    Ok(bundle(newest, &name, &host))
 }
 
 fn tags(body: &Value) -> Result<Option<BTreeMap<String, String>>, Failure> {
@@ -231,15 +238,12 @@ fn changed(version: &mut Version, body: &Value) {
 }
 
 async fn update_version(
+    Caller { host }: Caller,
     Held(shared): Held<Shared>,
-    method: Method,
-    headers: HeaderMap,
     Path((name, id)): Path<(String, String)>,
-    Query(query): Parameters,
     Json(body): Json<Value>,
 ) -> Answer {
     let mut state = shared.state();
-    may(&state, &method, &headers, &query)?;
     if body.get("value").is_some() {
         return Err(bad("Property value cannot be updated."));
     }
@@ -249,19 +253,17 @@ async fn update_version(
     if let Some(tags) = tags {
         version.tags = tags;
     }
-    Ok(Json(item(version, &name, host(&headers))))
+    Ok(Json(item(version, &name, &host)))
 }
 
 async fn list_versions(
+    Caller { host }: Caller,
     Held(shared): Held<Shared>,
-    method: Method,
-    headers: HeaderMap,
     Path(name): Path<String>,
     Query(query): Parameters,
     lag: Option<Extension<Lag>>,
 ) -> Answer {
     let state = shared.state();
-    may(&state, &method, &headers, &query)?;
     let as_of = as_of(std::time::Duration::ZERO, lag);
     let versions = state.secrets.get(&name).ok_or(NO_SECRET)?;
     let mut shown: Vec<_> = versions.iter().filter(|v| v.life.shows_at(as_of)).collect();
@@ -271,8 +273,7 @@ async fn list_versions(
         return Err(bad("Property maxresults must be between 1 and 25."));
     }
     let from: usize = one(&query, "$skiptoken").and_then(|at| at.parse().ok()).unwrap_or(0);
-    let host = host(&headers);
-    let page: Vec<_> = shown.iter().skip(from).take(size).map(|v| item(v, &name, host)).collect();
+    let page: Vec<_> = shown.iter().skip(from).take(size).map(|v| item(v, &name, &host)).collect();
     let next = from + page.len();
     let scheme = if host.starts_with("127.") { "http" } else { "https" };
     let link = format!(
@@ -283,29 +284,23 @@ async fn list_versions(
 }
 
 async fn get_deleted(
+    Caller { host }: Caller,
     Held(shared): Held<Shared>,
-    method: Method,
-    headers: HeaderMap,
     Path(name): Path<String>,
-    Query(query): Parameters,
 ) -> Answer {
     let state = shared.state();
-    may(&state, &method, &headers, &query)?;
-    deleted(&state, &name, host(&headers))
+    deleted(&state, &name, &host)
 }
 
 async fn delete(
+    Caller { host }: Caller,
     Held(shared): Held<Shared>,
-    method: Method,
-    headers: HeaderMap,
     Path(name): Path<String>,
-    Query(query): Parameters,
 ) -> Answer {
     let mut state = shared.state();
-    may(&state, &method, &headers, &query)?;
     state.secrets.get(&name).ok_or(NO_SECRET)?;
     state.delete(&name);
-    deleted(&state, &name, host(&headers))
+    deleted(&state, &name, &host)
 }
 
 /// Shows the newest version of a deleted secret, without its value, and where it can be recovered.
@@ -317,28 +312,22 @@ fn deleted(state: &State, name: &str, host: &str) -> Answer {
 }
 
 async fn recover(
+    Caller { host }: Caller,
     Held(shared): Held<Shared>,
-    method: Method,
-    headers: HeaderMap,
     Path(name): Path<String>,
-    Query(query): Parameters,
 ) -> Answer {
     let mut state = shared.state();
-    may(&state, &method, &headers, &query)?;
     let versions = state.deleted.remove(&name).ok_or(NO_SECRET)?;
-    let newest = versions.last().map(|newest| item(newest, &name, host(&headers)));
+    let newest = versions.last().map(|newest| item(newest, &name, &host));
     state.secrets.insert(name, versions);
     newest.map(Json).ok_or(NO_SECRET)
 }
 
 async fn purge(
+    _: Caller,
     Held(shared): Held<Shared>,
-    method: Method,
-    headers: HeaderMap,
     Path(name): Path<String>,
-    Query(query): Parameters,
 ) -> Result<StatusCode, Failure> {
     let mut state = shared.state();
-    may(&state, &method, &headers, &query)?;
     state.deleted.remove(&name).map(|_| StatusCode::NO_CONTENT).ok_or(NO_SECRET)
 }
