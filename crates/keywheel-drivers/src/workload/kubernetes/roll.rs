@@ -83,6 +83,12 @@ pub(super) struct Pace {
     wait: StdDuration,
 }
 
+/// Bears for a while that a question gets no answer.
+pub(super) struct Patience {
+    within: StdDuration,
+    answered_at: Instant,
+}
+
 /// How far a roll has come.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Moves {
@@ -143,6 +149,23 @@ impl Pace {
     }
 }
 
+impl Patience {
+    pub(super) fn new(within: Span) -> Self {
+        Self { within: within.into(), answered_at: Instant::now() }
+    }
+
+    /// Takes an answer. Where there is none, the question changed nothing, and is asked again for a while.
+    pub(super) fn take<T>(&mut self, answer: Result<T, CallError>) -> Result<Option<T>, CallError> {
+        match answer {
+            Err(error) if passes(&error) && self.answered_at.elapsed() < self.within => Ok(None),
+            answer => {
+                self.answered_at = Instant::now();
+                answer.map(Some)
+            }
+        }
+    }
+}
+
 impl Pods {
     pub(super) async fn ensure(&self, ensure: &Ensure<'_>) -> Result<(), CallError> {
         if let TakeUp::Sync(sync) = &self.config.take_up {
@@ -151,20 +174,15 @@ impl Pods {
         let within = self.config.ready_within.span();
         let mut pace = Pace::new(within);
         let mut done = Done::default();
-        let mut seen_at = Instant::now();
+        let mut patience = Patience::new(within);
         let slots: Vec<_> = ensure.slots.iter().map(|(slot, _)| slot.clone()).collect();
         let mut known = Known::find(&self.namespace, &slots).await?;
         loop {
-            let seen = match self.seen_with_secrets(&mut known, ensure).await {
-                Ok(seen) => seen,
-                // A question without an answer changes nothing, and is asked again for a while.
-                Err(error) if passes(&error) && seen_at.elapsed() < StdDuration::from(within) => {
-                    pace.rest().await;
-                    continue;
-                }
-                Err(error) => return Err(error),
+            let seen = self.seen_with_secrets(&mut known, ensure).await;
+            let Some(seen) = patience.take(seen)? else {
+                pace.rest().await;
+                continue;
             };
-            seen_at = Instant::now();
             let judged = self.judge(&seen, &known, ensure);
             let next = self.next(&seen, &judged, &known, ensure, &done)?;
             let is_over = pace.is_over(Moves::of(&judged)) && !planted!("refusals_have_no_end");

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 use super::pod::{Look, is_ready, statuses, trouble};
 use super::reads::{How, Read, reads};
-use super::roll::{Moves, Pace, passes};
+use super::roll::{Moves, Pace, Patience, passes};
 use super::secrets::Known;
 use super::target::{Progress, Target};
 use super::{OnePod, Pods, Seen};
@@ -163,17 +163,12 @@ impl Pods {
         let known = Known::find(&self.namespace, &slots).await?;
         let mut pace = Pace::new(within);
         let mut waited = Waited::default();
-        let mut seen_at = Instant::now();
+        let mut patience = Patience::new(within);
         loop {
-            let seen = match self.seen().await {
-                Ok(seen) => seen,
-                Err(error) if passes(&error) && seen_at.elapsed() < StdDuration::from(within) => {
-                    pace.rest().await;
-                    continue;
-                }
-                Err(error) => return Err(error),
+            let Some(seen) = patience.take(self.seen().await)? else {
+                pace.rest().await;
+                continue;
             };
-            seen_at = Instant::now();
             let files = self.files(&seen.pods, &slots, &known, ensure.fingerprinter).await;
             let look = self.look(&slots, &known, seen.skew, &files);
             let judged = self.judge_files(&seen, &look, ensure);

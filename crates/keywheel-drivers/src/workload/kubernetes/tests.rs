@@ -201,6 +201,12 @@ impl Ground {
         self.roll(driver, &wish).await
     }
 
+    /// Writes the former value, and returns what a roll back to it is for.
+    fn way_back(&self, untouched_before: Timestamp) -> Wish<'static> {
+        let (since, untouched_before) = (self.write(OLD), Some(untouched_before));
+        Wish { held: OLD, since, untouched_before, secrets: &["jwt"] }
+    }
+
     async fn proofs(&self, driver: &Arc<dyn Workload>, held: &str, since: Timestamp) -> Vec<Proof> {
         let slots = [(self.slot(), Some(self.fingerprinter.of(held.as_bytes())))];
         let expected = keywheel_core::evidence::Expected {
@@ -390,12 +396,7 @@ async fn h51_a_crash_loop_ends_the_roll_at_once_and_the_way_back_touches_no_pod_
     let why = message(ground.forward(&driver, BAD, since).await);
     assert!(why.contains("container `app` ended with exit code 3"), "{why}");
     assert_eq!(ground.uids().intersection(&before).count(), 3);
-    let wish = Wish {
-        held: OLD,
-        since: ground.write(OLD),
-        untouched_before: Some(written),
-        secrets: &["jwt"],
-    };
+    let wish = ground.way_back(written);
     ground.roll(&driver, &wish).await.unwrap();
     assert_eq!(ground.uids(), before);
     assert_eq!(ground.held(), [OLD; 3]);
@@ -429,12 +430,7 @@ async fn h51_the_way_back_of_a_stateful_set_replaces_the_broken_pod_only() {
     let since = ground.write(BAD);
     let why = message(ground.forward(&driver, BAD, since).await);
     assert!(why.contains("pod `app-1`"), "{why}");
-    let wish = Wish {
-        held: OLD,
-        since: ground.write(OLD),
-        untouched_before: Some(written),
-        secrets: &["jwt"],
-    };
+    let wish = ground.way_back(written);
     // The broken one comes up with the former value by itself, whereupon the rollout would go on to the one that serves.
     ground.roll(&driver, &wish).await.unwrap();
     assert_eq!(ground.held(), [OLD; 2]);
@@ -748,12 +744,7 @@ async fn a_half_replaced_deployment_goes_back_and_keeps_the_pods_that_were_not_r
     ground.run.switch(|switches| switches.slow = None);
     let kept: BTreeSet<_> = ground.uids().intersection(&before).cloned().collect();
     assert_eq!(kept.len(), 2);
-    let wish = Wish {
-        held: OLD,
-        since: ground.write(OLD),
-        untouched_before: Some(written),
-        secrets: &["jwt"],
-    };
+    let wish = ground.way_back(written);
     ground.roll(&driver, &wish).await.unwrap();
     assert_eq!(ground.held(), [OLD; 3]);
     assert!(ground.uids().is_superset(&kept));
@@ -830,12 +821,7 @@ fn reads_a_volume() -> Value {
 async fn h44_on_the_way_back_a_pod_that_reads_a_volume_is_replaced() {
     let (ground, driver) = Ground::with(Kinds::Deployment, reads_a_volume()).await;
     let before = ground.uids();
-    let wish = Wish {
-        untouched_before: Some(before_the_roll()),
-        held: OLD,
-        since: ground.write(OLD),
-        secrets: &["jwt"],
-    };
+    let wish = ground.way_back(before_the_roll());
     ground.roll(&driver, &wish).await.unwrap();
     assert_eq!(ground.uids().intersection(&before).count(), 0);
 }

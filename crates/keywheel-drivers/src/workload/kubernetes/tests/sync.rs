@@ -55,12 +55,7 @@ async fn h44_the_files_of_pods_that_reread_them_are_brought_up_to_date_and_looke
     assert_eq!(ground.proofs(&driver, NEW, since).await, [Proof::Holds; 3]);
     assert_eq!(ground.uids().intersection(&before).count(), 2);
     // The same way back.
-    let wish = Wish {
-        held: OLD,
-        since: ground.write(OLD),
-        untouched_before: Some(since),
-        secrets: &["jwt"],
-    };
+    let wish = ground.way_back(since);
     let before = ground.uids();
     ground.roll(&driver, &wish).await.unwrap();
     assert_eq!((found(&ground), ground.uids()), (vec![OLD.into(); 3], before));
@@ -87,12 +82,7 @@ async fn h52_a_value_that_ends_programs_which_reread_it_ends_the_roll_and_they_c
     let since = ground.write(BAD);
     let why = message(ground.forward(&driver, BAD, since).await);
     assert!(why.contains("whose container `app` ended with exit code 3"), "{why}");
-    let wish = Wish {
-        held: OLD,
-        since: ground.write(OLD),
-        untouched_before: Some(since),
-        secrets: &["jwt"],
-    };
+    let wish = ground.way_back(since);
     ground.roll(&driver, &wish).await.unwrap();
     assert_eq!((found(&ground), ground.uids()), (vec![OLD.into(); 2], before));
 }
