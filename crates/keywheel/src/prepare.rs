@@ -4,6 +4,7 @@ use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use keywheel_core::call::CallError;
 use keywheel_core::event::Outcome;
 use keywheel_core::incident::{Incident, IncidentId};
@@ -234,17 +235,17 @@ pub(crate) async fn compare_readers(prepared: &mut [Prepared]) -> Result<(), Fai
 /// reached now. Returns what gives no answer, and why.
 async fn pin(plan: &mut Plan, row: &Inventory) -> Result<Vec<(String, String)>, Failure> {
     let built = drivers_of(plan)?;
+    let looks = join_all(built.identities().map(|identity| in_time(LOOK, identity))).await;
     let mut silent = Vec::new();
-    for (identity, planned) in built.identities().zip(plan.pinned_mut()) {
-        let pin = match row.pin_of(planned).cloned() {
-            Some(pin) => {
-                let found = in_time(LOOK, identity).await.ok().flatten();
-                Some(found.filter(|found| pin.admits(found)).unwrap_or(pin))
-            }
-            None => in_time(LOOK, identity).await.unwrap_or_else(|why| {
+    for (found, planned) in looks.into_iter().zip(plan.pinned_mut()) {
+        let pin = match (row.pin_of(planned).cloned(), found) {
+            (Some(pin), Ok(Some(found))) if pin.admits(&found) => Some(found),
+            (Some(pin), _) => Some(pin),
+            (None, Ok(found)) => found,
+            (None, Err(why)) => {
                 silent.push((planned.what(), why));
                 None
-            }),
+            }
         };
         planned.set_pin(pin);
     }
