@@ -3,6 +3,7 @@
 
 use keywheel_core::call::{CallError, RefusalKind};
 use keywheel_core::plan::{Pinned, Plan, StorePlan};
+use keywheel_core::planted;
 use keywheel_core::secret::SecretName;
 use keywheel_driver::{Claims, Owner, Severity, Store};
 use keywheel_drivers::{Build, Context, StoreConfig};
@@ -132,7 +133,12 @@ impl Target<'_> {
             Err(error) => return Err(error),
         };
         if is_blocked {
-            return Ok(Ok(Claimed::LeftAlone));
+            // Another installation may have claimed it while we looked: it is what blocks then, and the next target may not be taken.
+            let owner = match planted!("claimed_while_we_look") {
+                true => Owner::Nobody,
+                false => self.claims.owner().await?,
+            };
+            return Ok(owner.objection(&what).map_or(Ok(Claimed::LeftAlone), Err));
         }
         match self.claims.take().await {
             Ok(true) => Ok(Ok(Claimed::Taken)),
@@ -207,4 +213,104 @@ pub(crate) async fn left_behind(
         }
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use async_trait::async_trait;
+    use keywheel_core::facts::StoreFacts;
+    use keywheel_core::plan::{Mode, Reason};
+    use keywheel_core::secret::SecretValue;
+    use keywheel_core::version::VersionId;
+    use keywheel_driver::Finding;
+    use keywheel_driver::store::{Edit, Written};
+
+    use super::*;
+    use crate::compile::{Inputs, compile};
+
+    const FILE: &str = "
+project: shop
+stores:
+  app: { env_file: { path: app.env } }
+secrets:
+  pepper: { issuer: random, stores: { app: PEPPER }, read_by: nobody, because: a test }
+";
+
+    /// A store that another installation claims in the moment in which we look at it.
+    struct Raced {
+        store: Arc<dyn Store>,
+        rival: Arc<dyn Store>,
+    }
+
+    #[async_trait]
+    impl Store for Raced {
+        fn facts(&self) -> StoreFacts {
+            self.store.facts()
+        }
+
+        fn container(&self) -> String {
+            self.store.container()
+        }
+
+        async fn preflight(&self, addresses: &[String]) -> Result<Vec<Finding>, CallError> {
+            self.rival.claims().unwrap().take().await?;
+            self.store.preflight(addresses).await
+        }
+
+        async fn read(&self, addresses: &[String]) -> Result<Vec<Option<SecretValue>>, CallError> {
+            self.store.read(addresses).await
+        }
+
+        async fn write(&self, edits: &[Edit<'_>]) -> Result<Written, CallError> {
+            self.store.write(edits).await
+        }
+
+        fn claims(&self) -> Option<&dyn Claims> {
+            self.store.claims()
+        }
+    }
+
+    fn plan(folder: &Path) -> Plan {
+        let config = Config::parse(FILE, Path::new("keywheel.yaml"), folder)
+            .unwrap_or_else(|problems| panic!("{problems:?}"));
+        let inputs = Inputs {
+            installation: "ours".into(),
+            previous: None,
+            pending: VersionId(1),
+            reason: Reason::Requested,
+            because: None,
+            mode: Mode::Normal,
+            suspects: Vec::new(),
+            takes_over: None,
+            inherits_until: None,
+            incident: None,
+            batch: Vec::new(),
+            extend: false,
+        };
+        compile(&config, &SecretName::new("pepper", "default").unwrap(), inputs)
+            .unwrap_or_else(|failure| panic!("{}", failure.text(false)))
+    }
+
+    #[tokio::test]
+    async fn h61_a_claim_that_comes_while_we_look_is_a_refusal() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("app.env"), "PEPPER=old\n").unwrap();
+        let plan = plan(folder.path());
+        let built =
+            |plan: &Plan| drivers_of(plan).unwrap_or_else(|it| panic!("{}", it.text(false)));
+        let rival = built(&Plan { installation: "theirs".into(), ..plan.clone() }).stores.remove(0);
+        let raced = Raced { store: built(&plan).stores.remove(0), rival };
+        let target = Target {
+            container: raced.container(),
+            driver: &raced,
+            claims: raced.claims().unwrap(),
+            plan: &plan,
+            store: &plan.stores[0],
+        };
+        let refused = target.take().await.err().expect("the store is another's").text(false);
+        assert!(refused.contains("belongs to another installation"), "{refused}");
+    }
 }
