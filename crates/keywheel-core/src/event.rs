@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::call::{Refusal, RefusalKind};
 use crate::evidence::Count;
 use crate::fingerprint::Fingerprint;
-use crate::gate::Visit;
+use crate::gate::{Clocks, Visit};
 use crate::incident::{Behind, BehindStore, WorkloadLogs};
 use crate::plan::{Plan, RotationId};
 use crate::strategy::{Position, Side};
@@ -30,6 +30,9 @@ pub enum Event {
         step: Step,
         /// The hard deadline of its call.
         until: Timestamp,
+        /// The clocks just before, by which a wall clock that was set back is found; none in records of before they were kept.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        clocks: Option<Clocks>,
     },
     /// The step was taken.
     Done {

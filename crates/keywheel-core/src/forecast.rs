@@ -47,7 +47,7 @@ pub fn continue_forecast(mut group: Vec<Rotation>, mut now: Timestamp) -> Vec<Co
                     take(&mut group[*member], *step, began_at, now);
                 }
                 for (step, members) in calls(&steps) {
-                    let event = Event::Intended { step, until: now };
+                    let event = Event::Intended { step, until: now, clocks: None };
                     coming.push(Coming { at: now, members, event });
                 }
             }
@@ -69,7 +69,7 @@ fn calls(steps: &[(usize, Step)]) -> Vec<(Step, Vec<usize>)> {
 }
 
 fn take(rotation: &mut Rotation, step: Step, began_at: Timestamp, now: Timestamp) {
-    let intended = Event::Intended { step, until: now };
+    let intended = Event::Intended { step, until: now, clocks: None };
     rotation.apply(now, &intended).expect("turn() does what apply() takes");
     let done = Event::Done { step, report: ideal(rotation, step, began_at, now) };
     rotation.apply(now, &done).expect("the step was just intended");

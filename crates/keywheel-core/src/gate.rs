@@ -61,6 +61,18 @@ impl Clocks {
         }
         least
     }
+
+    /// Returns what the wall clock would show now, had it not been set back since `earlier`; none where it was not, or where nothing
+    /// tells. A clock that is slowed down by less than a thousandth is not set: it shows what comes later as later (H32).
+    pub fn set_back_since(&self, earlier: &Self) -> Option<Timestamp> {
+        if self.boot_id != earlier.boot_id || crate::planted!("set_back_between_records_unseen") {
+            return None;
+        }
+        let passed = self.boot.less(earlier.boot);
+        let shown = earlier.wall + passed;
+        let slack = passed.part(1, 1_000).max(Span::millis(10));
+        (shown.since(self.wall) > slack).then_some(shown)
+    }
 }
 
 /// What a gate says.

@@ -21,6 +21,7 @@ use crate::call::{Refusal, RefusalKind, Remedy};
 use crate::ending::Ending;
 use crate::event::{Because, Event, OutOfOrder, Outcome, ParkReason, Report, Step};
 use crate::facts::{Authority, Observe};
+use crate::gate::Clocks;
 use crate::phase::Phase;
 use crate::plan::{Mode, Plan, RotationId, StorePlan};
 use crate::strategy::{Line, Position, Side, Strategy};
@@ -85,6 +86,8 @@ pub struct Rotation {
     pub(crate) began_at: Timestamp,
     /// The latest time of any record.
     latest: Timestamp,
+    /// The clocks before the last step.
+    clocks: Option<Clocks>,
     /// The version that the rotation walks towards.
     pub(crate) toward: Side,
     /// Why it turned round, where it did.
@@ -204,6 +207,7 @@ impl Rotation {
             id: plan.rotation(),
             began_at: at,
             latest: at,
+            clocks: None,
             toward: Side::Pending,
             turned_back: None,
             promoted: Side::Previous,
@@ -688,9 +692,12 @@ impl Rotation {
             self.walk.clock_was_set_back();
         }
         self.latest = self.latest.max(at);
+        if let Event::Intended { clocks: Some(clocks), .. } = event {
+            self.read(clocks);
+        }
         match event {
             Event::Planned(_) => {}
-            Event::Intended { step, until } => self.intended(*step, at, *until),
+            Event::Intended { step, until, .. } => self.intended(*step, at, *until),
             Event::Done { step, report } => self.done(*step, report, at),
             Event::Refused { step, refusal } => self.refused(*step, refusal, at),
             Event::Unknown { step } => self.unknown(*step, at),
@@ -716,6 +723,16 @@ impl Rotation {
             Event::Purged => self.purged = true,
         }
         Ok(())
+    }
+
+    /// Finds a wall clock that was set back although each record is later than the one before it.
+    fn read(&mut self, clocks: &Clocks) {
+        let Some(before) = self.clocks.replace(*clocks) else { return };
+        if let Some(shown) = clocks.set_back_since(&before) {
+            self.latest = self.latest.max(shown);
+            self.walk.clock_was_set_back();
+            self.walk.dates_anew(before.wall, shown);
+        }
     }
 
     fn fits(&self, event: &Event) -> bool {

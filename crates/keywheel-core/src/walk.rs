@@ -270,6 +270,13 @@ impl Walk {
         self.starts_tell = crate::planted!("evidence_on_a_clock_set_back");
     }
 
+    /// What was written since `read_at` may have been written before `shown`, as replicas tell the time.
+    pub(crate) fn dates_anew(&mut self, read_at: Timestamp, shown: Timestamp) {
+        for store in self.stores.iter_mut().filter(|store| store.since >= read_at) {
+            store.since = store.since.max(shown);
+        }
+    }
+
     pub(crate) fn writing(&mut self, store: u8, to: Position, line: Line, at: Timestamp) {
         self.touched_at.get_or_insert(at);
         self.used[line.at(to).current.index()] = true;
@@ -290,8 +297,9 @@ impl Walk {
         let written = &mut self.stores[usize::from(store)];
         written.given = true;
         written.changed_at = SmallVec::from_slice(changed_at);
-        // A write that changed nothing leaves the store as it was before, and as old as it was.
-        let anew = changed || written.before != Some(to);
+        // A write that changed nothing leaves the store as it was before, and as old as it was, unless late writes may have led away
+        // from that and back.
+        let anew = changed || written.before != Some(to) || written.may_have_come_back(to);
         written.at = Some(to);
         written.before = None;
         if anew {
@@ -385,6 +393,15 @@ impl Store {
             .filter(|(position, until)| (anything || *position != to) && *until > self.since)
             .map(|(_, until)| *until)
             .max()
+    }
+
+    /// Whether one write without an answer can have led away from what the store held, and another one back to it.
+    fn may_have_come_back(&self, to: Position) -> bool {
+        let can_land = |is_back: bool| {
+            let mut late = self.late.iter();
+            late.any(|(position, until)| (*position == to) == is_back && *until > self.since)
+        };
+        can_land(false) && can_land(true) && !crate::planted!("late_writes_cancel_out")
     }
 }
 

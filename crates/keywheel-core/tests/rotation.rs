@@ -123,12 +123,21 @@ struct World {
     steps: Vec<Step>,
     last_used_at: Option<Timestamp>,
     probes: Option<bool>,
+    /// How far the wall clock was set back in all.
+    set_back: Span,
 }
 
 impl World {
     fn new(plan: Plan) -> Self {
         let rotation = Rotation::begin(START, &Event::Planned(Arc::new(plan))).unwrap();
-        Self { rotation, now: START, steps: vec![], last_used_at: None, probes: None }
+        Self {
+            rotation,
+            now: START,
+            steps: vec![],
+            last_used_at: None,
+            probes: None,
+            set_back: Span::ZERO,
+        }
     }
 
     fn apply(&mut self, event: Event) {
@@ -141,7 +150,8 @@ impl World {
             match self.rotation.next(self.now) {
                 Next::Do(step) => {
                     let until = self.now + Span::seconds(30);
-                    self.apply(Event::Intended { step, until });
+                    let clocks = Some(self.clocks());
+                    self.apply(Event::Intended { step, until, clocks });
                     self.steps.push(step);
                     return Ok(step);
                 }
@@ -154,6 +164,16 @@ impl World {
             }
         }
         panic!("no step in 1,000 turns");
+    }
+
+    fn clocks(&self) -> Clocks {
+        let boot = (self.now + self.set_back).since(START);
+        Clocks { wall: self.now, boot, boot_id: 1, outside: None }
+    }
+
+    fn set_back(&mut self, by: Span) {
+        self.now = Timestamp::from_millis(self.now.millis() - by.as_millis() as i64);
+        self.set_back = self.set_back + by;
     }
 
     fn report(&self, step: Step) -> Report {
@@ -171,7 +191,7 @@ impl World {
             Step::Sweep => Report::Swept { strays: vec![] },
             Step::VerifyDead(_) => Report::Dead(Death::Refused),
             Step::Visit => Report::Visited(Box::new(Visit {
-                clocks: Clocks { wall, boot: wall.since(START), boot_id: 1, outside: None },
+                clocks: self.clocks(),
                 probes: self.probes,
                 stores: Some(true),
                 evidence: vec![Count { holds: 3, other: 0, unknown: 0 }],
@@ -383,7 +403,7 @@ fn h40_on_the_way_back_every_member_writes_before_anybody_rolls() {
             Turn::Record(member, event) => worlds[member].apply(event),
             Turn::Do(steps) => {
                 for (member, step) in steps {
-                    worlds[member].apply(Event::Intended { step, until: now });
+                    worlds[member].apply(Event::Intended { step, until: now, clocks: None });
                     worlds[member].finish(step);
                     if !matches!(step, Step::Evidence { .. }) {
                         taken.push((member, matches!(step, Step::Write { .. })));
@@ -437,7 +457,7 @@ fn what_a_person_did_not_do_is_not_on_its_way() {
     world.now = world.now + Span::minutes(1);
     let step = Step::FindMint { attempt: 1 };
     assert_eq!(world.rotation.next(world.now), Next::Do(step));
-    world.apply(Event::Intended { step, until: world.now + Span::minutes(15) });
+    world.apply(Event::Intended { step, until: world.now + Span::minutes(15), clocks: None });
     let absent = Report::Found { issued: None, held: false, fingerprint: None };
     world.apply(Event::Done { step, report: absent });
     assert_eq!(world.rotation.next(world.now), Next::Do(Step::Mint { attempt: 2 }));
@@ -1026,7 +1046,9 @@ fn an_emergency_writes_every_store_at_once_and_then_rolls_every_workload_at_once
     let writes = [0, 1].map(|store| Step::Write { store, to: 1 });
     assert_eq!(world.rotation.next(world.now), Next::Do(writes[0]));
     assert_eq!(world.rotation.together(writes[0], world.now)[..], writes);
-    writes.iter().for_each(|step| world.apply(Event::Intended { step: *step, until }));
+    writes
+        .iter()
+        .for_each(|step| world.apply(Event::Intended { step: *step, until, clocks: None }));
     assert_eq!(world.rotation.next(world.now), Next::Await(writes[0]));
     writes.into_iter().rev().for_each(|step| world.finish(step));
     let rolls = [0, 1].map(|workload| Step::Roll { workload, to: 1 });
@@ -1038,7 +1060,8 @@ fn an_emergency_writes_every_store_at_once_and_then_rolls_every_workload_at_once
 fn a_rotation_at_a_steady_pace_takes_one_step_at_a_time() {
     let mut world = World::new(wide(Mode::Normal));
     let first = world.until(is_write(1));
-    let second = Event::Intended { step: Step::Write { store: 1, to: 1 }, until: world.now };
+    let step = Step::Write { store: 1, to: 1 };
+    let second = Event::Intended { step, until: world.now, clocks: None };
     assert!(world.rotation.apply(world.now, &second).is_err());
     assert_eq!(world.rotation.together(first, world.now)[..], [first]);
 }
@@ -1186,7 +1209,10 @@ impl World {
     }
 
     fn intend(&mut self, row: &mut Inventory, step: Step) {
-        self.follow(row, Event::Intended { step, until: self.now + Span::seconds(30) });
+        self.follow(
+            row,
+            Event::Intended { step, until: self.now + Span::seconds(30), clocks: None },
+        );
     }
 
     /// Leads the rotation to the end of this step, and its row with it.
@@ -1702,6 +1728,46 @@ fn h45_a_lost_rewrite_after_a_late_write_proves_nothing_of_before() {
 }
 
 #[test]
+fn h45_late_writes_that_cancel_each_other_out_prove_nothing_of_before() {
+    let mut world = World::new(plan(Strategy::Overlap));
+    let unchanged =
+        |step| Event::Done { step, report: Report::Written { changed: false, changed_at: vec![] } };
+    let write = world.until(is_write(1));
+    world.apply(Event::Unknown { step: write });
+    world.apply(Event::TurnedBack { because: Because::Operator { because: "test".into() } });
+    let back = world.until(is_write(0));
+    world.apply(Event::Unknown { step: back });
+    let settles_at = world.rotation.unsettled_until().unwrap();
+    let again = world.until(is_write(0));
+    world.apply(unchanged(again));
+    world.until(|step| matches!(step, Step::Evidence { to: 0, .. }));
+    world.finish(Step::Evidence { workload: 0, to: 0 });
+    let rewrite = world.until(is_write(0));
+    assert!(world.now >= settles_at);
+    world.apply(unchanged(rewrite));
+    assert_eq!(world.begin(), Ok(Step::Roll { workload: 0, to: 0 }), "both may have landed");
+}
+
+#[test]
+fn h32_a_clock_that_was_set_back_between_two_records_is_noticed() {
+    for before_the_write in [true, false] {
+        let mut world = World::new(plan(Strategy::Overlap));
+        let step = world.until(|step| match before_the_write {
+            true => matches!(step, Step::Verify(_)),
+            false => is_write(1)(step),
+        });
+        world.now = world.now + Span::seconds(60);
+        let shown = world.now;
+        world.set_back(Span::seconds(50));
+        world.finish(step);
+        world.until(|step| matches!(step, Step::Roll { .. }));
+        let walk = world.rotation.walk();
+        let held_since = walk.held_since(&world.rotation.plan().workloads[0], 1).unwrap();
+        assert!(held_since >= shown, "a replica that started before it seems to have read it");
+    }
+}
+
+#[test]
 fn h49_an_undo_leaves_a_version_with_which_replicas_no_longer_come_up() {
     let mut world = World::new(plan(Strategy::Overlap));
     world.until(|step| step == Step::Visit);
@@ -1833,26 +1899,9 @@ fn h32_a_wall_clock_that_is_set_back_makes_no_brown_out_longer() {
     let mut world = browned_out();
     begin_brown_out(&mut world);
     world.step().unwrap();
-    let booted = world.now.since(START);
-    let back = i64::try_from(Span::hours(5).as_millis()).unwrap();
-    world.now = Timestamp::from_millis(world.now.millis() - back);
+    world.set_back(Span::hours(5));
     let from = world.now;
-    loop {
-        let step = world.begin().unwrap();
-        if step == Step::Resume(OLD) {
-            break;
-        }
-        world.now = world.now + Span::seconds(1);
-        let boot = booted + world.now.since(from);
-        let report = match world.report(step) {
-            Report::Visited(visit) => Report::Visited(Box::new(Visit {
-                clocks: Clocks { boot, ..visit.clocks },
-                ..*visit
-            })),
-            other => other,
-        };
-        world.apply(Event::Done { step, report });
-    }
+    world.until(|step| step == Step::Resume(OLD));
     assert!(world.now.since(from) < Span::minutes(15), "for {}", world.now.since(from));
 }
 

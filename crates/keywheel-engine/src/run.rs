@@ -256,10 +256,11 @@ impl Engine {
         calls: &[Call<'_>],
         now: Timestamp,
     ) -> Result<(), EngineError> {
+        let clocks = Some(self.clock.clocks());
         for Call { steps, until } in calls {
             for (member, step) in *steps {
                 let seal = self.value_to_mint(&group.members[*member], *step);
-                let event = Event::Intended { step: *step, until: *until };
+                let event = Event::Intended { step: *step, until: *until, clocks };
                 self.enter(group, *member, event, now, seal)?;
             }
         }

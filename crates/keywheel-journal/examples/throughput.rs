@@ -62,7 +62,11 @@ async fn measure(
 
 async fn append_all(journal: Arc<dyn Journal>, begun: Begun, count: u64) {
     for sequence in 1..=count {
-        let event = Event::Intended { step: Step::Preflight, until: Timestamp::from_millis(1) };
+        let event = Event::Intended {
+            step: Step::Preflight,
+            until: Timestamp::from_millis(1),
+            clocks: None,
+        };
         let row = Inventory::new(begun.secret.clone());
         let entry = Entry { inventory: Some(row), ..begun.entry(sequence, event) };
         conformance::append(&*journal, vec![entry]).await.expect("the next record is taken");

@@ -41,7 +41,7 @@ pub async fn all(mut make: impl FnMut() -> Box<dyn Journal>) {
 pub async fn records_come_back_as_they_were_written(journal: &dyn Journal) {
     let begun = Begun::of(journal, "a@test").await;
     let events = vec![
-        Event::Intended { step: Step::Preflight, until: at(40) },
+        Event::Intended { step: Step::Preflight, until: at(40), clocks: None },
         Event::Refused {
             step: Step::Preflight,
             refusal: Refusal::operator(RefusalKind::Permission, "no"),

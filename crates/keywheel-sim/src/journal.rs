@@ -213,7 +213,7 @@ fn note(entry: &keywheel_journal::Entry) -> Note {
     let what = match &entry.event {
         None => What::Row,
         Some(Event::Planned(plan)) => What::Planned { emergency: plan.is_emergency() },
-        Some(Event::Intended { step, until }) => {
+        Some(Event::Intended { step, until, .. }) => {
             What::Intended { step: StepKind::of(*step), until: until.millis() - EPOCH }
         }
         Some(Event::Promoted { .. }) => What::Promoted,

@@ -233,7 +233,7 @@ impl State {
 
     fn step(&mut self, step: Step, action: Action) -> Option<()> {
         let until = self.now + Span::seconds(30);
-        self.apply(Event::Intended { step, until })?;
+        self.apply(Event::Intended { step, until, clocks: None })?;
         if action != Action::Well {
             self.troubles += 1;
         }

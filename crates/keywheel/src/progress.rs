@@ -92,7 +92,7 @@ impl Watch for Progress {
     fn recorded(&self, rotation: &Rotation, event: &Event, at: Timestamp) {
         let plan = rotation.plan();
         match event {
-            Event::Intended { step, until } => self.began(rotation, *step, until.since(at)),
+            Event::Intended { step, until, .. } => self.began(rotation, *step, until.since(at)),
             Event::Done { step, report } => {
                 let took = self.ended(rotation, *step);
                 let line = words::step(plan, *step);
