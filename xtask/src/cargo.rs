@@ -14,7 +14,7 @@ pub(crate) fn root() -> PathBuf {
 
 /// Returns how many tests run side by side: they wait for servers and clocks more than they compute.
 pub(crate) fn side_by_side() -> usize {
-    2 * std::thread::available_parallelism().map_or(1, usize::from)
+    3 * std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// Returns a call of cargo in the workspace, with nothing of the outer call's own settings.
@@ -110,6 +110,13 @@ struct Message {
     executable: Option<PathBuf>,
     #[serde(default)]
     profile: Option<Profile>,
+    #[serde(default)]
+    message: Option<Diagnostic>,
+}
+
+#[derive(Deserialize)]
+struct Diagnostic {
+    level: String,
 }
 
 #[derive(Deserialize)]
@@ -124,13 +131,19 @@ pub(crate) fn build_tests() -> anyhow::Result<Vec<Built>> {
 
 /// Builds, and returns every program that was built.
 pub(crate) fn build(arguments: &[&str]) -> anyhow::Result<Vec<Built>> {
+    build_warned(arguments).map(|(built, _)| built)
+}
+
+/// Builds, and returns every program that was built and how many warnings the compiler had for the workspace.
+pub(crate) fn build_warned(arguments: &[&str]) -> anyhow::Result<(Vec<Built>, u64)> {
     let mut cargo = cargo(arguments);
     cargo.args(["--message-format", "json-render-diagnostics"]);
     let messages = String::from_utf8(output(&mut cargo)?)?;
-    let mut built = Vec::new();
+    let (mut built, mut warnings) = (Vec::new(), 0);
     for line in messages.lines() {
         let message: Message =
             serde_json::from_str(line).context("cargo said something else than JSON")?;
+        warnings += u64::from(message.message.is_some_and(|told| told.level == "warning"));
         let (Some(program), Some(profile)) = (message.executable, message.profile) else {
             continue;
         };
@@ -138,5 +151,5 @@ pub(crate) fn build(arguments: &[&str]) -> anyhow::Result<Vec<Built>> {
         let package = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
         built.push(Built { package, folder, test: profile.test, program });
     }
-    Ok(built)
+    Ok((built, warnings))
 }

@@ -25,7 +25,7 @@ const BACKEND: &str = r#"
     image: IMAGE
     network_mode: none
     stop_grace_period: 1s
-    command: ["/bin/busybox", "sh", "-c", "trap 'echo ends; exit 0' TERM; [ \"$$VALUE\" = crash ] && exit 7; echo begins; while :; do busybox sleep 0.1; done"]
+    command: ["/bin/busybox", "sh", "-c", "trap 'echo ends; exit 0' TERM; [ \"$$VALUE\" = crash ] && exit 7; echo begins; busybox sleep 1d & wait"]
 "#;
 
 const HEALTH: &str = r#"    healthcheck: { test: ["CMD", "/bin/busybox", "sh", "-c", "[ \"$$VALUE\" != sick ]"], interval: 500ms, timeout: 2s, retries: 1 }

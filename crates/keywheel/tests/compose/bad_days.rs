@@ -32,10 +32,10 @@ secrets:
     read_by: [backend]
 "#;
 
-const SERVES: &str = "trap 'exit 0' TERM; while :; do busybox sleep 0.1; done";
+const SERVES: &str = "trap 'exit 0' TERM; busybox sleep 1d & wait";
 const REFUSES: &str =
-    "trap 'exit 0' TERM; [ $${#APP_KEY} -le 40 ] || exit 7; while :; do busybox sleep 0.1; done";
-const HANGS: &str = "trap '' TERM; while :; do busybox sleep 0.1; done";
+    "trap 'exit 0' TERM; [ $${#APP_KEY} -le 40 ] || exit 7; busybox sleep 1d & wait";
+const HANGS: &str = "trap '' TERM; busybox sleep 1d & wait";
 
 /// Says what a bad day is made of.
 #[derive(Clone, Copy)]

@@ -12,11 +12,11 @@ services:
   backend:
     <<: *service
     env_file: [.env]
-    command: ["/bin/busybox", "sh", "-c", "trap 'exit 0' TERM; [ $${#PEPPER} -le 40 ] || exit 7; while :; do busybox sleep 0.1; done"]
+    command: ["/bin/busybox", "sh", "-c", "trap 'exit 0' TERM; [ $${#PEPPER} -le 40 ] || exit 7; busybox sleep 1d & wait"]
   mailer:
     <<: *service
     environment: { MAIL_KEY: "${MAIL_KEY}", HOOK_KEY: "${HOOK_KEY}" }
-    command: &waits ["/bin/busybox", "sh", "-c", "trap 'exit 0' TERM; while :; do busybox sleep 0.1; done"]
+    command: &waits ["/bin/busybox", "sh", "-c", "trap 'exit 0' TERM; busybox sleep 1d & wait"]
   worker:
     <<: *service
     environment: [MAIL_KEY, QUEUE_KEY]

@@ -16,14 +16,14 @@ services:
     network_mode: none
     stop_grace_period: 1s
     env_file: [.env]
-    command: ["/bin/busybox", "sh", "-c", "trap 'echo backend ends; exit 0' TERM; [ \"$$BROKEN\" = 1 ] && exit 7; echo backend begins; echo AUDIT user 7 changed order 12; while :; do busybox sleep 0.1; done"]
-    healthcheck: { test: ["CMD", "/bin/busybox", "true"], interval: 500ms }
+    command: ["/bin/busybox", "sh", "-c", "trap 'echo backend ends; exit 0' TERM; [ \"$$BROKEN\" = 1 ] && exit 7; echo backend begins; echo AUDIT user 7 changed order 12; busybox sleep 1d & wait"]
+    healthcheck: { test: ["CMD", "/bin/busybox", "true"], interval: 30s, start_period: 30s, start_interval: 300ms }
   worker:
     image: IMAGE
     network_mode: none
     stop_grace_period: 1s
     environment: { KEY: "${APP_KEY}" }
-    command: ["/bin/busybox", "sh", "-c", "trap 'exit 0' TERM; echo AUDIT job 3 done; echo AUDIT job 4 for $$KEY >&2; echo job 5; while :; do busybox sleep 0.1; done"]
+    command: ["/bin/busybox", "sh", "-c", "trap 'exit 0' TERM; echo AUDIT job 3 done; echo AUDIT job 4 for $$KEY >&2; echo job 5; busybox sleep 1d & wait"]
 "#;
 
 const CONFIG: &str = r#"

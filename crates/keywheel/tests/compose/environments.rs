@@ -14,7 +14,7 @@ services:
     network_mode: none
     stop_grace_period: 1s
     env_file: [.env]
-    command: ["/bin/busybox", "sh", "-c", "trap 'exit 0' TERM; while :; do busybox sleep 0.1; done"]
+    command: ["/bin/busybox", "sh", "-c", "trap 'exit 0' TERM; busybox sleep 1d & wait"]
 "#;
 
 /// No `socket`: the engine is the one that `DOCKER_HOST` names, as on a machine of a person.

@@ -137,7 +137,7 @@ services:
     network_mode: none
     stop_grace_period: 1s
     environment: [FIRST_KEY, APP_KEY]
-    command: ["/bin/busybox", "sh", "-c", "trap 'exit 0' TERM; while :; do busybox sleep 0.1; done"]
+    command: ["/bin/busybox", "sh", "-c", "trap 'exit 0' TERM; busybox sleep 1d & wait"]
 "#;
 
 const TWO: &str = r#"
