@@ -138,7 +138,8 @@ impl News {
     }
 }
 
-/// A rotation that was asked for while the one before it still retires a version. Several requests are one.
+/// A rotation that was asked for while the one before it still retires a version. Several requests are one. It is taken out when a
+/// rotation begins that somebody asked for; what a lease needs meanwhile leaves it where it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Queued {
     /// When it was asked for first.
@@ -162,16 +163,40 @@ pub struct Staged {
     /// The number of the version in that plan: extensions of a lease take numbers too, and change nothing else of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pending: Option<VersionId>,
+    /// The version in use in that plan.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous: Option<VersionRef>,
+    /// The lease that took the place of that version before it ended, without being asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub in_its_place: Option<VersionId>,
 }
 
 impl Staged {
-    /// Returns whether a plan was approved: as it is, or with the number that its version had then.
+    /// Returns whether a plan was approved: as it is, or with the number that its version had then and the lease that was in use.
     pub fn approves(&self, plan: &Plan) -> bool {
-        let numbered = || {
-            let pending = self.pending.filter(|_| !crate::planted!("extension_voids_approval"))?;
-            Some(Plan { pending, ..plan.clone() }.hash())
-        };
-        plan.hash() == self.approved || numbered().as_ref() == Some(&self.approved)
+        plan.hash() == self.approved || self.as_shown(plan).hash() == self.approved
+    }
+
+    /// Returns a plan without what leases changed of it by themselves since it was shown.
+    fn as_shown(&self, plan: &Plan) -> Plan {
+        let pending = self.pending.filter(|_| !crate::planted!("extension_voids_approval"));
+        let is_replaced = self.in_its_place.is_some()
+            && plan.previous.as_ref().map(|previous| previous.version) == self.in_its_place
+            && !crate::planted!("replacement_voids_approval");
+        let previous = if is_replaced { &self.previous } else { &plan.previous };
+        Plan {
+            pending: pending.unwrap_or(plan.pending),
+            previous: previous.clone(),
+            ..plan.clone()
+        }
+    }
+
+    /// Notes that one lease took the place of another. Where it is not the one of the plan, the plan is another one from then on.
+    fn replaced(&mut self, former: Option<VersionId>, by: VersionId) {
+        let shown = self.previous.as_ref().map(|previous| previous.version);
+        if former.is_some() && former == self.in_its_place.or(shown) {
+            self.in_its_place = Some(by);
+        }
     }
 }
 
@@ -286,8 +311,11 @@ impl Inventory {
     pub fn follow(&mut self, rotation: &Rotation, event: &Event, at: Timestamp) {
         match event {
             Event::Planned(plan) => {
-                // An extension is not what somebody asked for.
-                if !plan.extend || crate::planted!("extension_wipes_the_queue") {
+                // What a lease needs is not what somebody asked for.
+                let is_asked_for = !plan.keeps_a_lease()
+                    || plan.extend && crate::planted!("extension_wipes_the_queue")
+                    || !plan.extend && crate::planted!("replacement_wipes_the_queue");
+                if is_asked_for {
                     self.queued = None;
                 }
                 self.claim(&plan.stores);
@@ -410,6 +438,10 @@ impl Inventory {
             }
         }
         self.rotated_at = Some(at);
+        let staged = self.queued.as_mut().and_then(|queued| queued.after.as_mut());
+        if let (Some(staged), Some(by), true) = (staged, current, rotation.plan().keeps_a_lease()) {
+            staged.replaced(previous, by);
+        }
     }
 
     fn set(&mut self, version: VersionId, change: impl FnOnce(&mut Version)) {

@@ -139,6 +139,11 @@ impl Plan {
         workloads.chain(self.stores.iter_mut().map(|store| store as &mut dyn Pinned))
     }
 
+    /// Returns whether nobody asked for it: it gives a lease that ends soon more time, or another value.
+    pub fn keeps_a_lease(&self) -> bool {
+        self.extend || self.strategy == Strategy::Lease && self.reason == Reason::Expiring
+    }
+
     /// Returns whether the plan is run as an emergency.
     pub fn is_emergency(&self) -> bool {
         matches!(self.mode, Mode::Emergency { .. })

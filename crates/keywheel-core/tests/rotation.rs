@@ -1491,15 +1491,16 @@ fn h95_an_extension_that_gave_less_is_tried_again_while_a_rotation_is_open() {
 }
 
 #[test]
-fn h127_an_extension_leaves_what_somebody_asked_for_and_a_rotation_does_it() {
-    for extend in [true, false] {
+fn h127_what_a_lease_needs_leaves_what_somebody_asked_for_and_a_rotation_does_it() {
+    let extension = Plan { extend: true, reason: Reason::Expiring, ..lease() };
+    let replacement = Plan { reason: Reason::Expiring, ..lease() };
+    for (plan, stays) in [(extension, true), (replacement, true), (lease(), false)] {
         let asked = Queued { at: START, because: None, after: None };
         let mut row = leased(Span::minutes(30));
         row.queued = Some(asked.clone());
-        let plan = Arc::new(Plan { extend, ..lease() });
-        let event = Event::Planned(plan);
+        let event = Event::Planned(Arc::new(plan));
         row.follow(&Rotation::begin(START, &event).unwrap(), &event, START);
-        assert_eq!(row.queued, extend.then_some(asked));
+        assert_eq!(row.queued, stays.then_some(asked));
     }
 }
 
@@ -1511,12 +1512,60 @@ fn h127_an_approved_plan_is_the_same_after_an_extension_took_its_number() {
         rotation: approved.rotation(),
         approved: approved.hash(),
         pending: Some(approved.pending),
+        previous: approved.previous.clone(),
+        in_its_place: None,
     };
     let later = Plan { pending: approved.pending.successor(), ..lease() };
     assert!(staged.approves(&approved) && staged.approves(&later));
     assert!(!staged.approves(&Plan { folder: "/tmp".into(), ..later.clone() }));
     let of_before = Staged { pending: None, ..staged };
     assert!(of_before.approves(&approved) && !of_before.approves(&later));
+}
+
+/// Replaces the lease in use from end to end, and returns the plan that would come next.
+fn replaced(row: &mut Inventory, reason: Reason) -> Plan {
+    let next = |row: &Inventory| Plan {
+        previous: row.at(Stage::Current).map(Version::reference),
+        pending: row.next,
+        ..lease()
+    };
+    let mut world = World::new(Plan { reason, ..next(row) });
+    row.follow(&world.rotation, &Event::Planned(Arc::clone(world.rotation.plan())), START);
+    world.lead_to(row, Step::Evidence { workload: 0, to: 1 });
+    while let Next::Record(event) = world.rotation.next(world.now) {
+        world.follow(row, event);
+    }
+    row.open = None;
+    next(row)
+}
+
+#[test]
+fn h127_an_approved_plan_is_the_same_after_leases_took_the_place_of_the_one_in_use() {
+    let mut row = leased(Span::minutes(40));
+    let approved = lease();
+    row.next = approved.pending;
+    let staged = Staged {
+        secret: "openai@staging".parse().unwrap(),
+        rotation: approved.rotation(),
+        approved: approved.hash(),
+        pending: Some(approved.pending),
+        previous: approved.previous.clone(),
+        in_its_place: None,
+    };
+    row.queued = Some(Queued { at: START, because: None, after: Some(staged) });
+    let still_approves = |row: &Inventory, plan: &Plan| {
+        row.queued.as_ref().unwrap().after.as_ref().unwrap().approves(plan)
+    };
+    for _ in 0..2 {
+        let later = replaced(&mut row, Reason::Expiring);
+        assert_ne!(later.previous, approved.previous);
+        assert!(still_approves(&row, &later));
+        assert!(!still_approves(&row, &Plan { folder: "/tmp".into(), ..later.clone() }));
+        let of_another = Plan { previous: None, ..later };
+        assert!(!still_approves(&row, &of_another), "nobody was shown a first version");
+    }
+    replaced(&mut row, Reason::Requested);
+    assert_eq!(row.queued, None, "somebody asked for this one");
 }
 
 #[test]

@@ -2,18 +2,26 @@
 //!
 //! Ours is a label that a rotation of the same secret in this journal made. What carries another one is named at most (H90). A
 //! credential is owned where a version of the journal has its id, or its label and an id that nothing live has, or where an open
-//! rotation may still find and end it by itself. Nothing is ended on the word of an earlier look (H92).
+//! rotation may still find and end it by itself. A journal may lack records, so what a store of the secret holds, or may hold, is
+//! left alone too, whatever the journal says. Nothing is ended on the word of an earlier look (H92).
 
+use std::sync::Arc;
+
+use keywheel_core::call::CallError;
+use keywheel_core::facts::ReadBack;
+use keywheel_core::fingerprint::{Compared, Fingerprint};
 use keywheel_core::inventory::{Decision, Inventory};
-use keywheel_core::plan::{Label, RotationId};
+use keywheel_core::plan::{Label, Plan, RotationId, StorePlan};
 use keywheel_core::planted;
-use keywheel_core::secret::SecretName;
+use keywheel_core::secret::{Credential, SecretName};
 use keywheel_core::version::IssuedId;
-use keywheel_driver::issuer::{Issuer, Live};
+use keywheel_driver::Store;
+use keywheel_driver::issuer::{Identity, Issuer, Live};
+use keywheel_driver::pin::elsewhere;
 use keywheel_journal::Epoch;
 
 use crate::request::CLAIM;
-use crate::{Engine, EngineError, recover};
+use crate::{Drivers, Engine, EngineError, held, recover};
 
 /// What the labels of every rotation begin with.
 pub const PREFIX: &str = "kw-";
@@ -90,7 +98,134 @@ impl Owners {
     }
 }
 
+/// What the stores of a secret hold now, told by the ids of its issuer.
+pub struct InStores {
+    /// By the names of the stores.
+    holds: Vec<(String, Holds)>,
+}
+
+enum Holds {
+    /// One of these, or nothing that the issuer knows.
+    OneOf(Vec<IssuedId>),
+    /// Nothing tells, and why.
+    Untold(String),
+}
+
+/// Why a credential that no version has is no orphan.
+pub struct InUse {
+    /// The reason, for people.
+    pub why: String,
+    /// Whether a store certainly holds it.
+    pub is_certain: bool,
+}
+
+impl InStores {
+    /// Says why a credential may be in use; none where every store holds something else.
+    pub fn may_hold(&self, one: &Labelled) -> Option<InUse> {
+        let told = self.holds.iter().find_map(|(store, holds)| match holds {
+            Holds::OneOf(ids) if *ids == [one.issued.clone()] => {
+                Some(InUse { why: format!("store `{store}` holds it"), is_certain: true })
+            }
+            Holds::OneOf(ids) if ids.contains(&one.issued) => {
+                Some(InUse { why: format!("store `{store}` may hold it"), is_certain: false })
+            }
+            Holds::OneOf(_) => None,
+            Holds::Untold(why) => Some(InUse {
+                why: format!("store `{store}` may hold it: {why}"),
+                is_certain: false,
+            }),
+        });
+        told.filter(|_| !planted!("orphan_in_a_store_is_ended"))
+    }
+}
+
 impl Engine {
+    /// Looks which credentials of its issuer the stores of a plan hold.
+    ///
+    /// # Errors
+    /// [`EngineError`] where the journal fails, or a driver cannot be built.
+    pub async fn in_stores(&self, plan: &Plan) -> Result<InStores, EngineError> {
+        let drivers = self.build.build(plan)?;
+        let row = self.journal.inventory(&plan.secret).await?;
+        let row = row.unwrap_or_else(|| Inventory::new(plan.secret.clone()));
+        let read = held::by_each(&drivers.stores, plan).await;
+        let mut holds = Vec::new();
+        for (index, planned) in plan.stores.iter().enumerate() {
+            let store = &drivers.stores[index];
+            let found = match elsewhere(store.identity(), row.pin_of(planned)).await {
+                Err(error) => Holds::Untold(error.to_string()),
+                Ok(Some(objection)) => Holds::Untold(objection),
+                Ok(None) => match planned.facts.read_back {
+                    ReadBack::Value => self.told_by(plan, &drivers, &row, &read, index).await,
+                    ReadBack::Timestamp => self.as_left(plan, planned, store).await?,
+                    ReadBack::Digest | ReadBack::None => Holds::Untold("it cannot be read".into()),
+                },
+            };
+            holds.push((planned.bound.name.clone(), found));
+        }
+        Ok(InStores { holds })
+    }
+
+    /// Tells what was read from a store by its fingerprint, and by what the issuer makes of it where the journal does not know it.
+    async fn told_by(
+        &self,
+        plan: &Plan,
+        drivers: &Drivers,
+        row: &Inventory,
+        read: &[Result<Option<Credential>, CallError>],
+        index: usize,
+    ) -> Holds {
+        let held = match &read[index] {
+            Err(error) => return Holds::Untold(error.to_string()),
+            Ok(None) => return Holds::OneOf(Vec::new()),
+            Ok(Some(held)) => held,
+        };
+        let whole =
+            held::completed(held, read.iter().filter_map(|held| held.as_ref().ok()?.as_ref()));
+        let seen = self.fingerprint(&plan.stores, &whole);
+        let is_it = |known: &Fingerprint| known.compare(&seen) == Compared::Same;
+        let known =
+            row.versions.iter().filter(|known| known.fingerprint.as_ref().is_some_and(is_it));
+        let known: Vec<IssuedId> = known.filter_map(|known| known.issued.clone()).collect();
+        if !known.is_empty() {
+            return Holds::OneOf(known);
+        }
+        match drivers.issuer.identify(&whole).await {
+            Ok(Identity::Known { issued, .. }) => Holds::OneOf(vec![issued]),
+            Ok(Identity::Candidates(ids)) => Holds::OneOf(ids),
+            Ok(Identity::Unknown) => {
+                Holds::Untold("neither journal nor issuer knows its value".into())
+            }
+            Err(error) => Holds::Untold(error.to_string()),
+        }
+    }
+
+    /// A store that tells nothing but when it was changed holds what the journal says as long as our last write is its last one.
+    async fn as_left(
+        &self,
+        plan: &Plan,
+        planned: &StorePlan,
+        store: &Arc<dyn Store>,
+    ) -> Result<Holds, EngineError> {
+        let is_it =
+            |other: &StorePlan| (&other.bound, &other.slots) == (&planned.bound, &planned.slots);
+        for row in self.journal.rotations(Some(&plan.secret)).await? {
+            let rotation = recover::read(self.journal.as_ref(), &row.rotation).await?;
+            let Some(index) = rotation.plan().stores.iter().position(is_it) else { continue };
+            let Some(left) = rotation.walk().changed_at(index) else { continue };
+            let addresses: Vec<String> =
+                planned.slots.iter().map(|slot| slot.address.clone()).collect();
+            return Ok(match store.changed_at(&addresses).await {
+                Ok(now) if now == left => Holds::OneOf(Vec::new()),
+                Ok(_) => {
+                    Holds::Untold("it was written since the journal's last record of it".into())
+                }
+                Err(error) => Holds::Untold(error.to_string()),
+            });
+        }
+        Ok(Holds::Untold("the journal has no write to it, and it cannot be read".into()))
+    }
+
     /// Reads who owns the labelled credentials of a secret.
     ///
     /// # Errors
@@ -125,13 +260,13 @@ impl Engine {
     /// [`keywheel_journal::JournalError::Held`] where the secret is being worked on; nothing was asked for then.
     pub async fn end_orphan(
         &self,
-        secret: &SecretName,
-        issuer: &dyn Issuer,
+        plan: &Plan,
         orphan: &Labelled,
         because: &str,
     ) -> Result<Fate, EngineError> {
+        let secret = &plan.secret;
         let epoch = self.journal.claim(secret, &self.holder, self.clock.now(), CLAIM).await?;
-        let fate = self.end_claimed(secret, issuer, orphan, because, epoch).await;
+        let fate = self.end_claimed(plan, orphan, because, epoch).await;
         let given_up = self.journal.give_up(secret, epoch).await;
         let fate = fate?;
         given_up?;
@@ -140,13 +275,13 @@ impl Engine {
 
     async fn end_claimed(
         &self,
-        secret: &SecretName,
-        issuer: &dyn Issuer,
+        plan: &Plan,
         orphan: &Labelled,
         because: &str,
         epoch: Epoch,
     ) -> Result<Fate, EngineError> {
-        if let Some(why) = self.is_none_any_more(secret, issuer, orphan).await? {
+        let (secret, issuer) = (&plan.secret, self.build.build(plan)?.issuer);
+        if let Some(why) = self.is_none_any_more(plan, issuer.as_ref(), orphan).await? {
             return Ok(Fate::Left(why));
         }
         let Labelled { issued, label } = orphan;
@@ -166,7 +301,7 @@ impl Engine {
     /// Says why a credential that was an orphan is none at a second look.
     async fn is_none_any_more(
         &self,
-        secret: &SecretName,
+        plan: &Plan,
         issuer: &dyn Issuer,
         orphan: &Labelled,
     ) -> Result<Option<String>, EngineError> {
@@ -183,8 +318,10 @@ impl Engine {
         if !is_listed {
             return Ok(Some("it is gone, or carries another label by now".into()));
         }
-        let is_orphan = self.owners(secret).await?.sort(live).orphans.contains(orphan);
-        Ok((!is_orphan).then(|| "it has an owner by now".into()))
+        if !self.owners(&plan.secret).await?.sort(live).orphans.contains(orphan) {
+            return Ok(Some("it has an owner by now".into()));
+        }
+        Ok(self.in_stores(plan).await?.may_hold(orphan).map(|in_use| in_use.why))
     }
 
     async fn decided(

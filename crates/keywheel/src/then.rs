@@ -137,6 +137,8 @@ impl<'a> Then<'a> {
                 rotation: rotation.clone(),
                 approved,
                 pending: Some(one.plan.pending),
+                previous: one.plan.previous.clone(),
+                in_its_place: None,
             }),
         };
         claims::take([one.plan.as_ref()]).await?;

@@ -14,9 +14,8 @@ use keywheel_core::rotation::Rotation;
 use keywheel_core::secret::SecretName;
 use keywheel_core::strategy::Side;
 use keywheel_core::version::{Stage, VersionId};
-use keywheel_driver::Issuer;
 use keywheel_driver::pin::elsewhere;
-use keywheel_engine::orphans::{Fate, Labelled, PREFIX, Sorted};
+use keywheel_engine::orphans::{Fate, InUse, Labelled, PREFIX, Sorted};
 use keywheel_engine::request::can_be_put_right;
 use keywheel_engine::{NoWatch, held};
 use serde_json::{Value, json};
@@ -56,7 +55,8 @@ struct Finding {
 /// A labelled credential that no version of a secret owns.
 struct Stray<'a> {
     secret: &'a Secret,
-    issuer: Arc<dyn Issuer>,
+    /// Where its stores are, and its issuer.
+    plan: Arc<Plan>,
     one: Labelled,
 }
 
@@ -65,6 +65,8 @@ struct Stray<'a> {
 struct Seen<'a> {
     findings: Vec<Finding>,
     orphans: Vec<Stray<'a>>,
+    /// Those that a store holds or may hold.
+    in_use: Vec<(Stray<'a>, InUse)>,
     /// Under labels of somebody else.
     foreign: Vec<Stray<'a>>,
     /// Secrets that only a person could look at.
@@ -120,7 +122,8 @@ pub(crate) async fn run(args: &DoctorArgs, globals: &Globals) -> Result<Exit, Fa
         what: format!("audit chain: {fault}"),
         then: "keywheel audit verify".into(),
     }));
-    let Seen { mut findings, orphans, foreign, mut unseen, answers } = seen;
+    let Seen { mut findings, orphans, in_use, foreign, mut unseen, answers } = seen;
+    findings.extend(in_use.iter().map(|(stray, in_use)| stray.may_be_in_use(in_use)));
     unseen.extend(keep(globals, &config, environment, &answers).await);
     unseen.iter().for_each(|line| globals.output().note(line));
     let mut cleared = Cleared::default();
@@ -131,6 +134,7 @@ pub(crate) async fn run(args: &DoctorArgs, globals: &Globals) -> Result<Exit, Fa
             ..stray.finding()
         });
         findings.extend(left);
+        cleared.left.extend(in_use.into_iter().map(|(stray, in_use)| (stray, in_use.why)));
         let why = || "no rotation of this journal made it".to_owned();
         cleared.left.extend(foreign.into_iter().map(|stray| (stray, why())));
     } else {
@@ -224,8 +228,7 @@ async fn end_orphans<'a>(
     let session = Session::act(globals, config, &environment.name, Arc::new(NoWatch))?;
     let because = args.because.as_deref().unwrap_or("nobody owned it");
     for stray in orphans {
-        let Stray { secret, issuer, one } = &stray;
-        let ended = session.engine.end_orphan(&secret.name, issuer.as_ref(), one, because).await;
+        let ended = session.engine.end_orphan(&stray.plan, &stray.one, because).await;
         match ended.map_err(engine_failure) {
             Ok(Fate::Ended) => cleared.ended.push(stray),
             Ok(Fate::Left(why)) => cleared.left.push((stray, why)),
@@ -248,6 +251,20 @@ impl Stray<'_> {
                 self.one.label, self.one.issued
             ),
             then: format!("keywheel doctor --end-orphans {}", self.secret.name),
+        }
+    }
+
+    /// The finding of one that no version has and that is never ended here.
+    fn may_be_in_use(&self, in_use: &InUse) -> Finding {
+        let name = &self.secret.name;
+        let then = match in_use.is_certain {
+            true => format!("keywheel reconcile --keep {name}"),
+            false => format!("keywheel where {name}"),
+        };
+        Finding {
+            secret: name.name().into(),
+            what: format!("{} is of no version of the journal, and {}", self.words(), in_use.why),
+            then,
         }
     }
 
@@ -311,7 +328,7 @@ impl<'a> Check<'_, 'a> {
         let parked = open.and_then(Rotation::parked).map(|reason| words::parked(&plan, reason));
         found.extend(parked.map(|reason| self.finding(format!("parked: {reason}"), "resume")));
         self.unended(found);
-        self.labelled(&built, seen).await
+        self.labelled(plan, &built, seen).await
     }
 
     fn finding(&self, what: String, command: &str) -> Finding {
@@ -454,7 +471,12 @@ impl<'a> Check<'_, 'a> {
     }
 
     /// Live credentials under a label that no version and no open rotation of this journal owns (L04).
-    async fn labelled(&self, built: &Built, seen: &mut Seen<'a>) -> Result<(), Failure> {
+    async fn labelled(
+        &self,
+        plan: Plan,
+        built: &Built,
+        seen: &mut Seen<'a>,
+    ) -> Result<(), Failure> {
         if built.issuer.facts().is_kept_by_hand() && !self.asks_people {
             // Nobody is asked to look for what is not known to be missing.
             return Ok(());
@@ -472,10 +494,20 @@ impl<'a> Check<'_, 'a> {
                 return Ok(());
             }
         };
-        let owners = self.session.engine.owners(&self.secret.name).await;
+        let engine = &self.session.engine;
+        let owners = engine.owners(&self.secret.name).await;
         let Sorted { orphans, foreign } = owners.map_err(engine_failure)?.sort(live);
-        let stray = |one| Stray { secret: self.secret, issuer: Arc::clone(&built.issuer), one };
-        seen.orphans.extend(orphans.into_iter().map(stray));
+        let plan = Arc::new(plan);
+        let stray = |one| Stray { secret: self.secret, plan: Arc::clone(&plan), one };
+        if !orphans.is_empty() {
+            let in_stores = engine.in_stores(&plan).await.map_err(engine_failure)?;
+            for one in orphans {
+                match in_stores.may_hold(&one) {
+                    Some(in_use) => seen.in_use.push((stray(one), in_use)),
+                    None => seen.orphans.push(stray(one)),
+                }
+            }
+        }
         let is_told = |one: &Labelled| seen.foreign.iter().any(|told| told.one == *one);
         let untold: Vec<Labelled> = foreign.into_iter().filter(|one| !is_told(one)).collect();
         seen.foreign.extend(untold.into_iter().map(stray));

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use clap::{Args, ValueEnum};
 use keywheel_core::due;
-use keywheel_core::event::{Event, Report};
+use keywheel_core::event::{Event, ParkReason, Report};
 use keywheel_core::gate::{Gate, Gates, Light};
 use keywheel_core::inventory::Inventory;
 use keywheel_core::plan::{Reason, RotationId};
@@ -208,7 +208,7 @@ struct Known {
     trouble: Option<String>,
     /// Why its open rotation is parked, in words, and since when.
     parked: Option<(String, Timestamp)>,
-    /// What keeps its retirement from counting, where the last look saw something.
+    /// What keeps its retirement from counting, or parked it for that, where the last look saw something.
     held_up: Option<HeldUp>,
     /// Whether a person ends the former version.
     by_hand: bool,
@@ -246,6 +246,9 @@ async fn known(
                     let since = records.iter().rfind(is_it).map(|record| record.at);
                     let why = words::parked(rotation.plan(), reason);
                     parked = Some((why, since.unwrap_or_default()));
+                    let is_of_gates =
+                        matches!(reason, ParkReason::GateClosed | ParkReason::RedAfterSuspend);
+                    held_up = HeldUp::of(&rotation, &records).filter(|_| is_of_gates);
                 }
                 None => {
                     outlook = Some(Outlook::of(&rotation, now()));
@@ -411,20 +414,25 @@ fn open(known: &Known, now: Timestamp) -> Option<Words> {
     let row = &known.row;
     let open = row.open.as_ref()?;
     let secret = &row.secret;
+    let held_up = known.held_up.as_ref().filter(|held_up| !held_up.seen.is_empty());
     if let Some((reason, since)) = &known.parked
         && !planted!("parked_is_under_way")
     {
         return Some((
             Standing::NeedsYou,
             "parked".into(),
-            format!("{reason}; since {}", words::when(*since)),
+            match held_up {
+                Some(HeldUp { seen, .. }) => {
+                    format!("{reason}: {seen}; since {}", words::when(*since))
+                }
+                None => format!("{reason}; since {}", words::when(*since)),
+            },
             format!("keywheel resume {secret}"),
         ));
     }
     let owed_at = open.owed_at.unwrap_or(now);
     let waits = if row.queued.is_some() { "; the next rotation waits" } else { "" };
     let outlook = known.outlook.unwrap_or_default();
-    let held_up = known.held_up.as_ref().filter(|held_up| !held_up.seen.is_empty());
     let held_up = held_up.map(|held_up| format!("; {}", held_up.seen));
     let guided = if known.by_hand && outlook.revokes() { " (guided: needs you)" } else { "" };
     let detail = format!(

@@ -135,7 +135,9 @@ fn h49_whoever_writes_the_old_value_back_while_it_soaks_is_named_and_not_fought(
     // A quarter of the soak is the time between two looks.
     std::thread::sleep(Duration::from_millis(3_200));
     cluster.faults().forget();
-    project.run(&["resume", "pepper"]);
+    ends(&project.run(&["resume", "pepper", "--soak"]), &cluster, 3);
+    let status = project.run(&["status"]);
+    status.ends(0).says("store `app` was changed by `argocd-controller` (Argo CD, 20");
     let rotations = project.json(&["rotation", "list"]);
     let rotation = rotations["rotations"][0]["rotation"].as_str().unwrap();
     let shown = project.run(&["rotation", "show", rotation]);

@@ -1,6 +1,7 @@
 //! Live credentials that carry our label and that nobody owns: `doctor` lists them, and ends them where it is told to.
 
 use std::io::{Read, Write};
+use std::path::Path;
 use std::time::Duration;
 
 use keywheel_twins::fault::{Fault, Rule};
@@ -103,6 +104,56 @@ fn h04_a_second_key_under_the_label_of_a_version_is_ended() {
     provider.run(&ended).ends(0).says("ended  model").says(&twice.owner);
     assert_eq!(provider.current().id, current.id, "the key that readers use was ended");
     provider.run(&["doctor"]).ends(0).says("world and journal agree");
+}
+
+/// A backup of the journal is put back, and the rotation that it lacks is asked for again: its labels are those of the one that
+/// is lost.
+#[test]
+fn h92_what_a_store_holds_is_no_orphan_of_a_journal_that_lost_its_record() {
+    let provider = Provider::rotated();
+    let state = provider.project.folder.path().join("state");
+    let backup = provider.project.folder.path().join("backup");
+    copy(&state, &backup);
+    provider.run(&["rotate", "model", "--yes", "--soak"]).ends(0).says("v3 is current");
+    let current = provider.current();
+    copy(&backup, &state);
+    let again = provider.run(&["rotate", "model", "--yes", "--soak"]);
+    assert_ne!(again.code, Some(0), "{again:?}");
+    provider.note_value();
+
+    let end = ["doctor", "--end-orphans", "--yes"];
+    let told = format!("labelled `{}` is of no version of the journal", current.label);
+    let listed = provider.run(&["doctor"]);
+    listed.ends(3).says(&told).says("store `app` holds it").says("reconcile --keep model@default");
+    provider.run(&end).ends(3).says("left  model").says("store `app` holds it");
+    assert_eq!(provider.twin.live(&current.label).len(), 1, "readers use it");
+
+    let (file, aside) = ("app.env", "aside.env");
+    let path = |name: &str| provider.project.path(name);
+    std::fs::rename(path(file), path(aside)).unwrap();
+    std::fs::create_dir(path(file)).unwrap();
+    provider.project.run(&end).ends(3).says("store `app` may hold it").says("keywheel where");
+    std::fs::remove_dir(path(file)).unwrap();
+    std::fs::rename(path(aside), path(file)).unwrap();
+    assert_eq!(provider.twin.live(&current.label).len(), 1, "nobody knows what the store holds");
+
+    provider.run(&["reconcile", "--keep", "model", "--yes"]).ends(0);
+    provider.run(&end);
+    assert_eq!(provider.current().id, current.id);
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for old in std::fs::read_dir(to).unwrap().map(|file| file.unwrap().path()) {
+        if old.is_file() {
+            std::fs::remove_file(old).unwrap();
+        }
+    }
+    for file in std::fs::read_dir(from).unwrap().map(|file| file.unwrap().path()) {
+        if file.is_file() {
+            std::fs::copy(&file, to.join(file.file_name().unwrap())).unwrap();
+        }
+    }
 }
 
 /// While the question is on the terminal, somebody takes the account for something else.

@@ -62,6 +62,12 @@ fn a_parked_rotation_that_can_turn_round_offers_the_way_back() {
     let told = &status["environments"][0]["secrets"][0];
     assert_eq!(told["standing"], "needs_operator");
     assert_eq!(told["parked"], "a gate stayed closed for too long");
+    let seen = "store `web` was changed by somebody else";
+    assert_eq!(
+        (&told["held_up"]["drift"], &told["held_up"]["seen"]),
+        (&"closed".into(), &seen.into())
+    );
+    project.run(&["status"]).ends(0).says(&format!("too long: {seen}; since"));
     project.run(&["reconcile", "pepper", "--yes"]).ends(0).says("wrote store `web`");
     let undone = project.json(&["undo", "pepper", "--yes"]);
     let rotation = &undone["rotations"][0];

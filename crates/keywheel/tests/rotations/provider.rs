@@ -84,7 +84,7 @@ impl Provider {
     }
 
     /// Adds the values that the program made to those that nothing may hold.
-    fn note_value(&self) {
+    pub(super) fn note_value(&self) {
         let known = self.project.read("run.canaries");
         self.project.write("run.canaries", &format!("{known}\n{}", self.value()));
     }

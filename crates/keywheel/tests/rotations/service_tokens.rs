@@ -1,7 +1,9 @@
 //! Tokens of services: minted, kept fresh in their file, and accepted by every replica while the key that signs them rotates.
 
+use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,7 +15,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use super::Project;
+use super::{Project, Ran};
 
 const KEY: &str = "kwcanary-0123456789abcdefghijklmnopq";
 
@@ -160,6 +162,58 @@ fn h80_after_a_stop_nothing_follows_an_emergency_and_whoever_ends_it_replaces_to
 
     let resumed = project.json(&["resume", "--all"]);
     let ended = resumed["rotations"].as_array().unwrap().iter();
+    let ended: Vec<_> = ended.map(|one| (&one["secret"], &one["outcome"])).collect();
+    let [jwt, token] = ["jwt@default", "worker-token@default"].map(Value::from);
+    assert_eq!(ended, [(&jwt, &"completed".into()), (&token, &"completed".into())]);
+    assert_ne!(key(&project.read("token")), key(&before));
+}
+
+/// A store whose program keeps whoever writes waiting as long as there is a file `wait`.
+const SLOW_STORE: &str = r#"  slow:
+    command:
+      id: slow
+      read: [sh, -c, "cat >/dev/null; echo '{\"slots\": {\"PEPPER\": \"kwcanary-pepper-0123456789\"}}'"]
+      write: [sh, -c, "cat >/dev/null; touch writing; while [ -e wait ]; do sleep 0.02; done; echo '{\"outcome\": \"written\"}'"]
+workloads: {}
+"#;
+
+const PEPPER: &str = "  pepper:
+    policy: fast
+    issuer: random
+    stores: { slow: { PEPPER: current } }
+    read_by: nobody
+    because: a test
+";
+
+/// Has every process that holds a secret now taken for dead.
+fn take_for_dead(project: &Project) {
+    let holders = std::fs::read_dir(project.folder.path().join("state/holders")).unwrap();
+    for lock in holders.map(|lock| lock.unwrap().path()) {
+        std::fs::remove_file(&lock).unwrap();
+        OpenOptions::new().write(true).create_new(true).mode(0o600).open(&lock).unwrap();
+    }
+}
+
+#[test]
+fn h20_a_rotation_that_is_lost_to_another_process_stops_neither_others_nor_what_follows_them() {
+    let config = CONFIG.replace("4s", "1h").replace("workloads: {}\n", SLOW_STORE);
+    let project = project(&format!("{config}{PEPPER}"));
+    project.run(&["rotate", "worker-token", "--yes"]).ends(0);
+    let before = project.read("token");
+    project.write("wait", "");
+    let leaked = ["rotate", "jwt", "pepper", "--emergency", "--because", "a leak", "--yes"];
+    let mut leaked = project.command(&[&leaked[..], &["--output", "json"]].concat());
+    let running = leaked.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    while !project.path("writing").exists() {
+        thread::sleep(Duration::from_millis(5));
+    }
+    take_for_dead(&project);
+    project.run(&["cancel", "pepper"]).ends(4).says("its mint was begun");
+    std::fs::remove_file(project.path("wait")).unwrap();
+    let ran = Ran::of(&running.wait_with_output().unwrap());
+    ran.ends(4).says("`pepper@default` was taken over by another process");
+    let told: Value = serde_json::from_str(&ran.stdout).unwrap();
+    let ended = told["rotations"].as_array().unwrap().iter();
     let ended: Vec<_> = ended.map(|one| (&one["secret"], &one["outcome"])).collect();
     let [jwt, token] = ["jwt@default", "worker-token@default"].map(Value::from);
     assert_eq!(ended, [(&jwt, &"completed".into()), (&token, &"completed".into())]);

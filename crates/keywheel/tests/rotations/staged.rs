@@ -1,6 +1,10 @@
 //! Two environments: one goes first, and the next one follows with the plan that was approved.
 
-use super::{OLD, Project};
+use std::os::unix::fs::DirBuilderExt;
+use std::process::Stdio;
+use std::time::Duration;
+
+use super::{OLD, Project, Ran};
 
 const CONFIG: &str = "
 project: shop
@@ -105,6 +109,49 @@ fn production_does_not_follow_a_staging_that_was_undone_and_is_taken_back() {
     project.run(&status).ends(0);
 }
 
+/// A second secret, in files of its own.
+const SALT: &str = "  salt:
+    policy: fast
+    issuer: { random: { length: 32 } }
+    stores: { side: { by_env: { staging: { STAGING_SALT: current }, production: { SALT: current } } } }
+    read_by: nobody
+    because: a test
+";
+
+#[test]
+fn h20_a_rotation_that_cannot_begin_stops_neither_others_nor_what_follows_them() {
+    let project = project("100ms");
+    let config = config("100ms", 32).replace("1s", "100ms");
+    let side = |environment: &str| {
+        let app = format!("app: {{ env_file: {{ path: {environment}.env }} }}");
+        (app.clone(), format!("{app}, side: {{ env_file: {{ path: {environment}-side.env }} }}"))
+    };
+    let (staging, production) = (side("staging"), side("production"));
+    let config = config.replace(&staging.0, &staging.1).replace(&production.0, &production.1);
+    project.write("keywheel.yaml", &format!("{config}{SALT}"));
+    project.write("staging-side.env", &format!("STAGING_SALT={OLD}\n"));
+    project.write("production-side.env", &format!("SALT={HAND}\n"));
+    for name in ["their-state", "their-keys"] {
+        std::fs::DirBuilder::new().mode(0o700).create(project.folder.path().join(name)).unwrap();
+    }
+    let theirs =
+        project.command_of("their-", &["adopt", "salt", "-e", "staging", "--yes"]).output();
+    Ran::of(&theirs.unwrap()).ends(0);
+    let both = ["rotate", "pepper", "salt", "-e", "staging", "--then", "production"];
+    let more = ["--separately", "--yes", "--soak", "--output", "json"];
+    let ran = project.run(&[&both[..], &more].concat());
+    ran.ends(4).says("K0212").says("`salt@staging`");
+    let told: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+    let ended = told["rotations"].as_array().unwrap().iter();
+    let ended: Vec<_> = ended.map(|one| (&one["secret"], &one["outcome"])).collect();
+    let (staging, production) = ("pepper@staging".into(), "pepper@production".into());
+    assert_eq!(ended, [(&staging, &"completed".into()), (&production, &"completed".into())]);
+    assert!(project.read("staging-side.env").contains(OLD));
+    assert!(project.read("production-side.env").contains(HAND));
+    let nothing = ["cancel", "salt", "-e", "production"];
+    project.run(&nothing).ends(4).says("salt@production");
+}
+
 #[test]
 fn what_can_not_follow_is_refused_before_anything_begins() {
     let project = project("1s");
@@ -129,4 +176,70 @@ fn one_value_in_two_environments_is_told_wherever_it_matters() {
     assert!(project.read("production.env").contains(OLD));
     let after = project.run(&["check", "-e", "production"]);
     assert!(!after.stdout.contains("holds the same value"), "{after:?}");
+}
+
+/// Tokens of a service, which staging is given by a program that waits as long as there is a file `wait`.
+const TOKENS: &str = r#"
+project: shop
+environments:
+  staging:
+    stores:
+      app: { env_file: { path: staging.env } }
+      worker:
+        command:
+          id: worker
+          read: [sh, -c, "cat >/dev/null; echo '{\"slots\": {\"TOKEN\": null}}' > none; cat held 2>/dev/null || cat none"]
+          write: [sh, -c, "sed 's/.*\"value\": *\\(\"[^\"]*\"\\).*/{\"slots\": {\"TOKEN\": \\1}}/' >held; touch writing; while [ -e wait ]; do sleep 0.02; done; echo '{\"outcome\": \"written\"}'"]
+  production:
+    stores:
+      app: { env_file: { path: production.env } }
+      worker: { file: { path: production.token, create: true } }
+secrets:
+  jwt:
+    issuer: { jwt_secret: { bytes: 32 } }
+    strategy: { keyring: { longest_token: 1h, skew: 1s } }
+    stores: { app: { JWT_SECRET: current, JWT_SECRET_ALSO_ACCEPTED: also_accepted } }
+    read_by: nobody
+    because: a test
+  token:
+    issuer: { service_token: { signed_by: jwt, life: { by_env: { staging: 1h, production: 2s } }, subject: worker } }
+    stores: { worker: { by_env: { staging: { TOKEN: current }, production: { content: value } } } }
+    read_by: nobody
+    because: it reads the file anew for each call
+"#;
+
+/// The lease in production does not wait for staging, and leaves what was asked for and approved where it is.
+#[test]
+fn h127_a_lease_that_is_replaced_meanwhile_follows_staging_all_the_same() {
+    let project = Project::new();
+    project.write("keywheel.yaml", TOKENS);
+    for (environment, key) in [("staging", "s"), ("production", "p")] {
+        let key = format!("kwcanary-of-{environment}-{}", key.repeat(32));
+        let variables = format!("JWT_SECRET={key}\nJWT_SECRET_ALSO_ACCEPTED=\n");
+        project.write(&format!("{environment}.env"), &variables);
+        project.run(&["adopt", "--all", "--yes", "-e", environment]).ends(0);
+    }
+    project.run(&["rotate", "token", "--yes", "-e", "production"]).ends(0);
+    let first = project.read("production.token");
+    project.write("wait", "");
+    let both = ["rotate", "token", "-e", "staging", "--then", "production", "--yes"];
+    let mut both = project.command(&[&both[..], &["--output", "json"]].concat());
+    let running = both.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    while !project.path("writing").exists() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    while project.read("production.token") == first {
+        project.run(&["resume", "--all", "-e", "production"]);
+    }
+    let replaced = project.read("production.token");
+    let waits = "the next rotation waits: `token@staging` is in phase";
+    project.run(&["status", "-e", "production"]).ends(0).says(waits);
+    std::fs::remove_file(project.path("wait")).unwrap();
+    let ran = Ran::of(&running.wait_with_output().unwrap());
+    let told: serde_json::Value = serde_json::from_str(&ran.ends(0).stdout).unwrap();
+    let ended = told["rotations"].as_array().unwrap().iter();
+    let ended: Vec<_> = ended.map(|one| (&one["secret"], &one["outcome"])).collect();
+    let (staging, production) = ("token@staging".into(), "token@production".into());
+    assert_eq!(ended, [(&staging, &"completed".into()), (&production, &"completed".into())]);
+    assert_ne!(project.read("production.token"), replaced);
 }
