@@ -312,12 +312,13 @@ impl Inventory {
         match event {
             Event::Planned(plan) => {
                 // What a lease needs is not what somebody asked for.
-                let is_asked_for = !plan.keeps_a_lease()
-                    || plan.extend && crate::planted!("extension_wipes_the_queue")
-                    || !plan.extend && crate::planted!("replacement_wipes_the_queue");
-                if is_asked_for {
-                    self.queued = None;
-                }
+                let is_kept = match plan.extend {
+                    true => !crate::planted!("extension_wipes_the_queue"),
+                    false => {
+                        plan.keeps_a_lease() && !crate::planted!("replacement_wipes_the_queue")
+                    }
+                };
+                self.queued = self.queued.take().filter(|_| is_kept);
                 self.claim(&plan.stores);
                 self.pin(plan);
                 self.next = self.next.max(plan.pending.successor());
