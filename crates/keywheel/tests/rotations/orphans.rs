@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use keywheel_twins::fault::{Fault, Rule};
+use keywheel_twins::github;
 use serde_json::json;
 
 use super::provider::Provider;
@@ -140,6 +141,32 @@ fn h92_what_a_store_holds_is_no_orphan_of_a_journal_that_lost_its_record() {
     provider.run(&["reconcile", "--keep", "model", "--yes"]).ends(0);
     provider.run(&end);
     assert_eq!(provider.current().id, current.id);
+}
+
+const CI: &str = r#"
+  ci:
+    github_actions: { repository: acme/shop, token: { file: token }, base_url: "CI", longest_run: 100ms, settle_for: 500ms }
+secrets:"#;
+
+/// A store that cannot be read tells when it was written.
+#[test]
+fn h92_what_a_store_may_hold_that_somebody_wrote_is_no_orphan() {
+    let provider = Provider::new();
+    let ci = github::Twin::start(github::TwinOptions::default()).unwrap();
+    ci.set_by_hand("MODEL_KEY", provider.value().as_bytes());
+    provider.project.write("token", ci.token());
+    let config = provider.config.replace("\nsecrets:", &CI.replace("CI", &ci.base_url()));
+    let both = config.replace("{ app: MODEL_KEY }", "{ app: MODEL_KEY, ci: MODEL_KEY }");
+    provider.project.write("keywheel.yaml", &both);
+    provider.run(&["rotate", "model", "--yes", "--soak"]).ends(0).says("completed; v2 is current");
+    let label = second_attempt(&provider.current().label);
+    provider.twin.make_key(&label);
+    let end = ["doctor", "--end-orphans", "--yes"];
+    provider.run(&end).ends(0).says("ended  model");
+    let late = provider.twin.make_key(&label);
+    ci.set_by_hand("MODEL_KEY", late.value.as_bytes());
+    provider.run(&end).ends(3).says("store `ci` may hold it: it was written since");
+    assert_eq!(provider.twin.live(&label).len(), 1);
 }
 
 fn copy(from: &Path, to: &Path) {
