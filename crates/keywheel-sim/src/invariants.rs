@@ -424,10 +424,11 @@ impl World {
             let written = &self.values[usize::from(value)];
             let (ended, suspect) = (written.ended, written.suspect);
             // A write that was sent before the emergency lands where a rival, or the rotation that turned round, puts back what
-            // it was to replace.
+            // it was to replace, or where a suspect was ended before any store was written.
             let late = [Fault::LateLanding, Fault::CrashLate, Fault::JournalBehind];
             let was_sent_before = late.iter().any(|fault| self.fired.contains(fault));
-            if ended || (emergency && suspect && !was_sent_before) {
+            let of_emergency = emergency && suspect;
+            if (ended || of_emergency) && !(of_emergency && was_sent_before) {
                 let which = if ended { "ended" } else { "suspect" };
                 self.violate("I11", || {
                     format!("value {value} of secret {secret} is {which}, and is written again")

@@ -275,7 +275,6 @@ pub(crate) async fn check_pins(plan: &Plan, row: Option<&Inventory>) -> Result<(
         return Ok(());
     }
     let built = drivers_of(plan)?;
-    let mut refused = Vec::new();
     let moved = |what: String, objection: String| {
         let failure = Failure::new(format!(
             "{what} of `{}` is reached at another place than before",
@@ -288,14 +287,13 @@ pub(crate) async fn check_pins(plan: &Plan, row: Option<&Inventory>) -> Result<(
         let failure = failure.code(code::ELSEWHERE).exit(Exit::Refused);
         failure.caused_by(objection).now("nothing changed").hint(hint)
     };
-    for (identity, planned) in built.identities().zip(plan.pinned()) {
+    let looks = built.identities().zip(plan.pinned()).map(async |(identity, planned)| {
         let pin = row.map_or(planned.pin(), |row| row.pin_of(planned));
         // Where there is no answer, the step that needs one says so.
-        if let Ok(Some(objection)) = in_time(LOOK, elsewhere(identity, pin)).await {
-            refused.push(moved(planned.what(), objection));
-        }
-    }
-    Failure::of_all(refused).map_or(Ok(()), Err)
+        let objection = in_time(LOOK, elsewhere(identity, pin)).await.ok().flatten()?;
+        Some(moved(planned.what(), objection))
+    });
+    Failure::of_all(join_all(looks).await.into_iter().flatten()).map_or(Ok(()), Err)
 }
 
 /// Refuses, before anything is ended for the sake of a rotation, one that would be refused for where its stores and workloads are.

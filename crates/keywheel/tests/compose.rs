@@ -46,7 +46,7 @@ services:
     stop_grace_period: 1s
     env_file: [.env]
     command: ["/bin/busybox", "sh", "-c", "trap 'exit 0' TERM; [ $${#APP_KEY} -le 40 ] || exit 7; busybox sleep 1d & wait"]
-    healthcheck: { test: ["CMD", "/bin/busybox", "true"], interval: 30s, start_period: 30s, start_interval: 300ms }
+    healthcheck: { test: ["CMD", "/bin/busybox", "true"], interval: 1s }
   worker:
     image: IMAGE
     network_mode: none
@@ -54,11 +54,6 @@ services:
     environment: { KEY: "${APP_KEY}" }
     command: ["/bin/busybox", "sh", "-c", "trap 'exit 0' TERM; busybox sleep 1d & wait"]
 "#;
-
-/// Compose 1 does not know that a container may be asked more often while it starts.
-fn for_compose_1(text: &str) -> String {
-    text.replace("interval: 30s, start_period: 30s, start_interval: 300ms", "interval: 500ms")
-}
 
 const CONFIG: &str = r#"
 project: shop
@@ -397,16 +392,16 @@ mod kills {
         let _gone = project.ground.run(&["rm", "-f"].into_iter().chain(all).collect::<Vec<_>>());
     }
 
-    fn kill_at_each(compose: &Path, files: &Files<'_>, choose: impl Fn(&[String]) -> Vec<String>) {
+    fn kill_at_each(compose: &Path, choose: impl Fn(&[String]) -> Vec<String>) {
         let Some(docker) = engine() else { return };
         let ground = Engine::Docker(docker);
-        let chosen = choose(&places(&Project::of(ground.clone(), compose, files)));
+        let chosen = choose(&places(&Project::with(ground.clone(), compose)));
         let queue = Mutex::new(VecDeque::from(chosen.clone()));
         std::thread::scope(|scope| {
             for _ in 0..AT_ONCE {
                 scope.spawn(|| {
                     while let Some(place) = { queue.lock().unwrap().pop_front() } {
-                        killed_at(&Project::of(ground.clone(), compose, files), &place);
+                        killed_at(&Project::with(ground.clone(), compose), &place);
                     }
                 });
             }
@@ -431,7 +426,7 @@ mod kills {
     #[test]
     fn a_kill_at_any_write_roll_or_evidence_ends_as_if_there_was_none() {
         let Some(compose) = compose() else { return };
-        kill_at_each(&compose, &SHOP, |places| {
+        kill_at_each(&compose, |places| {
             assert!(places.len() > 15, "{places:?}");
             first_and_last(places)
         });
@@ -443,8 +438,7 @@ mod kills {
         let Some(compose) = first_or_skip(second, "the first generation is not installed") else {
             return;
         };
-        let files = Files { compose: &for_compose_1(COMPOSE), ..SHOP };
-        kill_at_each(&compose, &files, |places| {
+        kill_at_each(&compose, |places| {
             let wanted = ["after_call:write", "container_removed", "container_made"];
             let first = |word: &&str| places.iter().find(|place| place.contains(*word)).cloned();
             let chosen: Vec<_> = wanted.iter().filter_map(first).collect();

@@ -32,7 +32,7 @@ fn compose_1_serves_as_the_present_one_does() {
     };
     let Some(docker) = engine() else { return };
     // Compose 1 wants to be told which form the file has.
-    let text = format!("version: \"3.8\"{}", for_compose_1(COMPOSE));
+    let text = format!("version: \"3.8\"{COMPOSE}");
     serves(&Engine::Docker(docker), &compose, &Files { compose: &text, ..SHOP });
 }
 

@@ -86,7 +86,10 @@ fn a_key_of_openrouter_is_suspended_in_the_middle_of_soak_and_resumed() {
         std::thread::sleep(std::time::Duration::from_millis(200));
         ran = shop.run(&["resume", "model"]);
     }
-    shop.run(&["resume", "model", "--soak"]).ends(0).says("completed; v2 is current");
+    // On a slow machine nothing is left to wait for by then.
+    if !ran.said.contains("completed; v2 is current") {
+        shop.run(&["resume", "model", "--soak"]).ends(0).says("completed; v2 is current");
+    }
     let seen = shop.twin.faults().seen();
     let switched = seen.iter().filter(|seen| seen.operation == Some("update_key")).count();
     assert_eq!(switched, 3, "suspended, resumed, suspended for good");
