@@ -7,8 +7,10 @@ use anyhow::{Context, bail};
 use http::header::CONTENT_TYPE;
 use http::{Method, Request};
 use k8s_openapi::api::core::v1::Pod;
+use kube::api::AttachParams;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde_json::{Value, json};
+use tokio::io::AsyncReadExt;
 
 /// How long one answer may take.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -89,9 +91,24 @@ impl Api {
         &self.namespace
     }
 
-    /// Returns the pods of the namespace, as what forwards to them asks.
+    /// Returns the pods of the namespace, as what forwards to them and what runs in them asks.
     pub(crate) fn pods(&self) -> kube::Api<Pod> {
         kube::Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    /// Runs a program in the first container of a pod, and returns what it wrote.
+    pub(crate) async fn output(&self, pod: &str, command: &[&str]) -> anyhow::Result<String> {
+        let run = async {
+            let how = AttachParams::default().stdin(false).stderr(false);
+            let mut running = self.pods().exec(pod, command.iter().copied(), &how).await?;
+            let mut out = running.stdout().context("it has no output")?;
+            let mut text = String::new();
+            let _length = out.read_to_string(&mut text).await?;
+            Ok(text)
+        };
+        let ran = tokio::time::timeout(PATIENCE, run).await;
+        let ran = ran.unwrap_or_else(|_| bail!("no answer within {} s", PATIENCE.as_secs()));
+        ran.with_context(|| format!("`{}` in pod `{pod}`", command.join(" ")))
     }
 
     fn path(&self, kind: Kind, name: &str) -> String {

@@ -12,7 +12,8 @@ const OLDEST: u32 = 33;
 const NEEDED: &[(&[&str], &str, &str)] = &[
     (&["create", "delete", "get", "list", "patch"], "", "secrets"),
     (&["create", "delete", "get", "list", "patch"], "", "configmaps"),
-    (&["delete", "get", "list"], "", "pods"),
+    (&["delete", "get", "list", "patch"], "", "pods"),
+    (&["create", "get"], "", "pods/exec"),
     (&["create", "get"], "", "pods/portforward"),
     (&["get"], "", "pods/log"),
     (&["get", "list"], "", "serviceaccounts"),

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::api::{Api, Kind, text, until};
 use crate::check;
 use crate::edge::is_ready;
-use crate::manifest::{self, LABEL, Program, SHOP};
+use crate::manifest::{self, LABEL, Program, Reads, SHOP};
 use crate::{Options, say};
 
 /// How long pods may take to become ready for the first time: an image may have to be pulled over a slow line.
@@ -95,13 +95,19 @@ impl Ground {
             &[("jwt", &"x".repeat(32)), ("jwt-also", ""), ("pepper", "x")],
         );
         let _made = self.api.create(Kind::Secret, &secret).await?;
-        self.roll_out(Kind::Deployment, "first", 1, PULLED_WITHIN).await?;
+        self.roll_out(Kind::Deployment, "first", 1, Reads::Once, PULLED_WITHIN).await?;
         self.clear().await
     }
 
     /// Makes a workload, and waits until its pods are ready.
-    pub(crate) async fn start(&self, kind: Kind, name: &str, replicas: u32) -> anyhow::Result<()> {
-        self.roll_out(kind, name, replicas, READY_WITHIN).await
+    pub(crate) async fn start(
+        &self,
+        kind: Kind,
+        name: &str,
+        replicas: u32,
+        reads: Reads,
+    ) -> anyhow::Result<()> {
+        self.roll_out(kind, name, replicas, reads, READY_WITHIN).await
     }
 
     async fn roll_out(
@@ -109,9 +115,10 @@ impl Ground {
         kind: Kind,
         name: &str,
         replicas: u32,
+        reads: Reads,
         within: Duration,
     ) -> anyhow::Result<()> {
-        let workload = manifest::workload(kind, name, replicas, &self.program);
+        let workload = manifest::workload(kind, name, replicas, &self.program, reads);
         let _made = self.api.create(kind, &workload).await?;
         let begun = Instant::now();
         let ready = until("its pods are not ready", within, async || {

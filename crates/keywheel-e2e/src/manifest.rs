@@ -66,13 +66,31 @@ pub(crate) fn secret(name: &str, values: &[(&str, &str)]) -> Value {
     })
 }
 
+/// What pods do with the Secret of a shop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reads {
+    /// They serve people with what it held when they started.
+    Once,
+    /// They read the file of the pepper, again and again.
+    Again,
+}
+
 /// Returns the workload of a shop, which reads its Secret.
-pub(crate) fn workload(kind: Kind, name: &str, replicas: u32, program: &Program) -> Value {
+pub(crate) fn workload(
+    kind: Kind,
+    name: &str,
+    replicas: u32,
+    program: &Program,
+    reads: Reads,
+) -> Value {
     let rolling = json!({ "maxSurge": 1, "maxUnavailable": 0 });
     let strategy = json!({ "type": "RollingUpdate", "rollingUpdate": rolling });
     let mut spec = json!({
         "selector": { "matchLabels": { LABEL: name } },
-        "template": template(name, program),
+        "template": match reads {
+            Reads::Once => template(name, program),
+            Reads::Again => rereading(name, program),
+        },
     });
     match kind {
         Kind::DaemonSet => spec["updateStrategy"] = strategy,
@@ -134,6 +152,29 @@ fn template(name: &str, program: &Program) -> Value {
         "periodSeconds": 1, "timeoutSeconds": 3, "failureThreshold": 5,
     });
     backend["lifecycle"] = json!({ "preStop": { "sleep": { "seconds": 2 } } });
+    let mut template = pod(name, program, backend, volumes.into());
+    template["spec"]["initContainers"] = json!([unpack]);
+    template
+}
+
+/// The file that pods read again and again.
+pub(crate) const PEPPER: &str = "/values/pepper";
+
+/// Reads it each second.
+const REREAD: &str = r#"trap 'exit 0' TERM
+while true; do cat "$VOLUME_ROOT/values/pepper" > /dev/null; sleep 1; done"#;
+
+/// Returns the template of pods whose program reads a file of the Secret again, and that nobody asks for anything.
+fn rereading(name: &str, program: &Program) -> Value {
+    let mut reader = container("backend", REREAD, program);
+    reader["volumeMounts"] =
+        json!([{ "name": "values", "mountPath": "/values", "readOnly": true }]);
+    let items = json!([{ "key": "pepper", "path": "pepper" }]);
+    let secret = json!({ "secretName": name, "items": items });
+    pod(name, program, reader, json!([{ "name": "values", "secret": secret }]))
+}
+
+fn pod(name: &str, program: &Program, container: Value, volumes: Value) -> Value {
     json!({
         "metadata": { "labels": { LABEL: name } },
         "spec": {
@@ -151,8 +192,7 @@ fn template(name: &str, program: &Program) -> Value {
                 "runAsGroup": 65_534,
                 "seccompProfile": { "type": "RuntimeDefault" },
             },
-            "initContainers": [unpack],
-            "containers": [backend],
+            "containers": [container],
             "volumes": volumes,
         },
     })

@@ -7,17 +7,21 @@ use serde_json::json;
 
 use crate::api::{Kind, until};
 use crate::ground::Ground;
-use crate::manifest::SHOP;
+use crate::manifest::{Reads, SHOP};
 use crate::shop::{BAD, GOOD, Plan, Shop, random, unharmed};
 
 /// The names of all scenarios, and what each is about, in the order in which they run.
-pub const ALL: [(&str, &str); 10] = [
+pub const ALL: [(&str, &str); 11] = [
     ("keyring", "no token refused and no request failed while a signing secret rotates"),
     ("by-hand", "the same users notice a patch and a restart by hand"),
     ("refused", "a value that pods refuse is undone, and no pod that serves is touched"),
     ("versioned", "a Secret kept in versions is rotated, and one that pods refuse is undone"),
     ("stateful-set", "a StatefulSet is rolled, and rid of a broken pod"),
     ("daemon-set", "a DaemonSet is rolled, and rid of a broken pod"),
+    (
+        "sync",
+        "pods that read their files again take a value up and give it back, and none is replaced",
+    ),
     ("rivals", "two installations never both win"),
     ("killed", "keywheel is killed in the roll, and resumes"),
     ("emergency", "an emergency ends the old value in every pod"),
@@ -37,6 +41,7 @@ pub(crate) async fn run(name: &str, ground: &Ground) -> anyhow::Result<String> {
         "daemon-set" => {
             set(ground, Plan { kind: Kind::DaemonSet, replicas: 1, ..Plan::new("agent") }).await
         }
+        "sync" => sync(ground).await,
         "rivals" => rivals(ground).await,
         "killed" => killed(ground).await,
         "emergency" => emergency(ground).await,
@@ -157,6 +162,27 @@ async fn set(ground: &Ground, plan: Plan) -> anyhow::Result<String> {
     ensure!(shop.stored("pepper").await? == second, "the old value is not back");
     let _said = shop.keywheel(&["doctor"], 0).await?;
     Ok(format!("undone {:.1} s after the first crash", took.as_secs_f64()))
+}
+
+async fn sync(ground: &Ground) -> anyhow::Result<String> {
+    let plan = Plan { reads: Reads::Again, soak: "1h", ..Plan::new("sync") };
+    let shop = Shop::open(ground, plan).await?;
+    let (first, before) = (shop.stored("pepper").await?, shop.pods().await?);
+    let said = shop.keywheel(&["check"], 0).await?;
+    ensure!(said.contains("ready"), "{said}");
+    let said = shop.keywheel(&["rotate", "pepper", "--yes"], 0).await?;
+    ensure!(said.contains("promoted"), "{said}");
+    let new = shop.stored("pepper").await?;
+    ensure!(new != first, "the value is the old one");
+    ensure!(shop.shown().await? == vec![new; 3], "a pod shows another value than the new one");
+    let _said = shop.keywheel(&["undo", "pepper", "--yes"], 0).await?;
+    ensure!(shop.shown().await? == vec![first; 3], "a pod shows another value than the former one");
+    ensure!(shop.pods().await? == before, "a pod was replaced");
+    ensure!(shop.restarts().await? == 0, "a container was started again");
+    let annotations = shop.template().await?["metadata"]["annotations"].to_string();
+    ensure!(!annotations.contains("keywheel.dev"), "the template was changed: {annotations}");
+    let _said = shop.keywheel(&["doctor"], 0).await?;
+    Ok(format!("{} pods took it up and gave it back", before.len()))
 }
 
 async fn rivals(ground: &Ground) -> anyhow::Result<String> {

@@ -17,7 +17,7 @@ use tokio::process::{Child, Command};
 use crate::api::{Api, Kind, text, until};
 use crate::edge::Edge;
 use crate::ground::Ground;
-use crate::manifest::{self, LABEL, SHOP, TOKEN_LIFE};
+use crate::manifest::{self, LABEL, PEPPER, Reads, SHOP, TOKEN_LIFE};
 
 /// The longest that one call of keywheel may take.
 const PATIENCE: Duration = Duration::from_secs(15 * 60);
@@ -35,20 +35,24 @@ stores:
   app: { kubernetes_secret: { namespace: NAMESPACE, name: NAME, approach: APPROACH } }
 workloads:
   backend:
-    kubernetes: { namespace: NAMESPACE, KIND: NAME, token: { port: 8080, path: /me }, settle_for: 2s }
+    kubernetes: { namespace: NAMESPACE, KIND: NAME, TAKES_UP, settle_for: 2s }
 secrets:
-  jwt:
-    policy: fast
-    issuer: { jwt_secret: { bytes: 32 } }
-    strategy: { keyring: { longest_token: LIFEs, skew: 1s } }
-    stores: { app: { jwt: current, jwt-also: also_accepted } }
-    read_by: [backend]
   pepper:
     policy: fast
     issuer: { random: { length: PEPPER } }
     stores: { app: pepper }
     read_by: [backend]
 "#;
+
+/// A secret of pods that serve people.
+const JWT: &str = r"
+  jwt:
+    policy: fast
+    issuer: { jwt_secret: { bytes: 32 } }
+    strategy: { keyring: { longest_token: LIFEs, skew: 1s } }
+    stores: { app: { jwt: current, jwt-also: also_accepted } }
+    read_by: [backend]
+";
 
 /// How a shop is set up.
 #[derive(Clone, Copy, Debug)]
@@ -58,12 +62,20 @@ pub(crate) struct Plan {
     pub(crate) replicas: u32,
     pub(crate) approach: &'static str,
     pub(crate) soak: &'static str,
+    pub(crate) reads: Reads,
 }
 
 impl Plan {
     /// Plans a Deployment of three pods, whose Secret changes in place.
     pub(crate) fn new(name: &'static str) -> Self {
-        Self { name, kind: Kind::Deployment, replicas: 3, approach: "in_place", soak: "1s" }
+        Self {
+            name,
+            kind: Kind::Deployment,
+            replicas: 3,
+            approach: "in_place",
+            soak: "1s",
+            reads: Reads::Once,
+        }
     }
 }
 
@@ -96,9 +108,11 @@ impl<'a> Shop<'a> {
         let values =
             [("jwt", jwt.as_str()), ("jwt-also", ""), ("pepper", &pepper), ("other", &other)];
         let _made = shop.api().create(Kind::Secret, &manifest::secret(plan.name, &values)).await?;
-        ground.start(plan.kind, plan.name, plan.replicas).await?;
+        ground.start(plan.kind, plan.name, plan.replicas, plan.reads).await?;
         // Starts are told by the second: pods that are this old have certainly read nothing of what follows.
-        tokio::time::sleep(Duration::from_secs(3)).await;
+        if plan.reads == Reads::Once {
+            tokio::time::sleep(Duration::from_secs(3)).await;
+        }
         Ok(shop)
     }
 
@@ -112,7 +126,12 @@ impl<'a> Shop<'a> {
         if let Some(kubeconfig) = &self.ground.kubeconfig {
             cluster["kubeconfig"] = std::path::absolute(kubeconfig)?.display().to_string().into();
         }
-        let config = CONFIG
+        let (takes_up, jwt) = match self.plan.reads {
+            Reads::Once => ("token: { port: 8080, path: /me }", JWT),
+            Reads::Again => ("take_up: { sync: { rereads_within: 2s } }", ""),
+        };
+        let config = format!("{CONFIG}{jwt}")
+            .replace("TAKES_UP", takes_up)
             .replace("NAMESPACE", self.api().namespace())
             .replace("NAME", self.plan.name)
             .replace("KIND", self.plan.kind.key())
@@ -202,6 +221,24 @@ impl<'a> Shop<'a> {
         let pods = self.ground.pods(self.plan.name).await?;
         let stay = pods.iter().filter(|pod| pod["metadata"]["deletionTimestamp"].is_null());
         Ok(stay.map(|pod| text(pod, "/metadata/uid").to_owned()).collect())
+    }
+
+    /// Returns what each pod shows of the file that it reads again and again.
+    pub(crate) async fn shown(&self) -> anyhow::Result<Vec<String>> {
+        let mut shown = Vec::new();
+        for pod in self.ground.pods(self.plan.name).await? {
+            shown.push(self.api().output(text(&pod, "/metadata/name"), &["cat", PEPPER]).await?);
+        }
+        Ok(shown)
+    }
+
+    /// Returns how often containers of the pods were started again.
+    pub(crate) async fn restarts(&self) -> anyhow::Result<u64> {
+        let pods = self.ground.pods(self.plan.name).await?;
+        let statuses = pods
+            .iter()
+            .flat_map(|pod| pod["status"]["containerStatuses"].as_array().into_iter().flatten());
+        Ok(statuses.filter_map(|status| status["restartCount"].as_u64()).sum())
     }
 
     /// Returns the template of the pods.

@@ -9,7 +9,7 @@ use keywheel_core::call::CallError;
 use keywheel_core::event::Outcome;
 use keywheel_core::incident::{Incident, IncidentId};
 use keywheel_core::inventory::{Inventory, Version};
-use keywheel_core::plan::{Mode, Plan, PlanHash, Reason, VersionRef};
+use keywheel_core::plan::{Mode, Pin, Plan, PlanHash, Reason, VersionRef};
 use keywheel_core::planted;
 use keywheel_core::secret::{Credential, SecretName};
 use keywheel_core::strategy::Strategy;
@@ -238,18 +238,22 @@ async fn pin(plan: &mut Plan, row: &Inventory) -> Result<Vec<(String, String)>, 
     let looks = join_all(built.identities().map(|identity| in_time(LOOK, identity))).await;
     let mut silent = Vec::new();
     for (found, planned) in looks.into_iter().zip(plan.pinned_mut()) {
-        let pin = match (row.pin_of(planned).cloned(), found) {
-            (Some(pin), Ok(Some(found))) if pin.admits(&found) => Some(found),
-            (Some(pin), _) => Some(pin),
-            (None, Ok(found)) => found,
-            (None, Err(why)) => {
-                silent.push((planned.what(), why));
-                None
-            }
-        };
-        planned.set_pin(pin);
+        let pin = pin_of(row.pin_of(planned).cloned(), found);
+        planned.set_pin(pin.unwrap_or_else(|why| {
+            silent.push((planned.what(), why));
+            None
+        }));
     }
     Ok(silent)
+}
+
+/// Returns the pin that a plan is given: the known one, as exactly as its place says now, or where there is none, what was found.
+fn pin_of(known: Option<Pin>, found: Result<Option<Pin>, String>) -> Result<Option<Pin>, String> {
+    match (known, found) {
+        (Some(known), Ok(Some(found))) if known.admits(&found) => Ok(Some(found)),
+        (Some(known), _) => Ok(Some(known)),
+        (None, found) => found,
+    }
 }
 
 /// Looks at something for a while only; else says why nothing was seen.
@@ -601,4 +605,30 @@ pub(crate) async fn slots_now(
         slots.extend(names.zip(held));
     }
     Ok(slots)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place(id: &str) -> Pin {
+        Pin { id: id.into(), machine: String::new(), folder: String::new() }
+    }
+
+    #[test]
+    fn a_plan_is_pinned_as_exactly_as_its_place_names_itself_now() {
+        let (cluster, exact) = (place("cluster"), place("cluster").with(&place("vault")));
+        let pinned = |known: Option<&Pin>, found: Option<&Pin>| {
+            pin_of(known.cloned(), Ok(found.cloned())).unwrap()
+        };
+        assert_eq!(pinned(None, Some(&cluster)), Some(cluster.clone()));
+        assert_eq!(pinned(Some(&cluster), Some(&exact)), Some(exact.clone()));
+        // Another place, or one that says less than it did, is refused by what is kept.
+        assert_eq!(pinned(Some(&exact), Some(&cluster)), Some(exact.clone()));
+        assert_eq!(pinned(Some(&cluster), Some(&place("other"))), Some(cluster.clone()));
+        assert_eq!(pinned(Some(&exact), None), Some(exact.clone()));
+        let silent = || Err("no answer".to_owned());
+        assert_eq!(pin_of(Some(exact.clone()), silent()), Ok(Some(exact)));
+        assert_eq!(pin_of(None, silent()), silent());
+    }
 }

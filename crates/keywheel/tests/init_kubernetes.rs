@@ -263,10 +263,41 @@ fn a_run_that_is_repeated_adds_nothing() {
     write("staging");
     write("production");
     let before = project.config();
+    let count = |line: &str| before.lines().filter(|other| other.trim() == line).count();
+    assert_eq!(count("# cookie-jwt-secret:"), 1, "{before}");
+    has(
+        &before,
+        &[
+            "# `cookie-jwt-secret` in Secret `shop/plain` (production): a signing secret; read by backend\n",
+            "# Its lines stand in this file already, commented out as `cookie-jwt-secret`",
+        ],
+    );
     for environment in ["production", "staging"] {
         has(&write(environment), &["lacks nothing that was found"]);
         assert_eq!(project.config(), before);
     }
+}
+
+#[test]
+fn a_secret_of_one_environment_is_proposed_for_another_one_too() {
+    let project = Project::new();
+    let agent = r#"---
+apiVersion: apps/v1
+kind: DaemonSet
+metadata: { name: agent, namespace: shop }
+spec: { selector: {}, template: { spec: { containers: [{ name: a, env: [{ name: A, valueFrom: { secretKeyRef: { name: agent, key: agent-jwt-secret } } }] }] } } }
+"#;
+    let with_agent = format!("{MANIFESTS}{agent}");
+    for (environment, manifests) in
+        [("staging", MANIFESTS), ("production", &with_agent), ("qa", &with_agent)]
+    {
+        let of = ["--environment", environment, "--context", environment, "--write"];
+        let ran = project.run(&[&["init", "--manifests", "-"], &of[..]].concat(), manifests);
+        assert_eq!(ran.code, 0, "{}", ran.stderr);
+    }
+    let config = project.config();
+    has(&config, &["    environments: [production]\n", "    environments: [qa]\n"]);
+    assert_eq!(project.run(&["config", "show"], "").code, 0, "{config}");
 }
 
 #[test]

@@ -39,8 +39,24 @@ const MAKERS: [&str; 7] = [
     "statefulsets",
 ];
 
-/// Whose components make pods for controllers.
-const CONTROL_PLANE: [&str; 2] = ["system:serviceaccount:kube-system:", "system:kube-"];
+/// Who makes pods for controllers, where these have no accounts of their own.
+const CONTROLLER_MANAGER: &str = "system:kube-controller-manager";
+
+/// Where the accounts of controllers are, and those of add-ons too.
+const SYSTEM: &str = "system:serviceaccount:kube-system:";
+
+/// The controllers by their accounts, and what a cluster lets each of them make or change. Add-ons may be called like them, and every
+/// one that is not named here is told.
+const CONTROLLERS: [(&str, &[&str]); 8] = [
+    ("cronjob-controller", &["cronjobs", "jobs"]),
+    ("daemon-set-controller", &["pods"]),
+    ("deployment-controller", &["deployments", "replicasets"]),
+    ("generic-garbage-collector", &MAKERS),
+    ("job-controller", &["jobs", "pods"]),
+    ("replicaset-controller", &["replicasets", "pods"]),
+    ("replication-controller", &["replicationcontrollers", "pods"]),
+    ("statefulset-controller", &["pods"]),
+];
 
 /// Secrets of clusters, and the time in which their values were of use.
 pub struct Exposed {
@@ -333,7 +349,7 @@ impl Event {
             Some(inside @ ("exec" | "attach" | "ephemeralcontainers")) => {
                 Some(format!("{inside} in {pod}"))
             }
-            None if verb == "create" && !self.is_control_plane() => {
+            None if verb == "create" && !self.is_of_controller("pods") => {
                 Some(format!("create of {pod}"))
             }
             _ => None,
@@ -351,7 +367,7 @@ impl Event {
         exposed.secrets.get(namespace)?;
         let writes = matches!(verb, "create" | "update" | "patch");
         let is_whole = self.object.subresource.is_none();
-        let counts = writes && is_whole && !self.is_control_plane();
+        let counts = writes && is_whole && !self.is_of_controller(maker);
         let name = shown(self.object.name.as_deref().unwrap_or("…"));
         let namespace = shown(namespace);
         (counts && !planted!("makers_of_pods_unseen")).then(|| {
@@ -359,10 +375,16 @@ impl Event {
         })
     }
 
-    fn is_control_plane(&self) -> bool {
+    /// Whether a controller of the cluster itself does this, and it is for it to do.
+    fn is_of_controller(&self, resource: &str) -> bool {
         let name = self.user.username.as_deref().unwrap_or_default();
+        let does = |account: &str| {
+            let mut known = CONTROLLERS.iter().filter(|(known, _)| *known == account);
+            known.any(|(_, does)| does.contains(&resource))
+        };
+        let does = |account: &str| does(account) || planted!("add_ons_are_controllers");
         self.impersonated_user.is_none()
-            && CONTROL_PLANE.iter().any(|prefix| name.starts_with(prefix))
+            && (name == CONTROLLER_MANAGER || name.strip_prefix(SYSTEM).is_some_and(does))
     }
 }
 
@@ -572,6 +594,53 @@ mod tests {
         assert_eq!(told(&found), wanted);
         let last = found.acts.keys().find(|act| act.what.contains("web-2")).unwrap();
         assert_eq!((last.user.as_str(), last.refused), ("mallory as root", true));
+    }
+
+    #[test]
+    fn h124_an_add_on_of_the_cluster_is_told_and_its_controllers_are_not() {
+        let by = |user: &str, verb: &str, resource: &str| {
+            let object = json!({"resource": resource, "namespace": "shop", "name": "thief"});
+            let mut event = event(200, verb, &object);
+            event["user"]["username"] = user.into();
+            event
+        };
+        let told_of = |event: Value| !read_all(&[event]).acts.is_empty();
+        let account = |name: &str| format!("{SYSTEM}{name}");
+        for (user, verb, resource) in [
+            (CONTROLLER_MANAGER.into(), "create", "pods"),
+            (CONTROLLER_MANAGER.into(), "update", "replicasets"),
+            (account("daemon-set-controller"), "create", "pods"),
+            (account("deployment-controller"), "create", "replicasets"),
+            (account("generic-garbage-collector"), "patch", "deployments"),
+            (account("job-controller"), "create", "pods"),
+            (account("statefulset-controller"), "create", "pods"),
+        ] {
+            assert!(!told_of(by(&user, verb, resource)), "{verb} of {resource} by {user}");
+        }
+        for (user, verb, resource) in [
+            // Accounts of add-ons, which end as those of controllers do.
+            (account("aws-load-balancer-controller"), "create", "pods"),
+            (account("cilium-operator"), "patch", "deployments"),
+            (account("default"), "create", "jobs"),
+            (account("replicaset-controller-2"), "create", "pods"),
+            // What is not for a controller to do.
+            (account("deployment-controller"), "create", "pods"),
+            (account("replicaset-controller"), "patch", "deployments"),
+            // Others of the cluster, and those that are called so elsewhere.
+            ("system:kube-proxy".into(), "create", "pods"),
+            ("system:kube-controller-manager-2".into(), "create", "pods"),
+            ("system:node:one".into(), "create", "pods"),
+            ("system:serviceaccount:shop:replicaset-controller".into(), "create", "pods"),
+            // Whoever reads a Secret, as nodes do for their pods: the log does not say which pods these are.
+            (account("replicaset-controller"), "get", "secrets"),
+            ("system:node:one".into(), "get", "secrets"),
+        ] {
+            let mut event = by(&user, verb, resource);
+            if resource == "secrets" {
+                event["objectRef"] = secret("shop", "app");
+            }
+            assert!(told_of(event), "{verb} of {resource} by {user}");
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What an existing configuration says already, so that a later run proposes additions only.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use keywheel_drivers::{StoreConfig, WorkloadConfig};
@@ -21,6 +21,8 @@ pub(crate) struct Known {
     claimed: BTreeMap<(String, Spot), String>,
     /// The names of its secrets.
     pub(crate) secrets: Vec<String>,
+    /// Those of them that say of which environments they are.
+    limited: BTreeSet<String>,
 }
 
 /// An environment of it.
@@ -55,10 +57,16 @@ impl Known {
         }
         let single = config.environments.iter().all(|one| one.tree.get("environments").is_none());
         let secrets = config.environments.iter().flat_map(|one| &one.secrets);
+        let secrets: Vec<_> = secrets.map(|secret| secret.name.name().to_owned()).collect();
+        let names_some = |secret: &&String| {
+            let at = ["secrets", secret, "environments"];
+            config.environments.iter().any(|one| one.tree.at(&at).is_some())
+        };
         Self {
             text,
             single,
-            secrets: secrets.map(|secret| secret.name.name().to_owned()).collect(),
+            limited: secrets.iter().filter(names_some).cloned().collect(),
+            secrets,
             environments: config.environments.iter().map(|one| known(config, one, root)).collect(),
             claimed,
         }
@@ -84,7 +92,7 @@ impl Known {
             }
     }
 
-    /// Returns whether a secret of another environment has this key in a Secret of this name: it goes for a new environment too.
+    /// Returns whether a secret of every environment has this key in a Secret of this name: it goes for a new environment too.
     pub(crate) fn covers(&self, environment: &str, spot: &Spot) -> bool {
         let name = |file: &str| file.rsplit('/').next().unwrap_or_default().to_owned();
         let is_alike = |other: &Spot| {
@@ -93,12 +101,28 @@ impl Known {
                 && name(&other.file) == name(&spot.file)
         };
         !self.names().contains(&environment)
-            && self.claimed.keys().any(|(_, other)| is_alike(other))
+            && self
+                .claimed
+                .iter()
+                .any(|((_, other), secret)| is_alike(other) && !self.limited.contains(secret))
     }
 
     fn remarks_on(&self, words: &str) -> bool {
         let mut remarks = self.text.lines().filter(|line| line.trim_start().starts_with('#'));
         remarks.any(|line| line.contains(words))
+    }
+
+    /// Returns whether the file has a secret commented out that begins with this line, has these slots, and is one of every environment.
+    pub(crate) fn comments_out(&self, name: &str, stores: &str) -> bool {
+        let lines = self.text.lines().map(|line| line.trim_start().strip_prefix("# "));
+        let lines: Vec<&str> = lines.map(Option::unwrap_or_default).collect();
+        let mut found = (0..lines.len()).filter(|at| lines[*at] == name);
+        found.any(|at| {
+            let own = lines[at + 1..].iter().take_while(|line| line.starts_with("  "));
+            let (mut slots, mut all) = (own.clone(), own);
+            slots.any(|line| *line == stores)
+                && !all.any(|line| line.starts_with("  environments:"))
+        })
     }
 
     /// Returns the names of its environments.

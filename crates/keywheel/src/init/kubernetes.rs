@@ -16,7 +16,7 @@ use super::propose::{
     slug,
 };
 use super::survey::{Credential, Reader, Spot, Survey};
-use super::text::scalar;
+use super::text::{self, scalar};
 use super::{Warning, plain};
 use crate::config::suggest::{reads_like_a_name, shown};
 
@@ -74,7 +74,16 @@ pub(crate) fn propose(scene: &Scene<'_>, mut warnings: Vec<Warning>) -> (Survey,
         (!has_cluster && !scene.cluster.is_empty()).then(|| (home, scene.cluster.clone()));
     let survey = Survey { projects: Vec::new(), credentials: found, any_file: true, warnings };
     let project = scene.project.clone();
-    (survey, Proposal { project, single, environments, cluster, secrets, listed })
+    let mut proposal = Proposal { project, single, environments, cluster, secrets, listed };
+    if let Some(known) = scene.known {
+        let is_there = proposal.secrets.iter().map(|secret| {
+            let (name, stores) = text::name_and_stores(secret, &proposal);
+            !secret.stands() && known.comments_out(&name, &stores)
+        });
+        let is_there: Vec<_> = is_there.collect();
+        proposal.secrets.iter_mut().zip(is_there).for_each(|(secret, is)| secret.is_there = is);
+    }
+    (survey, proposal)
 }
 
 /// Namespace and name of a Secret.
@@ -401,7 +410,8 @@ impl<'a> Draft<'a> {
         let name = self.secret_name(place, one, key, &store);
         let obstacles = obstacles.into_iter().collect();
         let parts = BTreeMap::from([(self.home, part)]);
-        self.secrets.push(Secret { name, kind, road, obstacles, notes, parts });
+        let is_there = false;
+        self.secrets.push(Secret { name, kind, road, obstacles, is_there, notes, parts });
     }
 
     /// Names a secret after its key, and after variable or Secret where that says too little.

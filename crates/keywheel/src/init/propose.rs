@@ -155,6 +155,8 @@ pub(crate) struct Secret {
     pub(crate) road: Road,
     /// Why it is not proposed as it stands; empty where it is.
     pub(crate) obstacles: Vec<String>,
+    /// Whether its lines stand in the file already, commented out, for every environment.
+    pub(crate) is_there: bool,
     /// What else people should know of it.
     pub(crate) notes: Vec<String>,
     /// Its part in each environment.
@@ -325,6 +327,7 @@ impl<'a> Draft<'a> {
             kind: group[0].kind,
             road,
             obstacles: obstacles.into_iter().collect(),
+            is_there: false,
             notes: Vec::new(),
             parts: BTreeMap::from([(home, part)]),
         }

@@ -231,6 +231,13 @@ fn secret(secret: &Secret, proposal: &Proposal) -> Vec<String> {
     lines.extend(
         secret.obstacles.iter().map(|why| format!("# Not as it stands: {}.", plain_text(why))),
     );
+    if secret.is_there {
+        lines.push(format!(
+            "# Its lines stand in this file already, commented out as `{}`: they are for every environment.",
+            scalar(&secret.name)
+        ));
+        return lines;
+    }
     lines.push(
         match secret.kind {
             Kind::Unknown => {
@@ -275,16 +282,23 @@ fn place(proposal: &Proposal, home: usize) -> String {
 }
 
 fn body(secret: &Secret, proposal: &Proposal) -> Vec<String> {
-    let mut lines = vec![format!("{}:", scalar(&secret.name))];
+    let (name, stores) = name_and_stores(secret, proposal);
+    let mut lines = vec![name];
     if secret.parts.len() < proposal.environments.len() {
         let names = secret.parts.keys().map(|home| &proposal.environments[*home].name);
         lines.push(format!("  environments: {}", list(names)));
     }
     lines.extend(issuer(secret));
     lines.extend(strategy(secret));
-    lines.push(format!("  stores: {}", by_environment(secret, proposal, stores)));
+    lines.push(stores);
     lines.push(format!("  read_by: {}", by_environment(secret, proposal, readers)));
     lines
+}
+
+/// Returns the line with the name of a secret, and that with its slots.
+pub(crate) fn name_and_stores(secret: &Secret, proposal: &Proposal) -> (String, String) {
+    let stores = by_environment(secret, proposal, stores);
+    (format!("{}:", scalar(&secret.name)), format!("  stores: {stores}"))
 }
 
 fn issuer(secret: &Secret) -> Vec<String> {

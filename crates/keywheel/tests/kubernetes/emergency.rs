@@ -1,6 +1,11 @@
 //! Emergencies in a cluster: a key that leaked, in each order and kept in each way, beside a pod that does not come up, a pod that
 //! nobody controls, and in the middle of a rotation.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+use keywheel_twins::kubernetes::Objects;
 use keywheel_twins::openai::{Twin, TwinOptions};
 
 use super::*;
@@ -11,7 +16,7 @@ cluster: { context: admin, kubeconfig: kubeconfig }
 policies:
   fast: { soak: 1h, rollback: 1h, watch: 1s }
 stores:
-  app: { kubernetes_secret: { namespace: shop, name: app, approach: APPROACH } }
+  app: STORE
 workloads:
   backend:
     kubernetes: { namespace: shop, deployment: backend, settle_for: 1s }
@@ -36,6 +41,11 @@ struct Leaked {
 
 impl Leaked {
     fn begin(approach: &'static str) -> Self {
+        let store = format!("namespace: shop, name: app, approach: {approach}");
+        Self::begin_with(approach, &format!("{{ kubernetes_secret: {{ {store} }} }}"))
+    }
+
+    fn begin_with(approach: &'static str, store: &str) -> Self {
         let options = TwinOptions {
             admin_key: Some("kwcanary-admin-of-the-shop".into()),
             ..TwinOptions::default()
@@ -48,7 +58,7 @@ impl Leaked {
         };
         write("admin-key", "kwcanary-admin-of-the-shop");
         write("run.canaries", &by_hand.value);
-        let config = CONFIG.replace("APPROACH", approach).replace("PROJECT", twin.project());
+        let config = CONFIG.replace("STORE", store).replace("PROJECT", twin.project());
         write("keywheel.yaml", &config.replace("BASE", &twin.base_url()));
         Self { shop, twin, id: by_hand.id, old: by_hand.value }
     }
@@ -96,7 +106,88 @@ fn h124_a_leaked_key_is_ended_in_both_orders_however_it_is_kept() {
                 scope.spawn(move || is_ended(&Leaked::begin(approach), order));
             }
         }
+        scope.spawn(is_told_of_both_secrets);
     });
+}
+
+/// A key that an operator brings from another Secret, which held it too.
+fn is_told_of_both_secrets() {
+    let store = "{ external_secret: { namespace: shop, name: app, upstream: { kubernetes_secret: { namespace: shop, name: source } } } }";
+    let leaked = Leaked::begin_with("in_place", store);
+    let _operator = Operator::start(leaked.shop.cluster.objects(), &leaked.old);
+    leaked.run(&["rotate", "key", "--emergency", "--yes"], 0);
+    assert_eq!((leaked.live().len(), leaked.holders()), (1, Vec::new()));
+    assert_eq!(leaked.shop.held(), [leaked.live_value().as_str(); 3]);
+    let file = leaked.shop.project().join("audit.log");
+    std::fs::write(&file, audit_log(&["source", "app", "other"])).unwrap();
+    let incident = leaked.incident(&["--kube-audit", file.to_str().unwrap()]);
+    let acts = incident["kube_audit"]["acts"].as_array().unwrap();
+    let told: Vec<_> = acts.iter().map(|act| act["what"].as_str().unwrap()).collect();
+    assert_eq!(told, ["get of Secret `shop/app`", "get of Secret `shop/source`"]);
+}
+
+/// Does what the External Secrets Operator does, as often as it is made to read. It ends when it is dropped.
+struct Operator {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Operator {
+    /// Lets it bring Secret `app` from Secret `source`.
+    fn start(objects: &Objects, value: &str) -> Self {
+        let source = json!({
+            "metadata": { "name": "source", "namespace": NAMESPACE },
+            "data": { "key": STANDARD.encode(value) },
+        });
+        objects.create(Kind::Secret, source, "test").unwrap();
+        let external = json!({
+            "apiVersion": "external-secrets.io/v1",
+            "metadata": { "name": "app", "namespace": NAMESPACE },
+            "spec": {
+                "refreshInterval": "1h",
+                "target": { "name": "app" },
+                "data": [{ "secretKey": "key", "remoteRef": { "key": "source", "property": "key" } }],
+            },
+        });
+        objects.create(Kind::ExternalSecret, external, "test").unwrap();
+        bring(objects);
+        let stop = Arc::new(AtomicBool::new(false));
+        let (stopped, objects) = (Arc::clone(&stop), objects.clone());
+        let external = Key::new(Kind::ExternalSecret, NAMESPACE, "app");
+        let work = move || {
+            let mut seen = Value::Null;
+            while !stopped.load(Ordering::SeqCst) {
+                let mark = objects.get(&external).unwrap()["metadata"]["annotations"]["force-sync"]
+                    .clone();
+                if mark != seen {
+                    seen = mark;
+                    bring(&objects);
+                }
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        };
+        Self { stop, thread: Some(std::thread::spawn(work)) }
+    }
+}
+
+impl Drop for Operator {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+        self.thread.take().map(JoinHandle::join);
+    }
+}
+
+/// Copies the value, and notes that it was read.
+fn bring(objects: &Objects) {
+    let [source, target] = ["source", "app"].map(|name| Key::new(Kind::Secret, NAMESPACE, name));
+    let value = objects.get(&source).unwrap()["data"]["key"].clone();
+    objects.change(&target, "operator", |it| it["data"]["key"] = value).unwrap();
+    let status = json!({
+        "refreshTime": jiff::Timestamp::now().to_string(),
+        "conditions": [{ "type": "Ready", "status": "True", "reason": "SecretSynced" }],
+    });
+    let external = Key::new(Kind::ExternalSecret, NAMESPACE, "app");
+    objects.change_status(&external, "operator", |it| it["status"] = status).unwrap();
 }
 
 fn is_ended(leaked: &Leaked, order: &[&str]) {
@@ -114,7 +205,7 @@ fn is_ended(leaked: &Leaked, order: &[&str]) {
     };
     assert_eq!(leaked.holders(), kept, "the Secret that was there first is not keywheel's");
     let file = leaked.shop.project().join("audit.log");
-    std::fs::write(&file, audit_log()).unwrap();
+    std::fs::write(&file, audit_log(&["app"])).unwrap();
     let file = file.to_str().unwrap();
     let said = leaked.run(&["incident", "show", "--kube-audit", "/nowhere/audit.log"], 1);
     assert!(said.contains("audit log `/nowhere/audit.log` cannot be read"), "{said}");
@@ -146,18 +237,21 @@ fn is_ended(leaked: &Leaked, order: &[&str]) {
     leaked.run(&["audit", "verify"], 0);
 }
 
-/// A read of the Secret just now, and a line that is none.
-fn audit_log() -> String {
+/// A read of each Secret just now, and a line that is none.
+fn audit_log(secrets: &[&str]) -> String {
     let now = jiff::Timestamp::now();
-    let event = json!({
-        "kind": "Event", "apiVersion": "audit.k8s.io/v1", "level": "Metadata", "auditID": "1", "stage": "ResponseComplete",
-        "requestURI": "/api/v1/namespaces/shop/secrets/app", "verb": "get", "user": { "username": "mallory" },
-        "sourceIPs": ["192.0.2.7"], "userAgent": "kubectl/v1.33.1 (linux/amd64)",
-        "objectRef": { "resource": "secrets", "namespace": "shop", "name": "app", "apiVersion": "v1" },
-        "responseStatus": { "code": 200 },
-        "requestReceivedTimestamp": (now - Duration::from_secs(3)).to_string(),
-    });
-    format!("{event}\nno event\n")
+    let event = |name: &&str| {
+        let event = json!({
+            "kind": "Event", "apiVersion": "audit.k8s.io/v1", "level": "Metadata", "auditID": name, "stage": "ResponseComplete",
+            "requestURI": format!("/api/v1/namespaces/shop/secrets/{name}"), "verb": "get", "user": { "username": "mallory" },
+            "sourceIPs": ["192.0.2.7"], "userAgent": "kubectl/v1.33.1 (linux/amd64)",
+            "objectRef": { "resource": "secrets", "namespace": "shop", "name": name, "apiVersion": "v1" },
+            "responseStatus": { "code": 200 },
+            "requestReceivedTimestamp": (now - Duration::from_secs(3)).to_string(),
+        });
+        format!("{event}\n")
+    };
+    format!("{}no event\n", secrets.iter().map(event).collect::<String>())
 }
 
 /// Returns the pods that were out when the suspect was ended.

@@ -28,7 +28,7 @@ fn the_scenarios_of_a_cluster_pass_on_its_stand_in_and_leave_nothing() {
         kubeconfig: Some(stand_in.kubeconfig()),
         image: Some("shop/backend".into()),
         keep: false,
-        scenarios: ["refused", "killed"].map(str::to_owned).into(),
+        scenarios: ["refused", "sync", "killed"].map(str::to_owned).into(),
         keywheel: env!("CARGO_BIN_EXE_keywheel").into(),
         app: program(folder.path()),
         each_second: 40,
@@ -36,6 +36,6 @@ fn the_scenarios_of_a_cluster_pass_on_its_stand_in_and_leave_nothing() {
         undone_within: None,
     };
     let counts = keywheel_e2e::run(&options).unwrap();
-    assert_eq!(counts, Counts { passed: 2, failed: 0 });
+    assert_eq!(counts, Counts { passed: 3, failed: 0 });
     assert_eq!(stand_in.namespaces(), Vec::<String>::new());
 }
