@@ -15,6 +15,7 @@ use keywheel_core::secret::SecretName;
 use keywheel_core::strategy::Side;
 use keywheel_core::version::{Stage, VersionId};
 use keywheel_driver::pin::elsewhere;
+use keywheel_driver::writer;
 use keywheel_engine::orphans::{Fate, InUse, Labelled, PREFIX, Sorted};
 use keywheel_engine::request::can_be_put_right;
 use keywheel_engine::{NoWatch, held};
@@ -362,9 +363,9 @@ impl<'a> Check<'_, 'a> {
         let all = || read.iter().filter_map(|held| held.as_ref().ok()?.as_ref());
         // Where a part is missing, what another store holds is not all of a version, and says nothing of it.
         let is_all_read = read.iter().all(|held| matches!(held, Ok(Some(_))));
-        let compared =
-            plan.stores.iter().zip(&read).filter(|(planned, _)| planned.facts.is_readable());
-        for (planned, held) in compared {
+        let stores = built.stores.iter().zip(&plan.stores).zip(&read);
+        let compared = stores.filter(|((_, planned), _)| planned.facts.is_readable());
+        for ((store, planned), held) in compared {
             let name = &planned.bound.name;
             match held {
                 Err(error) => found
@@ -381,12 +382,12 @@ impl<'a> Check<'_, 'a> {
                         |known: &Fingerprint| known.compare(&seen) == Compared::Different;
                     let can_judge = is_all_read || held::is_whole(&plan.stores, &whole);
                     if can_judge && !known.is_empty() && known.iter().all(is_other) {
-                        found.push(
-                            self.finding(
-                                format!("store `{name}` was changed by somebody else"),
-                                mend,
-                            ),
-                        );
+                        let slots = planned.slots.iter();
+                        let addresses: Vec<_> = slots.map(|slot| slot.address.clone()).collect();
+                        let others = store.others(&addresses).await.unwrap_or_default();
+                        let others = writer::in_words(&others);
+                        let what = format!("store `{name}` was changed by {others}");
+                        found.push(self.finding(what, mend));
                     }
                 }
             }

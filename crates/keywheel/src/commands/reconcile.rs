@@ -4,12 +4,14 @@
 use std::sync::Arc;
 
 use clap::Args;
+use keywheel_core::facts::Authority;
 use keywheel_core::fingerprint::Compared;
 use keywheel_core::inventory::{Inventory, Version};
 use keywheel_core::plan::{Plan, Role, StorePlan};
+use keywheel_core::planted;
 use keywheel_core::secret::{Credential, SecretName, SecretValue};
 use keywheel_core::version::Stage;
-use keywheel_driver::issuer::Identity;
+use keywheel_driver::issuer::{Identity, Verdict};
 use keywheel_driver::slot;
 use keywheel_driver::store::{Accept, Edit, Store};
 use keywheel_driver::workload::{Ensure, Stamp};
@@ -186,6 +188,7 @@ impl<'a> Work<'a> {
                 Some(good) => good,
                 None => self.sealed().await?,
             };
+            self.check_accepted(&good).await?;
             for (store, planned) in missing {
                 self.write(store.as_ref(), planned, &good).await?;
                 done.push(format!("{}: wrote store `{}`", self.plan.secret, planned.bound.name));
@@ -207,6 +210,25 @@ impl<'a> Work<'a> {
                 "`keywheel reconcile --keep` accepts what they hold as a version made by hand; `keywheel rotate` then replaces it",
             )
         })
+    }
+
+    /// A journal may be older than the world: what its issuer refuses is given to no reader.
+    async fn check_accepted(&self, good: &Credential) -> Result<(), Failure> {
+        let is_asked = self.plan.issuer.facts.authority == Authority::Issuer;
+        if !is_asked || planted!("refused_value_is_put_back") {
+            return Ok(());
+        }
+        let Ok(Verdict::Refused) = self.built.issuer.verify(good).await else { return Ok(()) };
+        let current = self.row.at(Stage::Current).map(|current| current.version.to_string());
+        let (what, secret) = (current.unwrap_or("the value".into()), &self.plan.secret);
+        let issuer = &self.plan.issuer.bound.name;
+        let failure = Failure::new(format!(
+            "issuer `{issuer}` refuses {what} of `{secret}`, which would be written back"
+        ));
+        let failure = failure.code(code::REFUSED).exit(Exit::Refused);
+        Err(failure.now("nothing changed; what the stores hold now stays").hint(
+            "`keywheel reconcile --keep` accepts what they hold as a version made by hand; `keywheel rotate` then replaces it",
+        ))
     }
 
     fn unreadable(&self, planned: &StorePlan, cause: &str) -> Failure {

@@ -138,6 +138,7 @@ fn h49_whoever_writes_the_old_value_back_while_it_soaks_is_named_and_not_fought(
     ends(&project.run(&["resume", "pepper", "--soak"]), &cluster, 3);
     let status = project.run(&["status"]);
     status.ends(0).says("store `app` was changed by `argocd-controller` (Argo CD, 20");
+    project.run(&["doctor"]).ends(3).says("store `app` was changed by `argocd-controller`");
     let rotations = project.json(&["rotation", "list"]);
     let rotation = rotations["rotations"][0]["rotation"].as_str().unwrap();
     let shown = project.run(&["rotation", "show", rotation]);

@@ -148,9 +148,8 @@ const CI: &str = r#"
     github_actions: { repository: acme/shop, token: { file: token }, base_url: "CI", longest_run: 100ms, settle_for: 500ms }
 secrets:"#;
 
-/// A store that cannot be read tells when it was written.
-#[test]
-fn h92_what_a_store_may_hold_that_somebody_wrote_is_no_orphan() {
+/// A provider whose key stands in GitHub Actions too, rotated once.
+fn in_ci_too() -> (Provider, github::Twin) {
     let provider = Provider::new();
     let ci = github::Twin::start(github::TwinOptions::default()).unwrap();
     ci.set_by_hand("MODEL_KEY", provider.value().as_bytes());
@@ -159,6 +158,13 @@ fn h92_what_a_store_may_hold_that_somebody_wrote_is_no_orphan() {
     let both = config.replace("{ app: MODEL_KEY }", "{ app: MODEL_KEY, ci: MODEL_KEY }");
     provider.project.write("keywheel.yaml", &both);
     provider.run(&["rotate", "model", "--yes", "--soak"]).ends(0).says("completed; v2 is current");
+    (provider, ci)
+}
+
+/// A store that cannot be read tells when it was written.
+#[test]
+fn h92_what_a_store_may_hold_that_somebody_wrote_is_no_orphan() {
+    let (provider, ci) = in_ci_too();
     let label = second_attempt(&provider.current().label);
     provider.twin.make_key(&label);
     let end = ["doctor", "--end-orphans", "--yes"];
@@ -167,6 +173,18 @@ fn h92_what_a_store_may_hold_that_somebody_wrote_is_no_orphan() {
     ci.set_by_hand("MODEL_KEY", late.value.as_bytes());
     provider.run(&end).ends(3).says("store `ci` may hold it: it was written since");
     assert_eq!(provider.twin.live(&label).len(), 1);
+}
+
+#[test]
+fn h18_what_its_issuer_refuses_is_not_put_back_where_readers_have_something_else() {
+    let (provider, _ci) = in_ci_too();
+    let by_hand = format!("MODEL_KEY={}\n", provider.twin.make_key("by-hand").value);
+    provider.note_value();
+    provider.project.write("app.env", &by_hand);
+    provider.twin.end_by_itself(&provider.current().id);
+    let put_back = provider.run(&["reconcile", "model", "--yes"]);
+    put_back.ends(4).says("refuses v2 of `model@default`").says("reconcile --keep");
+    assert_eq!(provider.project.read("app.env"), by_hand);
 }
 
 fn copy(from: &Path, to: &Path) {
