@@ -212,7 +212,12 @@ impl Engine {
         for row in self.journal.rotations(Some(&plan.secret)).await? {
             let rotation = recover::read(self.journal.as_ref(), &row.rotation).await?;
             let Some(index) = rotation.plan().stores.iter().position(is_it) else { continue };
-            let Some(left) = rotation.walk().changed_at(index) else { continue };
+            // One that never wrote it knows when somebody did, and not what.
+            let walk = rotation.walk();
+            if !u8::try_from(index).is_ok_and(|store| walk.is_store_touched(store)) {
+                continue;
+            }
+            let Some(left) = walk.changed_at(index) else { continue };
             let addresses: Vec<String> =
                 planned.slots.iter().map(|slot| slot.address.clone()).collect();
             return Ok(match store.changed_at(&addresses).await {
