@@ -132,8 +132,6 @@ pub(crate) struct Minting {
     pub(crate) attempts: u16,
     /// Those among them that may have made something: answered, or without an answer.
     may_have_made: SmallVec<[u16; 1]>,
-    /// Up to which of them an operator was told what carries their labels, and let the rotation go on.
-    told: u16,
     /// How many of them made anew what was made before.
     anew: u16,
     pub(crate) done: bool,
@@ -1032,7 +1030,7 @@ impl Rotation {
         self.parked = None;
         self.tries.clear();
         // What carries a label that it should not carry was looked at.
-        self.minting.told = self.minting.attempts;
+        self.minting.may_have_made = (1..=self.minting.attempts).collect();
         if let Some(lost) = &mut self.minting.lost {
             lost.ambiguous = false;
         }
@@ -1196,14 +1194,8 @@ impl Rotation {
         self.minting.attempts
     }
 
-    /// Returns whether something may be live under the label of a mint attempt: it was not refused, as far as its records go, or an
-    /// operator was told of it.
+    /// Returns whether something may be live under the label of a mint attempt: it was not refused, as far as its records go.
     pub fn may_have_made(&self, attempt: u16) -> bool {
-        attempt <= self.minting.told || self.has_made(attempt)
-    }
-
-    /// Returns whether a mint attempt was answered, or had no answer: what is live under its label is its.
-    pub fn has_made(&self, attempt: u16) -> bool {
         self.minting.may_have_made.contains(&attempt)
     }
 

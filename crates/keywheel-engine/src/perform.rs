@@ -15,7 +15,7 @@ use keywheel_core::secret::{Credential, Field, SecretValue};
 use keywheel_core::strategy::{Arrangement, Position, Side};
 use keywheel_core::time::{Span, Timestamp};
 use keywheel_core::version::{IssuedId, VersionId};
-use keywheel_driver::issuer::{Mint, Suspect, Verdict};
+use keywheel_driver::issuer::{Live, Mint, Suspect, Verdict};
 use keywheel_driver::pin;
 use keywheel_driver::probe::{Asked, Health};
 use keywheel_driver::store::{Accept, Edit, Written};
@@ -921,9 +921,19 @@ impl Work<'_> {
     async fn sweep(&self) -> Outcome {
         let own = self.member.rotation.id().label_prefix();
         let live = self.member.drivers.issuer.list(&own).await?;
-        let mut strays: Vec<IssuedId> = live.into_iter().map(|live| live.issued).collect();
+        let ours = live.into_iter().filter(|live| self.is_of_this_journal(live));
+        let mut strays: Vec<IssuedId> = ours.map(|live| live.issued).collect();
         strays.extend(self.left_by_taken_over().await?);
         Ok(Report::Swept { strays }.into())
+    }
+
+    /// A plan that is made again after its records were lost has the labels of the lost one, which readers may use what it made (H18).
+    fn is_of_this_journal(&self, live: &Live) -> bool {
+        let rotation = &self.member.rotation;
+        let mut made = (1..=rotation.mint_attempts()).filter(|it| rotation.may_have_made(*it));
+        let label = live.label.as_ref();
+        label.is_none_or(|label| made.any(|attempt| rotation.id().label(attempt) == *label))
+            || planted!("stray_of_a_lost_rotation_is_ended")
     }
 
     async fn verify_dead(&self, version: VersionId) -> Outcome<Death> {

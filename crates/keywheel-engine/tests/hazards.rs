@@ -63,6 +63,20 @@ async fn h06_a_value_that_is_rejected_is_not_offered_again() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn h18_what_a_lost_rotation_made_under_the_same_label_is_left_alone() {
+    let setup = Setup::new(|_| Fate::Well);
+    let label = plan("s", setup.world.origin).rotation().label(1);
+    let lost = IssuedId::new("lost");
+    setup.of("s", |contents| {
+        contents.live.push((lost.clone(), Some(label), SecretValue::new(b"in use".to_vec())));
+    });
+    let mut group = setup.begin("s").await;
+    assert_eq!(setup.rest(&mut group).await, Some(Outcome::Undone));
+    let is_left = |contents: &mut Contents| contents.live.iter().any(|(id, ..)| *id == lost);
+    assert!(setup.of("s", is_left), "readers may use it");
+}
+
+#[tokio::test(start_paused = true)]
 async fn h19_a_slot_that_readers_use_and_that_is_not_there_stops_a_rotation_before_its_mint() {
     let setup = Setup::new(|_| Fate::Well);
     setup.of("s", |contents| contents.stored = None);

@@ -356,11 +356,13 @@ impl World {
             .filter(|known| known.state != State::Revoked && !known.bystander)
             .count();
         // Where the issuer keeps no labels, or an operator says so, a mint whose records are lost is made again.
-        let is_unseen = self.is_behind() && (!known.facts.label || self.healed);
+        let times_behind =
+            self.fired.iter().filter(|fault| **fault == Fault::JournalBehind).count();
+        let is_unseen = !known.facts.label || self.healed;
         let most = 2
             + 2 * usize::from(known.emergency)
             + usize::from(known.duplicated)
-            + usize::from(is_unseen);
+            + times_behind * usize::from(is_unseen);
         if live > most {
             self.violate("I06", || format!("{live} live credentials of secret {secret}"));
         }

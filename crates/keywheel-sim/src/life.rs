@@ -1079,7 +1079,9 @@ impl Life {
                         && matches!(held, world::Held::Value(value) if !world.works(secret, *value))
                 })
             });
-        if serving_dead {
+        // An emergency whose every record is lost ended a version, and nobody knows before it is asked for again.
+        let is_forgotten = world.is_behind() && world.fired.contains(&Fault::Emergency);
+        if serving_dead && !is_forgotten {
             world.violate("I01", || {
                 format!(
                     "secret {secret} is {outcome}, and a replica holds a value that does not work"

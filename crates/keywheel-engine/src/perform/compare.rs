@@ -16,7 +16,6 @@ use keywheel_core::version::VersionId;
 use keywheel_driver::issuer::Verdict;
 
 use super::{Outcome, Work};
-use crate::orphans::Labelled;
 
 impl Work<'_> {
     /// Refuses a step that stores or issuer show to rest on an old state.
@@ -28,8 +27,7 @@ impl Work<'_> {
         match step {
             Step::Suspend(version) | Step::Revoke(version) => self.no_store_names(version).await,
             Step::RevokeStray { .. } if !planted!("stray_ended_unseen") => {
-                self.stores_hold_what_is_known(may_lack_records).await?;
-                self.stray_is_of_no_store().await
+                self.stores_hold_what_is_known(may_lack_records).await
             }
             Step::Mint { attempt } => {
                 if may_lack_records && !planted!("minted_over_an_unknown_value") {
@@ -116,38 +114,6 @@ impl Work<'_> {
             }
         }
         Ok(())
-    }
-
-    /// What carries the label of an attempt that made nothing was made by a rotation whose records are lost. A store that cannot be
-    /// read may hold it.
-    async fn stray_is_of_no_store(&self) -> Outcome<()> {
-        let rotation = &self.member.rotation;
-        let is_all_read = self.plan.stores.iter().all(|store| store.facts.is_readable());
-        let Some(stray) = rotation.stray().filter(|_| !is_all_read) else { return Ok(()) };
-        let id = rotation.id();
-        let live = self.member.drivers.issuer.list(&id.label_prefix()).await.map_err(not_asked)?;
-        let found = live.into_iter().find(|live| live.issued == *stray);
-        let Some((issued, label)) = found.and_then(|found| Some((found.issued, found.label?)))
-        else {
-            return Ok(());
-        };
-        let made = (1..=rotation.mint_attempts()).filter(|attempt| rotation.has_made(*attempt));
-        if made.map(|attempt| id.label(attempt)).any(|made| made == label) {
-            return Ok(());
-        }
-        let in_stores = self.engine.in_stores(self.plan).await;
-        let in_stores =
-            in_stores.map_err(|error| Refusal::operator(RefusalKind::Local, error.to_string()))?;
-        match in_stores.may_hold(&Labelled { issued, label }) {
-            None => Ok(()),
-            Some(in_use) => {
-                let message = format!(
-                    "`{stray}` has a label of this rotation, which did not make it, and {}: the journal may be older than the world; end it at its issuer if nobody uses it",
-                    in_use.why
-                );
-                Err(Refusal::operator(RefusalKind::Conflict, message).into())
-            }
-        }
     }
 
     async fn is_known(
