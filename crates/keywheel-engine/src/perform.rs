@@ -927,7 +927,7 @@ impl Work<'_> {
         Ok(Report::Swept { strays }.into())
     }
 
-    /// A plan that is made again after its records were lost has the labels of the lost one, which readers may use what it made (H18).
+    /// A plan that is made again after its records were lost gives the same labels again, and readers may use what has them already (H18).
     fn is_of_this_journal(&self, live: &Live) -> bool {
         let rotation = &self.member.rotation;
         let mut made = (1..=rotation.mint_attempts()).filter(|it| rotation.may_have_made(*it));
