@@ -194,13 +194,19 @@ fn listen(folder: &RunFolder, stage: &str, command: &mut Command) -> anyhow::Res
     Ok(told)
 }
 
-/// Reads the counts from the last line of nextest: `Summary [1.0s] 12 tests run: 11 passed (1 slow), 1 failed, 2 skipped`.
+/// Reads the counts from the last line of nextest: `Summary [1.0s] 12 tests run: 11 passed (1 slow), 1 failed, 2 skipped`. Where
+/// it ended early, that says `12/14 tests run`, and what was not run has failed.
 fn of_nextest(told: &str) -> anyhow::Result<Counts> {
     let mut summaries = told.lines().filter(|line| line.trim_start().starts_with("Summary ["));
     let summary = summaries.next_back().context("the tests could not be run")?;
-    let (_, numbers) =
+    let (begun, numbers) =
         summary.split_once("run: ").context("nextest counts in other words than it did")?;
-    Ok(count(numbers, &[("passed", 0), ("failed", 1), ("timed", 1), ("skipped", 2)]))
+    let mut counts = count(numbers, &[("passed", 0), ("failed", 1), ("timed", 1), ("skipped", 2)]);
+    let of_all = begun.split_whitespace().find_map(|word| word.split_once('/'));
+    if let Some((run, all)) = of_all {
+        counts.failed += all.parse::<u64>()? - run.parse::<u64>()?;
+    }
+    Ok(counts)
 }
 
 /// Adds up the counts of every program that cargo ran: `test result: ok. 5 passed; 0 failed; 1 ignored; …`.
@@ -240,6 +246,8 @@ mod tests {
     fn counts_are_read_from_what_runners_print() {
         let nextest = "     Summary [   1.2s] 14 tests run: 11 passed (1 slow), 2 failed, 1 timed out, 3 skipped\n";
         assert_eq!(of_nextest(nextest).unwrap(), Counts { passed: 11, failed: 3, skipped: 3 });
+        let early = "     Summary [   1.2s] 11/14 tests run: 11 passed (1 slow), 1 skipped\n";
+        assert_eq!(of_nextest(early).unwrap(), Counts { passed: 11, failed: 3, skipped: 1 });
         let cargo = "test result: ok. 5 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s\n\
                      test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s\n";
         assert_eq!(of_cargo(cargo).unwrap(), Counts { passed: 6, failed: 2, skipped: 1 });
