@@ -13,9 +13,9 @@ use keywheel_core::planted;
 use keywheel_core::rotation::Rotation;
 use keywheel_core::secret::SecretName;
 use keywheel_core::time::{Span, Timestamp};
-use keywheel_journal::{Journal, JournalError, Record};
+use keywheel_journal::{Journal, JournalError, Record, RotationRow};
 
-use crate::run::{Group, Member, as_if_done, group_name, resources};
+use crate::run::{Group, Member, as_if_done, group_name};
 use crate::{Engine, EngineError};
 
 /// How long recovery claims a secret at first; the loop renews it.
@@ -71,15 +71,46 @@ impl Engine {
         if let Some(moving) =
             members.iter().find(|member| member.rotation.walk().moving_to().is_some())
         {
-            let resources = resources(&moving.drivers);
-            let leases = self.journal.leases().await?;
-            if let Some((_, holder)) =
-                leases.into_iter().find(|(resource, _)| resources.contains(resource))
-            {
+            let batch = self.of_batch(&moving.rotation).await?;
+            if let Some(holder) = self.held_by(&moving.rotation, &batch).await? {
                 return Ok(holder);
             }
         }
         Ok(group_name(first.rotation.id(), members.len()))
+    }
+
+    /// Returns the name under which a rotation holds wave leases: its own, or that of its batch, which any member gave. What it shares
+    /// with another emergency, that one may hold.
+    pub(crate) async fn held_by(
+        &self,
+        rotation: &Rotation,
+        batch: &[RotationRow],
+    ) -> Result<Option<RotationId>, EngineError> {
+        let of_batch = batch.iter().map(|member| group_name(&member.rotation, batch.len()));
+        let names: Vec<_> = of_batch.chain([rotation.id().clone()]).collect();
+        let is_ours =
+            |holder: &RotationId| names.contains(holder) || planted!("leases_of_another_are_ours");
+        let leases = self.journal.leases().await?;
+        let mut holders = leases.into_iter().map(|(_, holder)| holder);
+        Ok(holders.find(is_ours))
+    }
+
+    /// Returns the rotations that were begun together with one, and itself; nothing where it was begun alone.
+    pub(crate) async fn of_batch(
+        &self,
+        rotation: &Rotation,
+    ) -> Result<Vec<RotationRow>, EngineError> {
+        let batch = &rotation.plan().batch;
+        let mut members = Vec::new();
+        for secret in batch {
+            for row in self.journal.rotations(Some(secret)).await? {
+                if read(self.journal.as_ref(), &row.rotation).await?.plan().batch == *batch {
+                    members.push(row);
+                    break;
+                }
+            }
+        }
+        Ok(members)
     }
 
     async fn close_open_intents(&self, group: &mut Group) -> Result<(), EngineError> {

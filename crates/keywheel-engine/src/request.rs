@@ -127,24 +127,11 @@ impl Engine {
         &self,
         rotation: &Rotation,
     ) -> Result<Option<RotationId>, EngineError> {
-        let batch = &rotation.plan().batch;
-        let mut names = vec![rotation.id().clone()];
-        for secret in batch {
-            for row in self.journal.rotations(Some(secret)).await? {
-                let member = crate::recover::read(self.journal.as_ref(), &row.rotation).await?;
-                if member.plan().batch != *batch {
-                    continue;
-                }
-                if row.open && row.rotation != *rotation.id() {
-                    return Ok(None);
-                }
-                names.push(group_name(&row.rotation, batch.len()));
-                break;
-            }
+        let batch = self.of_batch(rotation).await?;
+        if batch.iter().any(|member| member.open && member.rotation != *rotation.id()) {
+            return Ok(None);
         }
-        let leases = self.journal.leases().await?;
-        let held = leases.into_iter().find(|(_, holder)| names.contains(holder));
-        Ok(held.map(|(_, holder)| holder))
+        self.held_by(rotation, &batch).await
     }
 
     /// Turns every rotation of a group round.

@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may end where it stands")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::{pending, poll_fn};
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
@@ -365,6 +365,33 @@ async fn h123_emergencies_that_share_a_workload_take_turns_at_rolling_it() {
     assert_eq!((first, second), (Some(Outcome::Completed), Some(Outcome::Completed)));
     let [now, most] = *setup.world.rolls.lock().unwrap();
     assert_eq!((now, most), (0, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn h61_an_emergency_that_is_resumed_gives_back_its_own_leases_and_no_others() {
+    let stops = Arc::new(AtomicBool::new(true));
+    let is_stopped = Arc::clone(&stops);
+    let setup = Setup::new(move |call| match call.name {
+        "roll" if is_stopped.load(Ordering::SeqCst) => Fate::Stops,
+        _ => Fate::Well,
+    });
+    let [a, b] = ["s-a", "s-b"].map(|name| SecretName::new(name, "production").unwrap());
+    let of = |secret: &SecretName| Plan { secret: secret.clone(), ..emergency(true) };
+    for plan in [of(&a), of(&b)] {
+        let mut group = setup.engine.begin(&[Arc::new(plan)]).await.unwrap();
+        assert_eq!(setup.run(&mut group).await, Ran::Stopped);
+        setup.engine.give_up(&group).await.unwrap();
+        setup.world.stop.store(false, Ordering::SeqCst);
+    }
+    stops.store(false, Ordering::SeqCst);
+    let holders = async || {
+        let leases = setup.engine.journal.leases().await.unwrap();
+        leases.into_iter().map(|(_, holder)| holder).collect::<BTreeSet<_>>()
+    };
+    assert_eq!(holders().await, BTreeSet::from([of(&a).rotation(), of(&b).rotation()]));
+    let mut resumed = setup.engine.recover(&[b]).await.unwrap();
+    assert_eq!(setup.rest(&mut resumed).await, Some(Outcome::Completed));
+    assert_eq!(holders().await, BTreeSet::from([of(&a).rotation()]), "the other one still moves");
 }
 
 #[tokio::test(start_paused = true)]
