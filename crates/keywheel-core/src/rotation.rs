@@ -692,12 +692,12 @@ impl Rotation {
             self.walk.clock_was_set_back();
         }
         self.latest = self.latest.max(at);
-        if let Event::Intended { clocks: Some(clocks), .. } = event {
-            self.read(clocks);
-        }
         match event {
             Event::Planned(_) => {}
-            Event::Intended { step, until, .. } => self.intended(*step, at, *until),
+            Event::Intended { step, until, clocks } => {
+                clocks.iter().for_each(|clocks| self.read(clocks));
+                self.intended(*step, at, *until)
+            }
             Event::Done { step, report } => self.done(*step, report, at),
             Event::Refused { step, refusal } => self.refused(*step, refusal, at),
             Event::Unknown { step } => self.unknown(*step, at),

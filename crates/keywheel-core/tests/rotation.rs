@@ -1504,17 +1504,22 @@ fn h127_what_a_lease_needs_leaves_what_somebody_asked_for_and_a_rotation_does_it
     }
 }
 
-#[test]
-fn h127_an_approved_plan_is_the_same_after_an_extension_took_its_number() {
-    let approved = lease();
-    let staged = Staged {
+/// Waits for staging with a plan that was approved.
+fn staged(approved: &Plan) -> Staged {
+    Staged {
         secret: "openai@staging".parse().unwrap(),
         rotation: approved.rotation(),
         approved: approved.hash(),
         pending: Some(approved.pending),
         previous: approved.previous.clone(),
         in_its_place: None,
-    };
+    }
+}
+
+#[test]
+fn h127_an_approved_plan_is_the_same_after_an_extension_took_its_number() {
+    let approved = lease();
+    let staged = staged(&approved);
     let later = Plan { pending: approved.pending.successor(), ..lease() };
     assert!(staged.approves(&approved) && staged.approves(&later));
     assert!(!staged.approves(&Plan { folder: "/tmp".into(), ..later.clone() }));
@@ -1544,14 +1549,7 @@ fn h127_an_approved_plan_is_the_same_after_leases_took_the_place_of_the_one_in_u
     let mut row = leased(Span::minutes(40));
     let approved = lease();
     row.next = approved.pending;
-    let staged = Staged {
-        secret: "openai@staging".parse().unwrap(),
-        rotation: approved.rotation(),
-        approved: approved.hash(),
-        pending: Some(approved.pending),
-        previous: approved.previous.clone(),
-        in_its_place: None,
-    };
+    let staged = staged(&approved);
     row.queued = Some(Queued { at: START, because: None, after: Some(staged) });
     let still_approves = |row: &Inventory, plan: &Plan| {
         row.queued.as_ref().unwrap().after.as_ref().unwrap().approves(plan)

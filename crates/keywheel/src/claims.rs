@@ -222,14 +222,11 @@ mod tests {
 
     use async_trait::async_trait;
     use keywheel_core::facts::StoreFacts;
-    use keywheel_core::plan::{Mode, Reason};
     use keywheel_core::secret::SecretValue;
-    use keywheel_core::version::VersionId;
     use keywheel_driver::Finding;
     use keywheel_driver::store::{Edit, Written};
 
     use super::*;
-    use crate::compile::{Inputs, compile};
 
     const FILE: &str = "
 project: shop
@@ -276,21 +273,8 @@ secrets:
     fn plan(folder: &Path) -> Plan {
         let config = Config::parse(FILE, Path::new("keywheel.yaml"), folder)
             .unwrap_or_else(|problems| panic!("{problems:?}"));
-        let inputs = Inputs {
-            installation: "ours".into(),
-            previous: None,
-            pending: VersionId(1),
-            reason: Reason::Requested,
-            because: None,
-            mode: Mode::Normal,
-            suspects: Vec::new(),
-            takes_over: None,
-            inherits_until: None,
-            incident: None,
-            batch: Vec::new(),
-            extend: false,
-        };
-        compile(&config, &SecretName::new("pepper", "default").unwrap(), inputs)
+        let (_, secret) = config.secret(&SecretName::new("pepper", "default").unwrap()).unwrap();
+        prepare::draft_for("ours", &config, secret)
             .unwrap_or_else(|failure| panic!("{}", failure.text(false)))
     }
 

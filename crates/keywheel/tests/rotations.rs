@@ -72,12 +72,7 @@ impl Project {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let project = Self { folder };
-        for name in ["project", "state", "keys"] {
-            std::fs::DirBuilder::new()
-                .mode(0o700)
-                .create(project.folder.path().join(name))
-                .unwrap();
-        }
+        project.make(&["project", "state", "keys"]);
         project.write("keywheel.yaml", CONFIG);
         project.write("app.env", &format!("# app\nPEPPER={OLD}\nOTHER=1\n"));
         project.write("web.env", &format!("PEPPER='{OLD}'\r\n"));
@@ -118,6 +113,13 @@ impl Project {
         command.arg("--journal").arg(folder.join(format!("{whose}state/journal.sqlite")));
         command.arg("--kek").arg(folder.join(format!("{whose}keys/kek")));
         command
+    }
+
+    /// Makes folders of the ground, which nobody else may enter.
+    fn make(&self, names: &[&str]) {
+        for name in names {
+            std::fs::DirBuilder::new().mode(0o700).create(self.folder.path().join(name)).unwrap();
+        }
     }
 
     fn run(&self, arguments: &[&str]) -> Ran {
@@ -192,6 +194,12 @@ impl Ran {
         );
         self
     }
+}
+
+/// Returns the secrets that an answer tells of, each with what became of its rotation.
+fn outcomes(told: &Value) -> Vec<[&str; 2]> {
+    let rotations = told["rotations"].as_array().unwrap().iter();
+    rotations.map(|one| ["secret", "outcome"].map(|key| one[key].as_str().unwrap())).collect()
 }
 
 #[test]

@@ -1,6 +1,5 @@
 //! Two installations on one project: two journals that know nothing of each other.
 
-use std::os::unix::fs::DirBuilderExt;
 use std::process::{Child, Command, Stdio};
 
 use super::{CONFIG, OLD, Project, Ran};
@@ -12,9 +11,7 @@ const THEIRS: &str = "their-";
 fn project(config: &str) -> Project {
     let project = Project::new();
     project.write("keywheel.yaml", config);
-    for name in ["their-state", "their-keys"] {
-        std::fs::DirBuilder::new().mode(0o700).create(project.folder.path().join(name)).unwrap();
-    }
+    project.make(&["their-state", "their-keys"]);
     project
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use keywheel_twins::fault::{Fault, Rule};
 use keywheel_twins::github;
+use keywheel_twins::openai::KeyState;
 use serde_json::json;
 
 use super::provider::Provider;
@@ -114,12 +115,7 @@ fn h92_what_a_store_holds_is_no_orphan_of_a_journal_that_lost_its_record() {
     let provider = Provider::new();
     provider.project.write("keywheel.yaml", &quick(&provider));
     provider.run(&["rotate", "model", "--yes", "--soak"]).ends(0).says("completed; v2 is current");
-    let state = provider.project.folder.path().join("state");
-    let backup = provider.project.folder.path().join("backup");
-    copy(&state, &backup);
-    provider.run(&["rotate", "model", "--yes", "--soak"]).ends(0).says("v3 is current");
-    let current = provider.current();
-    copy(&backup, &state);
+    let current = lose_the_record_of_a_rotation(&provider);
     let again = provider.run(&["rotate", "model", "--yes", "--soak"]);
     assert_ne!(again.code, Some(0), "{again:?}");
     provider.note_value();
@@ -185,12 +181,7 @@ fn h92_what_a_store_may_hold_that_cannot_be_read_is_no_orphan_of_such_a_journal(
     let config = provider.project.read("keywheel.yaml");
     let config = config.replace("{ app: MODEL_KEY, ci: MODEL_KEY }", "{ ci: MODEL_KEY }");
     provider.project.write("keywheel.yaml", &config);
-    let state = provider.project.folder.path().join("state");
-    let backup = provider.project.folder.path().join("backup");
-    copy(&state, &backup);
-    provider.run(&["rotate", "model", "--yes", "--soak"]).ends(0).says("v3 is current");
-    let current = provider.current();
-    copy(&backup, &state);
+    let current = lose_the_record_of_a_rotation(&provider);
     provider.run(&["rotate", "model", "--yes", "--soak"]).ends(2).says("undone; v2 is current");
     provider.run(&end).ends(3).says("store `ci` may hold it: it was written since");
     assert_eq!(provider.twin.live(&current.label).len(), 1, "readers use it");
@@ -200,6 +191,17 @@ fn h92_what_a_store_may_hold_that_cannot_be_read_is_no_orphan_of_such_a_journal(
 fn quick(provider: &Provider) -> String {
     let short = "soak: 100ms, rollback: 100ms, watch: 100ms";
     provider.config.replace("soak: 1s, rollback: 1s, watch: 1s", short)
+}
+
+/// Rotates the key, puts a backup of the journal back that was made before, and returns the key that readers use.
+fn lose_the_record_of_a_rotation(provider: &Provider) -> KeyState {
+    let folder = provider.project.folder.path();
+    let (state, backup) = (folder.join("state"), folder.join("backup"));
+    copy(&state, &backup);
+    provider.run(&["rotate", "model", "--yes", "--soak"]).ends(0).says("v3 is current");
+    let current = provider.current();
+    copy(&backup, &state);
+    current
 }
 
 fn copy(from: &Path, to: &Path) {

@@ -15,7 +15,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use super::{Project, Ran};
+use super::{Project, Ran, outcomes};
 
 const KEY: &str = "kwcanary-0123456789abcdefghijklmnopq";
 
@@ -161,10 +161,8 @@ fn h80_after_a_stop_nothing_follows_an_emergency_and_whoever_ends_it_replaces_to
     assert_eq!(project.read("token"), before);
 
     let resumed = project.json(&["resume", "--all"]);
-    let ended = resumed["rotations"].as_array().unwrap().iter();
-    let ended: Vec<_> = ended.map(|one| (&one["secret"], &one["outcome"])).collect();
-    let [jwt, token] = ["jwt@default", "worker-token@default"].map(Value::from);
-    assert_eq!(ended, [(&jwt, &"completed".into()), (&token, &"completed".into())]);
+    let both = ["jwt@default", "worker-token@default"].map(|secret| [secret, "completed"]);
+    assert_eq!(outcomes(&resumed), both);
     assert_ne!(key(&project.read("token")), key(&before));
 }
 
@@ -213,10 +211,8 @@ fn h20_a_rotation_that_is_lost_to_another_process_stops_neither_others_nor_what_
     let ran = Ran::of(&running.wait_with_output().unwrap());
     ran.ends(4).says("`pepper@default` was taken over by another process");
     let told: Value = serde_json::from_str(&ran.stdout).unwrap();
-    let ended = told["rotations"].as_array().unwrap().iter();
-    let ended: Vec<_> = ended.map(|one| (&one["secret"], &one["outcome"])).collect();
-    let [jwt, token] = ["jwt@default", "worker-token@default"].map(Value::from);
-    assert_eq!(ended, [(&jwt, &"completed".into()), (&token, &"completed".into())]);
+    let both = ["jwt@default", "worker-token@default"].map(|secret| [secret, "completed"]);
+    assert_eq!(outcomes(&told), both);
     assert_ne!(key(&project.read("token")), key(&before));
 }
 

@@ -1,10 +1,9 @@
 //! Two environments: one goes first, and the next one follows with the plan that was approved.
 
-use std::os::unix::fs::DirBuilderExt;
 use std::process::Stdio;
 use std::time::Duration;
 
-use super::{OLD, Project, Ran};
+use super::{OLD, Project, Ran, outcomes};
 
 const CONFIG: &str = "
 project: shop
@@ -61,10 +60,8 @@ fn production_follows_staging_in_one_command_where_staging_completes_in_it() {
     asked.ends(4).says("K0206").says("· staging ·").says("· production ·");
     assert_eq!(files(), before);
     let answer = project.json(&[&TOGETHER[..], &["--yes", "--soak"]].concat());
-    let told = answer["rotations"].as_array().unwrap();
-    let names: Vec<_> = told.iter().map(|one| (&one["secret"], &one["outcome"])).collect();
-    let (staging, production) = ("pepper@staging".into(), "pepper@production".into());
-    assert_eq!(names, [(&staging, &"completed".into()), (&production, &"completed".into())]);
+    let both = ["pepper@staging", "pepper@production"].map(|secret| [secret, "completed"]);
+    assert_eq!(outcomes(&answer), both);
     assert!(!project.read("staging.env").contains(OLD));
     assert!(!project.read("production.env").contains(HAND));
 }
@@ -131,9 +128,7 @@ fn h20_a_rotation_that_cannot_begin_stops_neither_others_nor_what_follows_them()
     project.write("keywheel.yaml", &format!("{config}{SALT}"));
     project.write("staging-side.env", &format!("STAGING_SALT={OLD}\n"));
     project.write("production-side.env", &format!("SALT={HAND}\n"));
-    for name in ["their-state", "their-keys"] {
-        std::fs::DirBuilder::new().mode(0o700).create(project.folder.path().join(name)).unwrap();
-    }
+    project.make(&["their-state", "their-keys"]);
     let theirs =
         project.command_of("their-", &["adopt", "salt", "-e", "staging", "--yes"]).output();
     Ran::of(&theirs.unwrap()).ends(0);
@@ -142,10 +137,8 @@ fn h20_a_rotation_that_cannot_begin_stops_neither_others_nor_what_follows_them()
     let ran = project.run(&[&both[..], &more].concat());
     ran.ends(4).says("K0212").says("`salt@staging`");
     let told: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
-    let ended = told["rotations"].as_array().unwrap().iter();
-    let ended: Vec<_> = ended.map(|one| (&one["secret"], &one["outcome"])).collect();
-    let (staging, production) = ("pepper@staging".into(), "pepper@production".into());
-    assert_eq!(ended, [(&staging, &"completed".into()), (&production, &"completed".into())]);
+    let both = ["pepper@staging", "pepper@production"].map(|secret| [secret, "completed"]);
+    assert_eq!(outcomes(&told), both);
     assert!(project.read("staging-side.env").contains(OLD));
     assert!(project.read("production-side.env").contains(HAND));
     let nothing = ["cancel", "salt", "-e", "production"];
@@ -237,9 +230,7 @@ fn h127_a_lease_that_is_replaced_meanwhile_follows_staging_all_the_same() {
     std::fs::remove_file(project.path("wait")).unwrap();
     let ran = Ran::of(&running.wait_with_output().unwrap());
     let told: serde_json::Value = serde_json::from_str(&ran.ends(0).stdout).unwrap();
-    let ended = told["rotations"].as_array().unwrap().iter();
-    let ended: Vec<_> = ended.map(|one| (&one["secret"], &one["outcome"])).collect();
-    let (staging, production) = ("token@staging".into(), "token@production".into());
-    assert_eq!(ended, [(&staging, &"completed".into()), (&production, &"completed".into())]);
+    let both = ["token@staging", "token@production"].map(|secret| [secret, "completed"]);
+    assert_eq!(outcomes(&told), both);
     assert_ne!(project.read("production.token"), replaced);
 }
